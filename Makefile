@@ -1,0 +1,55 @@
+# make demo and make test do all the set-up themselves: they use the active virtual environment, or
+# make .venv, install the pinned versions into it, compile csrc/ and run.
+
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+INSTALLED := $(VENV)/.fastmeta-installed
+BENCH_INSTALLED := $(VENV)/.fastmeta-bench-installed
+NATIVE := fastmeta/_build_info.json
+# Folders are listed too: they tell of files that went.
+NATIVE_SOURCES := $(shell find csrc) tools/build_native.py
+
+.PHONY: help install demo test lint sanitize bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) $(NATIVE)  ## virtual environment, dependencies, native code
+
+demo: install  ## learn to learn sine waves, and measure the speed
+	$(BIN)/fastmeta demo
+
+test: install  ## all tests; PYTEST_ARGS='-k maml -x' for some
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy fastmeta
+
+sanitize: $(INSTALLED)  ## the native tests under ASan + UBSan and under TSan
+	$(BIN)/python tools/build_native.py sanitize
+
+bench: install $(BENCH_INSTALLED)  ## the benchmarks with their rivals
+	$(BIN)/fastmeta bench $(BENCH_ARGS)
+
+clean:  ## remove what was built, but not the virtual environment
+	rm -rf build dist *.egg-info fastmeta/_native*.so $(NATIVE)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt setuptools wheel pybind11 ninja
+	FASTMETA_BUILD=python $(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[bench]'
+	@touch $@
+
+$(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
+	$(BIN)/python tools/build_native.py

@@ -1,0 +1,182 @@
+#include "dispatch.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "runtime.h"
+
+namespace fastmeta {
+
+// ---- instruction sets --------------------------------------------------------------------------
+
+namespace {
+
+bool always() { return true; }
+#ifdef FASTMETA_HAS_AVX2
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+#ifdef FASTMETA_HAS_AVX512
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+const Variant all_variants[] = {
+#ifdef FASTMETA_HAS_AVX512
+    {"avx512", &avx512::kernels_float, &avx512::kernels_double, has_avx512},
+#endif
+#ifdef FASTMETA_HAS_AVX2
+    {"avx2", &avx2::kernels_float, &avx2::kernels_double, has_avx2},
+#endif
+    {"portable", &portable::kernels_float, &portable::kernels_double, always},
+    {nullptr, nullptr, nullptr, nullptr},
+};
+
+}  // namespace
+
+const Variant* variants() { return all_variants; }
+
+const Variant* find_variant(const char* name) {
+  for (const Variant* v = all_variants; v->name; ++v)
+    if (v->runs_here() && (!name || !std::strcmp(v->name, name))) return v;
+  return nullptr;
+}
+
+// ---- threads -----------------------------------------------------------------------------------
+
+namespace {
+
+// The entry point behind `#pragma omp parallel` in libgomp, and in LLVM's and Intel's runtimes,
+// which export it too. Looked up rather than linked: linking would load a second runtime, whose
+// threads would fight PyTorch's for the cores.
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+GompParallel gomp_parallel() {
+  static const GompParallel found =
+      reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+struct Region {
+  i64 n;
+  void (*body)(void*, i64, i64);
+  void* context;
+  std::atomic<i64> next_worker{0}, next{0};
+};
+
+void work(void* argument) {
+  Region& region = *static_cast<Region*>(argument);
+  const i64 worker = region.next_worker.fetch_add(1, std::memory_order_relaxed);
+  for (i64 i; (i = region.next.fetch_add(1, std::memory_order_relaxed)) < region.n;)
+    region.body(region.context, worker, i);
+}
+
+}  // namespace
+
+void parallel_for(i64 n, i64 workers, void (*body)(void*, i64, i64), void* context) {
+  Region region{n, body, context};
+  const i64 wanted = n < workers ? n : workers;
+  if (wanted > 1 && gomp_parallel())
+    gomp_parallel()(work, &region, unsigned(wanted), 0);
+  else
+    work(&region);
+}
+
+const char* thread_runtime() {
+  if (!gomp_parallel()) return "none";
+  Dl_info info;
+  if (!dladdr(reinterpret_cast<void*>(gomp_parallel()), &info) || !info.dli_fname) return "unknown";
+  const char* slash = std::strrchr(info.dli_fname, '/');
+  return slash ? slash + 1 : info.dli_fname;
+}
+
+int processors() {
+  static const long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? int(online) : 1;
+}
+
+// ---- memory ------------------------------------------------------------------------------------
+
+namespace {
+
+struct Block {
+  void* data;
+  i64 bytes;
+};
+
+std::mutex pool_mutex;
+
+// Never destroyed: a Memory may be let go of while the process ends.
+std::vector<Block>& pool() {
+  static auto* blocks = new std::vector<Block>;
+  return *blocks;
+}
+
+constexpr i64 huge_page = i64(1) << 21;
+
+void* fresh(i64 bytes) {
+  const i64 alignment = bytes >= huge_page ? huge_page : 64;
+  const i64 rounded = (bytes + alignment - 1) / alignment * alignment;
+  void* data = std::aligned_alloc(size_t(alignment), size_t(rounded));
+  if (!data) throw std::bad_alloc();
+#if defined(__linux__)
+  if (bytes >= huge_page) madvise(data, size_t(rounded), MADV_HUGEPAGE);  // a hint; failing is fine
+#endif
+  return data;
+}
+
+}  // namespace
+
+Memory::Memory(i64 bytes) : data_(nullptr), bytes_(bytes > 64 ? bytes : 64) {
+  {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    auto& blocks = pool();
+    size_t best = blocks.size();
+    for (size_t i = 0; i < blocks.size(); ++i)
+      if (blocks[i].bytes >= bytes_ && blocks[i].bytes <= 2 * bytes_ &&
+          (best == blocks.size() || blocks[i].bytes < blocks[best].bytes))
+        best = i;
+    if (best < blocks.size()) {
+      data_ = blocks[best].data;
+      bytes_ = blocks[best].bytes;
+      blocks.erase(blocks.begin() + i64(best));
+    }
+  }
+  if (!data_) data_ = fresh(bytes_);
+}
+
+// The newest blocks are kept: the shapes of the running loop, not those of the one before.
+Memory::~Memory() {
+  constexpr size_t kept = 16;
+  void* surplus = nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    auto& blocks = pool();
+    blocks.push_back({data_, bytes_});
+    if (blocks.size() > kept) {
+      surplus = blocks.front().data;
+      blocks.erase(blocks.begin());
+    }
+  }
+  std::free(surplus);
+}
+
+void release_memory() {
+  const std::lock_guard<std::mutex> lock(pool_mutex);
+  for (const Block& block : pool()) std::free(block.data);
+  pool().clear();
+}
+
+}  // namespace fastmeta

@@ -1,0 +1,142 @@
+// One vector of FASTMETA_VECTOR_BYTES, by the compiler's vector extension: the same source serves
+// every instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "../network/spec.h"
+
+#define FASTMETA_INLINE inline __attribute__((always_inline))
+
+namespace fastmeta::FASTMETA_ISA {
+
+template <class R>
+struct Simd;
+
+template <>
+struct Simd<float> {
+  typedef float V __attribute__((vector_size(FASTMETA_VECTOR_BYTES), may_alias));
+  typedef std::int32_t I __attribute__((vector_size(FASTMETA_VECTOR_BYTES)));
+  using Int = std::int32_t;
+};
+
+template <>
+struct Simd<double> {
+  typedef double V __attribute__((vector_size(FASTMETA_VECTOR_BYTES), may_alias));
+  typedef std::int64_t I __attribute__((vector_size(FASTMETA_VECTOR_BYTES)));
+  using Int = std::int64_t;
+};
+
+template <class R>
+using Vec = typename Simd<R>::V;
+template <class R>
+using Mask = typename Simd<R>::I;
+template <class R>
+constexpr int lanes = FASTMETA_VECTOR_BYTES / int(sizeof(R));
+
+template <class R>
+FASTMETA_INLINE Vec<R> load(const R* p) {
+  return *reinterpret_cast<const Vec<R>*>(p);
+}
+template <class R>
+FASTMETA_INLINE void store(R* p, Vec<R> v) {
+  *reinterpret_cast<Vec<R>*>(p) = v;
+}
+template <class R>
+FASTMETA_INLINE Vec<R> splat(R x) {
+  return x - Vec<R>{};
+}
+template <class R>
+FASTMETA_INLINE Vec<R> iota() {
+  Vec<R> v;
+  for (int l = 0; l < lanes<R>; ++l) v[l] = R(l);
+  return v;
+}
+
+template <class V, class M>
+FASTMETA_INLINE V select(M mask, V a, V b) {
+  return mask ? a : b;
+}
+template <class V>
+FASTMETA_INLINE V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+FASTMETA_INLINE V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <class R>
+FASTMETA_INLINE Vec<R> absolute(Vec<R> x) {
+  using I = Mask<R>;
+  using Int = typename Simd<R>::Int;
+  constexpr Int sign = Int(1) << (8 * sizeof(Int) - 1);
+  return (Vec<R>)((I)x & ~(I{} + sign));
+}
+template <class R>
+FASTMETA_INLINE Vec<R> copysign(Vec<R> magnitude, Vec<R> sign_of) {
+  using I = Mask<R>;
+  using Int = typename Simd<R>::Int;
+  constexpr Int sign = Int(1) << (8 * sizeof(Int) - 1);
+  return (Vec<R>)(((I)magnitude & ~(I{} + sign)) | ((I)sign_of & (I{} + sign)));
+}
+
+// Halves are added pairwise: a fixed order, whatever the compiler makes of it.
+template <class R>
+FASTMETA_INLINE R horizontal_sum(Vec<R> v) {
+  R a[lanes<R>];
+  std::memcpy(a, &v, sizeof v);
+  for (int width = lanes<R> / 2; width > 0; width /= 2)
+    for (int l = 0; l < width; ++l) a[l] += a[l + width];
+  return a[0];
+}
+template <class R>
+FASTMETA_INLINE Vec<R> shuffle(Vec<R> a, Vec<R> b, Mask<R> from) {
+#if defined(__clang__)
+  Vec<R> v;
+  for (int l = 0; l < lanes<R>; ++l) v[l] = from[l] < lanes<R> ? a[from[l]] : b[from[l] - lanes<R>];
+  return v;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Lane by lane: b plus its neighbour where the lane has the bit, else a plus its neighbour.
+// Neighbours are lanes that differ in the bit alone.
+template <class R, int bit>
+FASTMETA_INLINE Vec<R> fold(Vec<R> a, Vec<R> b) {
+  Mask<R> own{}, neighbour{};
+  for (int l = 0; l < lanes<R>; ++l) {
+    own[l] = l & bit ? lanes<R> + l : l;
+    neighbour[l] = l & bit ? lanes<R> + (l ^ bit) : (l ^ bit);
+  }
+  return shuffle<R>(a, b, own) + shuffle<R>(a, b, neighbour);
+}
+
+// The sums of `count` vectors at p: vector i's ends up in the lanes whose low bits are i.
+template <class R, int count = lanes<R>>
+FASTMETA_INLINE Vec<R> horizontal_sums(const R* p) {
+  if constexpr (count == 1) {
+    return load(p);
+  } else {
+    constexpr int half = count / 2;
+    return fold<R, half>(horizontal_sums<R, half>(p), horizontal_sums<R, half>(p + half * lanes<R>));
+  }
+}
+
+template <class R>
+FASTMETA_INLINE R horizontal_max(Vec<R> v) {
+  R a[lanes<R>];
+  std::memcpy(a, &v, sizeof v);
+  for (int width = lanes<R> / 2; width > 0; width /= 2)
+    for (int l = 0; l < width; ++l) a[l] = a[l] > a[l + width] ? a[l] : a[l + width];
+  return a[0];
+}
+
+FASTMETA_INLINE i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+FASTMETA_INLINE i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
+FASTMETA_INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+FASTMETA_INLINE i64 larger(i64 a, i64 b) { return a > b ? a : b; }
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,152 @@
+// Activations as (value, first, second derivative). What the derivatives cannot be computed from the
+// value alone is kept by apply() in s1 and s2.
+#pragma once
+
+namespace fastmeta::FASTMETA_ISA {
+
+// Defaults: nothing is kept and the second derivative is zero.
+struct PiecewiseLinear {
+  static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = false;
+  template <class V>
+  FASTMETA_INLINE V second(V value, V, V) const { return value - value; }
+};
+
+template <class R>
+struct ReLU : PiecewiseLinear {
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const {
+    return select(z <= R(0), Vec<R>{}, z);  // NaN passes through
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R> value, Vec<R>) const {
+    return select(value > R(0), splat(R(1)), Vec<R>{});
+  }
+};
+
+// The sign of the value tells the branch only for a slope of at least 0; others are refused above.
+template <class R>
+struct LeakyReLU : PiecewiseLinear {
+  R slope;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const {
+    return select(z > R(0), z, z * slope);
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R> value, Vec<R>) const {
+    return select(value > R(0), splat(R(1)), splat(slope));
+  }
+};
+
+template <class R>
+struct Tanh {
+  static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = true;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const { return tanh(z); }
+  FASTMETA_INLINE Vec<R> first(Vec<R> value, Vec<R>) const { return 1 - value * value; }
+  FASTMETA_INLINE Vec<R> second(Vec<R> value, Vec<R>, Vec<R>) const {
+    return -2 * value * (1 - value * value);
+  }
+};
+
+template <class R>
+struct Sigmoid {
+  static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = true;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const { return sigmoid(z); }
+  FASTMETA_INLINE Vec<R> first(Vec<R> value, Vec<R>) const { return value * (1 - value); }
+  FASTMETA_INLINE Vec<R> second(Vec<R> value, Vec<R>, Vec<R>) const {
+    return value * (1 - value) * (1 - 2 * value);
+  }
+};
+
+// sin(frequency z)
+template <class R>
+struct Sine {
+  static constexpr bool keeps_s1 = true, keeps_s2 = false, curved = true;
+  R frequency;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>&) const {
+    Vec<R> s, c;
+    sincos(frequency * z, s, c);
+    s1 = frequency * c;
+    return s;
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R> value, Vec<R>, Vec<R>) const {
+    return -frequency * frequency * value;
+  }
+};
+
+// z Phi(z)
+template <class R>
+struct GELU {
+  static constexpr bool keeps_s1 = true, keeps_s2 = true, curved = true;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>& s2) const {
+    const Vec<R> cdf = R(0.5) * (1 + erf(z * R(0.70710678118654752440)));
+    const Vec<R> pdf = R(0.39894228040143267794) * exp(R(-0.5) * z * z);
+    s1 = cdf + z * pdf;
+    s2 = pdf * (2 - z * z);
+    return z * cdf;
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
+};
+
+// z/2 (1 + tanh(u)), u = sqrt(2/pi) (z + 0.044715 z^3)
+template <class R>
+struct GELUTanh {
+  static constexpr bool keeps_s1 = true, keeps_s2 = true, curved = true;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>& s2) const {
+    constexpr R k = R(0.79788456080286535588), cubic = R(0.044715);
+    const Vec<R> t = tanh(k * (z + cubic * z * z * z));
+    const Vec<R> u1 = k * (1 + 3 * cubic * z * z);
+    const Vec<R> u2 = k * 6 * cubic * z;
+    const Vec<R> t1 = (1 - t * t) * u1;
+    const Vec<R> t2 = (1 - t * t) * u2 - 2 * t * t1 * u1;
+    s1 = R(0.5) * (1 + t + z * t1);
+    s2 = t1 + R(0.5) * z * t2;
+    return R(0.5) * z * (1 + t);
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
+};
+
+// log(1 + exp(beta z)) / beta, and z itself where beta z is past the threshold
+template <class R>
+struct Softplus {
+  static constexpr bool keeps_s1 = true, keeps_s2 = true, curved = true;
+  R beta, threshold;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>& s2) const {
+    const Vec<R> u = beta * z;
+    const auto linear = u > threshold;
+    const Vec<R> p = sigmoid(u);
+    s1 = select(linear, splat(R(1)), p);
+    s2 = select(linear, Vec<R>{}, beta * p * (1 - p));
+    const Vec<R> soft = (vmax(u, Vec<R>{}) + log1p(exp(-absolute<R>(u)))) / beta;
+    return select(linear, z, soft);
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
+};
+
+// Calls f with the activation of a node, its type known to the compiler.
+template <class R, class F>
+FASTMETA_INLINE auto with_activation(const Node& node, F&& f) {
+  switch (node.activation) {
+    case ActivationKind::ReLU:
+      return f(ReLU<R>{});
+    case ActivationKind::LeakyReLU: {
+      LeakyReLU<R> leaky;
+      leaky.slope = R(node.a);
+      return f(leaky);
+    }
+    case ActivationKind::Tanh:
+      return f(Tanh<R>{});
+    case ActivationKind::Sigmoid:
+      return f(Sigmoid<R>{});
+    case ActivationKind::Sine:
+      return f(Sine<R>{R(node.a)});
+    case ActivationKind::GELU:
+      return f(GELU<R>{});
+    case ActivationKind::GELUTanh:
+      return f(GELUTanh<R>{});
+    case ActivationKind::Softplus:
+      return f(Softplus<R>{R(node.a), R(node.b)});
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace fastmeta::FASTMETA_ISA

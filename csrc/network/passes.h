@@ -1,0 +1,384 @@
+// The passes over a chain for one team: forward, backward, and the R-pass (Pearlmutter 1994: the
+// derivative of forward and backward along a direction v in parameter space).
+#pragma once
+
+#include "activation.h"
+#include "loss.h"
+#include "plan.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+// What becomes of a weight gradient; c and from are in team layout, rate in shared layout.
+template <class R>
+struct GradientTarget {
+  Finish finish;
+  R* c;
+  const R* from = nullptr;
+  const R* rate = nullptr;
+};
+
+template <class Team>
+class Passes {
+ public:
+  using R = typename Team::Real;
+  using V = Vec<R>;
+  static constexpr i64 W = Team::W;
+
+  Passes(const Plan<Team>& plan, R* scratch) : plan_(plan), scratch_(scratch) {
+    for (int i = 0; i < W; ++i) one_[i] = 1;
+  }
+
+  // Takes the samples of a slice: everything below works on them until the next call.
+  void take(const Samples<R>& samples, Slice slice) {
+    samples_ = &samples;
+    rows_ = samples.n;
+    const i64 I = plan_.in(0), O = plan_.outputs(), n = samples.n;
+    if (plan_.copies_input) {
+      Team::gather(at(plan_.x_at), samples.x, n * I, I, 1, n, I, slice);
+      x_ = at(plan_.x_at);
+      x_row_ = Team::stride(I);
+    } else {
+      x_ = samples.x + slice.first * n * I;
+      x_row_ = I;
+    }
+    if (samples.y) Team::gather(at(plan_.y_at), samples.y, n * O, O, 1, n, O, slice);
+    if (samples.labels) take_labels(samples.labels, slice);
+    take_coefficients(samples.weight, slice);
+  }
+
+  // Multiplies every sample's coefficient by its task's factor.
+  void scale_coefficients(V factor) {
+    R* c = at(plan_.coefficient_at);
+    for (i64 s = 0; s < rows_; ++s) store(c + s * W, load(c + s * W) * factor);
+  }
+
+  void forward(const R* theta) {
+    for (int l = 0; l < plan_.n_nodes; ++l) {
+      if (plan_.linear(l))
+        linear_forward(l, theta);
+      else
+        activate(l);
+    }
+  }
+
+  const R* predictions() const { return at(plan_.value_at[plan_.n_nodes - 1]); }
+
+  V loss() const {
+    return with_loss<Team>(plan_.loop.network.loss, [&](auto kind) {
+      V sum{};
+      for (i64 s = 0; s < rows_; ++s) {
+        const auto row = loss_row(s);
+        sum += row.coefficient * kind.value(row, Team::vectors(plan_.outputs()));
+      }
+      return sum;
+    });
+  }
+
+  // g = d loss / d predictions
+  void loss_gradient() {
+    top();
+    const i64 ld = Team::stride(plan_.outputs()), vectors = Team::vectors(plan_.outputs());
+    with_loss<Team>(plan_.loop.network.loss, [&](auto kind) {
+      for (i64 s = 0; s < rows_; ++s)
+        kind.gradient(loss_row(s), vectors, g() + s * ld, at(plan_.curvature_at) + s * ld);
+    });
+  }
+
+  void zero_gradient() {
+    top();
+    std::memset(g(), 0, sizeof(R) * size_t(rows_ * Team::stride(plan_.outputs())));
+  }
+
+  // g += a gradient given from outside, [T, rows, O]
+  void add_gradient(const R* outside, Slice slice) {
+    const i64 O = plan_.outputs(), n = rows_ * Team::stride(O);
+    R* taken = rg();
+    Team::gather(taken, outside, rows_ * O, O, 1, rows_, O, slice);
+    for (i64 i = 0; i < n; i += W) store(g() + i, load(g() + i) + load(taken + i));
+  }
+
+  // Hands the weight gradients of nodes lowest.. to the target; leaves d/dx in g if asked.
+  // Parameters that do not adapt are skipped when the target is an inner step.
+  void backward(const R* theta, int lowest, const GradientTarget<R>& target, bool into_input) {
+    for (int l = plan_.n_nodes - 1; l >= lowest; --l) {
+      if (!plan_.linear(l)) {
+        if (l > lowest || into_input) activation_backward(l);
+        continue;
+      }
+      const Term<R> term = weight_term(l, input(l), g());
+      weight_gradient(l, &term, 1, target);
+      if (l > lowest || into_input) input_gradient(l, theta);
+    }
+  }
+
+  // Needs forward() and loss_gradient() at theta. Along `direction` v:
+  //   target   receives the Hessian-vector product H v of nodes lowest..
+  //   gradient receives the gradient itself (for the inner rates), of the nodes that adapt, if given
+  //   rg       is left holding the derivative of d loss / d x along v, if asked
+  void r_pass(const R* theta, const R* v, int lowest, const GradientTarget<R>& target,
+              const GradientTarget<R>* gradient, bool into_input) {
+    for (int l = plan_.lowest_adapted; l < plan_.n_nodes; ++l) {
+      if (plan_.linear(l))
+        r_linear_forward(l, theta, v);
+      else
+        r_activate(l);
+    }
+    r_loss_gradient();
+    for (int l = plan_.n_nodes - 1; l >= lowest; --l) {
+      const bool deeper = l > lowest || into_input;
+      if (!plan_.linear(l)) {
+        if (deeper) r_activation_backward(l);
+        continue;
+      }
+      if (gradient && plan_.adapts(l)) {
+        const Term<R> term = weight_term(l, input(l), g());
+        weight_gradient(l, &term, 1, *gradient);
+      }
+      Term<R> terms[2] = {weight_term(l, input(l), rg())};
+      if (has_r(l)) terms[1] = r_weight_term(l);
+      weight_gradient(l, terms, has_r(l) ? 2 : 1, target);
+      if (deeper) r_input_gradient(l, theta, v);
+    }
+  }
+
+  const R* input_gradient_of_loss() const { return g(); }
+  const R* r_input_gradient_of_loss() const { return rg(); }
+
+ private:
+  struct Matrix {
+    const R* p;
+    i64 row;  // scalars from a row to the next
+  };
+
+  R* at(i64 offset) { return scratch_ + offset; }
+  const R* at(i64 offset) const { return scratch_ + offset; }
+
+  R* g() { return at(plan_.g_at[side_]); }
+  R* rg() { return at(plan_.rg_at[side_]); }
+  const R* g() const { return at(plan_.g_at[side_]); }
+  const R* rg() const { return at(plan_.rg_at[side_]); }
+  R* other_g() { return at(plan_.g_at[1 - side_]); }
+  R* other_rg() { return at(plan_.rg_at[1 - side_]); }
+  void top() { side_ = 0; }
+  void flip() { side_ = 1 - side_; }
+
+  Matrix input(int l) const {
+    if (l == 0) return {x_, x_row_};
+    return {at(plan_.value_at[l - 1]), Team::stride(plan_.in(l))};
+  }
+  // Is there a derivative of node l's input? Not below the first parameter that adapts.
+  bool has_r(int l) const { return l > plan_.lowest_adapted; }
+  const R* r_input(int l) const { return at(plan_.r_at[l - 1]); }
+
+  Row<Team> loss_row(i64 s) const {
+    const i64 ld = Team::stride(plan_.outputs());
+    const i64 target_row = samples_->labels ? W : ld;
+    return {predictions() + s * ld, at(plan_.y_at) + s * target_row,
+            load(at(plan_.coefficient_at) + s * W), plan_.outputs()};
+  }
+
+  void take_labels(const i64* labels, Slice slice) {
+    R* to = at(plan_.y_at);
+    for (i64 s = 0; s < rows_; ++s) {
+      V label{};
+      if (Team::tasks == 1)
+        label = splat(R(labels[slice.first * rows_ + s]));
+      else
+        for (i64 t = 0; t < slice.tasks; ++t) label[t] = R(labels[(slice.first + t) * rows_ + s]);
+      store(to + s * W, label);
+    }
+  }
+
+  void take_coefficients(const R* weight, Slice slice) {
+    R* to = at(plan_.coefficient_at);
+    if (!weight) {
+      // A lane without a task has no weight: it never leaves its start, so it stays finite.
+      const V share = Team::active(slice) / R(rows_);
+      for (i64 s = 0; s < rows_; ++s) store(to + s * W, share);
+      return;
+    }
+    V sum{};
+    for (i64 s = 0; s < rows_; ++s) {
+      const V w = Team::per_task(weight + s, rows_, slice);
+      store(to + s * W, w);
+      sum += w;
+    }
+    scale_coefficients(select(sum > R(0), R(1) / sum, V{}));
+  }
+
+  // ---- products of a Linear node --------------------------------------------------------------
+
+  Term<R> forward_term(int l, Matrix x, const R* theta) const {
+    return {x.p, x.row, Team::element, theta + plan_.theta_at[l],
+            Team::stride(plan_.out(l)), W, plan_.in(l)};
+  }
+  Term<R> weight_term(int l, Matrix x, const R* g) const {
+    return {x.p, Team::element, x.row, g, Team::stride(plan_.out(l)), W, rows_};
+  }
+  Term<R> r_weight_term(int l) const {
+    return weight_term(l, {r_input(l), Team::stride(plan_.in(l))}, g());
+  }
+  // g W^T; a team whose lanes are columns needs W^T as a matrix.
+  Term<R> input_term(int l, const R* g, const R* theta, int scratch = 0) {
+    const i64 ld = Team::stride(plan_.out(l));
+    const R* weight = theta + plan_.theta_at[l];
+    if (!Team::transposes) return {g, ld, Team::element, weight, W, ld, plan_.out(l)};
+    R* transposed = at(plan_.transposed_at[scratch]);
+    Team::transpose(transposed, weight, plan_.in(l), plan_.out(l));
+    return {g, ld, Team::element, transposed, Team::stride(plan_.in(l)), W, plan_.out(l)};
+  }
+
+  void multiply(const Term<R>* terms, int n, const Target<R>& target, i64 m, i64 columns) const {
+    product<typename Team::Lane>(terms, n, target, m, Team::vectors(columns));
+  }
+
+  const R* bias_row(int l, const R* theta) const {
+    return theta + plan_.theta_at[l] + plan_.in(l) * Team::stride(plan_.out(l));
+  }
+
+  void linear_forward(int l, const R* theta) {
+    const Term<R> term = forward_term(l, input(l), theta);
+    Target<R> target{at(plan_.value_at[l]), Team::stride(plan_.out(l))};
+    if (plan_.node(l).bias >= 0) {
+      target.finish = Finish::Bias;
+      target.row = bias_row(l, theta);
+    }
+    multiply(&term, 1, target, rows_, plan_.out(l));
+  }
+
+  void r_linear_forward(int l, const R* theta, const R* v) {
+    Term<R> terms[2];
+    int n = 0;
+    if (has_r(l)) terms[n++] = forward_term(l, {r_input(l), Team::stride(plan_.in(l))}, theta);
+    if (plan_.weight_adapts[l]) terms[n++] = forward_term(l, input(l), v);
+    Target<R> target{at(plan_.r_at[l]), Team::stride(plan_.out(l))};
+    if (plan_.bias_adapts[l]) {
+      target.finish = Finish::Bias;
+      target.row = bias_row(l, v);
+    }
+    multiply(terms, n, target, rows_, plan_.out(l));
+  }
+
+  void weight_gradient(int l, const Term<R>* terms, int n, const GradientTarget<R>& to) const {
+    const bool adapting_only = to.finish == Finish::Step || to.finish == Finish::RateGrad;
+    const i64 ld = Team::stride(plan_.out(l)), base = plan_.theta_at[l];
+    const auto target = [&](i64 row) {
+      const i64 offset = base + row * ld;
+      Target<R> t{to.c + offset, ld, to.finish};
+      t.from = to.from ? to.from + offset : nullptr;
+      t.rate_m = Team::shared_stride(plan_.out(l));
+      t.rate = to.rate ? to.rate + plan_.shared_at[l] + row * t.rate_m : nullptr;
+      return t;
+    };
+    if (!adapting_only || plan_.weight_adapts[l])
+      multiply(terms, n, target(0), plan_.in(l), plan_.out(l));
+    if (plan_.node(l).bias < 0 || (adapting_only && !plan_.bias_adapts[l])) return;
+    // The bias is a weight on an input that is always 1; its derivative along v is 0.
+    const Term<R> sum{one_, 0, 0, terms[0].b, terms[0].b_k, W, rows_};
+    multiply(&sum, 1, target(plan_.in(l)), 1, plan_.out(l));
+  }
+
+  void input_gradient(int l, const R* theta) {
+    const Term<R> term = input_term(l, g(), theta);
+    multiply(&term, 1, {other_g(), Team::stride(plan_.in(l))}, rows_, plan_.in(l));
+    flip();
+  }
+
+  void r_input_gradient(int l, const R* theta, const R* v) {
+    const i64 ld = Team::stride(plan_.in(l));
+    Term<R> terms[2] = {input_term(l, rg(), theta)};
+    if (has_r(l)) {
+      Term<R> plain = terms[0];
+      plain.a = g();
+      multiply(&plain, 1, {other_g(), ld}, rows_, plan_.in(l));
+    }
+    if (plan_.weight_adapts[l]) terms[1] = input_term(l, g(), v, 1);
+    multiply(terms, plan_.weight_adapts[l] ? 2 : 1, {other_rg(), ld}, rows_, plan_.in(l));
+    flip();
+  }
+
+  // ---- activations ----------------------------------------------------------------------------
+
+  template <class F>
+  FASTMETA_INLINE void each_vector(int l, F f) const {
+    const i64 n = rows_ * Team::stride(plan_.out(l));
+    for (i64 i = 0; i < n; i += W) f(i);
+  }
+
+  void activate(int l) {
+    const Matrix x = input(l);
+    R* value = at(plan_.value_at[l]);
+    R *s1 = at(plan_.s1_at[l]), *s2 = at(plan_.s2_at[l]);
+    const R* z = x.p;
+    with_activation<R>(plan_.node(l), [&](auto f) {
+      each_vector(l, [&](i64 i) {
+        V first{}, second{};
+        store(value + i, f.apply(load(z + i), first, second));
+        if (f.keeps_s1) store(s1 + i, first);
+        if (f.keeps_s2) store(s2 + i, second);
+      });
+    });
+  }
+
+  template <class F>
+  FASTMETA_INLINE V first(const F& f, int l, i64 i) const {
+    const V s1 = f.keeps_s1 ? load(at(plan_.s1_at[l]) + i) : V{};
+    return f.first(load(at(plan_.value_at[l]) + i), s1);
+  }
+  template <class F>
+  FASTMETA_INLINE V second(const F& f, int l, i64 i) const {
+    const V s1 = f.keeps_s1 ? load(at(plan_.s1_at[l]) + i) : V{};
+    const V s2 = f.keeps_s2 ? load(at(plan_.s2_at[l]) + i) : V{};
+    return f.second(load(at(plan_.value_at[l]) + i), s1, s2);
+  }
+
+  void activation_backward(int l) {
+    R* gradient = g();
+    with_activation<R>(plan_.node(l), [&](auto f) {
+      each_vector(l, [&](i64 i) { store(gradient + i, load(gradient + i) * first(f, l, i)); });
+    });
+  }
+
+  void r_activate(int l) {
+    const R* rz = r_input(l);
+    R* r = at(plan_.r_at[l]);
+    with_activation<R>(plan_.node(l), [&](auto f) {
+      each_vector(l, [&](i64 i) { store(r + i, first(f, l, i) * load(rz + i)); });
+    });
+  }
+
+  void r_activation_backward(int l) {
+    R *gradient = g(), *rgradient = rg();
+    const bool curved = has_r(l);
+    const R* rz = curved ? r_input(l) : nullptr;
+    with_activation<R>(plan_.node(l), [&](auto f) {
+      each_vector(l, [&](i64 i) {
+        const V d = first(f, l, i), above = load(gradient + i);
+        V r = load(rgradient + i) * d;
+        if (f.curved && curved) r += above * second(f, l, i) * load(rz + i);
+        store(rgradient + i, r);
+        store(gradient + i, above * d);
+      });
+    });
+  }
+
+  void r_loss_gradient() {
+    const i64 ld = Team::stride(plan_.outputs()), vectors = Team::vectors(plan_.outputs());
+    const R* ry = at(plan_.r_at[plan_.n_nodes - 1]);
+    with_loss<Team>(plan_.loop.network.loss, [&](auto kind) {
+      for (i64 s = 0; s < rows_; ++s)
+        kind.r_gradient(loss_row(s), vectors, ry + s * ld, at(plan_.curvature_at) + s * ld,
+                        rg() + s * ld);
+    });
+  }
+
+  const Plan<Team>& plan_;
+  R* scratch_;
+  const Samples<R>* samples_ = nullptr;
+  const R* x_ = nullptr;
+  i64 x_row_ = 0, rows_ = 0;
+  int side_ = 0;
+  alignas(FASTMETA_VECTOR_BYTES) R one_[Team::W];
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,112 @@
+// Where everything lies: parameters in team layout, and the scratch of one team.
+#pragma once
+
+namespace fastmeta::FASTMETA_ISA {
+
+constexpr int max_nodes = 256;
+
+template <class Team>
+struct Plan {
+  using R = typename Team::Real;
+
+  const InnerLoop<R>& loop;
+  int n_nodes;
+  // A Linear's parameters are a matrix [I + bias][O]: the weight transposed, the bias its last row.
+  i64 theta_at[max_nodes], theta_size = 0;
+  i64 shared_at[max_nodes], shared_size = 0;
+  bool weight_adapts[max_nodes], bias_adapts[max_nodes];
+  int lowest_adapted;   // the first node with a parameter that adapts; n_nodes if there is none
+  bool all_shared = true;  // no parameter has a task dimension
+  i64 rate_steps = 1;   // 1: the same rates at every step
+
+  // A product reads a task's own rows where they lie; every other reader wants team layout.
+  bool copies_input;
+  i64 x_at, y_at, coefficient_at;
+  i64 value_at[max_nodes], s1_at[max_nodes], s2_at[max_nodes], r_at[max_nodes];
+  i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
+  i64 theta_work_at[2], lambda_at, direction_at;
+  i64 scratch_size = 0;
+
+  explicit Plan(const InnerLoop<R>& l) : loop(l), n_nodes(l.network.n_nodes) {
+    lay_out_parameters();
+    lay_out_scratch();
+  }
+
+  const Node& node(int l) const { return loop.network.nodes[l]; }
+  bool linear(int l) const { return node(l).kind == NodeKind::Linear; }
+  i64 in(int l) const { return node(l).in; }
+  i64 out(int l) const { return node(l).out; }
+  i64 outputs() const { return out(n_nodes - 1); }
+  i64 rows_of(int l) const { return in(l) + (node(l).bias >= 0); }
+  bool adapts(int l) const { return weight_adapts[l] || bias_adapts[l]; }
+  bool has_rate(int parameter) const { return parameter >= 0 && loop.rates[parameter].data; }
+  i64 teams() const { return ceil_div(loop.tasks, Team::tasks); }
+  Slice slice(i64 team) const {
+    const i64 first = team * Team::tasks;
+    return {first, smaller(Team::tasks, loop.tasks - first)};
+  }
+
+ private:
+  void lay_out_parameters() {
+    lowest_adapted = n_nodes;
+    for (int l = n_nodes - 1; l >= 0; --l) {
+      weight_adapts[l] = linear(l) && has_rate(node(l).weight);
+      bias_adapts[l] = linear(l) && has_rate(node(l).bias);
+      if (adapts(l)) lowest_adapted = l;
+    }
+    for (int l = 0; l < n_nodes; ++l) {
+      theta_at[l] = theta_size;
+      shared_at[l] = shared_size;
+      if (!linear(l)) continue;
+      theta_size += rows_of(l) * Team::stride(out(l));
+      shared_size += round_up(rows_of(l) * Team::shared_stride(out(l)), Team::W);
+    }
+    for (int p = 0; p < loop.network.n_parameters; ++p) {
+      if (loop.rates[p].data && loop.rates[p].step_stride) rate_steps = larger(1, loop.steps);
+      all_shared = all_shared && !loop.parameters[p].task_stride;
+    }
+  }
+
+  i64 take(i64 scalars) {
+    const i64 at = scratch_size;
+    scratch_size += round_up(scalars, 64 / i64(sizeof(R)));
+    return at;
+  }
+
+  void lay_out_scratch() {
+    const i64 rows = larger(loop.support.n, loop.query.n);
+    const auto matrix = [&](i64 columns) { return take(rows * Team::stride(columns)); };
+    i64 widest = 0, widest_transposed = 0;
+    copies_input = Team::tasks > 1 || !linear(0);
+    x_at = copies_input ? matrix(in(0)) : 0;
+    y_at = matrix(outputs());
+    coefficient_at = take(rows * Team::W);
+    for (int l = 0; l < n_nodes; ++l) {
+      widest = larger(widest, larger(in(l), out(l)));
+      if (linear(l)) {
+        value_at[l] = matrix(out(l));
+        r_at[l] = matrix(out(l));
+        widest_transposed = larger(widest_transposed, out(l) * Team::stride(in(l)));
+        continue;
+      }
+      with_activation<R>(node(l), [&](auto f) {
+        value_at[l] = l > 0 ? value_at[l - 1] : matrix(out(l));
+        s1_at[l] = f.keeps_s1 ? matrix(out(l)) : 0;
+        s2_at[l] = f.keeps_s2 ? matrix(out(l)) : 0;
+        // A curved activation still needs its input's derivative when its own is there.
+        r_at[l] = l > 0 && !f.curved ? r_at[l - 1] : matrix(out(l));
+      });
+    }
+    for (int i = 0; i < 2; ++i) {
+      g_at[i] = matrix(widest);
+      rg_at[i] = matrix(widest);
+      theta_work_at[i] = take(theta_size);
+      transposed_at[i] = Team::transposes ? take(widest_transposed) : 0;
+    }
+    curvature_at = matrix(outputs());
+    lambda_at = take(theta_size);
+    direction_at = take(theta_size);
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,102 @@
+// What a call is about: plain data shared by the bindings, the dispatcher and every team.
+// Compiled once per instruction set, so it holds no code.
+#pragma once
+
+#include <cstdint>
+
+namespace fastmeta {
+
+using i64 = std::int64_t;
+
+enum class NodeKind { Linear, Activation };
+enum class ActivationKind { ReLU, LeakyReLU, Tanh, Sigmoid, Sine, GELU, GELUTanh, Softplus };
+enum class LossKind { MeanSquaredError, CrossEntropy, BinaryCrossEntropy };
+
+// One step of a chain. A Linear owns up to two parameter tensors: weight [O, I] and bias [O].
+struct Node {
+  NodeKind kind;
+  ActivationKind activation;
+  double a;       // leaky slope | sine frequency | softplus beta
+  double b;       // softplus threshold
+  i64 in, out;    // widths
+  int weight;     // index into the parameter list, -1 where there is none
+  int bias;
+};
+
+struct Network {
+  const Node* nodes;
+  int n_nodes;
+  int n_parameters;
+  LossKind loss;
+};
+
+// A tensor in PyTorch's layout. task_stride 0: shared by all tasks.
+template <class R>
+struct Parameter {
+  const R* data;
+  i64 task_stride;
+};
+
+// Inner rates of one parameter: [steps or 1, n] with n = 1 (one rate a tensor) or all elements.
+// A parameter that does not adapt has data == nullptr.
+template <class R>
+struct Rate {
+  const R* data;
+  i64 step_stride;  // 0: the same rate at every step
+  i64 n;
+};
+
+template <class R>
+struct Samples {
+  i64 n;              // samples a task
+  const R* x;         // [T, n, I]
+  const R* y;         // [T, n, O], or nullptr for class labels
+  const i64* labels;  // [T, n], or nullptr
+  const R* weight;    // [T, n], or nullptr
+};
+
+template <class R>
+struct InnerLoop {
+  Network network;
+  i64 tasks, steps;
+  int order;
+  int threads;
+  const Parameter<R>* parameters;
+  const Rate<R>* rates;
+  Samples<R> support, query;  // query.n == 0: adaptation only
+};
+
+template <class R>
+struct ForwardOut {
+  R* record;        // what backward will need, or nullptr
+  R* predictions;   // [T, Q, O] or nullptr
+  R* loss;          // [T] or nullptr
+  R* const* fast;   // by parameter, [T, ...], or nullptr (entries may be nullptr)
+};
+
+template <class R>
+struct BackwardIn {
+  const R* record;
+  const R* grad_loss;         // [T] or nullptr
+  const R* grad_predictions;  // [T, Q, O] or nullptr
+  const R* const* grad_fast;  // by parameter, [T, ...], or nullptr (entries may be nullptr)
+};
+
+template <class R>
+struct BackwardOut {
+  R* const* parameters;  // by parameter: the shape it came in; entries may be nullptr
+  R* const* rates;       // by parameter: [steps or 1, all elements]; entries may be nullptr
+  R* support_x;          // [T, S, I] or nullptr
+  R* query_x;            // [T, Q, I] or nullptr
+};
+
+// One build of the kernels for one instruction set and one real type.
+template <class R>
+struct Kernels {
+  i64 (*record_size)(const InnerLoop<R>&);  // elements
+  void (*forward)(const InnerLoop<R>&, const ForwardOut<R>&);
+  void (*backward)(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&);
+  const char* (*team)(const InnerLoop<R>&);
+};
+
+}  // namespace fastmeta

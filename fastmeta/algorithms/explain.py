@@ -1,0 +1,39 @@
+"""Which engine runs something, and why not the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastmeta.algorithms.maml import MAML
+from fastmeta.functional.losses import Loss
+from fastmeta.inner_loop.choose import Choice
+
+__all__ = ["explain"]
+
+
+def explain(
+    meta_or_module: nn.Module,
+    *,
+    loss: Loss | None = None,
+    device: torch.device | str | None = None,
+) -> Choice:
+    """Which engine would run an algorithm, or MAML on a module; print it.
+
+    Args:
+        meta_or_module: an algorithm such as `MAML`, or any other module to put under MAML.
+        loss: for a module, its loss ("cross_entropy" if not given); an algorithm has its own.
+        device: where it would run; None: where its parameters are.
+
+    Returns:
+        The choice: `name` of the engine, and in `passed_over` a sentence for each other one.
+
+    Raises:
+        ValueError: a loss given for an algorithm that has one, or a demand (`engine=`,
+            `use_backend`) that cannot be met, with the reason.
+    """
+    if not isinstance(meta_or_module, MAML):
+        return MAML(meta_or_module, loss=loss or "cross_entropy").choice(device)
+    if loss is not None:
+        raise ValueError("loss belongs to the algorithm; give it only with a plain module")
+    return meta_or_module.choice(device)

@@ -1,0 +1,313 @@
+"""MAML: parameters from which a few gradient steps fit a new task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.backends import requested_backend
+from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.forward import module_lock
+from fastmeta.functional.losses import Loss
+from fastmeta.inner_loop import prefix as shared_prefix
+from fastmeta.inner_loop.checks import check_labels, check_model
+from fastmeta.inner_loop.choose import Choice, check_engine, choose
+from fastmeta.inner_loop.loop import InnerLoop, Rates, check_grad_mode, check_rates
+from fastmeta.inner_loop.snapshot import Snapshot
+from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
+
+__all__ = ["MAML", "Names"]
+
+Names = Iterable[str] | Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to run every batch like one that was looked at."""
+
+    loop: InnerLoop
+    engine: ModuleType
+    prefix: nn.Sequential | None  # the layers below the inner loop, run once a batch
+    outputs: int
+
+
+class MAML(nn.Module):
+    """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017, algorithm 1).
+
+    Its parameters are the model's own, and the inner rates where they are learned, so optimizers,
+    schedulers, `state_dict` and DDP treat it like any module.
+
+    Args:
+        model: any module. Parameters that do not require grad neither adapt nor learn. Norms use
+            the statistics of the task at hand, in train() and eval() alike, and never change the
+            running ones.
+        inner_lr: rate of the inner steps, or where the learned rates start.
+        inner_steps: 0 or more; a call can say otherwise.
+        loss: "cross_entropy", "mse", "bce", or a callable (predictions [S, O], targets) -> scalar,
+            with a third argument `weight` [S] if padded tasks are to work.
+        order: 2 for the exact meta-gradient, 1 for first-order MAML (section 5.2 of the paper).
+        learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
+        per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
+        adapt_parameters: names of the parameters that adapt, or a predicate on names; None: all.
+        engine: "auto", "resident", "vmap" or "reference".
+        precision: "fp32": products in the dtype of the inputs, float64 included.
+        randomness: for a model with dropout in training mode under engine="vmap": "different" or
+            "same" masks over tasks.
+
+    Raises:
+        ValueError, TypeError: an argument that is not as above.
+
+    Equivalent to, for each task::
+
+        theta = dict(model.named_parameters())
+        for _ in range(inner_steps):
+            loss = loss_fn(functional_call(model, theta, (support_x,)), support_y)
+            g = torch.autograd.grad(loss, theta.values(), create_graph=True)
+            theta = {n: p - inner_lr * g_p for (n, p), g_p in zip(theta.items(), g)}
+        loss = loss_fn(functional_call(model, theta, (query_x,)), query_y)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        loss: Loss = "cross_entropy",
+        order: int = 2,
+        learn_inner_lr: str | None = None,
+        per_step_lr: bool = False,
+        adapt_parameters: Names | None = None,
+        engine: str = "auto",
+        precision: str = "fp32",
+        randomness: str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(learn_inner_lr, per_step_lr, engine, precision, randomness)
+        self.model = model
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.loss = loss
+        self.order = order
+        self.learn_inner_lr = learn_inner_lr
+        self.per_step_lr = per_step_lr
+        self.adapt_parameters = _chosen_names(model, adapt_parameters)
+        self.engine = engine
+        self.precision = precision
+        self.randomness = randomness
+        self._snapshot: Snapshot | None = None
+        self._plans: dict[Any, _Plan] = {}
+        parameters = dict(model.named_parameters())
+        loop = self._loop(parameters, inner_steps)
+        check_rates(loop, parameters, inner_lr)
+        # By parameter name, with "/" for ".", which the name of a parameter cannot hold.
+        self._rate_keys = {name: name.replace(".", "/") for name in loop.adapted if learn_inner_lr}
+        self.inner_rates = nn.ParameterDict(
+            {key: self._initial_rate(parameters[name]) for name, key in self._rate_keys.items()}
+        )
+
+    @runs_eagerly
+    def forward(self, tasks: TaskBatch, inner_steps: int | None = None) -> MetaOutput:
+        """Adapt to each task's support set and judge on its query set.
+
+        Args:
+            tasks: T tasks on the model's device, in its dtype.
+            inner_steps: instead of the number given at construction.
+
+        Returns:
+            `loss` [T] and `predictions` [T, Q, O], differentiable into the model's parameters, the
+            learned rates, and the tasks' tensors that require grad.
+
+        Raises:
+            ValueError, TypeError: tasks that do not fit the model or the loss.
+        """
+        plan, parameters, rates = self._prepare(tasks, inner_steps)
+        if plan.prefix is not None:
+            tasks, parameters = _behind(plan.prefix, plan.loop, parameters, tasks)
+        loss, predictions = plan.engine.meta_loss(plan.loop, parameters, rates, tasks)
+        return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
+
+    @runs_eagerly
+    def adapt(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        support_weight: Tensor | None = None,
+        *,
+        inner_steps: int | None = None,
+    ) -> Adapted:
+        """The model adapted to T tasks, differentiable end to end.
+
+        Args:
+            support_x: [T, S, ...].
+            support_y: [T, S] labels or [T, S, O...] targets.
+            support_weight: [T, S]; 0 marks padding.
+            inner_steps: instead of the number given at construction.
+
+        Raises:
+            ValueError, TypeError: tasks that do not fit the model or the loss.
+        """
+        tasks = TaskBatch.of_support(support_x, support_y, support_weight)
+        plan, parameters, rates = self._prepare(tasks, inner_steps)
+        inner = parameters
+        if plan.prefix is not None:
+            tasks, inner = _behind(plan.prefix, plan.loop, parameters, tasks)
+        fast = plan.engine.adapt(
+            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
+        )
+        return Adapted(self.model, {**parameters, **fast}, len(tasks), self.randomness)
+
+    def choice(self, device: torch.device | str | None = None) -> Choice:
+        """Which engine would run this, here or on another device, and why not the others."""
+        parameters = {
+            name: p if device is None else torch.empty_like(p, device=device)
+            for name, p in self.model.named_parameters()
+        }
+        loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
+        parts = self._cut(loop)
+        if parts is not None:
+            loop = replace(loop, module=parts[1])
+            parameters = _of(loop.module, parameters)
+        return choose(loop, None, parameters, self._rates(self.inner_steps), self.engine)
+
+    def extra_repr(self) -> str:
+        loss = self.loss if isinstance(self.loss, str) else "custom"
+        return (
+            f"inner_lr={self.inner_lr:g}, inner_steps={self.inner_steps}, loss={loss}, "
+            f"order={self.order}, learn_inner_lr={self.learn_inner_lr}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_snapshot": None, "_plans": {}}
+
+    def _prepare(
+        self, tasks: TaskBatch, inner_steps: int | None
+    ) -> tuple[_Plan, dict[str, Tensor], Rates]:
+        check_grad_mode()
+        steps = self.inner_steps if inner_steps is None else inner_steps
+        with module_lock:
+            parameters = self._parameters_now()
+            rates = self._rates(steps)
+            key = self._key(parameters, tasks, steps)
+            plan = self._plans.get(key)
+            if plan is None:
+                plan = self._plans[key] = self._plan(parameters, rates, tasks, steps)
+        check_labels(plan.loop, plan.outputs, tasks)
+        return plan, parameters, rates
+
+    def _parameters_now(self) -> dict[str, Tensor]:
+        parameters = self._snapshot.parameters() if self._snapshot is not None else None
+        if parameters is None:
+            self._plans = {}
+            self._snapshot = Snapshot(self.model)
+            parameters = dict(self.model.named_parameters())
+        return parameters
+
+    def _key(self, parameters: dict[str, Tensor], tasks: TaskBatch, steps: int) -> Any:
+        """All that a plan depends on beside the snapshot."""
+        x, y = tasks.support_x, tasks.support_y
+        return (
+            steps, requested_backend(), x.dtype, x.device, x.shape[2:], y.dtype, y.shape[2:],
+            y.requires_grad, tasks.query_y.requires_grad,
+            _kind(tasks.support_weight), _kind(tasks.query_weight),
+            *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
+        )  # fmt: skip
+
+    def _plan(
+        self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int
+    ) -> _Plan:
+        loop = self._loop(parameters, steps)
+        outputs = check_model(loop, parameters, rates, tasks)
+        parts = self._cut(loop)
+        prefix = None
+        if parts is not None:
+            prefix, loop = parts[0], replace(loop, module=parts[1])
+            tasks, parameters = _behind(prefix, loop, parameters, tasks)
+        engine = choose(loop, tasks, parameters, rates, self.engine).engine
+        return _Plan(loop, engine, prefix, outputs)
+
+    def _loop(self, parameters: Mapping[str, Tensor], steps: int) -> InnerLoop:
+        chosen = parameters if self.adapt_parameters is None else self.adapt_parameters
+        adapted = tuple(name for name in chosen if parameters[name].requires_grad)
+        return InnerLoop(self.model, self.loss, steps, self.order, adapted, self.randomness)
+
+    def _cut(self, loop: InnerLoop) -> tuple[nn.Sequential, nn.Sequential] | None:
+        """The model as the layers below the inner loop and those in it, where that is exact."""
+        plain = "reference" in (self.engine, requested_backend())
+        return None if plain or loop.randomness else shared_prefix.split(self.model, loop.adapted)
+
+    def _rates(self, steps: int) -> Rates:
+        if self.learn_inner_lr is None:
+            return self.inner_lr
+        own: Any = self.inner_rates._parameters
+        rates = {name: own[key] for name, key in self._rate_keys.items()}
+        if not self.per_step_lr or steps == self.inner_steps:
+            return rates
+        if steps > self.inner_steps:
+            raise ValueError(
+                f"inner_steps={steps}, but per_step_lr learned rates for {self.inner_steps} steps"
+            )
+        return {name: rate[: max(steps, 1)] for name, rate in rates.items()}
+
+    def _initial_rate(self, parameter: Tensor) -> Tensor:
+        steps = max(self.inner_steps, 1) if self.per_step_lr else 1
+        shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
+        return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+def _behind(
+    prefix: nn.Sequential, loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> tuple[TaskBatch, dict[str, Tensor]]:
+    """The tasks and parameters as the inner loop above `prefix` sees them."""
+    return shared_prefix.features(prefix, parameters, tasks), _of(loop.module, parameters)
+
+
+def _of(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: parameters[name] for name, _ in module.named_parameters()}
+
+
+def _kind(weight: Tensor | None) -> bool | None:
+    return None if weight is None else weight.requires_grad
+
+
+def _chosen_names(model: nn.Module, chosen: Names | None) -> tuple[str, ...] | None:
+    if chosen is None:
+        return None
+    own = dict(model.named_parameters())
+    if callable(chosen):
+        return tuple(name for name in own if chosen(name))
+    if isinstance(chosen, str):
+        raise TypeError(f"adapt_parameters must be several names or a predicate, not {chosen!r}")
+    names = tuple(chosen)
+    unknown = [name for name in names if name not in own]
+    if unknown:
+        raise ValueError(f"adapt_parameters names {unknown}; the model has {list(own)}")
+    frozen = [name for name in names if not own[name].requires_grad]
+    if frozen:
+        raise ValueError(f"adapt_parameters names {frozen}, which do not require grad")
+    return names
+
+
+def _check_options(
+    learn_inner_lr: str | None,
+    per_step_lr: bool,
+    engine: str,
+    precision: str,
+    randomness: str | None,
+) -> None:
+    if learn_inner_lr not in (None, "tensor", "element"):
+        raise ValueError(
+            f'learn_inner_lr must be None, "tensor" or "element", not {learn_inner_lr!r}'
+        )
+    if per_step_lr and learn_inner_lr is None:
+        raise ValueError('per_step_lr needs rates to learn: learn_inner_lr="tensor" or "element"')
+    check_engine(engine)
+    if precision != "fp32":
+        raise ValueError(f'precision must be "fp32" in this version, not {precision!r}')
+    if randomness is not None and engine != "vmap":
+        raise ValueError(f'randomness needs engine="vmap", not "{engine}"')

@@ -1,0 +1,25 @@
+"""The benchmark suite: fastmeta against its rivals on this machine.
+
+Example::
+
+    results = fastmeta.bench.run(quick=True)
+    print(fastmeta.bench.format_table(results))
+"""
+
+from fastmeta.bench.results import read_json, write_json
+from fastmeta.bench.rivals import RIVALS
+from fastmeta.bench.suite import run
+from fastmeta.bench.tables import format_table, markdown
+from fastmeta.bench.workloads import WORKLOADS, Workload, make_problem
+
+__all__ = [
+    "RIVALS",
+    "WORKLOADS",
+    "Workload",
+    "format_table",
+    "make_problem",
+    "markdown",
+    "read_json",
+    "run",
+    "write_json",
+]

@@ -1,0 +1,49 @@
+"""Useful arithmetic: what an exact second-order meta-step needs, whoever computes it.
+
+Counted in passes. One pass of a linear layer [S, I] x [O, I] is one matrix product, 2*S*I*O flops:
+x W^T, g W and g^T x are one pass each. Biases, activations, losses and updates are not counted.
+
+With theta_k the fast weights, L the support loss, and one R-pass (Pearlmutter 1994; forward over
+reverse) at each theta_k for the Hessian-vector product of the meta-gradient's recursion::
+
+                              inner layer   first layer    first layer, inputs learned
+    inner gradient            3             2              2
+      forward x W^T           1             1              1
+      g^T x                   1             1              1
+      g W                     1             -              -
+    R-pass                    8             3              5
+      forward x W^T           1             1              1
+      backward g W            1             -              -
+      R-forward Rx W^T + x V^T    2         1 (Rx = 0)     1
+      R-backward Rg W + g V   2             -              2
+      Rg^T x + g^T Rx         2             1              1
+    query gradient            3             2              3
+
+    flops a task = sum over layers 2*I*O * (K*S*(inner gradient + R-pass) + Q*(query gradient))
+
+The activations of the first pass are not kept (memory flat in K), so the R-pass counts them again.
+"""
+
+from __future__ import annotations
+
+from fastmeta.bench.workloads import Workload
+
+
+def useful_flops(workload: Workload) -> int:
+    """Flops of one meta-step of all tasks, see the module's docstring."""
+    return workload.tasks * sum(
+        _layer_flops(workload, inputs, outputs, first=index == 0)
+        for index, (inputs, outputs) in enumerate(workload.layers)
+    )
+
+
+def _layer_flops(workload: Workload, inputs: int, outputs: int, first: bool) -> int:
+    inner_gradient, r_pass, query_gradient = _passes(first, workload.learns_inputs)
+    support_rows = workload.steps * workload.support * (inner_gradient + r_pass)
+    return 2 * inputs * outputs * (support_rows + workload.query * query_gradient)
+
+
+def _passes(first: bool, learns_inputs: bool) -> tuple[int, int, int]:
+    if not first:
+        return 3, 8, 3
+    return (2, 5, 3) if learns_inputs else (2, 3, 2)

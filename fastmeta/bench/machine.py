@@ -1,0 +1,107 @@
+"""Where and with what the numbers were measured, and holding all rivals to the same cores."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastmeta
+from fastmeta.backends.cpu import native
+
+PACKAGES = ("torch", "numpy", "jax", "jaxlib", "higher", "torchopt", "learn2learn")
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Processor, threads, versions of everything, commit and date."""
+    return {
+        "device": f"cpu-{_slug(cpu_model())}-{threads}-threads",
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "native_kernels": None if native is None else native.variant(),
+        "cores": usable_cores(),
+        "threads": threads,
+        "system": platform.platform(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python, fastmeta and every rival's package; None: not installed."""
+    found = {"python": platform.python_version(), "fastmeta": fastmeta.__version__}
+    return {**found, **{package: _version(package) for package in PACKAGES}}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that fastmeta is imported from, with ``+changes`` if it has any.
+
+    None for an installed copy, and where git is missing.
+    """
+    root = Path(fastmeta.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("+changes" if _git(root, "status", "--porcelain") else "")
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def only_cores(threads: int) -> Iterator[None]:
+    """Run on as many cores as there are threads: JAX's pool obeys nothing else."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

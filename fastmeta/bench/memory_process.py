@@ -1,0 +1,60 @@
+"""The process that measures the memory of one rival: `memory.peak_bytes` starts it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastmeta.bench.rivals import FASTMETA, RIVALS, Step
+from fastmeta.bench.workloads import Workload, make_problem
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def _measure(workload: Workload, rival: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    build = {**RIVALS, FASTMETA.name: FASTMETA}[rival].build
+    build(make_problem(replace(workload, tasks=2)))()  # loads whatever is loaded on first use
+    step = build(make_problem(workload))
+    _give_back_free_memory()
+    before = _resident("VmRSS")
+    step()
+    return _peak_of(step) - before
+
+
+def _peak_of(step: Step) -> int:
+    """The peak of a warm call: the first may have compiled."""
+    _CLEAR_REFS.write_text("5")  # sets the peak to what is resident now, see proc(5)
+    step()
+    return _resident("VmHWM")
+
+
+def _give_back_free_memory() -> None:
+    """What malloc holds in reserve would hide what the step needs."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+
+
+def _resident(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{_STATUS} has no {field}")
+
+
+def _main() -> None:
+    question = json.load(sys.stdin)
+    fields = question["workload"]
+    workload = Workload(**{**fields, "sizes": tuple(fields["sizes"])})
+    print(_measure(workload, question["rival"], question["threads"]))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,31 @@
+"""The hand-batched step and its gradient under ``torch.compile``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.bench.rivals import bmm
+from fastmeta.bench.rivals.rival import Rival, Step, needs_compiler
+from fastmeta.bench.rivals.vmap_grad import as_step
+from fastmeta.bench.workloads import Problem
+
+
+def build(problem: Problem) -> Step:
+    workload = problem.workload
+    argnums = (0, 1, 2) if workload.learns_inputs else (0,)
+    gradient = torch.func.grad_and_value(partial(bmm.query_loss, workload), argnums=argnums)
+
+    def meta_gradient(parameters: tuple[Tensor, ...], *data: Any) -> tuple[list[Tensor], Tensor]:
+        (of_parameters, *of_inputs), loss = gradient(list(parameters), *data)
+        return [*of_parameters, *of_inputs], loss
+
+    return as_step(problem, torch.compile(meta_gradient, fullgraph=True, dynamic=False))
+
+
+RIVAL = Rival(
+    "bmm-compiled", "torch.compile(batched by hand)", build, needs_compiler, compiles=True
+)

@@ -1,0 +1,72 @@
+"""Where fastmeta's time goes: arithmetic, data, threads, and Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fastmeta.backends import cpu
+from fastmeta.bench.rivals import Step
+from fastmeta.bench.timing import measure, seconds_of
+
+
+class _Stopwatch:
+    """Stands in for the native module and adds up the seconds spent in its kernels."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._native, name)
+        return self._timed(attribute) if name.startswith(("forward_", "backward_")) else attribute
+
+    def _timed(self, kernel: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return kernel(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def native_share(step: Step, seconds: float) -> float | None:
+    """The share of a step that the native kernels take; the rest is Python and autograd.
+
+    None where the native module is not loaded.
+    """
+    if cpu.native is None:
+        return None
+    with _stopwatch() as stopwatch:
+        total = calls = 0.0
+        while total < seconds or calls < 3:
+            total += seconds_of(step)
+            calls += 1
+    return stopwatch.seconds / total
+
+
+def one_thread_seconds(step: Step, seconds: float) -> float:
+    """Median seconds of a step on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure({"step": step}, seconds)["step"].median
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _stopwatch() -> Iterator[_Stopwatch]:
+    native = cpu.native
+    stopwatch = _Stopwatch(native)
+    cpu.native = stopwatch  # type: ignore[assignment]
+    try:
+        yield stopwatch
+    finally:
+        cpu.native = native

@@ -1,0 +1,213 @@
+"""Tables from the numbers: text for a terminal, Markdown for README and results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = Sequence[str]
+
+ENTRY_HEADER = (
+    "", "ms", "quartiles", "x fastmeta", "GFLOP/s", "% of mm", "error", "MB", "1st call s",
+)  # fmt: skip
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The whole report as text.
+
+    Args:
+        results: what ``run`` returned, or ``read_json`` read.
+    """
+    blocks = [_heading(results)]
+    blocks += [_point_text(point) for point in results["points"]]
+    if len(results["points"]) > 1:
+        blocks.append(_aligned(_summary(results)))
+    if results["memory_in_steps"]:
+        blocks.append(_memory_line(results["memory_in_steps"]))
+    blocks.append("\n".join(results["notes"]))
+    return "\n\n".join(blocks)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Two Markdown tables, of ratios and of times, under a line that says where and with what."""
+    blocks = [
+        _heading(results),
+        _markdown_table(_summary(results)),
+        "Milliseconds a meta-step:",
+        _markdown_table(_times(results)),
+    ]
+    if results["memory_in_steps"]:
+        blocks.append(_memory_line(results["memory_in_steps"]))
+    reasons = _reasons(results["points"])
+    blocks.append("\n".join(f"- {note}" for note in [*results["notes"], *reasons]))
+    return "\n\n".join(blocks)
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+
+def _heading(results: dict[str, Any]) -> str:
+    machine, ceilings = results["machine"], results["ceilings"]
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
+    return (
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores' threads, "
+        f"{machine['cpu_capability']}, native kernels {machine['native_kernels'] or 'not built'}; "
+        f"torch.mm {ceilings['mm_flops_per_s'] / 1e9:.0f} GFLOP/s, "
+        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s.\n"
+        f"{versions}; commit {machine['commit'] or 'unknown'}; {machine['date']}."
+    )
+
+
+def _point_text(point: dict[str, Any]) -> str:
+    lines = [
+        f"{point['workload']['name']}   {_floor(point)}",
+        _aligned([ENTRY_HEADER, *(_entry_row(entry) for entry in point["entries"])]),
+    ]
+    if _ours(point)["median_s"]:
+        lines.append(_where_time_went(point))
+    return "\n".join(lines)
+
+
+def _floor(point: dict[str, Any]) -> str:
+    roofline = point["roofline"]
+    return (
+        f"{point['useful_flops'] / 1e6:.4g} useful MFLOP: at least "
+        f"{_ms(roofline['arithmetic_s'])} ms at the rate of torch.mm, "
+        f"{_ms(roofline['data_s'])} ms to move the data"
+    )
+
+
+def _entry_row(entry: dict[str, Any]) -> Row:
+    if entry["status"] != "timed":
+        return (entry["name"], f"{entry['status']}: {entry['reason']}")
+    return (
+        entry["name"] + ("*" if entry["extrapolated"] else ""),
+        _ms(entry["median_s"]),
+        f"{_ms(entry['low_s'])}..{_ms(entry['high_s'])}",
+        _ratio(entry["times_fastmeta"]),
+        f"{entry['useful_flops_per_s'] / 1e9:.3g}",
+        f"{100 * entry['share_of_mm']:.1f}",
+        f"{entry['gradient_error']:.0e}",
+        "-" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / 1e6:.0f}",
+        f"{entry['first_call_s']:.2g}",
+    )
+
+
+def _where_time_went(point: dict[str, Any]) -> str:
+    roofline, seconds = point["roofline"], _ours(point)["median_s"]
+    parts = [f"fastmeta: {100 * roofline['arithmetic_s'] / seconds:.0f} % of the arithmetic limit"]
+    share = roofline["native_share"]
+    if share is not None:
+        outside = f"{_ms((1 - share) * seconds)} ms outside"
+        parts.append(f"{100 * share:.0f} % of the time in native kernels, {outside}")
+    if roofline["one_thread_s"] is not None:
+        parts.append(f"{roofline['one_thread_s'] / seconds:.2f} times as fast as on one thread")
+    return "; ".join(parts)
+
+
+def _summary(results: dict[str, Any]) -> list[Row]:
+    header = ("workload", "fastmeta ms", "GFLOP/s", "% of mm", "vs loop", "vs best rival", "which")
+    return [header, *(_summary_row(point) for point in results["points"])]
+
+
+def _summary_row(point: dict[str, Any]) -> Row:
+    name, ours = point["workload"]["name"], _ours(point)
+    if ours["status"] != "timed":
+        return (name, f"{ours['status']}: {ours['reason']}", "", "", "", "", "")
+    loop = next((entry for entry in point["entries"] if entry["name"] == "loop"), None)
+    return (
+        name,
+        _ms(ours["median_s"]),
+        f"{ours['useful_flops_per_s'] / 1e9:.3g}",
+        f"{100 * ours['share_of_mm']:.0f}",
+        _ratio(loop["times_fastmeta"]) + ("*" if loop["extrapolated"] else "") if loop else "-",
+        _ratio(point["times_best_rival"]),
+        point["best_rival"] or "-",
+    )
+
+
+def _times(results: dict[str, Any]) -> list[Row]:
+    points = results["points"]
+    names = [entry["name"] for entry in points[0]["entries"]]
+    timed = {e["name"] for point in points for e in point["entries"] if e["status"] == "timed"}
+    names = [name for name in names if name in timed]
+    rows = [_times_row(point, names) for point in points]
+    return [("workload", *names), *rows]
+
+
+def _times_row(point: dict[str, Any], names: Iterable[str]) -> Row:
+    by_name = {entry["name"]: entry for entry in point["entries"]}
+    cells = (
+        _ms(by_name[name]["median_s"]) + ("*" if by_name[name]["extrapolated"] else "")
+        if by_name[name]["status"] == "timed"
+        else by_name[name]["status"]
+        for name in names
+    )
+    return (point["workload"]["name"], *cells)
+
+
+def _reasons(points: Iterable[dict[str, Any]]) -> list[str]:
+    """Why something was not timed, each reason once."""
+    reasons = {
+        f"{entry['name']} {entry['status']}: {entry['reason']}."
+        for point in points
+        for entry in point["entries"]
+        if entry["status"] != "timed"
+    }
+    return sorted(reasons)
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    points = "; ".join(
+        f"K={p['steps']}: {p['peak_bytes'] / 1e6:.0f} MB, of it fast weights "
+        f"{p['fast_weight_bytes'] / 1e6:.0f} MB"
+        for p in memory["points"]
+    )
+    verdict = "flat" if memory["flat"] else "NOT flat"
+    return (
+        f"Peak memory of fastmeta, {memory['workload']}: {points}. Limit "
+        f"{memory['limit_bytes'] / 1e6:.0f} MB (1.3 times the first, plus the fast weights): "
+        f"{verdict}."
+    )
+
+
+def _ours(point: dict[str, Any]) -> dict[str, Any]:
+    return next(entry for entry in point["entries"] if entry["name"] == "fastmeta")
+
+
+# ---- cells -------------------------------------------------------------------------------------
+
+
+def _ms(seconds: float) -> str:
+    milliseconds = 1e3 * seconds
+    if milliseconds < 0.001:
+        return "<0.001"
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
+
+
+def _ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+
+
+def _aligned(rows: Sequence[Row]) -> str:
+    """Columns as wide as their widest cell; a row of two cells is a name and a sentence."""
+    full = [row for row in rows if len(row) == len(rows[0])]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    widths[0] = max(len(row[0]) for row in rows)
+    return "\n".join(_line(row, widths, len(rows[0])) for row in rows)
+
+
+def _line(row: Row, widths: Sequence[int], columns: int) -> str:
+    name = row[0].ljust(widths[0])
+    if len(row) < columns:
+        return f"  {name}  {row[1]}"
+    cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+    return f"  {name}  {'  '.join(cells)}"
+
+
+def _markdown_table(rows: Sequence[Row]) -> str:
+    header, *body = rows
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *body))

@@ -1,0 +1,32 @@
+"""`fastmeta bench`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+
+from fastmeta import bench
+from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.setup import check_writable, set_threads
+
+
+def run(options: argparse.Namespace) -> int:
+    """Time the workloads, print the table and write the JSON."""
+    set_threads(options.threads)
+    _check_names("--workload", options.workload, bench.WORKLOADS)
+    _check_names("--rival", options.rival, bench.RIVALS)
+    if options.json:
+        with usage_errors():
+            check_writable(Path(options.json))
+    results = bench.run(options.workload, options.rival, options.quick, options.seconds)
+    print(bench.format_table(results))
+    if options.json:
+        bench.write_json(results, Path(options.json))
+    return 0
+
+
+def _check_names(option: str, names: Collection[str] | None, known: Collection[str]) -> None:
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise UsageError(f"{option} {unknown[0]!r} is none of {', '.join(known)}")

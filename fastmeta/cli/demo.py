@@ -1,0 +1,200 @@
+"""`fastmeta demo`: learn sine waves, plot what adaptation does, and time it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmeta import MAML, TaskBatch
+from fastmeta.cli.errors import usage_errors
+from fastmeta.cli.progress import Progress
+from fastmeta.cli.setup import check_writable, set_threads
+from fastmeta.episodes import Sinusoid
+from fastmeta.models import mlp
+from fastmeta.training import Run, error_by_step, interval, train
+
+TASKS, SHOTS, INNER_STEPS, INNER_LR = 25, 10, 5, 0.01
+SHOWN_STEPS = (0, 1, 5)
+TIMED_SECONDS = 3.0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, report the error before and after adaptation, plot, and compare speeds."""
+    set_threads(options.threads)
+    torch.manual_seed(options.seed)
+    plot = Path(options.plot)
+    with usage_errors():
+        meta = MAML(
+            mlp([1, 40, 40, 1]),
+            inner_lr=INNER_LR,
+            inner_steps=INNER_STEPS,
+            loss="mse",
+            engine=options.engine,
+        )
+        check_writable(plot)
+        engine = meta.choice().name
+    print(f"learning to learn sine waves from {SHOTS} points: network 1-40-40-1, MAML with exact")
+    print(f"second order, {INNER_STEPS} inner steps, {TASKS} tasks a meta-step, engine {engine}")
+    seconds = _learn(meta, options.steps, options.seed)
+    print(f"\n{options.steps} meta-steps in {seconds:.1f} s\n")
+
+    unseen = Sinusoid(shots=SHOTS, queries=100, seed=options.seed + 1_000_003).sample(1000)
+    _print_errors(meta, unseen)
+    _plot(meta, options.seed, plot)
+    print(f"\nplot: {plot}\n")
+    _print_speed(meta, options.seed)
+    return 0
+
+
+def _learn(meta: MAML, steps: int, seed: int) -> float:
+    """Train and return the seconds it took."""
+    optimizer = torch.optim.Adam(meta.parameters(), lr=1e-3, fused=True)
+    source = Sinusoid(shots=SHOTS, queries=SHOTS, seed=seed)
+    start = time.perf_counter()
+    with Progress("learning", steps) as progress:
+        stopped = train(
+            Run(meta, source, optimizer, meta_batch=TASKS),
+            steps=steps,
+            report=lambda _, loss: progress.advance(loss),
+        )
+    if stopped is not None:
+        raise KeyboardInterrupt
+    return time.perf_counter() - start
+
+
+def _print_errors(meta: MAML, tasks: TaskBatch) -> None:
+    errors = error_by_step(meta, tasks, max(SHOWN_STEPS))
+    print(f"mean squared error on {len(tasks)} new waves (95 % interval)")
+    for step in SHOWN_STEPS:
+        error = interval(errors[step])
+        print(f"  {_after(step):<18}{error.mean:7.3f}  ({error.low:.3f} .. {error.high:.3f})")
+
+
+def _after(step: int) -> str:
+    if step == 0:
+        return "before adaptation"
+    return f"after {step} step{'s' if step > 1 else ''}"
+
+
+# ---- the plot -----------------------------------------------------------------------------------
+
+
+def _plot(meta: MAML, seed: int, path: Path) -> None:
+    """Draw three new waves, their support points and the predictions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = Sinusoid(shots=SHOTS, queries=400, seed=seed + 7).sample(3)
+    order = tasks.query_x.argsort(dim=1)
+    x, y = tasks.query_x.gather(1, order), tasks.query_y.gather(1, order)
+    support = (tasks.support_x, tasks.support_y)
+    with torch.no_grad():
+        curves = {k: meta.adapt(*support, inner_steps=k)(x) for k in SHOWN_STEPS}
+    colours = {0: "#9aa0a6", 1: "#f2a03d", 5: "#d1335b"}
+    styles = {0: ":", 1: "--", 5: "-"}
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3, sharey=True)
+    for task, panel in enumerate(panels):
+        panel.plot(x[task], y[task], color="#1f5fa8", linewidth=5, alpha=0.35, label="sine wave")
+        for step, curve in curves.items():
+            panel.plot(
+                x[task],
+                curve[task],
+                styles[step],
+                color=colours[step],
+                linewidth=2,
+                label=f"prediction {_after(step)}",
+            )
+        panel.plot(
+            support[0][task],
+            support[1][task],
+            "o",
+            color="#12355b",
+            markersize=6,
+            zorder=5,
+            label=f"{SHOTS} support points",
+        )
+        panel.set_xlabel("x")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("y")
+    figure.suptitle("Three new sine waves: what a few gradient steps make of one network")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+# ---- the speed ----------------------------------------------------------------------------------
+
+
+def _print_speed(meta: MAML, seed: int) -> None:
+    """Time whole meta-steps of fastmeta and of plain PyTorch, and compare their numbers."""
+    tasks = Sinusoid(shots=SHOTS, queries=SHOTS, seed=seed).sample(TASKS)
+    parameters = list(meta.model.parameters())
+
+    def ours() -> Tensor:
+        return meta(tasks).loss.mean()
+
+    def plain() -> Tensor:
+        return plain_maml(parameters, tasks, INNER_STEPS, INNER_LR)
+
+    losses, gradients = zip(*(_outcome(step, parameters) for step in (ours, plain)), strict=True)
+    difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    fast, slow = (_steps_per_second(step, parameters) for step in (ours, plain))
+    print(f"meta-steps per second, measured now ({torch.get_num_threads()} threads):")
+    print(f"  fastmeta            {fast:9.1f}")
+    print(f"  plain PyTorch loop  {slow:9.1f}")
+    print(f"  ratio               {fast / slow:9.1f}")
+    print(f"same numbers: loss {losses[0]:.6f} and {losses[1]:.6f}, meta-gradients differ by")
+    print(f"{difference:.1e} of their length (float32 rounds to 6e-08)")
+    if not (torch.allclose(losses[0], losses[1], rtol=1e-4) and difference < 1e-3):
+        raise RuntimeError("fastmeta and plain PyTorch disagree: please report this as a bug")
+
+
+def plain_maml(
+    parameters: Sequence[Tensor], tasks: TaskBatch, inner_steps: int, inner_lr: float
+) -> Tensor:
+    """Return the MAML loss as one writes it in PyTorch: a loop over tasks, graph kept."""
+    losses = []
+    for x, y, query_x, query_y in zip(
+        tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, strict=True
+    ):
+        fast = list(parameters)
+        for _ in range(inner_steps):
+            loss = F.mse_loss(_relu_network(fast, x), y)
+            gradients = torch.autograd.grad(loss, fast, create_graph=True)
+            fast = [p - inner_lr * g for p, g in zip(fast, gradients, strict=True)]
+        losses.append(F.mse_loss(_relu_network(fast, query_x), query_y))
+    return torch.stack(losses).mean()
+
+
+def _relu_network(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+    *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
+    for weight, bias in hidden:
+        x = torch.relu(F.linear(x, weight, bias))
+    return F.linear(x, *last)
+
+
+def _outcome(step: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    loss = step()
+    gradients = torch.autograd.grad(loss, parameters)
+    return loss.detach(), torch.cat([g.flatten() for g in gradients])
+
+
+def _steps_per_second(step: Callable[[], Tensor], parameters: Sequence[Tensor]) -> float:
+    """Forward and backward, after a warm-up, for about three seconds."""
+    for _ in range(3):
+        _outcome(step, parameters)
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < TIMED_SECONDS:
+        _outcome(step, parameters)
+        count += 1
+    return count / elapsed

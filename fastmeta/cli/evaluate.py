@@ -1,0 +1,27 @@
+"""`fastmeta evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from fastmeta.cli.errors import usage_errors
+from fastmeta.cli.setup import check_writable, set_threads
+from fastmeta.training import load_checkpoint
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate a checkpoint on tasks that it was not trained on."""
+    set_threads(options.threads)
+    with usage_errors():
+        checkpoint = load_checkpoint(options.checkpoint)
+        if options.json:
+            check_writable(Path(options.json))
+    print(f"{options.checkpoint}, {checkpoint.step} meta-steps")
+    source = importlib.import_module(f"fastmeta.cli.{checkpoint.config['source']['kind']}")
+    numbers = {"meta_steps": checkpoint.step, **source.evaluate(checkpoint, options)}
+    if options.json:
+        Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n")
+    return 0

@@ -1,0 +1,176 @@
+"""A module called as a pure function, for one task or for all of them at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+
+from fastmeta.models import Sine
+
+__all__ = ["ELEMENTWISE", "call_module", "has_hooks", "module_lock", "task_forward"]
+
+ELEMENTWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Softplus, nn.SiLU, nn.ELU, nn.Identity,
+    Sine,
+)  # fmt: skip
+
+# A stateless call puts other tensors into the module while it runs, so whoever runs or reads a
+# module from another thread waits.
+module_lock = threading.RLock()
+
+
+def task_forward(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    randomness: str | None = None,
+) -> Tensor:
+    """Run a module for T tasks, each with its own parameters.
+
+    Args:
+        module: gives structure, buffers and mode; its own parameters are not used.
+        parameters: every parameter by name, [T, *shape] or, shared by all tasks, [*shape].
+        x: [T, S, ...].
+        randomness: None (a random layer is an error), "same" or "different" over tasks.
+
+    Returns:
+        [T, S, O...], differentiable to any order that the module is.
+
+    Raises:
+        RuntimeError: the module does something that vmap cannot batch.
+
+    Equivalent to::
+
+        torch.stack([torch.func.functional_call(module, {n: p[t] for n, p in parameters.items()},
+                                                (x[t],)) for t in range(T)])
+    """
+    layers = _linear_chain(module)
+    if layers is not None and x.dim() >= 3:
+        return _chain_forward(layers, parameters, x)
+    return _vmap_forward(module, parameters, x, randomness)
+
+
+def call_module(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """``module(x)`` with other parameters; norms use the statistics of `x` and keep none."""
+    with module_lock, _batch_statistics(module), _twice_differentiable_attention():
+        return torch.func.functional_call(module, dict(parameters), (x,))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module itself (its children aside) does more than its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _vmap_forward(
+    module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, randomness: str | None
+) -> Tensor:
+    with module_lock:
+        ranks = {name: own.dim() for name, own in module.named_parameters()}
+    per_task = {name: None if p.dim() == ranks[name] else 0 for name, p in parameters.items()}
+    one_task = torch.func.vmap(
+        lambda task_parameters, task_x: call_module(module, task_parameters, task_x),
+        in_dims=(per_task, 0),
+        randomness=randomness or "error",
+    )
+    try:
+        return one_task(dict(parameters), x)
+    except RuntimeError as error:
+        raise RuntimeError(_explain_vmap(module, str(error))) from error
+
+
+def _explain_vmap(module: nn.Module, message: str) -> str:
+    name = type(module).__name__
+    if "randomness" in message:
+        return (
+            f"{name} draws random numbers in its forward: call .eval() on its dropout layers, or "
+            f'choose engine="vmap" with randomness="different" or "same" ({message})'
+        )
+    if "vmap" in message or "in-place" in message or "data-dependent" in message:
+        return (
+            f"{name} cannot run for many tasks at once: {message}\nThe way out: "
+            'with fastmeta.use_backend("reference"), which runs one task after another, or a '
+            "forward without in-place updates of buffers and without control flow on values."
+        )
+    return message
+
+
+def _linear_chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
+    """The layers, by name, of a chain of linear layers and activations; None for all else."""
+    if has_hooks(module):
+        return None
+    if type(module) in (nn.Linear, *ELEMENTWISE) or _keeps_samples(module):
+        return [(prefix, module)]
+    if type(module) is not nn.Sequential:
+        return None
+    layers = []
+    for name, child in module._modules.items():
+        inner = _linear_chain(child, f"{prefix}{name}.") if child is not None else None
+        if inner is None:
+            return None
+        layers += inner
+    return layers
+
+
+def _keeps_samples(module: nn.Module) -> bool:
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+
+
+def _chain_forward(
+    layers: list[tuple[str, nn.Module]], parameters: Mapping[str, Tensor], x: Tensor
+) -> Tensor:
+    for prefix, layer in layers:
+        if type(layer) is nn.Linear:
+            x = _linear(x, parameters[f"{prefix}weight"], parameters.get(f"{prefix}bias"))
+        elif type(layer) is nn.Flatten:
+            x = x.flatten(2)
+        else:
+            x = layer(x)
+    return x
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dim() == 2 and (bias is None or bias.dim() == 1):
+        return F.linear(x, weight, bias)
+    rows = x.flatten(1, -2)  # [T, samples, I]
+    weight = weight.expand(len(x), *weight.shape[-2:]).mT
+    if bias is None:
+        y = torch.bmm(rows, weight)
+    else:
+        bias = bias.expand(len(x), bias.shape[-1])
+        y = torch.baddbmm(bias.unsqueeze(1), rows, weight)
+    return y.unflatten(1, x.shape[1:-1])
+
+
+@contextmanager
+def _batch_statistics(module: nn.Module) -> Iterator[None]:
+    """Norms use the statistics of the task and leave the running ones alone."""
+    tracking = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    buffers = [norm._buffers for norm in tracking]
+    for norm in tracking:
+        norm.track_running_stats = False
+        norm._buffers = dict.fromkeys(norm._buffers)
+    try:
+        yield
+    finally:
+        for norm, own in zip(tracking, buffers, strict=True):
+            norm.track_running_stats = True
+            norm._buffers = own
+
+
+@contextmanager
+def _twice_differentiable_attention() -> Iterator[None]:
+    """Attention by plain products: the fused kernels have no double backward."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)

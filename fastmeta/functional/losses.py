@@ -1,0 +1,160 @@
+"""Losses of many tasks at once: one number a task, padding weighted away."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "takes_weight", "task_loss"]
+
+Loss = str | Callable[..., Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over the samples of each task.
+
+    Args:
+        logits: [T, S, N], floating.
+        labels: [T, S], int64, in [0, N).
+        weight: [T, S], not negative; the mean becomes sum(weight * loss) / sum(weight).
+
+    Returns:
+        [T], differentiable to any order.
+
+    Raises:
+        ValueError: shapes that do not fit, or a label outside [0, N).
+        TypeError: labels that are not int64.
+
+    Equivalent to::
+
+        torch.stack([F.cross_entropy(logits[t], labels[t]) for t in range(T)])
+    """
+    if logits.dim() != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"logits [T, S, N] and labels [T, S] do not fit: {_shape(logits)} and {_shape(labels)}"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, not {labels.dtype}")
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
+        raise ValueError(f"labels outside [0, {logits.shape[-1]}): {labels.unique().tolist()}")
+    _check_weight(weight, logits)
+    return _weighted_mean(_cross_entropies(logits, labels), weight)
+
+
+def mse_loss(predictions: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error over the samples and outputs of each task.
+
+    Args:
+        predictions, targets: [T, S, O...], floating.
+        weight: [T, S], not negative; the mean over samples becomes sum(weight * loss) /
+            sum(weight).
+
+    Returns:
+        [T], differentiable to any order.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Equivalent to::
+
+        torch.stack([F.mse_loss(predictions[t], targets[t]) for t in range(T)])
+    """
+    _check_same_shape(predictions, targets)
+    _check_weight(weight, predictions)
+    return _weighted_mean(_squared_errors(predictions, targets), weight)
+
+
+def bce(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy, from logits, over the samples and outputs of each task.
+
+    Args:
+        logits, targets: [T, S, O...], floating; targets in [0, 1].
+        weight: [T, S], not negative; the mean over samples becomes sum(weight * loss) /
+            sum(weight).
+
+    Returns:
+        [T], differentiable to any order.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Equivalent to::
+
+        torch.stack([F.binary_cross_entropy_with_logits(logits[t], targets[t]) for t in range(T)])
+    """
+    _check_same_shape(logits, targets)
+    _check_weight(weight, logits)
+    return _weighted_mean(_binary_cross_entropies(logits, targets), weight)
+
+
+def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+    """The loss [T] of checked predictions [T, S, O...], by name or by a task's callable."""
+    if isinstance(loss, str):
+        return _weighted_mean(LOSSES[loss](predictions, targets), weight)
+    return torch.func.vmap(loss)(*(predictions, targets, *(() if weight is None else (weight,))))
+
+
+def takes_weight(loss: Loss) -> bool:
+    """Whether a loss can be given sample weights: a name, or ``f(predictions, targets, weight)``.
+
+    Losses of torch itself mean class weights by `weight`, so they do not count.
+    """
+    if isinstance(loss, str):
+        return True
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    if (getattr(function, "__module__", None) or "").startswith("torch."):
+        return False
+    return list(inspect.signature(function).parameters)[2:3] == ["weight"]
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    return -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def _squared_errors(predictions: Tensor, targets: Tensor) -> Tensor:
+    return _mean_over_outputs((predictions - targets).square())
+
+
+def _binary_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    # Written out: double backward of the fused loss is missing in some releases of torch.
+    return _mean_over_outputs(F.softplus(logits) - targets * logits)
+
+
+LOSSES = {
+    "cross_entropy": _cross_entropies,
+    "mse": _squared_errors,
+    "bce": _binary_cross_entropies,
+}
+
+
+def _mean_over_outputs(losses: Tensor) -> Tensor:
+    return losses.flatten(2).mean(2) if losses.dim() > 2 else losses
+
+
+def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return losses.mean(1)
+    return (weight * losses).sum(1) / weight.sum(1)
+
+
+def _check_same_shape(predictions: Tensor, targets: Tensor) -> None:
+    if predictions.dim() < 2 or predictions.shape != targets.shape:
+        raise ValueError(
+            "predictions and targets must have one shape [T, S, O...], not "
+            f"{_shape(predictions)} and {_shape(targets)}"
+        )
+
+
+def _check_weight(weight: Tensor | None, predictions: Tensor) -> None:
+    if weight is not None and weight.shape != predictions.shape[:2]:
+        raise ValueError(
+            f"weight [T, S] must be {list(predictions.shape[:2])}, not {_shape(weight)}"
+        )
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

@@ -1,0 +1,115 @@
+"""Which modules are chains that the native kernels know, and what they look like to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fastmeta.functional.forward import has_hooks
+from fastmeta.models import Sine
+
+__all__ = ["Chain", "chain_of"]
+
+# The native side's (kind, activation, a, b, in, out, weight, bias).
+Node = tuple[str, str, float, float, int, int, int, int]
+
+_MAX_NODES = 256
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A module as the native kernels see it.
+
+    Attributes:
+        nodes: linear layers and activations in the order they run.
+        names: the module's parameters, in the order that the nodes' indices mean.
+        outputs: the width of the last layer.
+        flattens: a Flatten comes before the first linear layer, so samples may have any shape.
+    """
+
+    nodes: tuple[Node, ...]
+    names: tuple[str, ...]
+    flattens: bool
+    outputs: int
+
+
+def chain_of(module: nn.Module) -> Chain | str:
+    """The chain that a module is, or a sentence saying why it is none."""
+    nodes: list[Node] = []
+    names: list[str] = []
+    flattens = False
+    width = _first_width(module)
+    if width is None:
+        return "the module has no linear layer"
+    for name, layer in _leaves(module):
+        if has_hooks(layer):
+            return f"{_called(name, layer)} has hooks, which the native kernels would not call"
+        kind = type(layer)
+        if kind is nn.Identity or (isinstance(layer, nn.Dropout) and _idle(layer)):
+            continue
+        if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
+            flattens = flattens or not names
+            continue
+        if kind is nn.Linear:
+            if layer.in_features != width:
+                return f"{_called(name, layer)} takes {layer.in_features} inputs but gets {width}"
+            width = layer.out_features
+            bias = len(names) + 1 if layer.bias is not None else -1
+            nodes.append(
+                ("linear", "", 0.0, 0.0, layer.in_features, width, len(names), bias)
+            )
+            names += [f"{name}weight"] + ([f"{name}bias"] if bias >= 0 else [])
+            continue
+        activation = _activation(layer)
+        if activation is None:
+            return f"{_called(name, layer)} is not among the layers that the native kernels have"
+        nodes.append(("activation", *activation, width, width, -1, -1))
+    if len(nodes) > _MAX_NODES:
+        return f"the chain has {len(nodes)} layers, and the native kernels take {_MAX_NODES}"
+    missing = set(names) ^ {name for name, _ in module.named_parameters()}
+    if missing:
+        return f"layers share parameters ({', '.join(sorted(missing))})"
+    return Chain(tuple(nodes), tuple(names), flattens, width)
+
+
+def _leaves(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """The layers of nested Sequentials in the order they run, with the prefix of their names."""
+    if type(module) is not nn.Sequential or has_hooks(module):
+        return [(prefix, module)]
+    return [
+        leaf
+        for name, child in module._modules.items()
+        if child is not None
+        for leaf in _leaves(child, f"{prefix}{name}.")
+    ]
+
+
+def _first_width(module: nn.Module) -> int | None:
+    linears = (leaf.in_features for _, leaf in _leaves(module) if type(leaf) is nn.Linear)
+    return next(linears, None)
+
+
+def _idle(dropout: nn.Dropout) -> bool:
+    return not dropout.training or dropout.p == 0
+
+
+def _called(name: str, layer: nn.Module) -> str:
+    kind = type(layer).__name__
+    return f"layer {name.rstrip('.')!r} ({kind})" if name else f"the module ({kind})"
+
+
+def _activation(layer: Any) -> tuple[str, float, float] | None:
+    """Name and constants of an activation, or None."""
+    kind = type(layer)
+    if kind is nn.LeakyReLU and layer.negative_slope >= 0:
+        return "leaky_relu", float(layer.negative_slope), 0.0
+    if kind is nn.GELU:
+        return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 0.0, 0.0
+    if kind is nn.Softplus and layer.beta > 0:
+        return "softplus", float(layer.beta), float(layer.threshold)
+    if kind is Sine:
+        return "sine", float(layer.frequency), 0.0
+    plain = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+    return (plain[kind], 0.0, 0.0) if kind in plain else None

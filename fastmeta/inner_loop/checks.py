@@ -1,0 +1,194 @@
+"""What must hold between a module, a loss and a batch of tasks, checked before any engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from fastmeta.functional.forward import call_module, module_lock
+from fastmeta.functional.losses import takes_weight, task_loss
+from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
+from fastmeta.tasks import TaskBatch
+
+__all__ = ["check_labels", "check_model"]
+
+
+def check_model(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> int:
+    """Run the first task's support once through module and loss, to tell early what cannot work.
+
+    Returns:
+        The number of outputs a sample: n_way for a classifier.
+
+    Raises:
+        ValueError, TypeError: with the argument's name and the shapes.
+    """
+    with module_lock:
+        _check_parameters(loop.module, parameters, tasks)
+        check_rates(loop, parameters, rates)
+        _check_dropout(loop)
+        if tasks.support_weight is not None or tasks.query_weight is not None:
+            _check_weights(loop)
+        predictions = _probe(loop, parameters, tasks)
+    _check_targets(loop, predictions, tasks)
+    check_labels(loop, predictions.shape[-1], tasks)
+    _check_loss(loop, predictions, tasks)
+    return predictions.shape[-1]
+
+
+def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
+    """ValueError for a label outside [0, n_way) where the loss takes labels."""
+    if loop.loss == "cross_entropy":
+        tasks.check_labels(n_way)
+
+
+def _check_parameters(
+    module: nn.Module, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> None:
+    own = dict(module.named_parameters())
+    if own.keys() != parameters.keys():
+        raise ValueError(f"parameters are {list(parameters)}, but the module's are {list(own)}")
+    for name, parameter in parameters.items():
+        if is_lazy(own[name]):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the module once before")
+        shape = list(own[name].shape)
+        if list(parameter.shape) not in (shape, [len(tasks), *shape]):
+            raise ValueError(
+                f"parameter {name!r} must be {shape} or {[len(tasks), *shape]}, "
+                f"not {list(parameter.shape)}"
+            )
+        if parameter.device != tasks.support_x.device:
+            raise TypeError(
+                f"parameter {name!r} is on {parameter.device}, support_x on "
+                f"{tasks.support_x.device}"
+            )
+    dtypes = {parameter.dtype for parameter in parameters.values()}
+    x = tasks.support_x
+    if dtypes and x.is_floating_point() and x.dtype not in dtypes:
+        raise TypeError(f"support_x is {x.dtype}, the parameters {', '.join(map(str, dtypes))}")
+
+
+def _check_dropout(loop: InnerLoop) -> None:
+    active = [
+        name
+        for name, layer in loop.module.named_modules()
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0
+    ]
+    if active and loop.randomness is None:
+        raise ValueError(
+            f"dropout in training mode ({', '.join(active)}) makes the inner loop random: call "
+            '.eval() on it, or choose engine="vmap" with randomness="different" or "same"'
+        )
+
+
+def _check_weights(loop: InnerLoop) -> None:
+    if not takes_weight(loop.loss):
+        raise ValueError(
+            "support_weight and query_weight need a loss that takes them: a name, or a callable "
+            "(predictions, targets, weight)"
+        )
+    norms = [n for n, layer in loop.module.named_modules() if isinstance(layer, _BatchNorm)]
+    if norms:
+        raise ValueError(
+            f"support_weight and query_weight do not go with batch norms ({', '.join(norms)}): "
+            "padding would enter their statistics"
+        )
+
+
+def _probe(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> Tensor:
+    """Predictions [S, O...] of the first task, with the adapted parameters as variables."""
+    ranks = {name: own.dim() for name, own in loop.module.named_parameters()}
+    theta = {n: (p if p.dim() == ranks[n] else p[0]).detach() for n, p in parameters.items()}
+    theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
+    x = tasks.support_x[0].detach()
+    try:
+        with torch.enable_grad(), _same_random_state(x), _unchanged_buffers(loop.module):
+            predictions = call_module(loop.module, theta, x)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"the module cannot take a task's support_x {list(x.shape)} {x.dtype}: {error}"
+        ) from error
+    if not isinstance(predictions, Tensor):
+        raise TypeError(f"the module must return a tensor, not {type(predictions).__name__}")
+    if predictions.dim() < 1 or len(predictions) != len(x):
+        raise ValueError(
+            f"the module makes {list(predictions.shape)} of a task's support_x {list(x.shape)}; "
+            "it must return one prediction a sample, [S, O]"
+        )
+    if loop.steps and not predictions.requires_grad:
+        raise ValueError(f"the predictions do not depend on what adapts: {list(loop.adapted)}")
+    return predictions
+
+
+def _check_targets(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> None:
+    y, outputs = tasks.support_y, list(predictions.shape[1:])
+    if loop.loss == "cross_entropy":
+        if y.dtype is not torch.int64:
+            raise TypeError(f'loss "cross_entropy" takes int64 labels, and support_y is {y.dtype}')
+        if y.dim() != 2 or predictions.dim() != 2:
+            raise ValueError(
+                'loss "cross_entropy" takes labels [T, S] and predictions [T, S, N]: support_y is '
+                f"{list(y.shape)} and the module's outputs of a sample are {outputs}"
+            )
+    elif isinstance(loop.loss, str):
+        if not y.is_floating_point():
+            raise TypeError(f'loss "{loop.loss}" takes floating targets: support_y is {y.dtype}')
+        if list(y.shape[2:]) != outputs:
+            raise ValueError(
+                f'loss "{loop.loss}" takes targets shaped like the predictions: support_y is '
+                f"{list(y.shape)}, so {list(y.shape[2:])} a sample, and the module's outputs "
+                f"{outputs}"
+            )
+
+
+def _check_loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> None:
+    if isinstance(loop.loss, str):
+        return
+    weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
+    with torch.enable_grad():
+        value = task_loss(
+            loop.loss, predictions.unsqueeze(0), tasks.support_y[:1].detach(), weight
+        )
+    if value.shape != (1,):
+        raise ValueError(f"loss must return a scalar a task, not {list(value.shape[1:])}")
+    if loop.steps and not value.requires_grad:
+        raise ValueError("loss does not depend on the predictions in a differentiable way")
+
+
+@contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """ValueError if the block changes a buffer, which is put back. Norms are looked after."""
+    before = [
+        (owner, name, buffer, buffer._version, buffer.clone())
+        for owner in module.modules()
+        if not isinstance(owner, _NormBase)
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    yield
+    changed = []
+    for owner, name, buffer, version, value in before:
+        if owner._buffers[name] is not buffer or buffer._version != version:
+            owner._buffers[name] = buffer
+            with torch.no_grad():
+                buffer.copy_(value)
+            changed.append(f"{type(owner).__name__}.{name}")
+    if changed:
+        raise ValueError(
+            f"the module's forward changes its buffers ({', '.join(changed)}), which all tasks "
+            "share: compute without them, or update them outside of the forward"
+        )
+
+
+@contextmanager
+def _same_random_state(x: Tensor) -> Iterator[None]:
+    devices = [] if x.device.type == "cpu" else [x.device]
+    with torch.random.fork_rng(devices, device_type="cuda" if not devices else x.device.type):
+        yield

@@ -1,0 +1,108 @@
+"""One predicate decides which engine runs, and says why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from fastmeta.backends import requested_backend
+from fastmeta.inner_loop import reference, resident, vmap
+from fastmeta.inner_loop.loop import InnerLoop, Rates
+
+__all__ = ["ENGINES", "Choice", "choose"]
+
+# Fastest first. Each has can_run, adapt and meta_loss.
+ENGINES: dict[str, ModuleType] = {"resident": resident, "vmap": vmap}
+# The engine that runs a backend's kernels.
+_ENGINE_OF_BACKEND = {"cpu": "resident"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that runs an inner loop, and why not the others.
+
+    Attributes:
+        name: of the engine.
+        engine: its module, with `adapt` and `meta_loss`.
+        passed_over: a sentence for each other engine.
+    """
+
+    name: str
+    engine: ModuleType
+    passed_over: dict[str, str]
+
+    def __str__(self) -> str:
+        others = (f"  not {name}: {reason}" for name, reason in self.passed_over.items())
+        return "\n".join([f"engine: {self.name}", *others])
+
+
+def check_engine(engine: str) -> None:
+    """ValueError unless `engine` is "auto" or the name of one."""
+    names = ("auto", *ENGINES, "reference")
+    if engine not in names:
+        raise ValueError(f"engine must be one of {', '.join(names)}, not {engine!r}")
+
+
+def choose(
+    loop: InnerLoop,
+    tasks: Any,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    engine: str = "auto",
+) -> Choice:
+    """The engine for an inner loop: the backend that is in force, else `engine`, else the fastest.
+
+    Args:
+        loop, parameters, rates: as the engine would get them.
+        tasks: a batch like the one to come, or None where nothing is known of it.
+        engine: "auto", "resident", "vmap" or "reference".
+
+    Raises:
+        ValueError: the backend or engine that is demanded cannot run this, with the reason.
+    """
+    check_engine(engine)
+    backend = requested_backend()
+    if backend == "reference":
+        return _only("reference", 'the backend "reference" is in force')
+    if backend is not None:
+        engine = _engine_for(backend, engine)
+    if engine == "reference":
+        return _only("reference", 'engine="reference" was asked for')
+    if engine != "auto":
+        reason = ENGINES[engine].can_run(loop, tasks, parameters, rates)
+        if reason is not None:
+            raise ValueError(f'the engine "{engine}" was demanded but cannot run this: {reason}')
+        return _only(engine, f'"{engine}" was asked for')
+    return _fastest(loop, tasks, parameters, rates)
+
+
+def _fastest(
+    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+) -> Choice:
+    passed_over: dict[str, str] = {}
+    for name, engine in ENGINES.items():
+        reason = engine.can_run(loop, tasks, parameters, rates)
+        if reason is None:
+            slower = [other for other in (*ENGINES, "reference") if other not in passed_over]
+            passed_over |= {other: f"{name} is faster" for other in slower if other != name}
+            return Choice(name, engine, passed_over)
+        passed_over[name] = reason
+    return Choice("reference", reference, passed_over)
+
+
+def _engine_for(backend: str, engine: str) -> str:
+    needed = _ENGINE_OF_BACKEND[backend]
+    if engine not in ("auto", needed):
+        raise ValueError(
+            f'the backend "{backend}" is in force and runs engine="{needed}", not "{engine}"'
+        )
+    return needed
+
+
+def _only(name: str, reason: str) -> Choice:
+    modules = {**ENGINES, "reference": reference}
+    return Choice(name, modules[name], {other: reason for other in modules if other != name})

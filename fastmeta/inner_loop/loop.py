@@ -1,0 +1,148 @@
+"""The description of one inner loop, which every engine reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.functional.losses import LOSSES, Loss
+
+__all__ = ["InnerLoop", "Rates", "check_grad_mode", "rate_at", "refuse_graph"]
+
+# One rate for all, or a tensor by adapted name: [1 or steps, *broadcastable to the parameter].
+Rates = float | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: hashed by identity, so an engine may cache by it
+class InnerLoop:
+    """`steps` of gradient descent on the support loss, for every task from its own parameters.
+
+    Attributes:
+        module: gives structure, names, buffers and mode; its parameters' values are not read.
+        loss: "cross_entropy", "mse", "bce", or (predictions [S, O], targets) -> scalar.
+        steps: 0 or more.
+        order: 2 for the exact meta-gradient, 1 to take inner gradients as constants (FOMAML).
+        adapted: names of the parameters that take the steps.
+        randomness: what random layers do over tasks, "same" or "different"; None: an error.
+
+    Raises:
+        ValueError, TypeError: an attribute that is not as above.
+    """
+
+    module: nn.Module
+    loss: Loss
+    steps: int
+    order: int
+    adapted: tuple[str, ...]
+    randomness: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise TypeError(f"module must be an nn.Module, not {type(self.module).__name__}")
+        if isinstance(self.loss, str) and self.loss not in LOSSES:
+            raise ValueError(f"loss must be a callable or one of {list(LOSSES)}, not {self.loss!r}")
+        if not isinstance(self.loss, str) and not callable(self.loss):
+            raise TypeError(f"loss must be a name or a callable, not {type(self.loss).__name__}")
+        check_steps(self.steps)
+        if self.order not in (1, 2):
+            raise ValueError(
+                f"order must be 1 or 2, not {self.order!r}; for higher orders: "
+                'with fastmeta.use_backend("reference")'
+            )
+        if self.randomness not in (None, "same", "different"):
+            raise ValueError(
+                f'randomness must be None, "same" or "different", not {self.randomness!r}'
+            )
+        self._check_adapted()
+
+    def _check_adapted(self) -> None:
+        names = {name for name, _ in self.module.named_parameters()}
+        unknown = [name for name in self.adapted if name not in names]
+        if unknown:
+            raise ValueError(f"the module has no parameters {unknown}; it has {sorted(names)}")
+        if self.steps and not self.adapted:
+            raise ValueError(
+                "no parameter adapts: the module has none, or none that requires grad and is "
+                "chosen; inner_steps=0 runs it without adaptation"
+            )
+
+
+def check_steps(steps: int) -> None:
+    """ValueError unless `steps` is a whole number, 0 or more."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"inner steps must be a whole number of 0 or more, not {steps!r}")
+
+
+def check_rates(loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates) -> None:
+    """ValueError or TypeError unless `rates` are as `Rates` says."""
+    if not isinstance(rates, Mapping):
+        if isinstance(rates, bool) or not isinstance(rates, (int, float)):
+            raise TypeError(f"the inner rate must be a number, not {type(rates).__name__}")
+        if not (math.isfinite(rates) and rates >= 0):
+            raise ValueError(f"the inner rate must be finite and not negative, not {rates}")
+        return
+    ranks = {name: own.dim() for name, own in loop.module.named_parameters()}
+    for name in loop.adapted:
+        if name not in rates:
+            raise ValueError(f"no inner rate for {name!r}, which adapts")
+        _check_rate(name, rates[name], parameters[name], ranks[name], loop.steps)
+
+
+def _check_rate(name: str, rate: Tensor, parameter: Tensor, rank: int, steps: int) -> None:
+    shape = parameter.shape[parameter.dim() - rank :]
+    if not isinstance(rate, Tensor):
+        raise TypeError(f"the inner rate of {name!r} must be a tensor, not {type(rate).__name__}")
+    if rate.dtype is not parameter.dtype or rate.device != parameter.device:
+        raise TypeError(
+            f"the inner rate of {name!r} is {rate.dtype} on {rate.device}, the parameter "
+            f"{parameter.dtype} on {parameter.device}"
+        )
+    fits = rate.dim() >= 1 and rate.shape[0] in (1, steps) and rate.dim() - 1 <= rank
+    if not fits or any(
+        r not in (1, s) for r, s in zip(rate.shape[:0:-1], shape[::-1], strict=False)
+    ):
+        raise ValueError(
+            f"the inner rate of {name!r} must be [1 or {steps}, *s] with s broadcastable to "
+            f"{list(shape)}, not {list(rate.shape)}"
+        )
+
+
+def rate_at(rates: Rates, name: str, step: int) -> float | Tensor:
+    """The rate of one parameter at one step: a number, or broadcastable to the parameter."""
+    if not isinstance(rates, Mapping):
+        return rates
+    rate = rates[name]
+    return rate[step if rate.shape[0] > 1 else 0]
+
+
+def refuse_graph(engine: str) -> None:
+    """RuntimeError where a backward that cannot be differentiated runs under create_graph=True.
+
+    Without it the outer derivative would lack the terms through the inner loop and nobody would
+    be told.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"the backward of fastmeta's inner loop ({engine} engine) cannot be differentiated "
+            "itself, and create_graph=True asks for that. The way out, differentiable to any "
+            'order: with fastmeta.use_backend("reference"): around the forward.'
+        )
+
+
+def check_grad_mode() -> None:
+    """RuntimeError where no inner loop can take its gradients: torch.func, torch.inference_mode."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise RuntimeError(
+            "fastmeta's inner loop does not run inside torch.func transforms (grad, vmap, jvp): it "
+            "takes gradients of its own. It is already batched over tasks; for derivatives use "
+            "loss.backward() or torch.autograd.grad outside of them."
+        )
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "torch.inference_mode() forbids the gradients that the inner loop takes: use "
+            "torch.no_grad(), under which nothing is kept for a backward either"
+        )

@@ -1,0 +1,334 @@
+"""What flows through everything: a batch of tasks, and what comes out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.functional.forward import task_forward
+
+__all__ = ["Adapted", "MetaOutput", "TaskBatch"]
+
+
+class TaskBatch:
+    """T tasks, each with S support and Q query samples.
+
+    Ragged tasks are padded to S and Q, and weight 0 marks the padding. Padding may hold anything,
+    NaN and label -1 too: it is replaced here by a copy of the task's first real sample, which
+    weight 0 keeps out of every result.
+
+    Args:
+        support_x: [T, S, ...]. Inputs, targets and weights are on one device, and the floating
+            ones of one dtype.
+        support_y: [T, S] int64 labels, or [T, S, ...] floating targets.
+        query_x: [T, Q, ...], samples shaped like those of `support_x`.
+        query_y: [T, Q] or [T, Q, ...], of the dtype of `support_y`.
+        support_weight: [T, S], finite, not negative, and not all 0 for any task.
+        query_weight: [T, Q], likewise.
+
+    Raises:
+        ValueError: shapes that do not fit, no tasks or samples, weights that are not as above.
+        TypeError: something that is not a tensor, or dtypes or devices that differ.
+    """
+
+    __slots__ = (
+        "support_x", "support_y", "query_x", "query_y", "support_weight", "query_weight",
+        "_labels_below",
+    )  # fmt: skip
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    support_weight: Tensor | None
+    query_weight: Tensor | None
+    _labels_below: int  # the labels are known to be in [0, this)
+
+    def __init__(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        query_x: Tensor,
+        query_y: Tensor,
+        support_weight: Tensor | None = None,
+        query_weight: Tensor | None = None,
+    ) -> None:
+        _check_samples("support", support_x, support_y)
+        _check_samples("query", query_x, query_y)
+        _check_alike("support_x", support_x, "query_x", query_x)
+        _check_alike("support_y", support_y, "query_y", query_y)
+        if support_weight is not None:
+            if _has_padding("support", support_weight, support_x):
+                support_x, support_y = _without_padding(support_weight, support_x, support_y)
+        if query_weight is not None:
+            if _has_padding("query", query_weight, query_x):
+                query_x, query_y = _without_padding(query_weight, query_x, query_y)
+        self.support_x = support_x
+        self.support_y = support_y
+        self.query_x = query_x
+        self.query_y = query_y
+        self.support_weight = support_weight
+        self.query_weight = query_weight
+        self._labels_below = 0
+
+    @classmethod
+    def of_support(
+        cls, support_x: Tensor, support_y: Tensor, support_weight: Tensor | None = None
+    ) -> TaskBatch:
+        """Tasks to adapt to and nothing else: the support set is the query set too."""
+        _check_samples("support", support_x, support_y)
+        if support_weight is not None:
+            if _has_padding("support", support_weight, support_x):
+                support_x, support_y = _without_padding(support_weight, support_x, support_y)
+        support = (support_x, support_y)
+        return cls._checked(*support, *support, support_weight, support_weight)
+
+    @classmethod
+    def _checked(cls, *tensors: Tensor | None) -> TaskBatch:
+        tasks = cls.__new__(cls)
+        for name, tensor in zip(_TENSORS, tensors, strict=True):
+            setattr(tasks, name, tensor)
+        tasks._labels_below = 0
+        return tasks
+
+    def __len__(self) -> int:
+        return self.support_x.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> TaskBatch:
+        """The tasks at an index, a slice, or a 1-D tensor of indices, as a batch of their own."""
+        if isinstance(index, int):
+            position = range(len(self))[index]  # raises IndexError, which also ends iteration
+            index = slice(position, position + 1)
+        chosen = self._map(lambda tensor: tensor[index])
+        if len(chosen) == 0:
+            raise ValueError(f"index {index} leaves none of the {len(self)} tasks")
+        return chosen
+
+    def __iter__(self) -> Iterator[TaskBatch]:
+        """Each task as a batch of one."""
+        return (self[t] for t in range(len(self)))
+
+    def to(
+        self,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> TaskBatch:
+        """On another device; with `dtype`, floating tensors in it and labels as they are."""
+        return self._map(
+            lambda tensor: tensor.to(
+                device=device,
+                dtype=dtype if tensor.is_floating_point() else None,
+                non_blocking=non_blocking,
+            )
+        )
+
+    def pin_memory(self) -> TaskBatch:
+        """In page-locked memory, from which copies to a GPU are asynchronous."""
+        return self._map(Tensor.pin_memory)
+
+    def check_finite(self) -> TaskBatch:
+        """Itself, or ValueError naming the tensor and the tasks that hold NaN or infinity."""
+        for name in _TENSORS[:4]:
+            broken = ~torch.isfinite(getattr(self, name)).flatten(1).all(1)
+            if broken.any():
+                raise ValueError(f"{name} is not finite in tasks {broken.nonzero()[:, 0].tolist()}")
+        return self
+
+    def check_labels(self, n_way: int) -> None:
+        """ValueError if an integer label is outside [0, n_way); remembered, so once a batch."""
+        if self._labels_below == n_way:
+            return
+        for name in ("support_y", "query_y"):
+            low, high = getattr(self, name).aminmax()
+            if int(low) < 0 or int(high) >= n_way:
+                raise ValueError(
+                    f"{name} has labels from {int(low)} to {int(high)}, but the module's "
+                    f"{n_way} outputs make them [0, {n_way})"
+                )
+        self._labels_below = n_way
+
+    def with_inputs(self, support_x: Tensor, query_x: Tensor) -> TaskBatch:
+        """The same tasks seen through features: [T, S, ...] and [T, Q, ...]."""
+        return self._checked(
+            support_x, self.support_y, query_x, self.query_y,
+            self.support_weight, self.query_weight,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        shapes = (
+            f"{name}={list(tensor.shape)}"
+            for name in _TENSORS
+            if (tensor := getattr(self, name)) is not None
+        )
+        return f"TaskBatch({', '.join(shapes)}, {self.support_x.dtype}, {self.support_x.device})"
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
+        tensors = (getattr(self, name) for name in _TENSORS)
+        return self._checked(*(None if tensor is None else change(tensor) for tensor in tensors))
+
+
+_TENSORS = ("support_x", "support_y", "query_x", "query_y", "support_weight", "query_weight")
+
+
+@dataclass(frozen=True)
+class MetaOutput:
+    """What a meta-learner says about the queries of T tasks.
+
+    Attributes:
+        loss: [T], differentiable.
+        predictions: [T, Q, O].
+        targets: [T, Q] or [T, Q, O], as given; padding replaced.
+        weight: [T, Q] or None.
+    """
+
+    loss: Tensor
+    predictions: Tensor
+    targets: Tensor
+    weight: Tensor | None = None
+
+    @property
+    def accuracy(self) -> Tensor:
+        """[T]: the share of a task's queries whose largest output is their label.
+
+        Raises:
+            TypeError: the targets are not class labels.
+        """
+        if self.targets.is_floating_point():
+            raise TypeError(
+                f"accuracy needs integer class labels, and these targets are {self.targets.dtype} "
+                f"{list(self.targets.shape)}"
+            )
+        hits = (self.predictions.argmax(-1) == self.targets).to(self.predictions.dtype)
+        if self.weight is None:
+            return hits.mean(1)
+        return (hits * self.weight).sum(1) / self.weight.sum(1)
+
+
+class Adapted:
+    """A module with the fast weights of T tasks.
+
+    Attributes:
+        parameters: every parameter by name; those that adapted are [T, *shape].
+
+    Args:
+        module: gives structure, buffers and mode.
+        parameters: as the attribute.
+        tasks: T.
+        randomness: None (a random layer is an error), "same" or "different" over tasks.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        tasks: int,
+        randomness: str | None = None,
+    ) -> None:
+        self.module = module
+        self.parameters = dict(parameters)
+        self._tasks = tasks
+        self._randomness = randomness
+
+    def __len__(self) -> int:
+        return self._tasks
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Predictions [T, Q, O] for x [T, Q, ...], differentiable into `x` and the fast weights.
+
+        Raises:
+            ValueError: `x` is not of T tasks.
+        """
+        if x.dim() < 2 or x.shape[0] != self._tasks:
+            raise ValueError(
+                f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}"
+            )
+        return task_forward(self.module, self.parameters, x, self._randomness)
+
+
+def _check_samples(kind: str, x: Tensor, y: Tensor) -> None:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise TypeError(
+            f"{kind}_x and {kind}_y must be tensors, not {type(x).__name__} and {type(y).__name__}"
+        )
+    x_shape, y_shape = x.shape, y.shape
+    if len(x_shape) < 2 or len(y_shape) < 2 or x_shape[:2] != y_shape[:2]:
+        raise ValueError(
+            f"{kind}_x must be [T, {_COUNT[kind]}, ...] and {kind}_y [T, {_COUNT[kind]}, ...], "
+            f"not {list(x_shape)} and {list(y_shape)}"
+        )
+    if x_shape[0] == 0 or x_shape[1] == 0:
+        raise ValueError(f"{kind}_x is empty: {list(x_shape)} has no tasks or no samples")
+    dtype = y.dtype
+    if x.device != y.device:
+        raise TypeError(f"{kind}_x is on {x.device}, {kind}_y on {y.device}")
+    if dtype is torch.int64:
+        return
+    if not dtype.is_floating_point:
+        raise TypeError(f"{kind}_y must be int64 labels or floating targets, not {dtype}")
+    if x.is_floating_point() and x.dtype is not dtype:
+        raise TypeError(f"{kind}_x is {x.dtype}, {kind}_y {dtype}: floating tensors share a dtype")
+
+
+_COUNT = {"support": "S", "query": "Q"}
+
+
+def _check_alike(support_name: str, support: Tensor, query_name: str, query: Tensor) -> None:
+    support_shape, query_shape = support.shape, query.shape
+    if support_shape[0] != query_shape[0]:
+        raise ValueError(
+            f"{support_name} has {support_shape[0]} tasks, {query_name} {query_shape[0]}"
+        )
+    if support_shape[2:] != query_shape[2:]:
+        raise ValueError(
+            f"samples of {support_name} are {list(support_shape[2:])}, of {query_name} "
+            f"{list(query_shape[2:])}"
+        )
+    if support.dtype is not query.dtype or support.device != query.device:
+        raise TypeError(
+            f"{support_name} is {support.dtype} on {support.device}, "
+            f"{query_name} {query.dtype} on {query.device}"
+        )
+
+
+def _has_padding(kind: str, weight: Tensor, x: Tensor) -> bool:
+    """Whether a weight is 0; raises for weights that are not as `TaskBatch` says."""
+    name = f"{kind}_weight"
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, not {_describe(weight)}")
+    if weight.shape != x.shape[:2]:
+        raise ValueError(f"{name} must be {list(x.shape[:2])}, not {list(weight.shape)}")
+    if weight.device != x.device or (x.is_floating_point() and weight.dtype is not x.dtype):
+        raise TypeError(f"{name} is {_describe(weight)}, {kind}_x {_describe(x)}")
+    values = weight.detach()
+    low, high = (bound.item() for bound in values.aminmax())
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(f"{name} must be finite and not negative")
+    empty = values.amax(1) == 0 if low == 0 else None
+    if empty is not None and empty.any():
+        raise ValueError(f"{name} is 0 for every sample of tasks {empty.nonzero()[:, 0].tolist()}")
+    return low == 0
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} on {value.device}"
+    return type(value).__name__
+
+
+def _without_padding(weight: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    real = weight.detach() > 0
+    # A copy of a real sample is safe under any network; a row of zeros is not (x / |x|).
+    first_real = real.int().argmax(1)
+    return _fill(x, real, first_real), _fill(y, real, first_real)
+
+
+def _fill(values: Tensor, real: Tensor, first_real: Tensor) -> Tensor:
+    tasks = torch.arange(len(values), device=values.device)
+    filler = values[tasks, first_real].unsqueeze(1)
+    return torch.where(real[(...,) + (None,) * (values.dim() - 2)], values, filler)

@@ -1,0 +1,140 @@
+import json
+import os
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from tiny_workloads import FIRST_ORDER, TINY
+
+from fastmeta import bench
+from fastmeta.bench import ceilings, suite
+from fastmeta.bench.results import SCHEMA, Entry, Point
+from fastmeta.bench.rivals import RIVALS, Rival
+
+
+def break_down(problem):
+    raise RuntimeError("no such op\nand a long trace")
+
+
+RIVALS_HERE = {
+    "loop": RIVALS["loop"],
+    "bmm": RIVALS["bmm"],
+    "first-order": FIRST_ORDER,
+    "broken": Rival("broken", "breaks", break_down),
+    "absent": Rival("absent", "is not installed", break_down, lambda workload: "not installed"),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_suite(monkeypatch):
+    monkeypatch.setattr(suite, "WORKLOADS", TINY)
+    monkeypatch.setattr(suite, "RIVALS", RIVALS_HERE)
+    monkeypatch.setattr(suite, "SMALL", ("relu", "head"))
+    monkeypatch.setattr(ceilings, "SIZE", 64)
+    monkeypatch.setattr(ceilings, "COPIED_BYTES", 1 << 16)
+
+
+def run(workloads=("relu",), rivals=None, **options):
+    return bench.run(
+        workloads, rivals, quick=True, seconds=0.01, progress=lambda line: None, **options
+    )
+
+
+@pytest.fixture
+def results():
+    return run()
+
+
+def entries(results, point=0):
+    return {entry["name"]: entry for entry in results["points"][point]["entries"]}
+
+
+def test_results_are_complete_and_go_through_json(results, tmp_path):
+    assert set(results) == {
+        "schema", "machine", "settings", "ceilings", "points", "memory_in_steps", "notes",
+    }  # fmt: skip
+    assert results["schema"] == SCHEMA
+    assert {"device", "cpu", "threads", "versions", "commit", "date"} <= set(results["machine"])
+    assert set(results["points"][0]) == {field.name for field in fields(Point)}
+    assert set(entries(results)["loop"]) == {field.name for field in fields(Entry)}
+    bench.write_json(results, tmp_path / "results.json")
+    assert json.dumps(bench.read_json(tmp_path / "results.json")) == json.dumps(results)
+
+
+def test_each_entry_says_how_it_went(results):
+    status = {name: entry["status"] for name, entry in entries(results).items()}
+    assert status == {
+        "fastmeta": "timed",
+        "loop": "timed",
+        "bmm": "timed",
+        "first-order": "wrong",
+        "broken": "failed",
+        "absent": "skipped",
+    }
+
+
+def test_what_is_wrong_is_not_timed_but_its_error_is_reported(results):
+    wrong = entries(results)["first-order"]
+    assert wrong["median_s"] is None and wrong["times_fastmeta"] is None
+    assert wrong["gradient_error"] > 1e-3 and "meta-gradient" in wrong["reason"]
+    assert "wrong: the meta-gradient" in bench.format_table(results)
+
+
+def test_what_breaks_or_is_absent_says_why(results):
+    assert entries(results)["broken"]["reason"] == "RuntimeError: no such op"
+    assert entries(results)["absent"]["reason"] == "not installed"
+
+
+def test_ratios_follow_from_the_times(results):
+    found, point = entries(results), results["points"][0]
+    ours, loop = found["fastmeta"], found["loop"]
+    assert ours["times_fastmeta"] == 1
+    assert loop["times_fastmeta"] == pytest.approx(loop["median_s"] / ours["median_s"])
+    rate = point["useful_flops"] / ours["median_s"]
+    assert ours["share_of_mm"] == pytest.approx(rate / results["ceilings"]["mm_flops_per_s"])
+    best = min(("loop", "bmm"), key=lambda name: found[name]["median_s"])
+    assert point["best_rival"] == best
+    assert point["times_best_rival"] == found[best]["times_fastmeta"]
+
+
+def test_a_long_loop_is_timed_on_a_part_and_says_so(monkeypatch):
+    monkeypatch.setattr(suite, "WORKLOADS", {"relu": replace(TINY["relu"], tasks=40)})
+    monkeypatch.setattr(suite, "PART", 4)
+    monkeypatch.setattr(suite, "QUICK_LONGEST_STEP_S", 1e-6)
+    results = run(rivals=["loop", "bmm"])
+    loop, batched = entries(results)["loop"], entries(results)["bmm"]
+    assert loop["extrapolated"] and loop["measured_tasks"] == 4
+    assert not batched["extrapolated"] and batched["measured_tasks"] == 40
+    # Ten times a loop over four tasks, each of three inner passes: well above the batched step.
+    assert loop["median_s"] > 2 * batched["median_s"]
+    assert any("extrapolated" in note and "loop" in note for note in results["notes"])
+    assert "loop*" in bench.format_table(results)
+
+
+def test_a_quick_run_measures_the_small_workloads(monkeypatch):
+    monkeypatch.setattr(suite, "RIVALS", {"loop": RIVALS["loop"]})
+    results = run(workloads=None)
+    assert [point["workload"]["name"] for point in results["points"]] == ["relu", "head"]
+    assert results["memory_in_steps"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"workloads": ["reluu"]}, {"rivals": ["lop"]}], ids=["workload", "rival"]
+)
+def test_unknown_names_are_refused_with_the_known_ones(arguments):
+    with pytest.raises(ValueError, match=r"unknown \w+ (reluu|lop); there are .*(relu|loop)"):
+        run(**arguments)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity here")
+def test_cores_threads_and_environment_are_given_back():
+    before = (os.sched_getaffinity(0), torch.get_num_threads(), dict(os.environ))
+    run(rivals=["loop"])
+    assert (os.sched_getaffinity(0), torch.get_num_threads(), dict(os.environ)) == before
+
+
+def test_other_files_are_not_read_as_results(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema"):
+        bench.read_json(path)

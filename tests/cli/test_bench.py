@@ -1,0 +1,28 @@
+import json
+
+from fastmeta import bench
+
+
+def test_names_and_results_are_passed_on(fastmeta, tmp_path, monkeypatch):
+    asked = []
+
+    def run(workloads, rivals, quick, seconds):
+        asked.append((workloads, rivals, quick, seconds))
+        return {"points": []}
+
+    workload, rival = next(iter(bench.WORKLOADS)), next(iter(bench.RIVALS))
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "format_table", lambda results: f"table of {results}")
+    monkeypatch.setattr(bench, "write_json", lambda results, path: path.write_text("{}"))
+    line = ["bench", "--quick", "--workload", workload, "--rival", rival, "--json", "new/b.json"]
+    status, out, _ = fastmeta(*line, "--seconds", "0.5")
+    assert status == 0 and "table of {'points': []}" in out
+    assert asked == [([workload], [rival], True, 0.5)]
+    assert json.loads((tmp_path / "new/b.json").read_text()) == {}
+
+
+def test_unknown_names_are_told_with_those_there_are(fastmeta):
+    for option, known in (("--workload", bench.WORKLOADS), ("--rival", bench.RIVALS)):
+        status, _, err = fastmeta("bench", option, "nothing")
+        assert status == 2 and err.count("\n") == 1
+        assert f"{option} 'nothing' is none of" in err and all(name in err for name in known)

@@ -1,0 +1,123 @@
+"""What is told to the user before any engine runs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import classification_tasks, regression_tasks
+from torch import nn
+
+import fastmeta as fm
+from fastmeta.models import mlp
+
+
+def classify(model, loss="cross_entropy", **options):
+    return fm.MAML(model.double(), loss=loss, **options)
+
+
+@pytest.mark.parametrize("backend", ["auto", "vmap", "reference"])
+@pytest.mark.parametrize(
+    ("model", "loss", "error", "said"),
+    [
+        (mlp([3, 3]), "cross_entropy", ValueError, r"cannot take .* \[5, 2\]"),
+        (mlp([2, 2]), "cross_entropy", ValueError, r"labels from 0 to 2, .*\[0, 2\)"),
+        (mlp([2, 3]), "mse", TypeError, "floating targets"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Flatten(0)), "cross_entropy", ValueError, r"\[15\]"),
+        (nn.Sequential(nn.Linear(2, 3), nn.Unflatten(1, (3, 1))), "cross_entropy", ValueError,
+         r"a sample are \[3, 1\]"),
+        (nn.LSTM(2, 3), "cross_entropy", TypeError, "must return a tensor, not tuple"),
+        (mlp([2, 3]), lambda p, y: F.cross_entropy(p, y, reduction="none"), ValueError,
+         r"a scalar a task, not \[5\]"),
+        (mlp([2, 3]), lambda p, y: (p.argmax(-1) == y).double().mean(), ValueError,
+         "differentiable"),
+        (nn.LazyLinear(3), "cross_entropy", ValueError, "run the module once"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_model_is_refused(backend, model, loss, error, said):
+    tasks = classification_tasks([2])
+    tasks.support_y[0, :3] = torch.tensor([0, 1, 2])
+    with pytest.raises(error, match=said):
+        classify(model, loss, engine=backend)(tasks)
+
+
+def test_targets_must_be_shaped_like_the_predictions():
+    tasks = regression_tasks(outputs=1)
+    flat = fm.TaskBatch(
+        tasks.support_x, tasks.support_y[..., 0], tasks.query_x, tasks.query_y[..., 0]
+    )
+    with pytest.raises(ValueError, match=r"support_y is \[3, 5\], so \[\] a sample, .* \[1\]"):
+        classify(mlp([2, 1]), "mse")(flat)
+    with pytest.raises(TypeError, match="int64 labels"):
+        classify(mlp([2, 1]))(tasks)
+
+
+def test_labels_are_checked_in_every_batch():
+    meta, tasks = classify(mlp([2, 3])), classification_tasks([2])
+    meta(tasks)
+    bad = classification_tasks([2])
+    bad.query_y[1, 0] = 3
+    with pytest.raises(ValueError, match="query_y has labels"):
+        meta(bad)
+    bad.query_y[1, 0] = -100
+    with pytest.raises(ValueError, match="labels from -100"):
+        meta(bad)
+
+
+def test_dtypes_and_devices_must_agree():
+    meta = classify(mlp([2, 3]))
+    with pytest.raises(TypeError, match="support_x is torch.float32, the parameters torch.float64"):
+        meta(classification_tasks([2]).to(dtype=torch.float32))
+    with pytest.raises(TypeError, match="is on cpu, support_x on meta"):
+        meta(classification_tasks([2]).to("meta"))
+
+
+def test_weights_and_batch_norm_do_not_go_together():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    x, y = torch.randn(2, 4, 2).double(), torch.zeros(2, 4, dtype=torch.int64)
+    tasks = fm.TaskBatch(x, y, x, y, query_weight=torch.ones(2, 4).double())
+    with pytest.raises(ValueError, match=r"batch norms \(1\)"):
+        classify(model)(tasks)
+
+
+def test_weights_need_a_loss_that_takes_them():
+    x, y = torch.randn(2, 4, 2).double(), torch.zeros(2, 4, dtype=torch.int64)
+    tasks = fm.TaskBatch(x, y, x, y, torch.ones(2, 4).double(), torch.ones(2, 4).double())
+    with pytest.raises(ValueError, match="need a loss that takes them"):
+        classify(mlp([2, 3]), F.cross_entropy)(tasks)
+
+    def weighted(predictions, targets, weight):
+        losses = F.cross_entropy(predictions, targets, reduction="none")
+        return (weight * losses).sum() / weight.sum()
+
+    model = mlp([2, 3])
+    torch.testing.assert_close(
+        classify(model, weighted)(tasks).loss, classify(model)(tasks).loss
+    )
+
+
+def test_no_parameter_that_adapts():
+    with pytest.raises(ValueError, match="no parameter adapts"):
+        classify(nn.Sequential(nn.Flatten(), nn.Tanh()))
+    model = mlp([2, 3]).requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter adapts"):
+        classify(model)
+    out = classify(model, inner_steps=0)(classification_tasks([2]))
+    assert not out.loss.requires_grad
+
+
+def test_predictions_that_ignore_what_adapts():
+    model = nn.ModuleDict({"used": nn.Linear(2, 3), "idle": nn.Linear(2, 3)})
+    model.forward = lambda x: model["used"](x)
+    with pytest.raises(ValueError, match="do not depend on what adapts"):
+        classify(model, adapt_parameters=["idle.bias"])(classification_tasks([2]))
+
+
+def test_looking_at_a_model_leaves_the_random_state_alone():
+    meta = classify(
+        nn.Sequential(nn.Linear(2, 3), nn.Dropout()), engine="vmap", randomness="same",
+        inner_steps=0,
+    )  # fmt: skip
+    tasks = classification_tasks([2])
+    torch.manual_seed(3)
+    first = meta(tasks).loss
+    torch.manual_seed(3)
+    assert torch.equal(meta(tasks).loss, first)

@@ -1,0 +1,83 @@
+import importlib
+
+import pytest
+import torch
+from oracle import regression_tasks
+
+import fastmeta as fm
+from fastmeta.backends import cpu
+from fastmeta.inner_loop import InnerLoop, choose, resident
+from fastmeta.models import mlp
+
+
+def arguments(model=None, loss="mse"):
+    model = (model or mlp([2, 4, 2])).double()
+    parameters = dict(model.named_parameters())
+    return InnerLoop(model, loss, 1, 2, tuple(parameters)), regression_tasks(), parameters, 0.1
+
+
+@pytest.fixture
+def no_native(monkeypatch):
+    monkeypatch.setattr(cpu, "unavailable", lambda: "no compiler was found")
+
+
+def test_why_not_the_resident_engine(no_native):
+    choice = choose(*arguments())
+    assert choice.name == "vmap"
+    assert choice.passed_over == {
+        "resident": "no compiler was found",
+        "reference": "vmap is faster",
+    }
+    assert str(choice) == (
+        "engine: vmap\n  not resident: no compiler was found\n  not reference: vmap is faster"
+    )
+
+
+def test_the_fastest_that_can_run(monkeypatch):
+    monkeypatch.setattr(resident, "can_run", lambda *_: None)
+    choice = choose(*arguments())
+    assert choice.name == "resident" and choice.engine is resident
+    assert choice.passed_over["vmap"] == "resident is faster"
+
+
+def test_an_unknown_layer_is_named():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Softmax(-1))
+    assert choose(*arguments(model)).name == "vmap"
+
+
+def test_use_backend_reference_beats_all():
+    with fm.use_backend("reference"):
+        for engine in ("auto", "resident", "vmap"):
+            assert choose(*arguments(), engine=engine).name == "reference"
+
+
+def test_a_demand_that_cannot_be_met_gives_the_reason(no_native):
+    with fm.use_backend("cpu"), pytest.raises(ValueError, match="no compiler was found"):
+        choose(*arguments())
+    with pytest.raises(ValueError, match='"resident" .*: no compiler was found'):
+        choose(*arguments(), engine="resident")
+
+
+def test_backend_and_engine_that_contradict():
+    with fm.use_backend("cpu"), pytest.raises(ValueError, match='runs engine="resident", not "vm'):
+        choose(*arguments(), engine="vmap")
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="one of auto, resident, vmap, reference"):
+        choose(*arguments(), engine="turbo")
+
+
+def test_explain_takes_algorithms_and_modules(no_native):
+    meta = fm.MAML(mlp([2, 2]), loss="mse")
+    assert fm.explain(meta).name == "vmap"
+    assert fm.explain(mlp([2, 2]), loss=lambda p, y: p.sum()).name == "vmap"
+    assert "no compiler" in str(fm.explain(mlp([2, 2]), device="cpu"))
+    with pytest.raises(ValueError, match="loss belongs to the algorithm"):
+        fm.explain(meta, loss="mse")
+
+
+def test_the_engines_have_one_interface():
+    module = importlib.import_module("fastmeta.inner_loop.choose")
+    for engine in (*module.ENGINES.values(), module.reference):
+        assert all(callable(getattr(engine, name)) for name in ("can_run", "adapt", "meta_loss"))

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+from fastmeta.inner_loop.snapshot import Snapshot
+
+
+def model():
+    return nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.LeakyReLU(0.1), nn.Linear(3, 3)))
+
+
+def test_it_gives_the_parameters_by_name():
+    module = model()
+    parameters = Snapshot(module).parameters()
+    assert list(parameters) == [name for name, _ in module.named_parameters()]
+    assert all(p is module.get_parameter(name) for name, p in parameters.items())
+
+
+def test_new_values_are_no_change():
+    module = model()
+    snapshot = Snapshot(module)
+    module[0].weight = nn.Parameter(torch.zeros(3, 2))
+    module.double()
+    assert snapshot.parameters()["0.weight"] is module[0].weight
+
+
+CHANGES = {
+    "mode": lambda m: m.eval(),
+    "mode of one": lambda m: m[1][0].eval(),
+    "attribute": lambda m: setattr(m[1][0], "negative_slope", 0.2),
+    "child": lambda m: m.__setitem__(0, nn.Linear(2, 3)),
+    "nested child": lambda m: m[1].__setitem__(0, nn.ReLU()),
+    "child added": lambda m: m.append(nn.ReLU()),
+    "parameter gone": lambda m: setattr(m[0], "bias", None),
+    "parameter added": lambda m: m[0].register_parameter("scale", nn.Parameter(torch.ones(1))),
+    "tied": lambda m: setattr(m[1][1], "bias", m[0].bias),
+    "hook": lambda m: m[0].register_forward_hook(lambda *_: None),
+    "pre-hook": lambda m: m.register_forward_pre_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen(change):
+    module = model()
+    snapshot = Snapshot(module)
+    assert snapshot.parameters() is not None
+    CHANGES[change](module)
+    assert snapshot.parameters() is None
+
+
+def test_untying_is_seen():
+    module = model()
+    module[1][1].bias = module[0].bias
+    snapshot = Snapshot(module)
+    assert len(snapshot.parameters()) == 3
+    module[1][1].bias = nn.Parameter(torch.zeros(3))
+    assert snapshot.parameters() is None

@@ -1,0 +1,383 @@
+"""Compiles csrc/ with ninja: the module fastmeta._native, and the tests under sanitizers.
+
+    python tools/build_native.py            # fastmeta/_native*.so in this checkout
+    python tools/build_native.py sanitize   # tests/csrc under ASan + UBSan, then TSan, and run
+
+Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. csrc/cpu/kernels.cpp is compiled once
+per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them at run time.
+
+Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
+    auto     without a working toolchain, go on in pure Python (default)
+    native   no native code is an error
+    python   do not compile
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COMMON_FLAGS = (
+    "-std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wextra"
+).split()
+SYSTEM_LIBRARIES = [] if sys.platform == "darwin" else ["-ldl", "-lpthread"]
+MODULE_LINK_FLAGS = ["-shared"] + (
+    ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+)
+SANITIZERS = {"address": "address,undefined", "thread": "thread"}
+
+
+class BuildError(Exception):
+    """The native code could not be built; the text says why."""
+
+
+class ToolchainError(BuildError):
+    """What is needed to compile at all is missing or does not work."""
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set that the kernels are compiled for."""
+
+    name: str
+    vector_bytes: int
+    flags: tuple[str, ...] = ()
+
+
+# Weakest first, and linked in this order: of an inline function that several objects carry (say
+# one of std::vector), the linker keeps the first copy, which must run on every machine.
+ISAS = (
+    Isa("portable", 16),
+    Isa("avx2", 32, ("-mavx2", "-mfma")),
+    Isa(
+        "avx512",
+        64,
+        (
+            *"-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma".split(),
+            "-mprefer-vector-width=512",
+        ),
+    ),
+)
+REALS = ("float", "double")
+
+
+# ---- toolchain ----------------------------------------------------------------------------------
+
+
+def find_compiler() -> list[str]:
+    """Return the C++ compiler's command: CXX, else the sibling of CC, else the first one found."""
+    if sys.platform == "win32":
+        raise ToolchainError("native code is not built on Windows yet")
+    wanted = os.environ.get("CXX") or _cxx_of(os.environ.get("CC", ""))
+    candidates = [wanted] if wanted else ["c++", "g++", "clang++"]
+    for candidate in candidates:
+        command = shlex.split(candidate)
+        if shutil.which(command[0]):
+            return command
+    raise ToolchainError(f"no C++ compiler: {', '.join(candidates)} not found")
+
+
+def _cxx_of(cc: str) -> str:
+    cxx = {"cc": "c++", "gcc": "g++", "clang": "clang++"}
+    return re.sub(r"(clang|gcc|cc)(-[\d.]+)?$", lambda m: cxx[m[1]] + (m[2] or ""), cc)
+
+
+def find_ninja() -> list[str]:
+    """Return the command of the ninja package, else of a ninja in PATH."""
+    if importlib.util.find_spec("ninja"):
+        return [sys.executable, "-m", "ninja"]
+    if path := shutil.which("ninja"):
+        return [path]
+    raise ToolchainError("ninja is not installed (pip install ninja)")
+
+
+def binding_flags() -> list[str]:
+    """Return the include flags of Python and pybind11."""
+    if not importlib.util.find_spec("pybind11"):
+        raise ToolchainError("pybind11 is not installed (pip install pybind11)")
+    import pybind11
+
+    directories = (sysconfig.get_path("include"), pybind11.get_include())
+    return [word for directory in directories for word in ("-isystem", directory)]
+
+
+def try_compile(compiler: Sequence[str], flags: Iterable[str], source: str) -> str | None:
+    """Compile `source` to nothing; return None, or the compiler's complaint."""
+    command = [*compiler, *flags, "-x", "c++", "-c", "-", "-o", os.devnull]
+    result = subprocess.run(command, input=source, capture_output=True, text=True)
+    return None if result.returncode == 0 else first_errors(result.stderr)
+
+
+def check_toolchain(compiler: Sequence[str]) -> None:
+    """Raise ToolchainError unless the compiler works and finds Python's headers."""
+    flags = [*COMMON_FLAGS, *binding_flags()]
+    complaint = try_compile(compiler, flags, "#include <vector>\n#include <Python.h>\n")
+    if complaint is not None:
+        raise ToolchainError(f"{shlex.join(compiler)} cannot compile for Python: {complaint}")
+
+
+def supported_isas(compiler: Sequence[str]) -> list[Isa]:
+    """Return the instruction sets that the compiler can make code for."""
+    x86_64 = "#include <immintrin.h>\n#ifndef __x86_64__\n#error not x86-64\n#endif\n"
+    return [
+        isa for isa in ISAS if not isa.flags or try_compile(compiler, isa.flags, x86_64) is None
+    ]
+
+
+def first_errors(output: str, count: int = 5) -> str:
+    """Return the first lines of a compiler's output that name an error, else its last lines."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return "\n".join([line for line in lines if "error:" in line][:count] or lines[-count:])
+
+
+# ---- ninja --------------------------------------------------------------------------------------
+
+
+@dataclass
+class NinjaBuild:
+    """The edges of one build.ninja in `directory`, where its objects go too."""
+
+    directory: Path
+    compiler: Sequence[str]
+    flags: Sequence[str]
+    link_flags: Sequence[str]
+    edges: list[str] = field(default_factory=list)
+
+    def compile(self, source: Path, output: str, flags: Iterable[str] = ()) -> str:
+        """Add the object `output` of `source`; return its name."""
+        self.edges.append(
+            f"build {output}: compile {_ninja_path(source)}\n  flags = {_ninja_words(flags)}\n"
+        )
+        return output
+
+    def link(self, objects: Iterable[str], output: str) -> Path:
+        """Add the program or shared object `output`; return where it will be."""
+        self.edges.append(f"build {output}: link {' '.join(objects)}\n")
+        return self.directory / output
+
+    def run(self) -> None:
+        """Write build.ninja and bring everything up to date, in parallel."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "build.ninja").write_text(self._text())
+        command = [*find_ninja(), "-C", str(self.directory)]
+        output = []
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                output.append(line)
+        if process.returncode:
+            raise BuildError(first_errors("".join(output)))
+
+    def _text(self) -> str:
+        rules = f"""\
+rule compile
+  command = {_ninja_words(self.compiler)} {_ninja_words(self.flags)} $flags $
+      -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = compile $out
+rule link
+  command = {_ninja_words(self.compiler)} $in {_ninja_words(self.link_flags)} -o $out
+  description = link $out
+"""
+        return rules + "".join(self.edges)
+
+
+def _ninja_words(words: Iterable[str]) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def _ninja_path(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+# ---- what is built ------------------------------------------------------------------------------
+
+
+def common_flags(isas: Iterable[Isa]) -> list[str]:
+    """Return the flags of every file: FASTMETA_HAS_... tells dispatch.cpp what it can call."""
+    variants = [f"-DFASTMETA_HAS_{isa.name.upper()}" for isa in isas]
+    return [*COMMON_FLAGS, *variants, f"-I{ROOT / 'csrc'}"]
+
+
+def kernel_flags(isa: Isa, real: str) -> list[str]:
+    """Return what makes csrc/cpu/kernels.cpp the variant (isa, real)."""
+    return [
+        f"-DFASTMETA_ISA={isa.name}",
+        f"-DFASTMETA_REAL={real}",
+        f"-DFASTMETA_VECTOR_BYTES={isa.vector_bytes}",
+        *isa.flags,
+    ]
+
+
+def add_library(ninja: NinjaBuild, isas: Iterable[Isa]) -> list[str]:
+    """Add everything of csrc but the binding; return the objects in link order."""
+    dispatch = ninja.compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch.o")
+    kernels = [
+        ninja.compile(
+            ROOT / "csrc/cpu/kernels.cpp",
+            f"kernels.{isa.name}.{real}.o",
+            kernel_flags(isa, real),
+        )
+        for isa in isas
+        for real in REALS
+    ]
+    return [dispatch, *kernels]
+
+
+def compile_module(destination: Path) -> dict:
+    """Build fastmeta._native into the folder `destination`; return what build_info records."""
+    compiler = find_compiler()
+    check_toolchain(compiler)
+    isas = supported_isas(compiler)
+    flags = ["-O3", *common_flags(isas), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    link_flags = [
+        *MODULE_LINK_FLAGS,
+        *SYSTEM_LIBRARIES,
+        *shlex.split(os.environ.get("LDFLAGS", "")),
+    ]
+    ninja = NinjaBuild(ROOT / "build/native", compiler, flags, link_flags)
+    binding = ninja.compile(ROOT / "csrc/bindings.cpp", "bindings.o", binding_flags())
+    module = ninja.link([binding, *add_library(ninja, isas)], module_name())
+    ninja.run()
+    replace(module, destination / module.name)
+    return {
+        "native": True,
+        "isas": [isa.name for isa in isas],
+        "compiler": compiler_version(compiler),
+        "flags": [flag for flag in flags if not flag.startswith("-I")],
+    }
+
+
+def build(destination: Path, tolerate: type[BuildError]) -> dict:
+    """Build into the package folder `destination` and leave `_build_info.json` beside.
+
+    An error of the class `tolerate` leaves a package in pure Python, with the reason recorded,
+    unless FASTMETA_BUILD=native.
+    """
+    mode = os.environ.get("FASTMETA_BUILD", "auto")
+    if mode not in ("auto", "native", "python"):
+        raise SystemExit(f"FASTMETA_BUILD={mode}: expected auto, native or python")
+    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        if mode == "python":
+            raise ToolchainError("not asked for (FASTMETA_BUILD=python)")
+        outcome = compile_module(destination)
+    except tolerate as error:
+        if mode == "native":
+            raise
+        # An older module left here would be loaded in place of the one that failed.
+        (destination / module_name()).unlink(missing_ok=True)
+        outcome = {"native": False, "error": str(error)}
+    info = {**outcome, "python": platform.python_version(), "commit": commit()}
+    (destination / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
+    return info
+
+
+def module_name() -> str:
+    """Return the file name of the extension module for this Python."""
+    return "_native" + sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def compiler_version(compiler: Sequence[str]) -> str:
+    """Return the compiler's name and version, its own first line."""
+    output = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    return output.splitlines()[0] if output else shlex.join(compiler)
+
+
+def commit() -> str | None:
+    """Return the commit of this checkout, with "-dirty" if it has changes; None outside git."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    result = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
+    return result.stdout.strip() or None
+
+
+def replace(source: Path, target: Path) -> None:
+    """Copy `source` over `target` in one step: a running process may have the old one mapped."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.copy2(source, partial)
+    partial.replace(target)
+
+
+# ---- sanitizers ---------------------------------------------------------------------------------
+
+
+def sanitize() -> None:
+    """Build every tests/csrc/test_*.cpp with csrc under each sanitizer, and run them."""
+    tests = sorted((ROOT / "tests/csrc").glob("test_*.cpp"))
+    if not tests:
+        raise BuildError("no tests/csrc/test_*.cpp")
+    compiler = find_compiler()
+    for name in SANITIZERS:
+        for program in build_sanitized(name, tests, compiler):
+            run_sanitized(name, program)
+
+
+def build_sanitized(name: str, tests: Sequence[Path], compiler: Sequence[str]) -> list[Path]:
+    """Build one program per test under the sanitizer `name`; return the programs."""
+    isas = supported_isas(compiler)
+    sanitizer = [f"-fsanitize={SANITIZERS[name]}", "-fno-sanitize-recover=all"]
+    flags = ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizer, *common_flags(isas)]
+    # -rdynamic: a test may bring its own GOMP_parallel, which dispatch.cpp looks up by name.
+    link_flags = [*sanitizer, "-rdynamic", *SYSTEM_LIBRARIES]
+    ninja = NinjaBuild(ROOT / f"build/sanitize-{name}", compiler, flags, link_flags)
+    library = add_library(ninja, isas)
+    programs = [
+        ninja.link([ninja.compile(test, f"{test.stem}.o"), *library], test.stem) for test in tests
+    ]
+    ninja.run()
+    return programs
+
+
+def run_sanitized(name: str, program: Path) -> None:
+    """Run one test program; raise BuildError if it fails."""
+    print(f"{name} sanitizer: {program.name}", flush=True)
+    # ThreadSanitizer of older compilers stops at start on kernels that randomise addresses widely.
+    fixed_addresses = ["setarch", "-R"] if name == "thread" and shutil.which("setarch") else []
+    code = subprocess.run([*fixed_addresses, str(program)]).returncode
+    if code:
+        raise BuildError(f"{program.name} failed under the {name} sanitizer (exit {code})")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line described at the top of this file."""
+    try:
+        if list(arguments) == ["sanitize"]:
+            sanitize()
+            return 0
+        if arguments:
+            print(__doc__, file=sys.stderr)
+            return 2
+        # In a checkout, only a missing toolchain is no reason to stop: broken sources are.
+        info = build(ROOT / "fastmeta", tolerate=ToolchainError)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"native code: {', '.join(info['isas'])}"
+        if info["native"]
+        else f"no native code, pure Python only: {info['error']}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
