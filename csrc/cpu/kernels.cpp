@@ -3,7 +3,6 @@
 // copy for all builds, and it might be the one for instructions this machine lacks.
 #include <cstdint>
 #include <cstring>
-#include <cstdlib>
 #include <type_traits>
 
 #include "dispatch.h"
@@ -36,7 +35,6 @@ i64 work_per_sample(const InnerLoop<Real>& loop) {
 }
 
 bool packs(const InnerLoop<Real>& loop) {
-  if (const char* e = getenv("FM_TEAM")) return *e == 'p';
   const i64 n = processors();
   const i64 rounds_pack = ceil_div(ceil_div(loop.tasks, Pack<Real>::tasks), n);
   const i64 rounds_solo = ceil_div(loop.tasks, n);

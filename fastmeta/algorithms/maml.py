@@ -14,10 +14,10 @@ from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss
-from fastmeta.inner_loop import prefix as shared_prefix
 from fastmeta.inner_loop.checks import check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_grad_mode, check_rates
+from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 
@@ -32,7 +32,7 @@ class _Plan:
 
     loop: InnerLoop
     engine: ModuleType
-    prefix: nn.Sequential | None  # the layers below the inner loop, run once a batch
+    prefix: Prefix | None  # the layers below the inner loop, run once a batch
     outputs: int
 
 
@@ -88,6 +88,8 @@ class MAML(nn.Module):
         randomness: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
         _check_options(learn_inner_lr, per_step_lr, engine, precision, randomness)
         self.model = model
         self.inner_lr = inner_lr
@@ -126,10 +128,11 @@ class MAML(nn.Module):
         Raises:
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
+        if not isinstance(tasks, TaskBatch):
+            raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
         plan, parameters, rates = self._prepare(tasks, inner_steps)
-        if plan.prefix is not None:
-            tasks, parameters = _behind(plan.prefix, plan.loop, parameters, tasks)
-        loss, predictions = plan.engine.meta_loss(plan.loop, parameters, rates, tasks)
+        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+        loss, predictions = plan.engine.meta_loss(plan.loop, inner, rates, tasks)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
 
     @runs_eagerly
@@ -154,9 +157,7 @@ class MAML(nn.Module):
         """
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
         plan, parameters, rates = self._prepare(tasks, inner_steps)
-        inner = parameters
-        if plan.prefix is not None:
-            tasks, inner = _behind(plan.prefix, plan.loop, parameters, tasks)
+        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
         fast = plan.engine.adapt(
             plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
         )
@@ -172,7 +173,7 @@ class MAML(nn.Module):
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
-            parameters = _of(loop.module, parameters)
+            parameters = {name: parameters[name] for name in loop.shapes}
         return choose(loop, None, parameters, self._rates(self.inner_steps), self.engine)
 
     def extra_repr(self) -> str:
@@ -212,8 +213,9 @@ class MAML(nn.Module):
         """All that a plan depends on beside the snapshot."""
         x, y = tasks.support_x, tasks.support_y
         return (
-            steps, requested_backend(), x.dtype, x.device, x.shape[2:], y.dtype, y.shape[2:],
-            y.requires_grad, tasks.query_y.requires_grad,
+            steps, self.order, self.loss, self.adapt_parameters, self.engine, self.randomness,
+            requested_backend(), x.dtype, x.device, x.shape[2:], y.dtype,
+            y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
             _kind(tasks.support_weight), _kind(tasks.query_weight),
             *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
         )  # fmt: skip
@@ -223,12 +225,10 @@ class MAML(nn.Module):
     ) -> _Plan:
         loop = self._loop(parameters, steps)
         outputs = check_model(loop, parameters, rates, tasks)
-        parts = self._cut(loop)
-        prefix = None
-        if parts is not None:
-            prefix, loop = parts[0], replace(loop, module=parts[1])
-            tasks, parameters = _behind(prefix, loop, parameters, tasks)
-        engine = choose(loop, tasks, parameters, rates, self.engine).engine
+        prefix, rest = self._cut(loop) or (None, self.model)
+        loop = replace(loop, module=rest)
+        inner, tasks = _above(prefix, loop, parameters, tasks)
+        engine = choose(loop, tasks, inner, rates, self.engine).engine
         return _Plan(loop, engine, prefix, outputs)
 
     def _loop(self, parameters: Mapping[str, Tensor], steps: int) -> InnerLoop:
@@ -236,10 +236,10 @@ class MAML(nn.Module):
         adapted = tuple(name for name in chosen if parameters[name].requires_grad)
         return InnerLoop(self.model, self.loss, steps, self.order, adapted, self.randomness)
 
-    def _cut(self, loop: InnerLoop) -> tuple[nn.Sequential, nn.Sequential] | None:
+    def _cut(self, loop: InnerLoop) -> tuple[Prefix, nn.Sequential] | None:
         """The model as the layers below the inner loop and those in it, where that is exact."""
         plain = "reference" in (self.engine, requested_backend())
-        return None if plain or loop.randomness else shared_prefix.split(self.model, loop.adapted)
+        return None if plain or loop.randomness else split(self.model, loop.adapted)
 
     def _rates(self, steps: int) -> Rates:
         if self.learn_inner_lr is None:
@@ -260,15 +260,14 @@ class MAML(nn.Module):
         return parameter.new_full((steps, *shape), self.inner_lr)
 
 
-def _behind(
-    prefix: nn.Sequential, loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
-) -> tuple[TaskBatch, dict[str, Tensor]]:
-    """The tasks and parameters as the inner loop above `prefix` sees them."""
-    return shared_prefix.features(prefix, parameters, tasks), _of(loop.module, parameters)
-
-
-def _of(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: parameters[name] for name, _ in module.named_parameters()}
+def _above(
+    prefix: Prefix | None, loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> tuple[Mapping[str, Tensor], TaskBatch]:
+    """Parameters and tasks as the inner loop above `prefix` sees them."""
+    if prefix is None:
+        return parameters, tasks
+    own = {name: parameters[name] for name in loop.shapes}
+    return own, prefix.features(parameters, tasks)
 
 
 def _kind(weight: Tensor | None) -> bool | None:

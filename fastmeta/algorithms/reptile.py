@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from fastmeta.algorithms.maml import MAML, Names
+from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss, task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
 
@@ -75,14 +78,17 @@ class Reptile(MAML):
             )
             predictions = adapted(tasks.query_x)
             loss = task_loss(self.loss, predictions, tasks.query_y, tasks.query_weight)
-        pull = self._pull(adapted.parameters)
+        with module_lock:
+            parameters = self._parameters_now()
+        pull = _pull(parameters, adapted.parameters)
         return MetaOutput(loss + pull, predictions, tasks.query_y, tasks.query_weight)
 
-    def _pull(self, fast: dict[str, Tensor]) -> Tensor:
-        """[T] zeros, whose gradient in theta is theta - theta_K of each task."""
-        pull = torch.zeros((), device=next(iter(fast.values())).device)
-        for name, theta in self.model.named_parameters():
-            if fast[name].dim() > theta.dim():
-                way = theta.detach() - fast[name]
-                pull = pull + (way * (theta - theta.detach())).flatten(1).sum(1)
-        return pull
+
+def _pull(parameters: Mapping[str, Tensor], fast: Mapping[str, Tensor]) -> Tensor | int:
+    """[T] zeros, whose gradient in theta is theta - theta_K of each task."""
+    ways = [
+        ((theta.detach() - fast[name]) * (theta - theta.detach())).flatten(1).sum(1)
+        for name, theta in parameters.items()
+        if fast[name].dim() > theta.dim()
+    ]
+    return sum(ways)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
 
 from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.losses import takes_weight, task_loss
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["check_labels", "check_model"]
+__all__ = ["check_labels", "check_model", "uses_others"]
 
 
 def check_model(
@@ -31,16 +30,25 @@ def check_model(
         ValueError, TypeError: with the argument's name and the shapes.
     """
     with module_lock:
-        _check_parameters(loop.module, parameters, tasks)
+        _check_parameters(loop, parameters, tasks)
         check_rates(loop, parameters, rates)
         _check_dropout(loop)
         if tasks.support_weight is not None or tasks.query_weight is not None:
             _check_weights(loop)
-        predictions = _probe(loop, parameters, tasks)
+        _, predictions = _probe(loop, parameters, tasks)
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
     _check_loss(loop, predictions, tasks)
     return predictions.shape[-1]
+
+
+def uses_others(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> bool:
+    """Whether the support loss depends on tensors that require grad and were not given to it."""
+    with module_lock:
+        theta, predictions = _probe(loop, parameters, tasks)
+        loss = _loss(loop, predictions, tasks)
+    known = {id(theta[name]) for name in loop.adapted}
+    return any(id(leaf) not in known for leaf in _leaves(loss))
 
 
 def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
@@ -50,15 +58,14 @@ def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
 
 
 def _check_parameters(
-    module: nn.Module, parameters: Mapping[str, Tensor], tasks: TaskBatch
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
 ) -> None:
-    own = dict(module.named_parameters())
-    if own.keys() != parameters.keys():
-        raise ValueError(f"parameters are {list(parameters)}, but the module's are {list(own)}")
+    if loop.shapes.keys() != parameters.keys():
+        raise ValueError(
+            f"parameters are {list(parameters)}, but the module's are {list(loop.shapes)}"
+        )
     for name, parameter in parameters.items():
-        if is_lazy(own[name]):
-            raise ValueError(f"parameter {name!r} has no shape yet: run the module once before")
-        shape = list(own[name].shape)
+        shape = list(loop.shapes[name])
         if list(parameter.shape) not in (shape, [len(tasks), *shape]):
             raise ValueError(
                 f"parameter {name!r} must be {shape} or {[len(tasks), *shape]}, "
@@ -102,10 +109,14 @@ def _check_weights(loop: InnerLoop) -> None:
         )
 
 
-def _probe(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> Tensor:
-    """Predictions [S, O...] of the first task, with the adapted parameters as variables."""
-    ranks = {name: own.dim() for name, own in loop.module.named_parameters()}
-    theta = {n: (p if p.dim() == ranks[n] else p[0]).detach() for n, p in parameters.items()}
+def _probe(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Parameters of the first task, of which the adapted are variables, and its predictions."""
+    theta = {
+        name: (p if p.shape == loop.shapes[name] else p[0]).detach()
+        for name, p in parameters.items()
+    }
     theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
     x = tasks.support_x[0].detach()
     try:
@@ -124,7 +135,7 @@ def _probe(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) 
         )
     if loop.steps and not predictions.requires_grad:
         raise ValueError(f"the predictions do not depend on what adapts: {list(loop.adapted)}")
-    return predictions
+    return theta, predictions
 
 
 def _check_targets(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> None:
@@ -151,15 +162,32 @@ def _check_targets(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> No
 def _check_loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> None:
     if isinstance(loop.loss, str):
         return
-    weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
-    with torch.enable_grad():
-        value = task_loss(
-            loop.loss, predictions.unsqueeze(0), tasks.support_y[:1].detach(), weight
-        )
+    value = _loss(loop, predictions, tasks)
     if value.shape != (1,):
         raise ValueError(f"loss must return a scalar a task, not {list(value.shape[1:])}")
     if loop.steps and not value.requires_grad:
         raise ValueError("loss does not depend on the predictions in a differentiable way")
+
+
+def _loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tensor:
+    """[1]: the support loss of the first task."""
+    weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
+    targets = tasks.support_y[:1].detach()
+    with torch.enable_grad():
+        return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
+
+
+def _leaves(root: Tensor) -> Iterator[Tensor]:
+    """The variables that a tensor was computed from."""
+    seen, stack = set(), [root.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack += [following for following, _ in node.next_functions]
 
 
 @contextmanager

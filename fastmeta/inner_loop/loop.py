@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 
 __all__ = ["InnerLoop", "Rates", "check_grad_mode", "rate_at", "refuse_graph"]
@@ -28,6 +30,7 @@ class InnerLoop:
         order: 2 for the exact meta-gradient, 1 to take inner gradients as constants (FOMAML).
         adapted: names of the parameters that take the steps.
         randomness: what random layers do over tasks, "same" or "different"; None: an error.
+        shapes: of the module's parameters, by name.
 
     Raises:
         ValueError, TypeError: an attribute that is not as above.
@@ -39,6 +42,7 @@ class InnerLoop:
     order: int
     adapted: tuple[str, ...]
     randomness: str | None = None
+    shapes: Mapping[str, torch.Size] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
@@ -57,18 +61,27 @@ class InnerLoop:
             raise ValueError(
                 f'randomness must be None, "same" or "different", not {self.randomness!r}'
             )
+        object.__setattr__(self, "shapes", _shapes(self.module))
         self._check_adapted()
 
     def _check_adapted(self) -> None:
-        names = {name for name, _ in self.module.named_parameters()}
-        unknown = [name for name in self.adapted if name not in names]
+        unknown = [name for name in self.adapted if name not in self.shapes]
         if unknown:
-            raise ValueError(f"the module has no parameters {unknown}; it has {sorted(names)}")
+            raise ValueError(f"the module has no parameters {unknown}; it has {[*self.shapes]}")
         if self.steps and not self.adapted:
             raise ValueError(
                 "no parameter adapts: the module has none, or none that requires grad and is "
                 "chosen; inner_steps=0 runs it without adaptation"
             )
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    with module_lock:
+        parameters = dict(module.named_parameters())
+        lazy = [name for name, parameter in parameters.items() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(f"parameters {lazy} have no shape yet: run the module once before")
+        return {name: parameter.shape for name, parameter in parameters.items()}
 
 
 def check_steps(steps: int) -> None:
@@ -85,15 +98,15 @@ def check_rates(loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates)
         if not (math.isfinite(rates) and rates >= 0):
             raise ValueError(f"the inner rate must be finite and not negative, not {rates}")
         return
-    ranks = {name: own.dim() for name, own in loop.module.named_parameters()}
     for name in loop.adapted:
         if name not in rates:
             raise ValueError(f"no inner rate for {name!r}, which adapts")
-        _check_rate(name, rates[name], parameters[name], ranks[name], loop.steps)
+        _check_rate(name, rates[name], parameters[name], loop.shapes[name], loop.steps)
 
 
-def _check_rate(name: str, rate: Tensor, parameter: Tensor, rank: int, steps: int) -> None:
-    shape = parameter.shape[parameter.dim() - rank :]
+def _check_rate(
+    name: str, rate: Tensor, parameter: Tensor, shape: torch.Size, steps: int
+) -> None:
     if not isinstance(rate, Tensor):
         raise TypeError(f"the inner rate of {name!r} must be a tensor, not {type(rate).__name__}")
     if rate.dtype is not parameter.dtype or rate.device != parameter.device:
@@ -101,7 +114,7 @@ def _check_rate(name: str, rate: Tensor, parameter: Tensor, rank: int, steps: in
             f"the inner rate of {name!r} is {rate.dtype} on {rate.device}, the parameter "
             f"{parameter.dtype} on {parameter.device}"
         )
-    fits = rate.dim() >= 1 and rate.shape[0] in (1, steps) and rate.dim() - 1 <= rank
+    fits = rate.dim() >= 1 and rate.shape[0] in (1, steps) and rate.dim() - 1 <= len(shape)
     if not fits or any(
         r not in (1, s) for r, s in zip(rate.shape[:0:-1], shape[::-1], strict=False)
     ):

@@ -32,9 +32,8 @@ def adapt(
     support_weight: Tensor | None,
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    ranks = _ranks(loop)
     tasks = [
-        _adapt_one(loop, _of_task(parameters, ranks, t), rates, support_x[t], support_y[t], weight)
+        _adapt_one(loop, _of_task(loop, parameters, t), rates, support_x[t], support_y[t], weight)
         for t, weight in enumerate(_each(support_weight, len(support_x)))
     ]
     fast = {name: torch.stack([task[name] for task in tasks]) for name in loop.adapted}
@@ -48,10 +47,9 @@ def meta_loss(
     fast = adapt(
         loop, parameters, rates, tasks.support_x, tasks.support_y, tasks.support_weight
     )
-    ranks = _ranks(loop)
     losses, predictions = [], []
     for t, weight in enumerate(_each(tasks.query_weight, len(tasks))):
-        prediction = call_module(loop.module, _of_task(fast, ranks, t), tasks.query_x[t])
+        prediction = call_module(loop.module, _of_task(loop, fast, t), tasks.query_x[t])
         losses.append(_loss(loop.loss, prediction, tasks.query_y[t], weight))
         predictions.append(prediction)
     return torch.stack(losses), torch.stack(predictions)
@@ -94,14 +92,9 @@ def _loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor | Non
     return samples.mean() if weight is None else (weight * samples).sum() / weight.sum()
 
 
-def _of_task(
-    parameters: Mapping[str, Tensor], ranks: Mapping[str, int], t: int
-) -> dict[str, Tensor]:
+def _of_task(loop: InnerLoop, parameters: Mapping[str, Tensor], t: int) -> dict[str, Tensor]:
+    ranks = {name: len(shape) for name, shape in loop.shapes.items()}
     return {name: p if p.dim() == ranks[name] else p[t] for name, p in parameters.items()}
-
-
-def _ranks(loop: InnerLoop) -> dict[str, int]:
-    return {name: own.dim() for name, own in loop.module.named_parameters()}
 
 
 def _each(weight: Tensor | None, tasks: int) -> Any:

@@ -15,13 +15,25 @@ from torch import Tensor
 
 from fastmeta.functional.forward import task_forward
 from fastmeta.functional.losses import task_loss
+from fastmeta.inner_loop.checks import uses_others
 from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_graph
 
 __all__ = ["adapt", "can_run", "meta_loss"]
 
 
-def can_run(loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates) -> None:
-    """None: what it cannot run is known only to the module's forward, which then raises."""
+def can_run(
+    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+) -> str | None:
+    """None, or the reason why its meta-gradient would not be whole.
+
+    What vmap itself cannot run is known only to the module's forward, which then raises.
+    """
+    if tasks is not None and loop.steps and loop.order == 2 and uses_others(loop, parameters, tasks):
+        return (
+            "the module or the loss uses tensors that require grad and are not the module's "
+            "parameters, so the engine does not know of them"
+        )
+    return None
 
 
 def adapt(
@@ -34,7 +46,8 @@ def adapt(
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
     constant = {name: p for name, p in parameters.items() if name not in loop.adapted}
-    theta = {name: _per_task(loop, name, parameters[name], len(support_x)) for name in loop.adapted}
+    tasks = len(support_x)
+    theta = {name: parameters[name].expand(tasks, *loop.shapes[name]) for name in loop.adapted}
     if loop.steps > 0:
         inputs = _Inputs(theta, constant, rates, (support_x, support_y, support_weight))
         layout, tensors = inputs.flatten()
@@ -234,11 +247,6 @@ def _support_gradient(
     return leaves, dict(zip(leaves, gradients, strict=True))
 
 
-def _per_task(loop: InnerLoop, name: str, parameter: Tensor, tasks: int) -> Tensor:
-    own = loop.module.get_parameter(name)
-    return parameter.expand(tasks, *parameter.shape) if parameter.dim() == own.dim() else parameter
-
-
 def _wanted(values: Mapping[Any, Any], needs: Mapping[Any, bool]) -> dict[Any, Tensor]:
     return {key: value for key, value in values.items() if needs[key]}
 
@@ -260,7 +268,7 @@ class _Replay:
     @contextmanager
     def again(self) -> Iterator[None]:
         with self.precision():
-            if self._generator is None:
+            if self._generator is None or self._state is None:
                 yield
                 return
             current = self._generator.get_state()

@@ -106,7 +106,7 @@ def test_steps_of_one_call(engine):
 def test_per_step_rates_serve_fewer_steps_but_not_more():
     meta, tasks = regression(learn_inner_lr="tensor", per_step_lr=True), regression_tasks()
     rates = list(meta.inner_rates.values())
-    assert rates[0].shape == (2, 1, 1)
+    assert rates[0].shape == (2, 1)
     grads = torch.autograd.grad(meta(tasks, inner_steps=1).loss.sum(), rates)
     assert all((g[0] != 0).any() and (g[1] == 0).all() for g in grads)
     meta(tasks, inner_steps=0)
@@ -177,6 +177,18 @@ def test_changes_of_the_model_are_seen():
     meta.model[1].register_forward_hook(lambda layer, args, out: 2 * out)
     assert_exact(meta, tasks)
     meta.model[2].bias = nn.Parameter(torch.zeros(1, dtype=DOUBLE))  # broadcasts
+    assert_exact(meta, tasks)
+
+
+def test_changes_of_the_options_are_seen():
+    meta, tasks = regression(), regression_tasks()
+    inputs = list(meta.parameters())
+    exact = gradients(meta, tasks, inputs)
+    meta.order = 1
+    assert relative_error(gradients(meta, tasks, inputs), exact) > 1e-3
+    meta.order, meta.inner_lr = 2, 0.1
+    assert relative_error(gradients(meta, tasks, inputs), exact) > 1e-3
+    meta.loss = "bce"
     assert_exact(meta, tasks)
 
 
@@ -294,6 +306,8 @@ def test_a_frozen_parameter_cannot_be_chosen():
         regression(model, adapt_parameters=["0.bias"])
 
 
-def test_something_that_is_no_module_is_refused():
-    with pytest.raises(TypeError):
+def test_something_else_than_a_module_and_tasks_is_refused():
+    with pytest.raises(TypeError, match="model must be an nn.Module, not function"):
         fm.MAML(lambda x: x)
+    with pytest.raises(TypeError, match="must be a TaskBatch, not Tensor"):
+        regression()(torch.zeros(1))

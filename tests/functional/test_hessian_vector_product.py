@@ -12,7 +12,8 @@ T, S = 2, 4
 def problem():
     module = mlp([2, 3, 2], "tanh").double()
     x, y = torch.randn(T, S, 2, dtype=DOUBLE), torch.randn(T, S, 2, dtype=DOUBLE)
-    theta = {n: p.detach() + torch.randn(T, *p.shape).double() for n, p in module.named_parameters()}
+    own = dict(module.named_parameters())
+    theta = {n: p.detach() + torch.randn(T, *p.shape).double() for n, p in own.items()}
     vector = {n: torch.randn_like(p) for n, p in theta.items()}
     return module, theta, x, y, vector
 
@@ -35,7 +36,8 @@ def test_each_task_has_its_own_hessian():
     module, theta, x, y, vector = problem()
     products = fmF.hessian_vector_product(module, theta, x, y, vector, "mse")
     for t in range(T):
-        one = ({n: p[t] for n, p in theta.items()}, x[t], y[t], {n: v[t] for n, v in vector.items()})
+        of_task = [{n: p[t] for n, p in tensors.items()} for tensors in (theta, vector)]
+        one = (of_task[0], x[t], y[t], of_task[1])
         flat = torch.cat([p[t].flatten() for p in products.values()])
         torch.testing.assert_close(flat, dense_product(module, *one))
 

@@ -4,7 +4,7 @@ from oracle import assert_exact, classification_tasks
 from torch import nn
 
 import fastmeta as fm
-from fastmeta.inner_loop.prefix import features, split
+from fastmeta.inner_loop.prefix import split
 
 
 def conv_net(norm):
@@ -52,9 +52,9 @@ def test_the_reference_sees_the_whole_model():
 def test_a_cut_keeps_names_and_mode():
     model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 1)).eval()
     below, above = split(model, ("1.0.bias",))
-    assert [name for name, _ in below.named_parameters()] == ["0.weight", "0.bias"]
+    assert below.names == ("0.weight", "0.bias") and below.flat
     assert "1.0.weight" in dict(above.named_parameters())
-    assert not below.training and not above.training and model[0] is below[0]
+    assert below.module[0] is model[0] and above[1] is model[2] and not above[1].training
 
 
 def test_where_there_is_no_prefix():
@@ -73,6 +73,6 @@ def test_features_of_a_set_that_is_support_and_query_are_computed_once():
     tasks = classification_tasks([2, 6, 6])
     both = fm.TaskBatch.of_support(tasks.support_x, tasks.support_y)
     below, _ = split(model, ("4.weight",))
-    seen = features(below, dict(model.named_parameters()), both)
+    seen = below.features(dict(model.named_parameters()), both)
     assert seen.query_x is seen.support_x and seen.support_x.shape == (3, 5, 64)
-    torch.testing.assert_close(seen.support_x[1], below(tasks.support_x[1]))
+    torch.testing.assert_close(seen.support_x[1], below.module(tasks.support_x[1]))
