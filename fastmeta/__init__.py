@@ -1,6 +1,6 @@
 """Fast, exact meta-learning for PyTorch: thousands of inner loops in one call."""
 
-from fastmeta import functional, models
+from fastmeta import episodes, functional, models
 from fastmeta.algorithms import ANIL, MAML, MetaSGD, Reptile, explain
 from fastmeta.backends import available_backends, use_backend
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -16,6 +16,7 @@ __all__ = [
     "Reptile",
     "TaskBatch",
     "available_backends",
+    "episodes",
     "explain",
     "functional",
     "models",

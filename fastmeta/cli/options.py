@@ -66,7 +66,10 @@ def _add_demo(commands: Any) -> None:
         help="where the plot goes (default: %(default)s)",
     )
     demo.add_argument(
-        "--steps", type=_positive, default=8_000, help="meta-steps (default: %(default)s)"
+        "--steps",
+        type=_positive,
+        default=8_000,
+        help="meta-steps, for 25 s at most (default: %(default)s)",
     )
     _add_machine(demo)
 

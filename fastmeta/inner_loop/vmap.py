@@ -28,7 +28,8 @@ def can_run(
 
     What vmap itself cannot run is known only to the module's forward, which then raises.
     """
-    if tasks is not None and loop.steps and loop.order == 2 and uses_others(loop, parameters, tasks):
+    through_steps = loop.steps > 0 and loop.order == 2
+    if tasks is not None and through_steps and uses_others(loop, parameters, tasks):
         return (
             "the module or the loss uses tensors that require grad and are not the module's "
             "parameters, so the engine does not know of them"

@@ -174,6 +174,8 @@ def test_changes_of_the_model_are_seen():
     assert_exact(meta, tasks)
     meta.model[2].weight.requires_grad_(False)
     assert_exact(meta, tasks)
+    fast = meta.adapt(tasks.support_x, tasks.support_y).parameters
+    assert fast["2.weight"] is meta.model[2].weight and fast["2.bias"].dim() == 2
     meta.model[1].register_forward_hook(lambda layer, args, out: 2 * out)
     assert_exact(meta, tasks)
     meta.model[2].bias = nn.Parameter(torch.zeros(1, dtype=DOUBLE))  # broadcasts

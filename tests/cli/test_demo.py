@@ -16,6 +16,13 @@ def test_demo_plots_and_measures(fastmeta, tmp_path, monkeypatch):
         assert line in out
 
 
+def test_demo_ends_in_time(fastmeta, monkeypatch):
+    monkeypatch.setattr(demo, "TIMED_SECONDS", 0.01)
+    monkeypatch.setattr(demo, "LEARNING_SECONDS", 0.2)
+    status, out, _ = fastmeta("demo", "--steps", "1000000")
+    assert status == 0 and 0 < int(out.split(" meta-steps in")[0].split()[-1]) < 10_000
+
+
 def test_demo_says_if_the_numbers_differ(monkeypatch):
     meta = MAML(mlp([1, 40, 40, 1]), inner_lr=0.02, inner_steps=5, loss="mse")
     monkeypatch.setattr(demo, "TIMED_SECONDS", 0.01)

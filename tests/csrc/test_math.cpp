@@ -1,0 +1,120 @@
+// The float functions of csrc/cpu/simd_math.h against libm in double.
+#ifndef FASTMETA_ISA
+#define FASTMETA_ISA portable_math
+#define FASTMETA_VECTOR_BYTES 16
+#define CPU_RUNS_THIS true
+#endif
+
+#include <cfloat>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "cpu/simd_math.h"
+
+namespace {
+
+namespace simd = fastmeta::FASTMETA_ISA;
+using V = simd::Vec<float>;
+
+int failures = 0;
+
+std::vector<float> every_magnitude() {
+  std::vector<float> x;
+  for (std::uint64_t bits = 0; bits < (std::uint64_t(1) << 32); bits += 10007) {
+    const auto word = std::uint32_t(bits);
+    float value;
+    std::memcpy(&value, &word, sizeof value);
+    x.push_back(value);
+  }
+  for (float value : {0.0f, -0.0f, 1.0f, -1.0f, INFINITY, -INFINITY, NAN, FLT_MIN, -FLT_MIN,
+                      FLT_TRUE_MIN, -FLT_TRUE_MIN, FLT_MAX, -FLT_MAX})
+    x.push_back(value);
+  return x;
+}
+
+std::vector<float> dense(double low, double high) {
+  constexpr int n = 300000;
+  std::vector<float> x;
+  for (int i = 0; i <= n; ++i) x.push_back(float(low + (high - low) * i / n));
+  return x;
+}
+
+// The distance in units of the last place of a float next to y; 0 for the same special value.
+double ulps(float got, double y, double floor) {
+  if (std::isnan(got) || std::isnan(y)) return std::isnan(got) && std::isnan(y) ? 0 : INFINITY;
+  if (got == float(y)) return 0;
+  if (std::isinf(got) || std::isinf(float(y))) return INFINITY;
+  const double magnitude = std::fmax(std::fmax(std::fabs(y), floor), double(FLT_MIN));
+  return std::fabs(got - y) / std::ldexp(1.0, std::ilogb(magnitude) - 23);
+}
+
+// `floor`: below it an error counts in the last place of the floor.
+template <class F, class G>
+void check(const char* name, const std::vector<float>& x, F ours, G libm, double most,
+           double floor = 0) {
+  constexpr size_t W = simd::lanes<float>;
+  double worst = 0;
+  float where = 0, there = 0;
+  for (size_t i = 0; i < x.size(); i += W) {
+    V in{};
+    for (size_t l = 0; l < W && i + l < x.size(); ++l) in[l] = x[i + l];
+    const V out = ours(in);
+    for (size_t l = 0; l < W; ++l) {
+      const double error = ulps(out[l], libm(double(in[l])), floor);
+      if (error > worst) worst = error, where = in[l], there = out[l];
+    }
+  }
+  std::printf("  %-22s %8.2f ulp at %.9g (%.9g)\n", name, worst, double(where), double(there));
+  if (worst <= most) return;
+  std::printf("FAILED: %s: more than %.1f ulp\n", name, most);
+  ++failures;
+}
+
+V sine(V x) {
+  V s, c;
+  simd::sincos(x, s, c);
+  return s;
+}
+V cosine(V x) {
+  V s, c;
+  simd::sincos(x, s, c);
+  return c;
+}
+
+}  // namespace
+
+int main() {
+  if (!(CPU_RUNS_THIS)) return 0;
+  std::printf("vectors of %d bytes\n", FASTMETA_VECTOR_BYTES);
+  const auto all = every_magnitude();
+  const auto exp = [](V x) { return simd::exp(x); };
+  const auto log = [](V x) { return simd::log(x); };
+  const auto log1p = [](V x) { return simd::log1p(x); };
+  const auto tanh = [](V x) { return simd::tanh(x); };
+  const auto erf = [](V x) { return simd::erf(x); };
+  const auto sigmoid = [](V x) { return simd::sigmoid(x); };
+  const auto logistic = [](double x) { return 1 / (1 + std::exp(-x)); };
+  const auto libm = [](double (*f)(double)) { return f; };
+
+  check("exp", all, exp, libm(std::exp), 2);
+  check("exp, dense", dense(-105, 90), exp, libm(std::exp), 2);
+  check("log", all, log, libm(std::log), 2);
+  check("log, dense", dense(0, 4), log, libm(std::log), 2);
+  check("log1p", all, log1p, libm(std::log1p), 4);
+  check("log1p, dense", dense(-1, 4), log1p, libm(std::log1p), 4);
+  check("tanh", all, tanh, libm(std::tanh), 4);
+  check("tanh, dense", dense(-10, 10), tanh, libm(std::tanh), 4);
+  check("erf", all, erf, libm(std::erf), 4);
+  check("erf, dense", dense(-5, 5), erf, libm(std::erf), 4);
+  check("sigmoid", all, sigmoid, logistic, 4);
+  check("sigmoid, dense", dense(-105, 20), sigmoid, logistic, 4);
+  check("sin", all, sine, libm(std::sin), 2);
+  check("sin, dense", dense(-10, 10), sine, libm(std::sin), 2);
+  check("sin, wide", dense(-8192, 8192), sine, libm(std::sin), 2);
+  check("cos", all, cosine, libm(std::cos), 2);
+  check("cos, dense", dense(-10, 10), cosine, libm(std::cos), 2);
+  check("cos, wide", dense(-8192, 8192), cosine, libm(std::cos), 2);
+  return failures != 0;
+}
