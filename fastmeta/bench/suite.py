@@ -21,7 +21,7 @@ from fastmeta.bench.gate import errors, exact_outcome
 from fastmeta.bench.machine import describe_machine, only_cores
 from fastmeta.bench.memory import peak_bytes
 from fastmeta.bench.results import SCHEMA, Entry, Point
-from fastmeta.bench.rivals import FASTMETA, RIVALS, Outcome, Rival, Step
+from fastmeta.bench.rivals import FASTMETA, RIVALS, Outcome, Rival, Step, engine
 from fastmeta.bench.roofline import native_share, one_thread_seconds
 from fastmeta.bench.timing import Timing, measure, seconds_of
 from fastmeta.bench.workloads import SMALL, WORKLOADS, Problem, Workload, make_problem, sinusoid
@@ -118,7 +118,14 @@ def _point(workload: Workload, rivals: Sequence[Rival], settings: _Settings) -> 
     for entry in entries:
         if entry.name in timings:
             _write_timing(entry, timings[entry.name], workload.tasks)
-    point = Point(workload, useful_flops(workload), race.problem.data_bytes, ceilings, entries)
+    point = Point(
+        workload=workload,
+        engine=engine(workload),
+        useful_flops=useful_flops(workload),
+        data_bytes=race.problem.data_bytes,
+        ceilings=ceilings,
+        entries=entries,
+    )
     if FASTMETA.name in race.steps:
         point.roofline = _roofline(race.steps[FASTMETA.name], settings)
     if settings.memory:

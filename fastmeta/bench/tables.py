@@ -95,7 +95,8 @@ def _entry_row(entry: dict[str, Any]) -> Row:
 
 def _where_time_went(point: dict[str, Any]) -> str:
     roofline, seconds = point["roofline"], _ours(point)["median_s"]
-    parts = [f"fastmeta: {100 * roofline['arithmetic_s'] / seconds:.0f} % of the arithmetic limit"]
+    limit = 100 * roofline["arithmetic_s"] / seconds
+    parts = [f"fastmeta, {point['engine']} engine: {limit:.0f} % of the arithmetic limit"]
     share = roofline["native_share"]
     if share is not None:
         outside = f"{_ms((1 - share) * seconds)} ms outside"

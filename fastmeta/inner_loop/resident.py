@@ -1,4 +1,4 @@
-"""The resident engine: the whole inner loop in one native call, and its meta-gradient in another."""
+"""The resident engine: the inner loop in one native call, its meta-gradient in another."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _new_program(loop: InnerLoop, dtype: torch.dtype) -> _Program:
         raise ValueError(chain)
     native = cpu.native
     assert native is not None
-    shapes = tuple(tuple(loop.module.get_parameter(name).shape) for name in chain.names)
+    shapes = tuple(tuple(loop.shapes[name]) for name in chain.names)
     return _Program(
         chain=native.Chain(list(chain.nodes), loop.loss, len(chain.names)),
         forward=getattr(native, f"forward_{_KERNELS[dtype]}"),

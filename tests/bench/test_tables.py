@@ -19,6 +19,7 @@ def entry(name, status="timed", **values):
 
 POINT = {
     "workload": {"name": "rl"},
+    "engine": "resident",
     "useful_flops": 10_000_000,
     "data_bytes": 1000,
     "entries": [
@@ -68,7 +69,7 @@ def test_text_rows(results):
 def test_text_tells_limits_and_where_the_time_went(results):
     text = format_table(results)
     assert "10 useful MFLOP: at least 0.1 ms at the rate of torch.mm, <0.001 ms" in text
-    assert "5 % of the arithmetic limit" in text
+    assert "resident engine: 5 % of the arithmetic limit" in text
     assert "75 % of the time in native kernels, 0.5 ms outside" in text
     assert "1.90 times as fast as on one thread" in text
 

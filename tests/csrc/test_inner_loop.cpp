@@ -1,7 +1,8 @@
 // The kernels through their tables, on small random chains in memory of exactly the size asked for:
 //   no access outside it (AddressSanitizer) and no race (ThreadSanitizer);
 //   every output is written, and finite; the same bits for any number of threads;
-//   float64: the meta-gradient is the derivative of the forward pass; float32: it is near float64's.
+//   float64: the loss is that of the predictions, and the meta-gradient is the derivative of the
+//   forward pass; float32: all is near float64's.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -33,7 +34,7 @@ void expect(bool condition, const std::string& where, const char* what) {
   ++failures;
 }
 
-// ---- one random inner loop -----------------------------------------------------------------------
+// ---- one random inner loop ----------------------------------------------------------------------
 
 template <class R>
 struct Case {
@@ -110,7 +111,7 @@ void make_chain(Case<double>& c, Random& random, ActivationKind kind) {
     const i64 next = random.width();
     c.nodes.push_back(linear(c, random, width, next));
     width = next;
-    if (l + 1 < layers || !random.below(4)) c.nodes.push_back(activation(kind, width));
+    if (l + 1 < layers || random.coin()) c.nodes.push_back(activation(kind, width));
   }
 }
 
@@ -121,9 +122,11 @@ void make_parameters(Case<double>& c, Random& random) {
     c.adapts.push_back(frozen == 0 || random.coin());
     c.rate_per_step.push_back(random.coin());
     c.rate_per_element.push_back(random.coin());
-    c.parameters.push_back(random.reals<double>(c.sizes[p] * (c.per_task[p] ? c.tasks : 1), -0.6, 0.6));
+    const i64 copies = c.per_task[p] ? c.tasks : 1;
+    c.parameters.push_back(random.reals<double>(c.sizes[p] * copies, -0.6, 0.6));
     const i64 steps = c.rate_per_step[p] && c.steps > 1 ? c.steps : 1;
-    c.rates.push_back(random.reals<double>(steps * (c.rate_per_element[p] ? c.sizes[p] : 1), 0.02, 0.2));
+    const i64 elements = c.rate_per_element[p] ? c.sizes[p] : 1;
+    c.rates.push_back(random.reals<double>(steps * elements, 0.02, 0.2));
     c.grad_fast.push_back(random.reals<double>(random.coin() ? c.sizes[p] * c.tasks : 0, -1, 1));
   }
   // As the bindings have it.
@@ -162,7 +165,8 @@ Case<double> make_case(unsigned seed, ActivationKind kind, LossKind loss, i64 ta
     make_chain(c, random, kind);
   }
   make_parameters(c, random);
-  make_samples(c, random, c.support_n, c.support_x, c.support_y, c.support_labels, c.support_weight);
+  make_samples(c, random, c.support_n, c.support_x, c.support_y, c.support_labels,
+               c.support_weight);
   make_samples(c, random, c.query_n, c.query_x, c.query_y, c.query_labels, c.query_weight);
   c.grad_loss = random.reals<double>(random.below(4) ? tasks : 0, 0.5, 1.5);
   const i64 predictions = c.query_n * c.tasks * c.outputs();
@@ -191,7 +195,7 @@ Case<float> in_float(const Case<double>& c) {
           in_float(c.grad_fast)};
 }
 
-// ---- one call ------------------------------------------------------------------------------------
+// ---- one call -----------------------------------------------------------------------------------
 
 template <class T>
 T* data_or_null(std::vector<T>& v) {
@@ -302,7 +306,7 @@ Outputs<R> forward_and_backward(const Kernels<R>& kernels, const Case<R>& c, int
   return out;
 }
 
-// ---- what must hold ------------------------------------------------------------------------------
+// ---- what must hold -----------------------------------------------------------------------------
 
 template <class R>
 bool finite(const Outputs<R>& out) {
@@ -334,6 +338,36 @@ bool near(const Outputs<float>& a, const Outputs<double>& b) {
     if (std::sqrt(error) > 1e-3 * std::sqrt(size) + 1e-5) return false;
   }
   return true;
+}
+
+// The loss once more, straight from the predictions.
+double plain_loss(const Case<double>& c, const std::vector<double>& predictions, size_t task) {
+  const size_t n = size_t(c.query_n), width = size_t(c.outputs());
+  double sum = 0, total = 0;
+  for (size_t s = task * n; s < (task + 1) * n; ++s) {
+    const double* y = &predictions[s * width];
+    double value = 0, partition = 0;
+    for (size_t o = 0; o < width; ++o) {
+      partition += std::exp(y[o]);
+      if (c.loss == LossKind::CrossEntropy) continue;
+      const double t = c.query_y[s * width + o];
+      value += c.loss == LossKind::MeanSquaredError ? (y[o] - t) * (y[o] - t)
+                                                    : std::log1p(std::exp(y[o])) - y[o] * t;
+    }
+    value /= double(width);
+    if (c.loss == LossKind::CrossEntropy)
+      value = std::log(partition) - y[size_t(c.query_labels[s])];
+    const double weight = c.query_weight.empty() ? 1 : c.query_weight[s];
+    sum += weight * value;
+    total += weight;
+  }
+  return sum / total;
+}
+
+void check_loss(const Case<double>& c, const Outputs<double>& out, const std::string& where) {
+  for (size_t task = 0; task < out.loss.size(); ++task)
+    expect(std::fabs(out.loss[task] - plain_loss(c, out.predictions, task)) < 1e-9, where,
+           "the loss is not that of the predictions");
 }
 
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
@@ -427,7 +461,8 @@ void check_gradient(const Kernels<double>& kernels, const Case<double>& c,
     for (size_t p = 0; p < c.n_parameters(); ++p) expected.add(out.parameters[p], d.parameters[p]);
     expected.add(out.query_x, d.query_x);
     const auto at = [&](double step) {
-      return objective(kernels, c.order == 2 ? moved(c, d, step) : moved_first_order(c, out, d, step));
+      return objective(kernels,
+                       c.order == 2 ? moved(c, d, step) : moved_first_order(c, out, d, step));
     };
     if (c.order == 2) {
       add_rates(expected, c, out, d);
@@ -468,13 +503,14 @@ void check_variant(const Variant& variant) {
   std::set<std::string> teams;
   const i64 crowd = 16 * processors() + 1;  // enough for every pack, the last of them not full
   unsigned seed = 1;
-  for (int repeat = 0; repeat < 2; ++repeat)
+  for (int repeat = 0; repeat < 6; ++repeat)
     for (int kind = 0; kind <= int(ActivationKind::Softplus); ++kind)
       for (int loss = 0; loss <= int(LossKind::BinaryCrossEntropy); ++loss, ++seed) {
         const i64 tasks = std::vector<i64>{1, 5, 17, crowd}[seed % 4];
         const auto c = make_case(seed, ActivationKind(kind), LossKind(loss), tasks, tasks == crowd);
         const auto name = std::string(variant.name) + ", seed " + std::to_string(seed);
         const auto out = check_call(*variant.f64, c, name + ", float64");
+        check_loss(c, out, name);
         check_gradient(*variant.f64, c, out, name);
         const auto small = check_call(*variant.f32, in_float(c), name + ", float32");
         expect(near(small, out), name, "float32 is far from float64");

@@ -13,9 +13,10 @@ from fastmeta.bench.rivals import (
     vmap_forward,
     vmap_grad,
 )
+from fastmeta.bench.rivals.fastmeta_maml import engine
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step
 
-__all__ = ["FASTMETA", "RIVALS", "Outcome", "Rival", "Step"]
+__all__ = ["FASTMETA", "RIVALS", "Outcome", "Rival", "Step", "engine"]
 
 FASTMETA = fastmeta_maml.RIVAL
 

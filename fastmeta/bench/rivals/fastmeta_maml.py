@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from fastmeta import MAML, TaskBatch
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step, make_leaves
-from fastmeta.bench.workloads import Problem
+from fastmeta.bench.workloads import Problem, Workload
 
 
 def build(problem: Problem) -> Step:
-    workload = problem.workload
     module = problem.module()
     leaves = make_leaves(problem, dict(module.named_parameters()))
-    meta = MAML(module, inner_lr=workload.inner_lr, inner_steps=workload.steps, loss=workload.loss)
+    meta = _maml(problem.workload, module)
 
     def step() -> Outcome:
         leaves.clear()
@@ -21,6 +22,15 @@ def build(problem: Problem) -> Step:
         return Outcome(loss.detach(), leaves.gradients())
 
     return step
+
+
+def engine(workload: Workload) -> str:
+    """The engine that fastmeta takes for a workload here."""
+    return _maml(workload, workload.module()).choice().name
+
+
+def _maml(workload: Workload, module: nn.Module) -> MAML:
+    return MAML(module, inner_lr=workload.inner_lr, inner_steps=workload.steps, loss=workload.loss)
 
 
 RIVAL = Rival("fastmeta", "fastmeta", build)

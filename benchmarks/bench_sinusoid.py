@@ -1,0 +1,12 @@
+"""Sinusoid MAML, 1-40-40-1 (Finn et al. 2017, section 5.1)."""
+
+import pytest
+
+from fastmeta.bench import WORKLOADS
+
+FAMILY = [workload for workload in WORKLOADS.values() if workload.family == "sinusoid"]
+
+
+@pytest.mark.parametrize("workload", FAMILY, ids=lambda workload: workload.name)
+def test_meta_step(meta_step, workload, rival):
+    meta_step(rival, workload)

@@ -1,0 +1,44 @@
+"""What the benchmark files share: the gate before the clock, as in `fastmeta bench`."""
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+from fastmeta.bench import RIVALS, make_problem
+from fastmeta.bench.gate import errors, exact_outcome
+from fastmeta.bench.rivals import FASTMETA
+from fastmeta.bench.timing import seconds_of
+
+SLOW_STEP_S = 1.0
+
+
+def pytest_generate_tests(metafunc):
+    everyone = {FASTMETA.name: FASTMETA, **RIVALS}
+    metafunc.parametrize("rival", everyone.values(), ids=list(everyone))
+
+
+@lru_cache(maxsize=1)
+def _exact(workload):
+    return exact_outcome(make_problem(workload))
+
+
+@pytest.fixture
+def meta_step(benchmark):
+    """`meta_step(rival, workload)`: skip with the reason, fail if wrong, else time."""
+
+    def meta_step(rival, workload):
+        reason = rival.why_not(workload)
+        if reason is not None:
+            pytest.skip(reason)
+        torch.compiler.reset()
+        benchmark.group = workload.name
+        step = rival.build(make_problem(workload))
+        wrong = errors(step(), _exact(workload)).wrong()
+        assert wrong is None, wrong
+        if seconds_of(step) > SLOW_STEP_S:
+            benchmark.pedantic(step, rounds=3)
+        else:
+            benchmark(step)
+
+    return meta_step
