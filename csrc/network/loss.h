@@ -26,12 +26,16 @@ struct MeanSquaredError {
 
   static Vec<R> value(const Row<Team>& row, i64 vectors) {
     Vec<R> sum{};
-    for (i64 v = 0; v < vectors; ++v) sum += (row.y(v) - row.t(v)) * (row.y(v) - row.t(v));
+    for (i64 v = 0; v < vectors; ++v) {
+      const Vec<R> error = row.inside(v, row.y(v) - row.t(v));
+      sum += error * error;
+    }
     return Team::across_sum(sum) / R(row.columns);
   }
   static void gradient(const Row<Team>& row, i64 vectors, R* g, R*) {
     const Vec<R> scale = row.coefficient * (R(2) / R(row.columns));
-    for (i64 v = 0; v < vectors; ++v) store(g + v * Team::W, scale * (row.y(v) - row.t(v)));
+    for (i64 v = 0; v < vectors; ++v)
+      store(g + v * Team::W, row.inside(v, scale * (row.y(v) - row.t(v))));
   }
   static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry, const R*, R* rg) {
     const Vec<R> scale = row.coefficient * (R(2) / R(row.columns));

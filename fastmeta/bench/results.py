@@ -56,8 +56,8 @@ class Point:
     data_bytes: int
     ceilings: Ceilings  # as measured just before
     entries: list[Entry]
-    # native_share: of fastmeta's time, spent in native kernels; one_thread_s: its time on one thread;
-    # arithmetic_s, data_s: the least time at the best rates of the run
+    # of fastmeta: native_share of its time, one_thread_s; of anyone: arithmetic_s and data_s, the
+    # least time at the best rates of the run
     roofline: dict[str, float | None] = field(default_factory=dict)
     best_rival: str | None = None
     times_best_rival: float | None = None

@@ -74,7 +74,7 @@ def chain_of(module: nn.Module) -> Chain | str:
     return Chain(tuple(nodes), tuple(names), flattens, width)
 
 
-def _leaves(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+def _leaves(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
     """The layers of nested Sequentials in the order they run, with the prefix of their names."""
     if type(module) is not nn.Sequential or has_hooks(module):
         return [(prefix, module)]

@@ -237,7 +237,7 @@ class _MetaLoss(torch.autograd.Function):
     """(parameters, rates, support_x, query_x) -> (loss [T], predictions [T, Q, O])."""
 
     @staticmethod
-    def forward(ctx, call: _Call, *tensors: Tensor):
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ctx.call = call
         ctx.record, loss, predictions = _run_meta_loss(call, tensors[-1], keep=True)
         ctx.save_for_backward(*tensors)
@@ -245,7 +245,9 @@ class _MetaLoss(torch.autograd.Function):
         return loss, predictions
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor | None, grad_predictions: Tensor | None):
+    def backward(
+        ctx: Any, grad_loss: Tensor | None, grad_predictions: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         return None, *_gradients(ctx, grad_loss, grad_predictions, None)
 
@@ -254,7 +256,7 @@ class _Adapt(torch.autograd.Function):
     """(parameters, rates, support_x) -> the fast weights of those that adapt."""
 
     @staticmethod
-    def forward(ctx, call: _Call, *tensors: Tensor):
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.call = call
         ctx.record, fast = _run_adapt(call, tensors[-1], keep=True)
         ctx.save_for_backward(*tensors)
@@ -262,7 +264,7 @@ class _Adapt(torch.autograd.Function):
         return fast
 
     @staticmethod
-    def backward(ctx, *grad_fast: Tensor | None):
+    def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         return None, *_gradients(ctx, None, None, grad_fast)
 

@@ -42,6 +42,7 @@ def problems(draw):
         widths=widths,
         activation=draw(st.sampled_from(ACTIVATIONS)),
         bias=draw(st.booleans()),
+        ends_in_activation=draw(st.booleans()),
         loss=draw(st.sampled_from(["mse", "cross_entropy", "bce"])),
         tasks=draw(st.sampled_from([1, 2, 5, 9, 17, 33])),
         support=draw(st.sampled_from([1, 2, 6, 11])),
@@ -64,6 +65,8 @@ def build(problem, dtype=DOUBLE):
     """The algorithm, its tasks, and all that gets a gradient."""
     torch.manual_seed(problem["seed"])
     model = network(problem["widths"], problem["activation"], problem["bias"]).to(dtype)
+    if problem["ends_in_activation"]:
+        model.append(nn.Sigmoid())  # not 0 at 0: padding must not show
     parameters = dict(model.named_parameters())
     for index, p in enumerate(parameters.values()):
         p.requires_grad_(index not in problem["frozen"])
@@ -172,7 +175,8 @@ def plain(widths=(2, 19, 3), tasks=9, loss="mse", **options):
     """A plain problem: (meta, tasks, leaves)."""
     options = {"inner_steps": 2, "order": 2, "learn_inner_lr": None, "inner_lr": 0.1} | options
     problem = dict(
-        widths=list(widths), activation=nn.Tanh(), bias=True, loss=loss, tasks=tasks, support=6,
+        widths=list(widths), activation=nn.Tanh(), bias=True, ends_in_activation=False, loss=loss,
+        tasks=tasks, support=6,
         query=4, ragged=False, frozen=(), unadapted=(), options=options, seed=0,
     )  # fmt: skip
     return build(problem)
@@ -246,7 +250,9 @@ def test_fast_weights_are_differentiable_end_to_end():
 def test_parameters_with_a_task_dimension():
     module = network([2, 5, 1], nn.Tanh()).to(DOUBLE)
     own = dict(module.named_parameters())
-    per_task = {n: torch.randn(4, *p.shape, dtype=DOUBLE, requires_grad=True) for n, p in own.items()}
+    per_task = {
+        n: torch.randn(4, *p.shape, dtype=DOUBLE, requires_grad=True) for n, p in own.items()
+    }
     mixed = {**own, "0.weight": per_task["0.weight"], "2.bias": per_task["2.bias"]}
     x, y = torch.randn(4, 6, 2, dtype=DOUBLE), torch.randn(4, 6, 1, dtype=DOUBLE)
 
@@ -278,9 +284,11 @@ def test_strided_tensors_are_read_as_they_are():
 def test_tensors_that_a_hook_moves_are_found_again():
     meta, tasks, leaves = plain()
     right = torch.autograd.grad(meta(tasks).loss.sum(), leaves)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy().copy() if not t.requires_grad
-                                                  else t.detach().numpy().copy(),
-                                                  torch.from_numpy):
+
+    def elsewhere(tensor):
+        return tensor.detach().numpy().copy()
+
+    with torch.autograd.graph.saved_tensors_hooks(elsewhere, torch.from_numpy):
         loss = meta(tasks).loss.sum()
     gc.collect()
     for ours, expected in zip(torch.autograd.grad(loss, leaves), right, strict=True):
@@ -312,7 +320,7 @@ def test_memory_grows_with_the_steps_by_the_fast_weights_alone():
         return meta(tasks, inner_steps=steps).loss.grad_fn.record.bytes
 
     a_step = (kept(50) - kept(5)) / 45
-    assert a_step <= 1.3 * 64 * size * 8  # padding of rows to whole vectors is all that comes on top
+    assert a_step <= 1.3 * 64 * size * 8  # rows are padded to whole vectors
 
 
 @pytest.mark.parametrize(
