@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class TaskBatch:
 
     __slots__ = (
         "support_x", "support_y", "query_x", "query_y", "support_weight", "query_weight",
-        "_labels_below",
+        "_labels_seen",
     )  # fmt: skip
 
     support_x: Tensor
@@ -46,7 +47,7 @@ class TaskBatch:
     query_y: Tensor
     support_weight: Tensor | None
     query_weight: Tensor | None
-    _labels_below: int  # the labels are known to be in [0, this)
+    _labels_seen: tuple[int, ...] | None  # n_way and the versions of the labels found inside it
 
     def __init__(
         self,
@@ -67,13 +68,13 @@ class TaskBatch:
         if query_weight is not None:
             if _has_padding("query", query_weight, query_x):
                 query_x, query_y = _without_padding(query_weight, query_x, query_y)
-        self.support_x = support_x
-        self.support_y = support_y
-        self.query_x = query_x
-        self.query_y = query_y
-        self.support_weight = support_weight
-        self.query_weight = query_weight
-        self._labels_below = 0
+        _set(self, "support_x", support_x)
+        _set(self, "support_y", support_y)
+        _set(self, "query_x", query_x)
+        _set(self, "query_y", query_y)
+        _set(self, "support_weight", support_weight)
+        _set(self, "query_weight", query_weight)
+        _set(self, "_labels_seen", None)
 
     @classmethod
     def of_support(
@@ -91,9 +92,15 @@ class TaskBatch:
     def _checked(cls, *tensors: Tensor | None) -> TaskBatch:
         tasks = cls.__new__(cls)
         for name, tensor in zip(_TENSORS, tensors, strict=True):
-            setattr(tasks, name, tensor)
-        tasks._labels_below = 0
+            _set(tasks, name, tensor)
+        _set(tasks, "_labels_seen", None)
         return tasks
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set: a TaskBatch is checked once; make a new one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskBatch._checked, tuple(getattr(self, name) for name in _TENSORS)
 
     def __len__(self) -> int:
         return self.support_x.shape[0]
@@ -142,7 +149,8 @@ class TaskBatch:
 
     def check_labels(self, n_way: int) -> None:
         """ValueError if an integer label is outside [0, n_way); remembered, so once a batch."""
-        if self._labels_below == n_way:
+        seen = (n_way, _version(self.support_y), _version(self.query_y))
+        if self._labels_seen == seen and -1 not in seen:
             return
         for name in ("support_y", "query_y"):
             low, high = getattr(self, name).aminmax()
@@ -151,7 +159,7 @@ class TaskBatch:
                     f"{name} has labels from {int(low)} to {int(high)}, but the module's "
                     f"{n_way} outputs make them [0, {n_way})"
                 )
-        self._labels_below = n_way
+        _set(self, "_labels_seen", seen)
 
     def with_inputs(self, support_x: Tensor, query_x: Tensor) -> TaskBatch:
         """The same tasks seen through features: [T, S, ...] and [T, Q, ...]."""
@@ -171,6 +179,14 @@ class TaskBatch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> TaskBatch:
         tensors = (getattr(self, name) for name in _TENSORS)
         return self._checked(*(None if tensor is None else change(tensor) for tensor in tensors))
+
+
+_set = object.__setattr__
+
+
+def _version(tensor: Tensor) -> int:
+    """Grows when the tensor is changed in place; inference tensors do not count."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 _TENSORS = ("support_x", "support_y", "query_x", "query_y", "support_weight", "query_weight")

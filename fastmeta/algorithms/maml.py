@@ -34,6 +34,7 @@ class _Plan:
     engine: ModuleType
     prefix: Prefix | None  # the layers below the inner loop, run once a batch
     outputs: int
+    rate_kinds: Any
 
 
 class MAML(nn.Module):
@@ -196,13 +197,15 @@ class MAML(nn.Module):
             rates = self._rates(steps)
             key = self._key(parameters, tasks, steps)
             plan = self._plans.get(key)
-            if plan is None:
+            if plan is None or plan.rate_kinds != _rate_kinds(rates):
                 plan = self._plans[key] = self._plan(parameters, rates, tasks, steps)
         check_labels(plan.loop, plan.outputs, tasks)
         return plan, parameters, rates
 
     def _parameters_now(self) -> dict[str, Tensor]:
-        parameters = self._snapshot.parameters() if self._snapshot is not None else None
+        snapshot = self._snapshot
+        known = snapshot is not None and snapshot.module is self.model
+        parameters = snapshot.parameters() if snapshot is not None and known else None
         if parameters is None:
             self._plans = {}
             self._snapshot = Snapshot(self.model)
@@ -214,7 +217,8 @@ class MAML(nn.Module):
         x, y = tasks.support_x, tasks.support_y
         return (
             steps, self.order, self.loss, self.adapt_parameters, self.engine, self.randomness,
-            requested_backend(), x.dtype, x.device, x.shape[2:], y.dtype,
+            requested_backend(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
+            x.dtype, x.device, x.shape[2:], y.dtype,
             y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
             _kind(tasks.support_weight), _kind(tasks.query_weight),
             *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
@@ -229,7 +233,7 @@ class MAML(nn.Module):
         loop = replace(loop, module=rest)
         inner, tasks = _above(prefix, loop, parameters, tasks)
         engine = choose(loop, tasks, inner, rates, self.engine).engine
-        return _Plan(loop, engine, prefix, outputs)
+        return _Plan(loop, engine, prefix, outputs, _rate_kinds(rates))
 
     def _loop(self, parameters: Mapping[str, Tensor], steps: int) -> InnerLoop:
         chosen = parameters if self.adapt_parameters is None else self.adapt_parameters
@@ -268,6 +272,13 @@ def _above(
         return parameters, tasks
     own = {name: parameters[name] for name in loop.shapes}
     return own, prefix.features(parameters, tasks)
+
+
+def _rate_kinds(rates: Rates) -> Any:
+    """What of the rates was checked: all of a number, form alone of tensors."""
+    if isinstance(rates, Mapping):
+        return [(rate.dtype, rate.device, rate.shape) for rate in rates.values()]
+    return type(rates), rates
 
 
 def _kind(weight: Tensor | None) -> bool | None:

@@ -27,5 +27,5 @@ def peak_bytes(workload: Workload, rival: str, threads: int) -> int:
     )
     if answer.returncode != 0:
         last_line = (answer.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the process that measures memory failed: {last_line}")
+        raise RuntimeError(f"measuring memory failed with {answer.returncode}: {last_line}")
     return int(answer.stdout.split()[-1])

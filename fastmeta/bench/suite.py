@@ -127,10 +127,10 @@ def _point(workload: Workload, rivals: Sequence[Rival], settings: _Settings) -> 
         entries=entries,
     )
     if FASTMETA.name in race.steps:
-        point.roofline = _roofline(race.steps[FASTMETA.name], settings)
+        point.roofline = _roofline(race, settings)
     if settings.memory:
-        for entry in entries:
-            _measure_memory(entry, workload, settings)
+        for rival, entry in zip((FASTMETA, *rivals), entries, strict=True):
+            _measure_memory(rival, entry, workload, settings)
     return point
 
 
@@ -204,17 +204,19 @@ def _write_timing(entry: Entry, timing: Timing, tasks: int) -> None:
     entry.samples, entry.calls_per_sample = timing.samples, timing.calls_per_sample
 
 
-def _roofline(step: Step, settings: _Settings) -> dict[str, float | None]:
+def _roofline(race: _Race, settings: _Settings) -> dict[str, float | None]:
+    step, seconds = race.steps[FASTMETA.name], settings.seconds / 3
     return {
-        "native_share": native_share(step, settings.seconds / 3),
-        "one_thread_s": (
-            one_thread_seconds(step, settings.seconds / 3) if settings.threads > 1 else None
-        ),
+        "native_share": native_share(race.problem, seconds),
+        "one_thread_s": one_thread_seconds(step, seconds) if settings.threads > 1 else None,
     }
 
 
-def _measure_memory(entry: Entry, workload: Workload, settings: _Settings) -> None:
+def _measure_memory(rival: Rival, entry: Entry, workload: Workload, settings: _Settings) -> None:
     if entry.status != "timed" or entry.measured_tasks is None:
+        return
+    entry.memory_reason = rival.hides_memory
+    if entry.memory_reason is not None:
         return
     settings.progress(f"{workload.name}: memory of {entry.name}")
     part = replace(workload, tasks=entry.measured_tasks)

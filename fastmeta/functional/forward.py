@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastmeta.models import Sine
 
-__all__ = ["ELEMENTWISE", "call_module", "has_hooks", "module_lock", "task_forward"]
+__all__ = ["ELEMENTWISE", "call_module", "has_hooks", "hook_dicts", "module_lock", "task_forward"]
 
 ELEMENTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Softplus, nn.SiLU, nn.ELU, nn.Identity,
@@ -52,7 +53,7 @@ def task_forward(
                                                 (x[t],)) for t in range(T)])
     """
     layers = _linear_chain(module)
-    if layers is not None and x.dim() >= 3:
+    if layers is not None and x.dim() >= 3 and _all_named(layers, parameters):
         return _chain_forward(layers, parameters, x)
     return _vmap_forward(module, parameters, x, randomness)
 
@@ -65,7 +66,25 @@ def call_module(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module itself (its children aside) does more than its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return "forward" in module.__dict__ or any(hook_dicts(module)) or any(_GLOBAL_HOOKS)
+
+
+def hook_dicts(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    """What was registered to run around the module's own forward and backward."""
+    return (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+
+
+_GLOBAL_HOOKS = (
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_backward_pre_hooks,
+    torch.nn.modules.module._global_backward_hooks,
+)
 
 
 def _vmap_forward(
@@ -116,6 +135,11 @@ def _linear_chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Mod
             return None
         layers += inner
     return layers
+
+
+def _all_named(layers: list[tuple[str, nn.Module]], parameters: Mapping[str, Tensor]) -> bool:
+    """False where layers share a parameter, which then has the name of the first alone."""
+    return all(f"{p}weight" in parameters for p, layer in layers if type(layer) is nn.Linear)
 
 
 def _keeps_samples(module: nn.Module) -> bool:

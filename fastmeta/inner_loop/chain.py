@@ -66,6 +66,8 @@ def chain_of(module: nn.Module) -> Chain | str:
         if activation is None:
             return f"{_called(name, layer)} is not among the layers that the native kernels have"
         nodes.append(("activation", *activation, width, width, -1, -1))
+    if any(node[5] == 0 for node in nodes):
+        return "a layer has no outputs"
     if len(nodes) > _MAX_NODES:
         return f"the chain has {len(nodes)} layers, and the native kernels take {_MAX_NODES}"
     missing = set(names) ^ {name for name, _ in module.named_parameters()}
@@ -103,13 +105,22 @@ def _called(name: str, layer: nn.Module) -> str:
 def _activation(layer: Any) -> tuple[str, float, float] | None:
     """Name and constants of an activation, or None."""
     kind = type(layer)
-    if kind is nn.LeakyReLU and layer.negative_slope >= 0:
-        return "leaky_relu", float(layer.negative_slope), 0.0
+    if kind in _PLAIN:
+        return _PLAIN[kind], 0.0, 0.0
     if kind is nn.GELU:
         return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 0.0, 0.0
-    if kind is nn.Softplus and layer.beta > 0:
+    if kind is nn.LeakyReLU and _number(layer.negative_slope) and layer.negative_slope >= 0:
+        return "leaky_relu", float(layer.negative_slope), 0.0
+    if kind is nn.Softplus and _number(layer.beta) and _number(layer.threshold) and layer.beta > 0:
         return "softplus", float(layer.beta), float(layer.threshold)
-    if kind is Sine:
+    if kind is Sine and _number(layer.frequency):
         return "sine", float(layer.frequency), 0.0
-    plain = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
-    return (plain[kind], 0.0, 0.0) if kind in plain else None
+    return None
+
+
+_PLAIN: dict[type, str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+
+
+def _number(value: object) -> bool:
+    """A tensor could change without anybody noticing, or want a gradient."""
+    return type(value) in (int, float)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -148,7 +149,7 @@ def refuse_graph(engine: str) -> None:
 
 def check_grad_mode() -> None:
     """RuntimeError where no inner loop can take its gradients: torch.func, torch.inference_mode."""
-    if torch._C._functorch.maybe_current_level() is not None:
+    if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
         raise RuntimeError(
             "fastmeta's inner loop does not run inside torch.func transforms (grad, vmap, jvp): it "
             "takes gradients of its own. It is already batched over tasks; for derivatives use "

@@ -113,7 +113,10 @@ class _Program(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     ranks: tuple[int, ...]
     adapts: tuple[bool, ...]
+    inputs: int
     outputs: int
+    takes_labels: bool
+    dtype: torch.dtype
 
 
 class _Call(NamedTuple):
@@ -124,7 +127,7 @@ class _Call(NamedTuple):
     """
 
     program: _Program
-    rate: float | None  # the one rate of all that adapt, where it is a number
+    rate: Tensor | None  # the one rate of all that adapt, where it is a number
     rated: Sequence[int]  # else the indices of the parameters that have a tensor of rates
     support: _Constants
     query: _Constants | None
@@ -145,6 +148,8 @@ def _program(loop: InnerLoop, dtype: torch.dtype) -> _Program:
 
 
 def _new_program(loop: InnerLoop, dtype: torch.dtype) -> _Program:
+    if dtype not in _KERNELS:
+        raise TypeError(f"the native kernels are float32 and float64, and support_x is {dtype}")
     chain = chain_of(loop.module)
     if isinstance(chain, str):
         raise ValueError(chain)
@@ -161,7 +166,10 @@ def _new_program(loop: InnerLoop, dtype: torch.dtype) -> _Program:
         shapes=shapes,
         ranks=tuple(map(len, shapes)),
         adapts=tuple(name in loop.adapted for name in chain.names),
+        inputs=chain.nodes[0][4],
         outputs=chain.outputs,
+        takes_labels=loop.loss == "cross_entropy",
+        dtype=dtype,
     )
 
 
@@ -181,7 +189,7 @@ def _prepare(
         rated = [p for p, adapts in enumerate(program.adapts) if adapts]
         tensors += [_spread(rates[names[p]], program.shapes[p]) for p in rated]
     else:
-        rate = rates
+        rate = _constant(rates, support[0].dtype)
     tensors.append(_rows(support[0]))
     if query is not None:
         tensors.append(_rows(query[0]))
@@ -189,7 +197,42 @@ def _prepare(
         program, rate, rated, _constants(support), None if query is None else _constants(query),
         [], (),
     )  # fmt: skip
+    _check(call, tensors)
     return _at(call, tensors), tensors
+
+
+def _check(call: _Call, tensors: Sequence[Tensor]) -> None:
+    """What the native code relies on to stay inside its tensors, looked at before every call."""
+    program, dtype = call.program, call.program.dtype
+    samples = [("support", tensors[len(program.names) + len(call.rated)], call.support)]
+    if call.query is not None:
+        samples.append(("query", tensors[-1], call.query))
+    for tensor in tensors:
+        if tensor.dtype is not dtype or not tensor.is_cpu:
+            raise TypeError(
+                f"parameters, inner rates and inputs must all be {dtype} on the CPU, "
+                f"and one is {tensor.dtype} on {tensor.device}"
+            )
+    for kind, x, (y, weight) in samples:
+        rows = x.shape[:2]
+        if x.shape[2] != program.inputs or x.shape[0] != samples[0][1].shape[0]:
+            raise ValueError(f"{kind}_x is {list(x.shape)}, for {program.inputs} inputs")
+        if y.dtype is torch.int64:
+            fits = y.shape == rows and program.takes_labels
+        else:
+            fits = y.dtype is dtype and y.shape == (*rows, program.outputs)
+        if not fits or not y.is_cpu or (y.dtype is not torch.int64 and program.takes_labels):
+            raise TypeError(
+                f"{kind}_y is {y.dtype} {list(y.shape)}, for {kind}_x of {dtype} {list(x.shape)} "
+                f"and {program.outputs} outputs"
+            )
+        if weight is not None and (
+            weight.dtype is not dtype or weight.shape != rows or not weight.is_cpu
+        ):
+            raise TypeError(
+                f"{kind}_weight is {weight.dtype} {list(weight.shape)}, for {kind}_x of {dtype} "
+                f"{list(x.shape)}"
+            )
 
 
 def _at(call: _Call, tensors: Sequence[Tensor]) -> _Call:
@@ -240,7 +283,7 @@ class _MetaLoss(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         ctx.call = call
         ctx.record, loss, predictions = _run_meta_loss(call, tensors[-1], keep=True)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *_all_constants(call))
         ctx.set_materialize_grads(False)
         return loss, predictions
 
@@ -259,7 +302,7 @@ class _Adapt(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.call = call
         ctx.record, fast = _run_adapt(call, tensors[-1], keep=True)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *_all_constants(call))
         ctx.set_materialize_grads(False)
         return fast
 
@@ -267,6 +310,11 @@ class _Adapt(torch.autograd.Function):
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         return None, *_gradients(ctx, None, None, grad_fast)
+
+
+def _all_constants(call: _Call) -> list[Tensor | None]:
+    """Targets and weights, which the backward reads again: nobody may change them before."""
+    return [*call.support, *(call.query or ())]
 
 
 def _meta_loss(call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +354,8 @@ def _gradients(
     grad_fast: Sequence[Tensor | None] | None,
 ) -> list[Tensor | None]:
     """One gradient a tensor, None where none is needed."""
-    call, tensors, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]
+    call, needs = ctx.call, ctx.needs_input_grad[1:]
+    tensors = ctx.saved_tensors[: len(needs)]  # all are looked at for changes in place
     if call.addresses != [tensor.data_ptr() for tensor in tensors]:
         call = _at(call, tensors)  # a hook on saved tensors gave them back elsewhere
     n, n_rates = len(call.program.names), len(call.rated)
@@ -352,7 +401,7 @@ def _rate_arguments(
     """(address, from one step to the next, rates a step), None for what does not adapt."""
     program = call.program
     if call.rate is not None:
-        one = (_constant(call.rate, tensors[0].dtype).data_ptr(), 0, 1)
+        one = (call.rate.data_ptr(), 0, 1)
         return [one if adapts else None for adapts in program.adapts]
     arguments: list[tuple[int, int, int] | None] = [None] * len(program.names)
     for p, rate in zip(call.rated, tensors[len(program.names) :], strict=False):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
+
+from fastmeta.functional.forward import hook_dicts
 
 __all__ = ["Snapshot"]
 
@@ -20,6 +21,7 @@ class Snapshot:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self._rows = [_Row(owner) for owner in module.modules()]
         self._sources = []
         self._aliases = []
@@ -51,19 +53,21 @@ class _Row:
     """One module's own part of it."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.attributes = module.__dict__
-        plain = (key for key, value in self.attributes.items() if type(value) in _PLAIN)
-        self.plain = itemgetter("training", *plain)
+        self.names = [key for key, value in self.attributes.items() if type(value) in _PLAIN]
         self.children = module._modules
         self.parameters = module._parameters
-        self.hooks = (module._forward_pre_hooks, module._forward_hooks)
+        self.hooks = hook_dicts(module)
         self.seen = self.look()
 
     def look(self) -> tuple[Any, ...]:
-        before, after = self.hooks
+        read = self.attributes.get
         return (
-            self.plain(self.attributes),
+            type(self.module),
+            [read(name) for name in self.names],
+            "forward" in self.attributes,
             [*self.children.values()],
             [key for key, parameter in self.parameters.items() if parameter is not None],
-            len(before) + len(after),
+            [len(hooks) for hooks in self.hooks],
         )

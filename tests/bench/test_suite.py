@@ -111,6 +111,39 @@ def test_a_long_loop_is_timed_on_a_part_and_says_so(monkeypatch):
     assert "loop*" in bench.format_table(results)
 
 
+def test_a_full_run_measures_memory_or_says_why_not(monkeypatch):
+    hidden = replace(RIVALS["bmm"], hides_memory="it hides it")
+    monkeypatch.setattr(suite, "RIVALS", {"loop": RIVALS["loop"], "bmm": hidden})
+    sizes = {"fastmeta": 5_000_000}
+
+    def peak_bytes(workload, name, threads):
+        if name not in sizes:
+            raise RuntimeError("no /proc")
+        return sizes[name]
+
+    monkeypatch.setattr(suite, "peak_bytes", peak_bytes)
+    found = bench.run(["relu"], None, False, 0.01, progress=lambda line: None)
+    memory = {name: (e["peak_bytes"], e["memory_reason"]) for name, e in entries(found).items()}
+    assert memory == {
+        "fastmeta": (5_000_000, None),
+        "loop": (None, "RuntimeError: no /proc"),
+        "bmm": (None, "it hides it"),
+    }
+
+
+@pytest.mark.parametrize(("at_50", "flat"), [(90e6, True), (200e6, False)])
+def test_memory_in_inner_steps(monkeypatch, at_50, flat):
+    peaks = {5: 11e6, 50: at_50}
+    monkeypatch.setattr(suite, "peak_bytes", lambda workload, *_: peaks[workload.steps])
+    found = suite._memory_in_steps(suite._Settings(0.1, 1.0, 1, True, print))
+    weights = 256 * (40 + 40 + 1600 + 40 + 40 + 1) * 4 * 50
+    assert found["flat"] is flat
+    assert found["limit_bytes"] == pytest.approx(1.3 * 11e6 + weights)
+    assert found["points"][1] == {
+        "steps": 50, "peak_bytes": at_50, "fast_weight_bytes": weights,
+    }  # fmt: skip
+
+
 def test_a_quick_run_measures_the_small_workloads(monkeypatch):
     monkeypatch.setattr(suite, "RIVALS", {"loop": RIVALS["loop"]})
     results = run(workloads=None)

@@ -14,9 +14,10 @@ def conv_net(norm):
 
 
 def calls_of(layer):
+    """The shapes that a convolution gets from now on; its `forward` stays its own."""
     calls = []
-    forward = layer.forward
-    layer.forward = lambda x: calls.append(tuple(x.shape)) or forward(x)
+    run = layer._conv_forward
+    layer._conv_forward = lambda x, *weights: calls.append(tuple(x.shape)) or run(x, *weights)
     return calls
 
 

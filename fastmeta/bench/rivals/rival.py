@@ -47,6 +47,7 @@ class Rival:
     why_not: Callable[[Workload], str | None] = always
     loops_over_tasks: bool = False  # time is proportional to the number of tasks
     compiles: bool = False  # the first call takes seconds to minutes
+    hides_memory: str | None = None  # why resident memory does not show what a step needs
 
 
 class Leaves(NamedTuple):

@@ -1,0 +1,148 @@
+"""What changes between two calls, or between forward and backward, is seen or refused."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from oracle import DOUBLE, assert_exact, classification_tasks, regression_tasks
+from torch import nn
+
+import fastmeta as fm
+
+
+def regression():
+    model = fm.models.mlp([2, 8, 2], "tanh").double()
+    return model, fm.MAML(model, loss="mse", inner_lr=0.1), regression_tasks()
+
+
+def test_another_model():
+    _, meta, tasks = regression()
+    before = meta(tasks).loss
+    meta.model = fm.models.mlp([2, 8, 2], "tanh").double()
+    assert not torch.allclose(meta(tasks).loss, before)
+    assert_exact(meta, tasks)
+
+
+def turn_into_sigmoid(layer):
+    layer.__class__ = nn.Sigmoid
+
+
+def replace_forward(layer):
+    layer.forward = torch.sigmoid
+
+
+def hook_backward(layer):
+    layer.register_full_backward_hook(lambda module, inner, outer: (3 * inner[0],))
+
+
+@pytest.mark.parametrize("change", [turn_into_sigmoid, replace_forward, hook_backward])
+@pytest.mark.parametrize("used_before", [True, False])
+def test_another_layer(change, used_before):
+    model, meta, tasks = regression()
+    if used_before:
+        meta(tasks)
+    change(model[1])
+    assert meta.choice().name != "resident" or change is turn_into_sigmoid
+    if change is not hook_backward:
+        assert_exact(meta, tasks)
+
+
+def test_global_hooks_are_called():
+    model, meta, tasks = regression()
+    hook = nn.modules.module.register_module_forward_hook(lambda module, x, y: 2 * y)
+    try:
+        assert meta.choice().name == "vmap"
+    finally:
+        hook.remove()
+    assert meta.choice().name == "resident"
+
+
+def test_an_attribute_that_goes_away():
+    model, meta, tasks = regression()
+    model.note = "here"
+    before = meta(tasks).loss
+    del model.note
+    assert torch.equal(meta(tasks).loss, before)
+
+
+@pytest.mark.parametrize("name", ["support_y", "query_y", "support_weight", "query_weight"])
+def test_targets_changed_before_the_backward(name):
+    torch.manual_seed(0)
+    _, meta, _ = regression()
+    tasks = regression_tasks(
+        support_weight=torch.rand(3, 5, dtype=DOUBLE) + 1,
+        query_weight=torch.rand(3, 4, dtype=DOUBLE) + 1,
+    )
+    loss = meta(tasks).loss.sum()
+    getattr(tasks, name).fill_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_labels_changed_in_place_are_checked_again():
+    model = nn.Sequential(nn.Linear(2, 3)).double()
+    meta, tasks = fm.MAML(model), classification_tasks([2])
+    meta(tasks)
+    tasks.support_y[0, 0] = 99
+    with pytest.raises(ValueError, match="support_y has labels"):
+        meta(tasks)
+
+
+def test_a_batch_cannot_be_changed_but_copied():
+    tasks = regression_tasks()
+    with pytest.raises(AttributeError, match="make a new one"):
+        tasks.query_y = tasks.query_y.float()
+    for other in (copy.deepcopy(tasks), pickle.loads(pickle.dumps(tasks))):
+        assert torch.equal(other.query_y, tasks.query_y)
+
+
+def test_targets_of_another_dtype_than_the_features():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
+    meta = fm.MAML(model, loss="mse", adapt_parameters=["2.weight", "2.bias"])
+    x, y = torch.randint(5, (3, 4, 2)), torch.randn(3, 4, 3, dtype=DOUBLE)
+    with pytest.raises(TypeError, match="float64"):
+        meta(fm.TaskBatch(x, y, x, y))
+
+
+def test_rates_of_another_dtype():
+    meta, tasks = fm.MetaSGD(fm.models.mlp([2, 2]), loss="mse"), regression_tasks()
+    tasks = tasks.to(dtype=torch.float32)
+    meta(tasks)
+    meta.inner_rates.double()
+    with pytest.raises(TypeError, match="float64"):
+        meta(tasks)
+
+
+def test_a_rate_that_is_no_rate_any_more():
+    _, meta, tasks = regression()
+    meta(tasks)
+    meta.inner_lr = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        meta(tasks)
+    meta.inner_lr = torch.tensor(0.1)
+    with pytest.raises(TypeError, match="number"):
+        meta(tasks)
+
+
+def test_a_frequency_that_is_a_tensor_is_not_frozen_into_a_kernel():
+    model = nn.Sequential(nn.Linear(2, 4), fm.models.Sine(2.0), nn.Linear(4, 2)).double()
+    model[1].frequency = torch.tensor(2.0, dtype=DOUBLE)
+    meta, tasks = fm.MAML(model, loss="mse"), regression_tasks()
+    before = meta(tasks).loss
+    model[1].frequency.fill_(3.0)
+    assert not torch.allclose(meta(tasks).loss, before)
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_tied_layers(engine):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double()
+    model[2].weight = model[0].weight
+    assert_exact(fm.MAML(model, loss="mse", engine=engine), regression_tasks())
+
+
+def test_forward_mode_is_refused():
+    _, meta, tasks = regression()
+    with forward_ad.dual_level(), torch.no_grad(), pytest.raises(RuntimeError, match="jvp"):
+        meta(tasks)
