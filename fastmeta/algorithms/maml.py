@@ -217,7 +217,8 @@ class MAML(nn.Module):
         x, y = tasks.support_x, tasks.support_y
         return (
             steps, self.order, self.loss, self.adapt_parameters, self.engine, self.randomness,
-            requested_backend(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
+            requested_backend(),
+            torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
             x.dtype, x.device, x.shape[2:], y.dtype,
             y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
             _kind(tasks.support_weight), _kind(tasks.query_weight),
