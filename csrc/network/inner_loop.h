@@ -58,7 +58,7 @@ class Adaptation {
     if (loop_.steps > 0 && (second || out.rates)) {
       passes_.take(loop_.support, slice);
       if (out.rates) std::memset(rate_gradient(0), 0, rate_bytes());
-      if (out.support_x) zero_support_gradient(out.support_x, slice);
+      if (out.support_x) std::memset(support_gradient(), 0, support_bytes());
       for (i64 k = loop_.steps - 1; k >= 0; --k) {
         const R* theta = theta_at(k, team, slice, checkpoints);
         passes_.forward(theta);
@@ -69,6 +69,7 @@ class Adaptation {
           passes_.backward(theta, plan_.lowest_adapted, rate_target(k), false);
       }
       if (out.rates) add_rates(sums.rates);
+      if (out.support_x) put_support_gradient(out.support_x, slice);
     } else if (out.support_x) {
       zero_support_gradient(out.support_x, slice);
     }
@@ -79,6 +80,10 @@ class Adaptation {
   R* at(i64 offset) { return scratch_ + offset; }
   R* lambda() { return at(plan_.lambda_at); }
   R* direction() { return at(plan_.direction_at); }
+  R* support_gradient() { return at(plan_.support_gradient_at); }
+  size_t support_bytes() const {
+    return sizeof(R) * size_t(loop_.support.n * Team::stride(plan_.in(0)));
+  }
   R* rate_gradient(i64 k) { return at(plan_.scratch_size) + rate_step(k) * plan_.theta_size; }
   size_t rate_bytes() const { return sizeof(R) * size_t(plan_.rate_steps * plan_.theta_size); }
   i64 rate_step(i64 k) const { return plan_.rate_steps == 1 ? 0 : k; }
@@ -154,7 +159,7 @@ class Adaptation {
     const GradientTarget<R> rates = rate_target(k);
     passes_.r_pass(theta, direction(), 0, {Finish::Subtract, lambda()},
                    out.rates ? &rates : nullptr, out.support_x != nullptr);
-    if (out.support_x) subtract_support_gradient(out.support_x, slice);
+    if (out.support_x) subtract_support_gradient();
   }
 
   GradientTarget<R> rate_target(i64 k) { return {Finish::RateGrad, rate_gradient(k), lambda()}; }
@@ -260,13 +265,16 @@ class Adaptation {
     std::memset(out + slice.first * n, 0, sizeof(R) * size_t(slice.tasks * n));
   }
 
-  void subtract_support_gradient(R* out, Slice slice) {
-    const i64 S = loop_.support.n, I = plan_.in(0), ld = Team::stride(I);
+  void subtract_support_gradient() {
     const R* r = passes_.r_input_gradient_of_loss();
-    for (i64 t = 0; t < slice.tasks; ++t)
-      for (i64 s = 0; s < S; ++s)
-        for (i64 i = 0; i < I; ++i)
-          out[((slice.first + t) * S + s) * I + i] -= r[s * ld + i * Team::element + t];
+    const i64 n = loop_.support.n * Team::stride(plan_.in(0));
+    R* sum = support_gradient();
+    for (i64 i = 0; i < n; i += W) store(sum + i, load(sum + i) - load(r + i));
+  }
+
+  void put_support_gradient(R* out, Slice slice) {
+    const i64 S = loop_.support.n, I = plan_.in(0);
+    Team::scatter(out, support_gradient(), S * I, I, 1, S, I, slice);
   }
 
   const Plan<Team>& plan_;

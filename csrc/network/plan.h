@@ -24,7 +24,7 @@ struct Plan {
   i64 x_at, y_at, coefficient_at;
   i64 value_at[max_nodes], s1_at[max_nodes], s2_at[max_nodes], r_at[max_nodes];
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
-  i64 theta_work_at[2], lambda_at, direction_at;
+  i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
 
   explicit Plan(const InnerLoop<R>& l) : loop(l), n_nodes(l.network.n_nodes) {
@@ -106,6 +106,7 @@ struct Plan {
     curvature_at = matrix(outputs());
     lambda_at = take(theta_size);
     direction_at = take(theta_size);
+    support_gradient_at = take(loop.support.n * Team::stride(in(0)));
   }
 };
 

@@ -237,7 +237,10 @@ def _memory_in_steps(settings: _Settings) -> dict[str, Any]:
     """
     few, many = sinusoid(tasks=256, steps=5), sinusoid(tasks=256, steps=50)
     settings.progress("memory at 5 and at 50 inner steps")
-    peaks = {w.steps: peak_bytes(w, FASTMETA.name, settings.threads) for w in (few, many)}
+    try:
+        peaks = {w.steps: peak_bytes(w, FASTMETA.name, settings.threads) for w in (few, many)}
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return {"reason": _one_line(error)}
     kept = {w.steps: w.tasks * w.parameter_count * 4 * w.steps for w in (few, many)}
     limit = 1.3 * peaks[few.steps] + kept[many.steps]
     return {

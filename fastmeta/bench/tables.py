@@ -159,6 +159,8 @@ def _reasons(points: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
+    if "reason" in memory:
+        return f"Peak memory over inner steps was not measured: {memory['reason']}."
     points = "; ".join(
         f"K={p['steps']}: {p['peak_bytes'] / 1e6:.0f} MB, of it fast weights "
         f"{p['fast_weight_bytes'] / 1e6:.0f} MB"

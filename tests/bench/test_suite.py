@@ -144,6 +144,18 @@ def test_memory_in_inner_steps(monkeypatch, at_50, flat):
     }  # fmt: skip
 
 
+def test_memory_that_cannot_be_measured_loses_no_results(monkeypatch):
+    def peak_bytes(*_):
+        raise RuntimeError("no /proc")
+
+    monkeypatch.setattr(suite, "peak_bytes", peak_bytes)
+    monkeypatch.setattr(suite, "WORKLOADS", {"relu": TINY["relu"]})
+    monkeypatch.setattr(suite, "RIVALS", {})
+    found = bench.run(None, None, False, 0.01, progress=lambda line: None)
+    assert found["points"] and found["memory_in_steps"] == {"reason": "RuntimeError: no /proc"}
+    assert "was not measured: RuntimeError: no /proc" in bench.format_table(found)
+
+
 def test_a_quick_run_measures_the_small_workloads(monkeypatch):
     monkeypatch.setattr(suite, "RIVALS", {"loop": RIVALS["loop"]})
     results = run(workloads=None)
