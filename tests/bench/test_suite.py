@@ -105,8 +105,6 @@ def test_a_long_loop_is_timed_on_a_part_and_says_so(monkeypatch):
     loop, batched = entries(results)["loop"], entries(results)["bmm"]
     assert loop["extrapolated"] and loop["measured_tasks"] == 4
     assert not batched["extrapolated"] and batched["measured_tasks"] == 40
-    # Ten times a loop over four tasks, each of three inner passes: well above the batched step.
-    assert loop["median_s"] > 2 * batched["median_s"]
     assert any("extrapolated" in note and "loop" in note for note in results["notes"])
     assert "loop*" in bench.format_table(results)
 
