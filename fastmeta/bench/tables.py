@@ -129,7 +129,7 @@ def _summary_row(point: dict[str, Any]) -> Row:
 
 def _times(results: dict[str, Any]) -> list[Row]:
     points = results["points"]
-    names = [entry["name"] for entry in points[0]["entries"]]
+    names = list(dict.fromkeys(e["name"] for point in points for e in point["entries"]))
     timed = {e["name"] for point in points for e in point["entries"] if e["status"] == "timed"}
     names = [name for name in names if name in timed]
     rows = [_times_row(point, names) for point in points]
@@ -140,7 +140,7 @@ def _times_row(point: dict[str, Any], names: Iterable[str]) -> Row:
     by_name = {entry["name"]: entry for entry in point["entries"]}
     cells = (
         _ms(by_name[name]["median_s"]) + ("*" if by_name[name]["extrapolated"] else "")
-        if by_name[name]["status"] == "timed"
+        if name in by_name and by_name[name]["status"] == "timed"
         else by_name[name]["status"]
         for name in names
     )
