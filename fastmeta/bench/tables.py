@@ -141,7 +141,7 @@ def _times_row(point: dict[str, Any], names: Iterable[str]) -> Row:
     cells = (
         _ms(by_name[name]["median_s"]) + ("*" if by_name[name]["extrapolated"] else "")
         if name in by_name and by_name[name]["status"] == "timed"
-        else by_name[name]["status"]
+        else by_name[name]["status"] if name in by_name else "-"
         for name in names
     )
     return (point["workload"]["name"], *cells)
