@@ -192,6 +192,16 @@ def test_every_instruction_set_gives_the_reference(variant, tasks):
 
 
 @pytest.mark.parametrize("tasks", [2, 20])
+@pytest.mark.parametrize("widths", [(600, 3), (2, 300, 3)])
+def test_products_that_are_summed_in_pieces(variant, widths, tasks):
+    meta, batch, leaves = plain(widths=widths, tasks=tasks, inner_lr=0.01)
+    ours = outcome(meta, batch, leaves)
+    with fm.use_backend("reference"):
+        right = outcome(meta, batch, leaves)
+    assert relative_error(ours, right) < 1e-12
+
+
+@pytest.mark.parametrize("tasks", [2, 20])
 def test_gradcheck(tasks):
     meta, batch, leaves = plain(widths=(1, 3, 2), tasks=tasks, learn_inner_lr="tensor")
     assert_slope(lambda: outer_loss(meta, batch), leaves)
