@@ -57,8 +57,23 @@ class Chain {
     }
   }
 
+  // A network of stages, each a dict of the fields of Stage.
+  Chain(const std::vector<py::dict>& stages, const std::string& loss, int n_parameters)
+      : loss_(loss_kind(loss)), n_parameters_(n_parameters) {
+    require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
+    for (const py::dict& fields : stages) {
+      const Stage s = stage(fields);
+      require(stages_.empty() || follows(stages_.back(), s), "neighbouring stages' shapes differ");
+      check_stage(s);
+      stages_.push_back(s);
+    }
+    require(stages_.back().out_h == 1 && stages_.back().out_w == 1,
+            "the last stage must leave one pixel");
+  }
+
   Network network() const {
-    return {nodes_.data(), int(nodes_.size()), n_parameters_, loss_};
+    return {nodes_.data(), int(nodes_.size()), stages_.data(), int(stages_.size()), n_parameters_,
+            loss_};
   }
   int n_parameters() const { return n_parameters_; }
 
@@ -80,6 +95,80 @@ class Chain {
     throw std::invalid_argument("unknown activation: " + name);
   }
 
+  static Stage stage(const py::dict& fields) {
+    const auto number = [&](const char* name) { return fields[name].cast<i64>(); };
+    const auto pair = [&](const char* name, i64* to) {
+      const auto values = fields[name].cast<std::pair<i64, i64>>();
+      to[0] = values.first, to[1] = values.second;
+    };
+    Stage s{};
+    s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
+    s.product = fields["product"].cast<bool>();
+    s.weight = int(number("weight")), s.bias = int(number("bias"));
+    pair("kernel", s.kernel), pair("stride", s.stride), pair("padding", s.padding);
+    s.c = number("c"), s.h = number("h"), s.w = number("w");
+    s.norm = NormKind(one_of(fields["norm"], {"none", "batch", "group"}));
+    s.groups = number("groups");
+    s.eps = fields["eps"].cast<double>();
+    s.gamma = int(number("gamma")), s.beta = int(number("beta"));
+    s.activates = !fields["activation"].is_none();
+    if (s.activates) {
+      const auto [name, a, b] =
+          fields["activation"].cast<std::tuple<std::string, double, double>>();
+      s.activation.kind = NodeKind::Activation;
+      s.activation.activation = activation_kind(name);
+      s.activation.a = a, s.activation.b = b;
+    }
+    s.pool = PoolKind(one_of(fields["pool"], {"none", "average", "max"}));
+    pair("window", s.window), pair("pool_stride", s.pool_stride);
+    s.out_h = number("out_h"), s.out_w = number("out_w");
+    return s;
+  }
+
+  static int one_of(const py::handle& value, std::initializer_list<const char*> names) {
+    const auto wanted = value.cast<std::string>();
+    int i = 0;
+    for (const char* name : names) {
+      if (wanted == name) return i;
+      ++i;
+    }
+    throw std::invalid_argument("unknown: " + wanted);
+  }
+
+  static bool follows(const Stage& below, const Stage& s) {
+    return below.c == s.in_c && below.out_h == s.in_h && below.out_w == s.in_w;
+  }
+
+  // What keeps the kernels inside their tensors.
+  void check_stage(const Stage& s) const {
+    const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w}, out[2] = {s.out_h, s.out_w};
+    const auto parameter = [&](int index, bool optional) {
+      return index < n_parameters_ && index >= (optional ? -1 : 0);
+    };
+    require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
+    for (int axis = 0; axis < 2; ++axis) {
+      require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
+      if (s.product)
+        require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.padding[axis] >= 0 &&
+                    z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
+                    in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
+                "a product's geometry is not that of its sizes");
+      else
+        require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
+      require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
+                  z[axis] >= s.window[axis] &&
+                  out[axis] == (z[axis] - s.window[axis]) / s.pool_stride[axis] + 1,
+              "a pool's geometry is not that of its sizes");
+      require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
+    }
+    require(parameter(s.weight, !s.product) && parameter(s.bias, true) &&
+                parameter(s.gamma, true) && parameter(s.beta, true),
+            "a parameter's index is out of range");
+    require(s.norm != NormKind::Group || (s.groups > 0 && s.c % s.groups == 0),
+            "groups must divide the channels");
+  }
+
+  std::vector<Stage> stages_;
   std::vector<Node> nodes_;
   LossKind loss_;
   int n_parameters_;
@@ -226,7 +315,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Chain>(m, "Chain")
       .def(py::init<const std::vector<std::tuple<std::string, std::string, double, double, i64, i64,
                                                  int, int>>&,
-                    const std::string&, int>());
+                    const std::string&, int>())
+      .def(py::init<const std::vector<py::dict>&, const std::string&, int>());
   py::class_<Record>(m, "Record").def_readonly("bytes", &Record::bytes);
   bind_real<float>(m, "float32");
   bind_real<double>(m, "float64");

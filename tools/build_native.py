@@ -3,8 +3,8 @@
     python tools/build_native.py            # fastmeta/_native*.so in this checkout
     python tools/build_native.py sanitize   # tests/csrc under ASan + UBSan, then TSan, and run
 
-Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. csrc/cpu/kernels.cpp is compiled once
-per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them at run time.
+Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. csrc/cpu/{kernels,stages}.cpp are compiled
+once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them at run time.
 
 Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
     auto     without a working toolchain, go on in pure Python (default)
@@ -72,6 +72,7 @@ ISAS = (
     ),
 )
 REALS = ("float", "double")
+KERNELS = ("kernels", "stages")
 
 
 # ---- toolchain ----------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def common_flags(isas: Iterable[Isa]) -> list[str]:
 
 
 def kernel_flags(isa: Isa, real: str) -> list[str]:
-    """Return what makes csrc/cpu/kernels.cpp the variant (isa, real)."""
+    """Return what makes a file of kernels the variant (isa, real)."""
     return [
         f"-DFASTMETA_ISA={isa.name}",
         f"-DFASTMETA_REAL={real}",
@@ -231,12 +232,13 @@ def add_library(ninja: NinjaBuild, isas: Iterable[Isa]) -> list[str]:
     dispatch = ninja.compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch.o")
     kernels = [
         ninja.compile(
-            ROOT / "csrc/cpu/kernels.cpp",
-            f"kernels.{isa.name}.{real}.o",
+            ROOT / f"csrc/cpu/{name}.cpp",
+            f"{name}.{isa.name}.{real}.o",
             kernel_flags(isa, real),
         )
         for isa in isas
         for real in REALS
+        for name in KERNELS
     ]
     return [dispatch, *kernels]
 

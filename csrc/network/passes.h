@@ -3,19 +3,10 @@
 #pragma once
 
 #include "activation.h"
-#include "loss.h"
+#include "head.h"
 #include "plan.h"
 
 namespace fastmeta::FASTMETA_ISA {
-
-// What becomes of a weight gradient; c and from are in team layout, rate in shared layout.
-template <class R>
-struct GradientTarget {
-  Finish finish;
-  R* c;
-  const R* from = nullptr;
-  const R* rate = nullptr;
-};
 
 template <class Team>
 class Passes {
@@ -24,15 +15,17 @@ class Passes {
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
 
-  Passes(const Plan<Team>& plan, R* scratch) : plan_(plan), scratch_(scratch) {
+  Passes(const Plan<Team>& plan, R* scratch, const Crew&)
+      : plan_(plan), scratch_(scratch),
+        head_(plan.loop.network.loss, plan.outputs(),
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {
     for (int i = 0; i < W; ++i) one_[i] = 1;
   }
 
   // Takes the samples of a slice: everything below works on them until the next call.
   void take(const Samples<R>& samples, Slice slice) {
-    samples_ = &samples;
     rows_ = samples.n;
-    const i64 I = plan_.in(0), O = plan_.outputs(), n = samples.n;
+    const i64 I = plan_.in(0), n = samples.n;
     if (plan_.copies_input) {
       Team::gather(at(plan_.x_at), samples.x, n * I, I, 1, n, I, slice);
       x_ = at(plan_.x_at);
@@ -41,18 +34,13 @@ class Passes {
       x_ = samples.x + slice.first * n * I;
       x_row_ = I;
     }
-    if (samples.y) Team::gather(at(plan_.y_at), samples.y, n * O, O, 1, n, O, slice);
-    if (samples.labels) take_labels(samples.labels, slice);
-    take_coefficients(samples.weight, slice);
+    head_.take(samples, slice);
   }
 
-  // Multiplies every sample's coefficient by its task's factor.
-  void scale_coefficients(V factor) {
-    R* c = at(plan_.coefficient_at);
-    for (i64 s = 0; s < rows_; ++s) store(c + s * W, load(c + s * W) * factor);
-  }
+  void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
 
-  void forward(const R* theta) {
+  // Small networks keep nothing: computing again is cheaper than memory.
+  void forward(const R* theta, R*) {
     for (int l = 0; l < plan_.n_nodes; ++l) {
       if (plan_.linear(l))
         linear_forward(l, theta);
@@ -61,41 +49,23 @@ class Passes {
     }
   }
 
+  void resume(const R*, const R*) {}
+
   const R* predictions() const { return at(plan_.value_at[plan_.n_nodes - 1]); }
 
-  V loss() const {
-    return with_loss<Team>(plan_.loop.network.loss, [&](auto kind) {
-      V sum{};
-      for (i64 s = 0; s < rows_; ++s) {
-        const auto row = loss_row(s);
-        sum += row.coefficient * kind.value(row, Team::vectors(plan_.outputs()));
-      }
-      return sum;
-    });
-  }
+  V loss() const { return head_.loss(predictions()); }
 
   // g = d loss / d predictions
   void loss_gradient() {
     top();
-    const i64 ld = Team::stride(plan_.outputs()), vectors = Team::vectors(plan_.outputs());
-    with_loss<Team>(plan_.loop.network.loss, [&](auto kind) {
-      for (i64 s = 0; s < rows_; ++s)
-        kind.gradient(loss_row(s), vectors, g() + s * ld, at(plan_.curvature_at) + s * ld);
-    });
+    head_.gradient(predictions(), g());
   }
-
   void zero_gradient() {
     top();
-    std::memset(g(), 0, sizeof(R) * size_t(rows_ * Team::stride(plan_.outputs())));
+    head_.zero(g());
   }
-
   // g += a gradient given from outside, [T, rows, O]
-  void add_gradient(const R* outside, Slice slice) {
-    const i64 O = plan_.outputs(), n = rows_ * Team::stride(O);
-    R* taken = rg();
-    Team::gather(taken, outside, rows_ * O, O, 1, rows_, O, slice);
-    for (i64 i = 0; i < n; i += W) store(g() + i, load(g() + i) + load(taken + i));
-  }
+  void add_gradient(const R* outside, Slice slice) { head_.add(g(), rg(), outside, slice); }
 
   // Hands the weight gradients of nodes lowest.. to the target; leaves d/dx in g if asked.
   // Parameters that do not adapt are skipped when the target is an inner step.
@@ -123,7 +93,7 @@ class Passes {
       else
         r_activate(l);
     }
-    r_loss_gradient();
+    head_.r_gradient(predictions(), at(plan_.r_at[plan_.n_nodes - 1]), rg());
     for (int l = plan_.n_nodes - 1; l >= lowest; --l) {
       const bool deeper = l > lowest || into_input;
       if (!plan_.linear(l)) {
@@ -143,6 +113,12 @@ class Passes {
 
   const R* input_gradient_of_loss() const { return g(); }
   const R* r_input_gradient_of_loss() const { return rg(); }
+
+  // A gradient of the inputs, in team layout, into PyTorch's [T, rows, I].
+  void put_input(R* out, const R* gradient, Slice slice) const {
+    const i64 I = plan_.in(0);
+    Team::scatter(out, gradient, rows_ * I, I, 1, rows_, I, slice);
+  }
 
  private:
   struct Matrix {
@@ -169,42 +145,6 @@ class Passes {
   // Is there a derivative of node l's input? Not below the first parameter that adapts.
   bool has_r(int l) const { return l > plan_.lowest_adapted; }
   const R* r_input(int l) const { return at(plan_.r_at[l - 1]); }
-
-  Row<Team> loss_row(i64 s) const {
-    const i64 ld = Team::stride(plan_.outputs());
-    const i64 target_row = samples_->labels ? W : ld;
-    return {predictions() + s * ld, at(plan_.y_at) + s * target_row,
-            load(at(plan_.coefficient_at) + s * W), plan_.outputs()};
-  }
-
-  void take_labels(const i64* labels, Slice slice) {
-    R* to = at(plan_.y_at);
-    for (i64 s = 0; s < rows_; ++s) {
-      V label{};
-      if (Team::tasks == 1)
-        label = splat(R(labels[slice.first * rows_ + s]));
-      else
-        for (i64 t = 0; t < slice.tasks; ++t) label[t] = R(labels[(slice.first + t) * rows_ + s]);
-      store(to + s * W, label);
-    }
-  }
-
-  void take_coefficients(const R* weight, Slice slice) {
-    R* to = at(plan_.coefficient_at);
-    if (!weight) {
-      // A lane without a task has no weight: it never leaves its start, so it stays finite.
-      const V share = Team::active(slice) / R(rows_);
-      for (i64 s = 0; s < rows_; ++s) store(to + s * W, share);
-      return;
-    }
-    V sum{};
-    for (i64 s = 0; s < rows_; ++s) {
-      const V w = Team::per_task(weight + s, rows_, slice);
-      store(to + s * W, w);
-      sum += w;
-    }
-    scale_coefficients(select(sum > R(0), R(1) / sum, V{}));
-  }
 
   // ---- products of a Linear node --------------------------------------------------------------
 
@@ -362,19 +302,9 @@ class Passes {
     });
   }
 
-  void r_loss_gradient() {
-    const i64 ld = Team::stride(plan_.outputs()), vectors = Team::vectors(plan_.outputs());
-    const R* ry = at(plan_.r_at[plan_.n_nodes - 1]);
-    with_loss<Team>(plan_.loop.network.loss, [&](auto kind) {
-      for (i64 s = 0; s < rows_; ++s)
-        kind.r_gradient(loss_row(s), vectors, ry + s * ld, at(plan_.curvature_at) + s * ld,
-                        rg() + s * ld);
-    });
-  }
-
   const Plan<Team>& plan_;
   R* scratch_;
-  const Samples<R>* samples_ = nullptr;
+  Head<Team> head_;
   const R* x_ = nullptr;
   i64 x_row_ = 0, rows_ = 0;
   int side_ = 0;

@@ -1,23 +1,24 @@
 // Where everything lies: parameters in team layout, and the scratch of one team.
 #pragma once
 
+#include "parameters.h"
+
 namespace fastmeta::FASTMETA_ISA {
 
 constexpr int max_nodes = 256;
 
-template <class Team>
-struct Plan {
+template <class Team_>
+struct Plan : Parameters<Team_> {
+  using Team = Team_;
   using R = typename Team::Real;
+  using Base = Parameters<Team>;
+  using Base::loop, Base::has_rate, Base::theta_size, Base::shared_size;
 
-  const InnerLoop<R>& loop;
   int n_nodes;
   // A Linear's parameters are a matrix [I + bias][O]: the weight transposed, the bias its last row.
-  i64 theta_at[max_nodes], theta_size = 0;
-  i64 shared_at[max_nodes], shared_size = 0;
+  i64 theta_at[max_nodes], shared_at[max_nodes];
   bool weight_adapts[max_nodes], bias_adapts[max_nodes];
   int lowest_adapted;   // the first node with a parameter that adapts; n_nodes if there is none
-  bool all_shared = true;  // no parameter has a task dimension
-  i64 rate_steps = 1;   // 1: the same rates at every step
 
   // A product reads a task's own rows where they lie; every other reader wants team layout.
   bool copies_input;
@@ -26,8 +27,9 @@ struct Plan {
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
   i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
+  static constexpr i64 worker_size = 0, query_size = 0;  // nothing a worker, nothing kept
 
-  explicit Plan(const InnerLoop<R>& l) : loop(l), n_nodes(l.network.n_nodes) {
+  explicit Plan(const InnerLoop<R>& l) : Base(l), n_nodes(l.network.n_nodes) {
     lay_out_parameters();
     lay_out_scratch();
   }
@@ -39,12 +41,9 @@ struct Plan {
   i64 outputs() const { return out(n_nodes - 1); }
   i64 rows_of(int l) const { return in(l) + (node(l).bias >= 0); }
   bool adapts(int l) const { return weight_adapts[l] || bias_adapts[l]; }
-  bool has_rate(int parameter) const { return parameter >= 0 && loop.rates[parameter].data; }
-  i64 teams() const { return ceil_div(loop.tasks, Team::tasks); }
-  Slice slice(i64 team) const {
-    const i64 first = team * Team::tasks;
-    return {first, smaller(Team::tasks, loop.tasks - first)};
-  }
+  // In team layout, of one task's inputs.
+  i64 input_size(const Samples<R>& samples) const { return samples.n * Team::stride(in(0)); }
+  i64 sample_size() const { return in(0); }
 
  private:
   void lay_out_parameters() {
@@ -58,12 +57,9 @@ struct Plan {
       theta_at[l] = theta_size;
       shared_at[l] = shared_size;
       if (!linear(l)) continue;
-      theta_size += rows_of(l) * Team::stride(out(l));
-      shared_size += round_up(rows_of(l) * Team::shared_stride(out(l)), Team::W);
-    }
-    for (int p = 0; p < loop.network.n_parameters; ++p) {
-      if (loop.rates[p].data && loop.rates[p].step_stride) rate_steps = larger(1, loop.steps);
-      all_shared = all_shared && !loop.parameters[p].task_stride;
+      this->add({node(l).weight, 0, 0, 1, in(l), out(l), 0, 1, in(l)});
+      if (node(l).bias >= 0) this->add_row(node(l).bias, out(l));
+      this->end_layer();
     }
   }
 

@@ -23,9 +23,34 @@ struct Node {
   int bias;
 };
 
+enum class NormKind { None, Batch, Group };
+enum class PoolKind { None, Average, Max };
+
+// One stage of a network of images: a product, then norm, activation and pool, each of which may be
+// missing. A linear layer is a convolution whose kernel is as large as its input.
+struct Stage {
+  i64 in_c, in_h, in_w;
+  bool product;            // else the input goes straight into what follows
+  int weight, bias;        // parameter indices, -1 where there is none
+  i64 kernel[2], stride[2], padding[2];  // height, width
+  i64 c, h, w;             // after the product
+  NormKind norm;
+  i64 groups;              // of channels, for Group: statistics a sample and group
+  double eps;
+  int gamma, beta;
+  bool activates;
+  Node activation;
+  PoolKind pool;
+  i64 window[2], pool_stride[2];
+  i64 out_h, out_w;
+};
+
+// Either a chain of nodes or, with n_stages > 0, a chain of stages.
 struct Network {
   const Node* nodes;
   int n_nodes;
+  const Stage* stages;
+  int n_stages;
   int n_parameters;
   LossKind loss;
 };
@@ -49,7 +74,7 @@ struct Rate {
 template <class R>
 struct Samples {
   i64 n;              // samples a task
-  const R* x;         // [T, n, I]
+  const R* x;         // [T, n, I] or [T, n, C, H, W]
   const R* y;         // [T, n, O], or nullptr for class labels
   const i64* labels;  // [T, n], or nullptr
   const R* weight;    // [T, n], or nullptr

@@ -10,7 +10,7 @@ from torch import nn
 from fastmeta.functional.forward import has_hooks
 from fastmeta.models import Sine
 
-__all__ = ["Chain", "chain_of"]
+__all__ = ["Chain", "activation_of", "called", "chain_of", "is_idle", "leaves_of"]
 
 # The native side's (kind, activation, a, b, in, out, weight, bias).
 Node = tuple[str, str, float, float, int, int, int, int]
@@ -43,18 +43,18 @@ def chain_of(module: nn.Module) -> Chain | str:
     width = _first_width(module)
     if width is None:
         return "the module has no linear layer"
-    for name, layer in _leaves(module):
+    for name, layer in leaves_of(module):
         if has_hooks(layer):
-            return f"{_called(name, layer)} has hooks, which the native kernels would not call"
+            return f"{called(name, layer)} has hooks, which the native kernels would not call"
         kind = type(layer)
-        if kind is nn.Identity or (isinstance(layer, nn.Dropout) and _idle(layer)):
+        if is_idle(layer):
             continue
         if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
             flattens = flattens or not names
             continue
         if kind is nn.Linear:
             if layer.in_features != width:
-                return f"{_called(name, layer)} takes {layer.in_features} inputs but gets {width}"
+                return f"{called(name, layer)} takes {layer.in_features} inputs but gets {width}"
             width = layer.out_features
             bias = len(names) + 1 if layer.bias is not None else -1
             nodes.append(
@@ -62,9 +62,9 @@ def chain_of(module: nn.Module) -> Chain | str:
             )
             names += [f"{name}weight"] + ([f"{name}bias"] if bias >= 0 else [])
             continue
-        activation = _activation(layer)
+        activation = activation_of(layer)
         if activation is None:
-            return f"{_called(name, layer)} is not among the layers that the native kernels have"
+            return f"{called(name, layer)} is not among the layers that the native kernels have"
         nodes.append(("activation", *activation, width, width, -1, -1))
     if any(node[5] == 0 for node in nodes):
         return "a layer has no outputs"
@@ -76,7 +76,7 @@ def chain_of(module: nn.Module) -> Chain | str:
     return Chain(tuple(nodes), tuple(names), flattens, width)
 
 
-def _leaves(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
+def leaves_of(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
     """The layers of nested Sequentials in the order they run, with the prefix of their names."""
     if type(module) is not nn.Sequential or has_hooks(module):
         return [(prefix, module)]
@@ -84,25 +84,29 @@ def _leaves(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
         leaf
         for name, child in module._modules.items()
         if child is not None
-        for leaf in _leaves(child, f"{prefix}{name}.")
+        for leaf in leaves_of(child, f"{prefix}{name}.")
     ]
 
 
 def _first_width(module: nn.Module) -> int | None:
-    linears = (leaf.in_features for _, leaf in _leaves(module) if type(leaf) is nn.Linear)
+    linears = (leaf.in_features for _, leaf in leaves_of(module) if type(leaf) is nn.Linear)
     return next(linears, None)
 
 
-def _idle(dropout: nn.Dropout) -> bool:
-    return not dropout.training or dropout.p == 0
+def is_idle(layer: nn.Module) -> bool:
+    """Whether a layer hands on what it gets."""
+    if type(layer) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d):
+        return not layer.training or layer.p == 0
+    return type(layer) is nn.Identity
 
 
-def _called(name: str, layer: nn.Module) -> str:
+def called(name: str, layer: nn.Module) -> str:
+    """What to call a layer in a sentence."""
     kind = type(layer).__name__
     return f"layer {name.rstrip('.')!r} ({kind})" if name else f"the module ({kind})"
 
 
-def _activation(layer: Any) -> tuple[str, float, float] | None:
+def activation_of(layer: Any) -> tuple[str, float, float] | None:
     """Name and constants of an activation, or None."""
     kind = type(layer)
     if kind in _PLAIN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastmeta.backends import cpu
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates, refuse_graph
+from fastmeta.inner_loop.stages import Stages, stages_of, unknown_layer
 
 __all__ = ["adapt", "can_run", "meta_loss"]
 
@@ -33,10 +35,14 @@ def can_run(
         return "the loss is a function, and the native kernels have mse, cross_entropy and bce"
     if loop.randomness is not None:
         return "the native kernels draw no random numbers"
-    chain = chain_of(loop.module)
-    if isinstance(chain, str):
-        return chain
-    return _unfit_parameters(parameters) or (_unfit_tasks(loop, chain, tasks) if tasks else None)
+    if not tasks:
+        chain = chain_of(loop.module)
+        layer = unknown_layer(loop.module) if isinstance(chain, str) else None
+        return layer or _unfit_parameters(parameters)
+    network = _network(loop, tasks.support_x.shape[2:])
+    if isinstance(network, str):
+        return network
+    return _unfit_parameters(parameters) or _unfit_tasks(loop, tasks)
 
 
 def adapt(
@@ -82,10 +88,16 @@ def _unfit_parameters(parameters: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _unfit_tasks(loop: InnerLoop, chain: Chain, tasks: Any) -> str | None:
+def _network(loop: InnerLoop, sample: torch.Size) -> Chain | Stages | str:
+    """A module's layers as the native kernels know them, or the reason why they do not."""
+    chain = chain_of(loop.module)
+    if isinstance(chain, Chain) and (chain.flattens or len(sample) == 1):
+        return chain
+    return stages_of(loop.module, sample)
+
+
+def _unfit_tasks(loop: InnerLoop, tasks: Any) -> str | None:
     x, y = tasks.support_x, tasks.support_y
-    if x.dim() != 3 and not chain.flattens:
-        return f"samples are {list(x.shape[2:])}: a chain of linear layers takes rows [T, S, I]"
     if x.dtype not in _KERNELS:
         return f"support_x is {x.dtype}; the kernels are float32 and float64"
     if y.is_floating_point() == (loop.loss == "cross_entropy"):
@@ -114,6 +126,7 @@ class _Program(NamedTuple):
     ranks: tuple[int, ...]
     adapts: tuple[bool, ...]
     inputs: int
+    fewest: int
     outputs: int
     takes_labels: bool
     dtype: torch.dtype
@@ -135,42 +148,52 @@ class _Call(NamedTuple):
     arguments: tuple[Any, ...]  # what the native forward and backward share
 
 
-_programs: WeakKeyDictionary[InnerLoop, dict[torch.dtype, _Program]] = WeakKeyDictionary()
+_programs: WeakKeyDictionary[InnerLoop, dict[Any, _Program]] = WeakKeyDictionary()
 
 
-def _program(loop: InnerLoop, dtype: torch.dtype) -> _Program:
-    by_dtype = _programs.get(loop)
-    if by_dtype is None:
-        by_dtype = _programs[loop] = {}
-    if dtype not in by_dtype:
-        by_dtype[dtype] = _new_program(loop, dtype)
-    return by_dtype[dtype]
+def _program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Program:
+    known = _programs.get(loop)
+    if known is None:
+        known = _programs[loop] = {}
+    program = known.get((dtype, sample))
+    if program is None:
+        program = known[dtype, sample] = _new_program(loop, dtype, sample)
+    return program
 
 
-def _new_program(loop: InnerLoop, dtype: torch.dtype) -> _Program:
+def _new_program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Program:
     if dtype not in _KERNELS:
         raise TypeError(f"the native kernels are float32 and float64, and support_x is {dtype}")
-    chain = chain_of(loop.module)
-    if isinstance(chain, str):
-        raise ValueError(chain)
+    network = _network(loop, sample)
+    if isinstance(network, str):
+        raise ValueError(network)
     native = cpu.native
     assert native is not None
-    shapes = tuple(tuple(loop.shapes[name]) for name in chain.names)
+    layers, inputs, fewest = _as_native(network, sample)
+    shapes = tuple(tuple(loop.shapes[name]) for name in network.names)
     return _Program(
-        chain=native.Chain(list(chain.nodes), loop.loss, len(chain.names)),
+        chain=native.Chain(layers, loop.loss, len(network.names)),
         forward=getattr(native, f"forward_{_KERNELS[dtype]}"),
         backward=getattr(native, f"backward_{_KERNELS[dtype]}"),
         steps=loop.steps,
         order=loop.order,
-        names=chain.names,
+        names=network.names,
         shapes=shapes,
         ranks=tuple(map(len, shapes)),
-        adapts=tuple(name in loop.adapted for name in chain.names),
-        inputs=chain.nodes[0][4],
-        outputs=chain.outputs,
+        adapts=tuple(name in loop.adapted for name in network.names),
+        inputs=inputs,
+        fewest=fewest,
+        outputs=network.outputs,
         takes_labels=loop.loss == "cross_entropy",
         dtype=dtype,
     )
+
+
+def _as_native(network: Chain | Stages, sample: torch.Size) -> tuple[list[Any], int, int]:
+    """Layers, inputs a sample, and the fewest samples a task."""
+    if isinstance(network, Chain):
+        return list(network.nodes), network.nodes[0][4], 1
+    return list(network.stages), math.prod(sample), network.fewest
 
 
 def _prepare(
@@ -180,7 +203,7 @@ def _prepare(
     support: _Samples,
     query: _Samples | None,
 ) -> tuple[_Call, list[Tensor]]:
-    program = _program(loop, support[0].dtype)
+    program = _program(loop, support[0].dtype, support[0].shape[2:])
     names = program.names
     tensors = [parameters[name].contiguous() for name in names]
     rated: Sequence[int] = ()
@@ -217,6 +240,10 @@ def _check(call: _Call, tensors: Sequence[Tensor]) -> None:
         rows = x.shape[:2]
         if x.shape[2] != program.inputs or x.shape[0] != samples[0][1].shape[0]:
             raise ValueError(f"{kind}_x is {list(x.shape)}, for {program.inputs} inputs")
+        if x.shape[1] < program.fewest:
+            raise ValueError(
+                f"{kind}_x {list(x.shape)} has one sample a task: batch norm needs two or more"
+            )
         if y.dtype is torch.int64:
             fits = y.shape == rows and program.takes_labels
         else:

@@ -218,7 +218,7 @@ struct Call {
       const i64 n = c.rate_per_element[p] ? c.sizes[p] : 1;
       rates.push_back({c.adapts[p] ? c.rates[p].data() : nullptr, c.rate_per_step[p] ? n : 0, n});
     }
-    loop.network = {c.nodes.data(), int(c.nodes.size()), int(c.n_parameters()), c.loss};
+    loop.network = {c.nodes.data(), int(c.nodes.size()), nullptr, 0, int(c.n_parameters()), c.loss};
     loop.tasks = c.tasks, loop.steps = c.steps, loop.order = c.order, loop.threads = threads;
     loop.parameters = parameters.data();
     loop.rates = rates.data();

@@ -1,0 +1,141 @@
+// Convolutions as products, straight from images in channels-last layout: no im2col in memory.
+//
+//   correlate          out(s, y, x)  = sum over taps of in(s, y step + first + tap) filter[tap]
+//   correlate_weights  filter[tap]  += sum over s, y, x of in(...)^T g(s, y, x)
+//
+// A tile's rows are neighbouring pixels of a line, its columns output channels, its depth the taps and
+// input channels. Where an image is one pixel, the line runs over the samples.
+#pragma once
+
+#include "product.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+// p is pixel (0, 0) of the first sample; around the images there may be a border.
+template <class R>
+struct Images {
+  R* p;
+  i64 sample, row, pixel;  // strides in scalars
+
+  R* at(i64 s, i64 y, i64 x) const { return p + s * sample + y * row + x * pixel; }
+};
+
+// [rows][columns][depth][ld]
+template <class R>
+struct Filter {
+  const R* w;
+  i64 rows, columns, depth, ld;
+};
+
+struct Sweep {
+  i64 samples, h, w;       // of the output
+  i64 step[2], first[2];   // input pixel of tap (0, 0) for output (y, x): y step[0] + first[0], ...
+};
+
+struct Lines {
+  bool over_samples;
+  i64 samples, per_sample, length;
+
+  explicit Lines(const Sweep& s)
+      : over_samples(s.h == 1 && s.w == 1), samples(over_samples ? 1 : s.samples),
+        per_sample(s.h), length(over_samples ? s.samples : s.w) {}
+};
+
+template <class R>
+struct Correlated {
+  Images<R> in;
+  Filter<R> filter;
+};
+
+// One running sum of more terms loses more than PyTorch does.
+constexpr i64 deepest_sum = 768;
+
+// Terms that correlate() and correlate_weights() need room for.
+inline i64 count_terms(i64 rows, i64 columns, i64 depth, i64 lines) {
+  return 4 * (rows * columns * ceil_div(depth, deepest_sum) + ceil_div(rows * columns * depth, deepest_sum)) +
+         2 * lines;
+}
+
+template <class R>
+bool rows_are_whole(const Images<R>& in, i64 depth) {
+  return in.pixel == depth;  // the taps of a row are neighbours in memory
+}
+
+template <class R>
+i64 put_terms(Term<R>* terms, const Correlated<R>& c, const Sweep& s, bool over_samples) {
+  const Filter<R>& f = c.filter;
+  const bool whole = rows_are_whole(c.in, f.depth);
+  const i64 taps = whole ? 1 : f.columns, depth = whole ? f.columns * f.depth : f.depth;
+  const i64 step = over_samples ? c.in.sample : s.step[1] * c.in.pixel;
+  i64 n = 0;
+  for (i64 r = 0; r < f.rows; ++r)
+    for (i64 t = 0; t < taps; ++t)
+      for (i64 k = 0; k < depth; k += deepest_sum)
+        terms[n++] = {c.in.at(0, s.first[0] + r, s.first[1] + t) + k, step, 1,
+                      f.w + ((r * f.columns + t) * f.depth + k) * f.ld, f.ld, lanes<R>,
+                      smaller(deepest_sum, depth - k)};
+  return n;
+}
+
+// The sum of `n` correlations of one geometry; finish is Store, Bias or Add. `terms` is scratch.
+template <class R>
+void correlate(const Correlated<R>* sums, int n, const Sweep& s, const Images<R>& out,
+               Target<R> target, i64 vectors, Term<R>* terms) {
+  const Lines lines(s);
+  i64 count = 0;
+  for (int i = 0; i < n; ++i)
+    count += put_terms(terms + count, sums[i], s, lines.over_samples);
+  Term<R>* moved = terms + count;
+  target.c_m = lines.over_samples ? out.sample : out.pixel;
+  const Images<R>& in = sums[0].in;
+  for (i64 sample = 0; sample < lines.samples; ++sample)
+    for (i64 y = 0; y < lines.per_sample; ++y) {
+      target.c = out.at(sample, y, 0);
+      const i64 offset = sample * in.sample + y * s.step[0] * in.row;
+      Target<R> to = target;
+      for (i64 begin = 0; begin < count;) {
+        i64 depth = 0, end = begin;
+        for (; end < count && (end == begin || depth + terms[end].depth <= deepest_sum); ++end) {
+          depth += terms[end].depth;
+          moved[end - begin] = terms[end];
+          moved[end - begin].a += offset;
+        }
+        product_at_once<Broadcast>(moved, int(end - begin), to, lines.length, vectors);
+        to.finish = Finish::Add;
+        begin = end;
+      }
+    }
+}
+
+template <class R>
+struct Outer {
+  Images<R> in, g;
+};
+
+// to[rows][columns][depth][ld] += the sum of `n` outer products of one geometry.
+template <class R>
+void correlate_weights(const Outer<R>* sums, int n, const Sweep& s, R* to, const Filter<R>& shape,
+                       i64 vectors, Term<R>* terms) {
+  const Lines lines(s);
+  const bool whole = rows_are_whole(sums[0].in, shape.depth);
+  const i64 taps = whole ? 1 : shape.columns;
+  const i64 m = whole ? shape.columns * shape.depth : shape.depth;
+  for (i64 r = 0; r < shape.rows; ++r)
+    for (i64 t = 0; t < taps; ++t) {
+      i64 count = 0;
+      for (int i = 0; i < n; ++i) {
+        const Images<R>&in = sums[i].in, &g = sums[i].g;
+        const i64 in_step = lines.over_samples ? in.sample : s.step[1] * in.pixel;
+        const i64 g_step = lines.over_samples ? g.sample : g.pixel;
+        for (i64 sample = 0; sample < lines.samples; ++sample)
+          for (i64 y = 0; y < lines.per_sample; ++y)
+            terms[count++] = {in.at(sample, y * s.step[0] + s.first[0] + r, s.first[1] + t), 1,
+                              in_step, g.at(sample, y, 0), g_step, lanes<R>, lines.length};
+      }
+      const Target<R> target{to + (r * shape.columns + t) * shape.depth * shape.ld, shape.ld,
+                             Finish::Add};
+      product_at_once<Broadcast>(terms, int(count), target, m, vectors);
+    }
+}
+
+}  // namespace fastmeta::FASTMETA_ISA

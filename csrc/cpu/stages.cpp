@@ -1,0 +1,42 @@
+// The entry points of networks of stages; see kernels.cpp.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "dispatch.h"
+#include "runtime.h"
+
+#include "crew.h"
+#include "team.h"
+//
+#include "correlation.h"
+#include "simd_math.h"
+//
+#include "../network/stage_passes.h"
+//
+#include "run.h"
+#include "stages.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+namespace {
+
+using Real = FASTMETA_REAL;
+using Plan_ = StagePlan<Solo<Real>>;
+using Passes_ = StagePasses<Solo<Real>>;
+
+}  // namespace
+
+i64 stage_record_size(const InnerLoop<Real>& loop) { return Record<Plan_>::size(Plan_(loop)); }
+
+void stage_forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
+  run_forward<Plan_, Passes_>(loop, out);
+}
+
+void stage_backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
+                    const BackwardOut<Real>& out) {
+  run_backward<Plan_, Passes_>(loop, in, out);
+}
+
+}  // namespace fastmeta::FASTMETA_ISA

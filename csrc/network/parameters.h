@@ -1,0 +1,90 @@
+// Where the parameters of one team lie, whatever the layers are that own them.
+#pragma once
+
+namespace fastmeta::FASTMETA_ISA {
+
+// A parameter tensor as a matrix [taps * rows][columns] in team layout. A weight [O, I] is its
+// transpose (one tap); of a weight [O, I, kh, kw] every tap (kh, kw) is a transpose of its own.
+struct Piece {
+  int parameter;
+  i64 at, shared_at;  // in theta, and in what all tasks share
+  i64 taps, rows, columns;
+  i64 tap_step, row_step, column_step;  // in PyTorch's layout
+  i64 elements() const { return taps * rows * columns; }
+};
+
+// One tap of a piece.
+struct View {
+  int parameter;
+  i64 at, shared_at, offset;
+  i64 rows, columns, row_step, column_step;
+};
+
+// What becomes of a weight gradient; c and from are in team layout, rate in shared layout.
+template <class R>
+struct GradientTarget {
+  Finish finish;
+  R* c;
+  const R* from = nullptr;
+  const R* rate = nullptr;
+};
+
+constexpr int max_pieces = 1024;
+
+template <class Team>
+struct Parameters {
+  using R = typename Team::Real;
+
+  const InnerLoop<R>& loop;
+  Piece pieces[max_pieces];
+  int n_pieces = 0;
+  i64 theta_size = 0, shared_size = 0;
+  bool all_shared = true;  // no parameter has a task dimension
+  i64 rate_steps = 1;      // 1: the same rates at every step
+
+  explicit Parameters(const InnerLoop<R>& l) : loop(l) {
+    for (int p = 0; p < loop.network.n_parameters; ++p) {
+      if (loop.rates[p].data && loop.rates[p].step_stride) rate_steps = larger(1, loop.steps);
+      all_shared = all_shared && !loop.parameters[p].task_stride;
+    }
+  }
+
+  bool has_rate(int parameter) const { return parameter >= 0 && loop.rates[parameter].data; }
+  bool per_task(int parameter) const { return loop.parameters[parameter].task_stride; }
+  i64 teams() const { return ceil_div(loop.tasks, Team::tasks); }
+  Slice slice(i64 team) const {
+    const i64 first = team * Team::tasks;
+    return {first, smaller(Team::tasks, loop.tasks - first)};
+  }
+
+  template <class F>
+  void each_piece(F f) const {
+    for (int i = 0; i < n_pieces; ++i) f(pieces[i]);
+  }
+  template <class F>
+  void each_view(F f) const {
+    each_piece([&](const Piece& p) {
+      for (i64 tap = 0; tap < p.taps; ++tap)
+        f(View{p.parameter, p.at + tap * p.rows * Team::stride(p.columns),
+               p.shared_at + tap * p.rows * Team::shared_stride(p.columns), tap * p.tap_step,
+               p.rows, p.columns, p.row_step, p.column_step});
+    });
+  }
+  i64 elements(int parameter) const {
+    for (int i = 0; i < n_pieces; ++i)
+      if (pieces[i].parameter == parameter) return pieces[i].elements();
+    return 0;
+  }
+
+ protected:
+  void add(Piece p) {
+    p.at = theta_size, p.shared_at = shared_size;
+    theta_size += p.taps * p.rows * Team::stride(p.columns);
+    shared_size += p.taps * p.rows * Team::shared_stride(p.columns);
+    pieces[n_pieces++] = p;
+  }
+  void add_row(int parameter, i64 columns) { add({parameter, 0, 0, 1, 1, columns, 0, 0, 1}); }
+  void end_layer() { shared_size = round_up(shared_size, Team::W); }
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,669 @@
+// The passes over a chain of stages for one task: forward, backward, and the R-pass.
+//
+// Each sweeps over chunks of samples. A chunk goes through the tail of the stage below, the product
+// and the sums of the norm while it is in the cache; only the products' results z are kept whole. The
+// crew shares the chunks; sums over chunks have an order that the crew's size does not change.
+#pragma once
+
+#include "head.h"
+#include "tail.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+template <class Team>
+class StagePasses {
+ public:
+  using R = typename Team::Real;
+  using V = Vec<R>;
+  using Plan = StagePlan<Team>;
+  static constexpr i64 W = Team::W;
+
+  StagePasses(const Plan& plan, R* scratch, const Crew& crew)
+      : plan_(plan), scratch_(scratch), crew_(crew), last_(plan.n_stages - 1),
+        head_(plan.loop.network.loss, plan.outputs(),
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {
+    const i64 widest = plan.zeros_at - plan.ones_at;
+    for (i64 i = 0; i < widest; ++i) at(plan.ones_at)[i] = 1, at(plan.zeros_at)[i] = 0;
+  }
+
+  void take(const Samples<R>& samples, Slice slice) {
+    n_ = samples.n;
+    x_ = samples.x + slice.first * n_ * plan_.sample_size();
+    head_.take(samples, slice);
+  }
+
+  void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
+
+  // keep: where the values go for a later resume(), or nullptr.
+  void forward(const R* theta, R* keep) {
+    theta_ = theta;
+    values_ = keep ? keep : at(plan_.values_at);
+    for (int l = 0; l <= last_; ++l) {
+      each_chunk(l, [&](i64 worker, i64 first, i64 n) { stage_forward(l, worker, first, n); });
+      if (normed(l)) settle_moments(l);
+    }
+    put_output();
+  }
+
+  void resume(const R* kept, const R* theta) {
+    theta_ = theta;
+    values_ = const_cast<R*>(kept);
+    put_output();
+  }
+
+  const R* predictions() const { return at(plan_.output_at); }
+  V loss() const { return head_.loss(predictions()); }
+
+  void loss_gradient() {
+    side_ = 0;
+    head_.gradient(predictions(), g());
+  }
+  void zero_gradient() {
+    side_ = 0;
+    head_.zero(g());
+  }
+  void add_gradient(const R* outside, Slice slice) {
+    head_.add(g(), at(plan_.r_output_at), outside, slice);
+  }
+
+  void backward(const R* theta, int lowest, const GradientTarget<R>& target, bool into_input) {
+    theta_ = theta;
+    r_ = false;
+    for (int l = last_; l >= lowest; --l) {
+      if (normed(l)) settle_gradients(l);
+      stage_backward(l, nullptr, wants_gradient(l, target), false, l > lowest || into_input);
+      apply(l, target, at(plan_.total_at[0]));
+    }
+  }
+
+  // As Passes::r_pass.
+  void r_pass(const R* theta, const R* v, int lowest, const GradientTarget<R>& target,
+              const GradientTarget<R>* gradient, bool into_input) {
+    theta_ = theta;
+    v_ = v;
+    r_ = true;
+    r_forward();
+    head_.r_gradient(predictions(), at(plan_.r_output_at), rg());
+    for (int l = last_; l >= lowest; --l) {
+      const bool plain = gradient && plan_.adapts(l);
+      if (normed(l)) settle_gradients(l);
+      stage_backward(l, v, true, plain, l > lowest || into_input);
+      if (plain) apply(l, *gradient, at(plan_.total_at[1]));
+      apply(l, target, at(plan_.total_at[0]));
+    }
+  }
+
+  const R* input_gradient_of_loss() const { return at(plan_.g_at[side_]); }
+  const R* r_input_gradient_of_loss() const { return at(plan_.rg_at[side_]); }
+
+  // A gradient of the inputs, [n, H, W, C], into PyTorch's [T, n, C, H, W].
+  void put_input(R* out, const R* gradient, Slice slice) const {
+    const i64 C = plan_.stage(0).in_c, pixels = plan_.input_pixels(0), ld = plan_.ld_gradient(0);
+    out += slice.first * n_ * C * pixels;
+    for (i64 s = 0; s < n_; ++s, out += C * pixels, gradient += pixels * ld)
+      for (i64 c = 0; c < C; ++c)
+        for (i64 p = 0; p < pixels; ++p) out[c * pixels + p] = gradient[p * ld + c];
+  }
+
+ private:
+  R* at(i64 offset) { return scratch_ + offset; }
+  const R* at(i64 offset) const { return scratch_ + offset; }
+  R* g() { return at(plan_.g_at[side_]); }
+  R* rg() { return at(plan_.rg_at[side_]); }
+  R* work(i64 worker, i64 offset) const { return crew_.template scratch<R>(worker) + offset; }
+  Term<R>* terms(i64 worker) const {
+    return reinterpret_cast<Term<R>*>(work(worker, plan_.terms_at));
+  }
+  R* z(int l, i64 sample) { return values_ + plan_.z_at[l] + sample * plan_.z_size(l); }
+  R* rz(int l, i64 sample) { return at(plan_.rz_at[l]) + sample * plan_.z_size(l); }
+  bool normed(int l) const { return plan_.stage(l).norm != NormKind::None; }
+  i64 out_size(int l) const { return plan_.out_pixels(l) * plan_.ld(l); }
+  i64 in_size(int l) const { return plan_.input_pixels(l) * plan_.ld_gradient(l); }
+  Tail<Team> tail(int l, i64 worker) const {
+    return Tail<Team>(plan_, l, work(worker, plan_.rows_at));
+  }
+
+  // f(worker, first sample, samples)
+  template <class F>
+  void each_chunk(int l, F f) {
+    const i64 chunks = plan_.chunks(l, n_);
+    crew_.each(chunks, [&](i64 worker, i64 chunk) {
+      const i64 first = n_ * chunk / chunks;
+      f(worker, first, n_ * (chunk + 1) / chunks - first);
+    });
+  }
+
+  // ---- images in the scratch of a worker --------------------------------------------------------
+
+  Images<R> z_images(int l, R* p) const {
+    const i64 ld = plan_.ld(l);
+    return {p, plan_.z_size(l), plan_.stage(l).w * ld, ld};
+  }
+  Images<R> gradient_images(int l, R* p) const {  // of stage l's input
+    const i64 ld = plan_.ld_gradient(l);
+    return {p, in_size(l), plan_.stage(l).in_w * ld, ld};
+  }
+
+  // Input images of stage l inside a border of zeros.
+  Images<R> bordered_input(int l, R* p, i64 samples) const {
+    const i64 row = plan_.x_row(l), pixel = plan_.ld_in(l);
+    const i64 top = plan_.padding(l, 0), left = plan_.padding(l, 1);
+    if (top || left) std::memset(p, 0, sizeof(R) * size_t(samples * plan_.x_size(l)));
+    return {p + top * row + left * pixel, plan_.x_size(l), row, pixel};
+  }
+  Images<R> bordered_gradient(int l, R* p, i64 samples) const {
+    i64 before[2], after[2];
+    plan_.gradient_border(l, before, after);
+    if (before[0] || before[1] || after[0] || after[1])
+      std::memset(p, 0, sizeof(R) * size_t(samples * plan_.gz_size(l)));
+    const i64 row = plan_.gz_row(l), pixel = plan_.ld(l);
+    return {p + before[0] * row + before[1] * pixel, plan_.gz_size(l), row, pixel};
+  }
+
+  Images<R> moved(Images<R> images, i64 samples) const {
+    images.p += samples * images.sample;
+    return images;
+  }
+
+  // The network's own input, [n, C, H, W], as channels last.
+  void gather(i64 first, i64 n, const Images<R>& to) const {
+    const Stage& s = plan_.stage(0);
+    const R* from = x_ + first * plan_.sample_size();
+    const i64 pixels = s.in_h * s.in_w;
+    for (i64 i = 0; i < n; ++i, from += plan_.sample_size())
+      for (i64 y = 0; y < s.in_h; ++y)
+        for (i64 x = 0; x < s.in_w; ++x) {
+          R* pixel = to.at(i, y, x);
+          for (i64 c = 0; c < s.in_c; ++c) pixel[c] = from[c * pixels + y * s.in_w + x];
+          for (i64 c = s.in_c; c < to.pixel; ++c) pixel[c] = 0;
+        }
+  }
+
+  // What stage l reads, of samples first..first + n.
+  void put_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
+    if (l == 0) return gather(first, n, to);
+    auto below = tail(l - 1, worker);
+    for (i64 i = 0; i < n; ++i)
+      below.forward(z(l - 1, first + i), constants(l - 1, first + i), moved(to, i));
+  }
+
+  // Its derivative; false where that is 0 everywhere.
+  bool put_r_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
+    if (l <= plan_.lowest_adapted) return false;
+    auto below = tail(l - 1, worker);
+    for (i64 i = 0; i < n; ++i)
+      below.r_forward(z(l - 1, first + i), rz(l - 1, first + i), constants(l - 1, first + i),
+                      moved(to, i));
+    return true;
+  }
+
+  // ---- norms ----------------------------------------------------------------------------------
+
+  const R* row_of(const R* vector, i64 offset, i64 fallback) const {
+    return offset < 0 ? at(fallback) : vector + offset;
+  }
+
+  Constants<R> constants(int l, i64 sample) const {
+    const i64 ld = plan_.ld(l), set = plan_.batch(l) ? 0 : sample;
+    const R* own = values_ + plan_.constants_at[l] + set * 2 * ld;
+    const R* r_own = at(plan_.rconstants_at[l]) + set * 2 * ld;
+    const R* gradient = at(plan_.gconstants_at) + set * 4 * ld;
+    const auto parameter = [&](const R* vector, i64 offset, i64 fallback) {
+      return vector && offset >= 0 ? vector + offset : at(fallback);
+    };
+    const R* v = r_ ? v_ : nullptr;
+    return {own, own + ld,
+            parameter(theta_, plan_.gamma_at[l], plan_.ones_at),
+            parameter(theta_, plan_.beta_at[l], plan_.zeros_at),
+            r_own, r_own + ld,
+            parameter(v, plan_.gamma_at[l], plan_.zeros_at),
+            parameter(v, plan_.beta_at[l], plan_.zeros_at),
+            gradient, gradient + ld, gradient + 2 * ld, gradient + 3 * ld};
+  }
+
+  R* sums(int l, i64 sample) { return at(plan_.sums_at) + sample * 4 * plan_.ld(l); }
+
+  // f(set, first sample, samples, first channel, channels): what one set of constants is over.
+  template <class F>
+  void each_set(int l, F f) const {
+    const Stage& s = plan_.stage(l);
+    if (plan_.batch(l)) {
+      for (i64 c = 0; c < s.c; ++c) f(i64(0), i64(0), n_, c, i64(1));
+      return;
+    }
+    const i64 channels = s.c / s.groups;
+    for (i64 i = 0; i < n_; ++i)
+      for (i64 c = 0; c < s.c; c += channels) f(i, i, i64(1), c, channels);
+  }
+
+  // Each channel's mean and sum of squares about it, of one sample.
+  void moments(int l, i64 sample) {
+    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
+    const R* from = z(l, sample);
+    R* to = sums(l, sample);
+    for (i64 v = 0; v < ld; v += W) {
+      const V sum = sum_rows(l, [&](i64 p) { return load(from + p * ld + v); });
+      const V mean = sum / R(pixels);
+      const V squares = sum_rows(l, [&](i64 p) {
+        const V difference = load(from + p * ld + v) - mean;
+        return difference * difference;
+      });
+      store(to + v, mean);
+      store(to + ld + v, squares);
+    }
+  }
+
+  // The sum of f over the pixels of z, row by row: one running sum over an image loses digits.
+  template <class F>
+  FASTMETA_INLINE V sum_rows(int l, F f) const {
+    const Stage& s = plan_.stage(l);
+    V total{};
+    for (i64 y = 0; y < s.h; ++y) {
+      V sum{};
+      for (i64 p = y * s.w; p < (y + 1) * s.w; ++p) sum += f(p);
+      total += sum;
+    }
+    return total;
+  }
+
+  void settle_moments(int l) {
+    const Stage& s = plan_.stage(l);
+    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
+    R* to = values_ + plan_.constants_at[l];
+    std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 2 * ld));
+    each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
+      const auto total = [&](auto term) {
+        double sum = 0;
+        for (i64 i = first; i < first + n; ++i)
+          for (i64 c = c0; c < c0 + channels; ++c) sum += term(sums(l, i) + c);
+        return sum;
+      };
+      const double mean = total([](const R* m) { return double(m[0]); }) / double(n * channels);
+      const double squares = total([&](const R* m) {
+        return m[ld] + double(pixels) * (m[0] - mean) * (m[0] - mean);
+      });
+      const double scale = 1 / std::sqrt(squares / double(n * channels * pixels) + s.eps);
+      for (i64 c = c0; c < c0 + channels; ++c)
+        to[set * 2 * ld + c] = R(mean), to[set * 2 * ld + ld + c] = R(scale);
+    });
+  }
+
+  // Sums of Rz and xhat Rz, of one sample.
+  void r_moments(int l, i64 sample) {
+    const i64 ld = plan_.ld(l);
+    const R *from = z(l, sample), *r_from = rz(l, sample);
+    const Constants<R> c = constants(l, sample);
+    R* to = sums(l, sample);
+    for (i64 v = 0; v < ld; v += W) {
+      const V mean = load(c.mean + v), s = load(c.s + v);
+      store(to + v, sum_rows(l, [&](i64 p) { return load(r_from + p * ld + v); }));
+      store(to + ld + v, sum_rows(l, [&](i64 p) {
+              return load(r_from + p * ld + v) * ((load(from + p * ld + v) - mean) * s);
+            }));
+    }
+  }
+
+  void settle_r_moments(int l) {
+    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
+    R* to = at(plan_.rconstants_at[l]);
+    std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 2 * ld));
+    each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
+      double sum = 0, product = 0;
+      for (i64 i = first; i < first + n; ++i)
+        for (i64 c = c0; c < c0 + channels; ++c) {
+          sum += sums(l, i)[c];
+          product += sums(l, i)[ld + c];
+        }
+      const double share = 1 / double(n * channels * pixels);
+      for (i64 c = c0; c < c0 + channels; ++c) {
+        to[set * 2 * ld + c] = R(sum * share);
+        to[set * 2 * ld + ld + c] = R(product * share);
+      }
+    });
+  }
+
+  // The sums over all samples that the norm's backward and its parameters' gradients are made of.
+  void settle_gradients(int l) {
+    each_chunk(l, [&](i64 worker, i64 first, i64 n) {
+      auto own = tail(l, worker);
+      for (i64 i = first; i < first + n; ++i) {
+        const Constants<R> c = constants(l, i);
+        if (r_)
+          own.r_sums(z(l, i), rz(l, i), g() + i * out_size(l), rg() + i * out_size(l), c,
+                     sums(l, i));
+        else
+          own.backward_sums(z(l, i), g() + i * out_size(l), c, sums(l, i));
+      }
+    });
+    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
+    R* to = at(plan_.gconstants_at);
+    std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 4 * ld));
+    const Constants<R> p = constants(l, 0);  // the parameters are those of all sets
+    each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
+      double a = 0, b = 0, ra = 0, rb = 0;
+      for (i64 i = first; i < first + n; ++i)
+        for (i64 c = c0; c < c0 + channels; ++c) {
+          const R* sum = sums(l, i) + c;
+          a += p.gamma[c] * sum[0];
+          b += p.gamma[c] * sum[ld];
+          if (!r_) continue;
+          ra += p.r_gamma[c] * sum[0] + p.gamma[c] * sum[2 * ld];
+          rb += p.r_gamma[c] * sum[ld] + p.gamma[c] * sum[3 * ld];
+        }
+      const double share = 1 / double(n * channels * pixels);
+      const R values[4] = {R(a * share), R(b * share), R(ra * share), R(rb * share)};
+      for (i64 c = c0; c < c0 + channels; ++c)
+        for (int k = 0; k < 4; ++k) to[(set * 4 + k) * ld + c] = values[k];
+    });
+  }
+
+  // d loss / d beta and d gamma, or with r their derivatives, over all samples.
+  void norm_gradient(int l, R* total, bool r) {
+    const i64 ld = plan_.ld(l), begin = plan_.begin_at[l], offset = r ? 2 * ld : 0;
+    const i64 places[2] = {plan_.beta_at[l], plan_.gamma_at[l]};
+    for (int k = 0; k < 2; ++k) {
+      if (places[k] < 0) continue;
+      R* to = total + places[k] - begin;
+      std::memset(to, 0, sizeof(R) * size_t(ld));
+      for (i64 i = 0; i < n_; ++i)
+        for (i64 v = 0; v < ld; v += W)
+          store(to + v, load(to + v) + load(sums(l, i) + offset + k * ld + v));
+    }
+  }
+
+  // ---- forward --------------------------------------------------------------------------------
+
+  Filter<R> filter(int l, const R* vector) const {
+    const Stage& s = plan_.stage(l);
+    return {vector + plan_.weight_at[l], s.kernel[0], s.kernel[1], s.in_c, plan_.ld(l)};
+  }
+  Sweep sweep(int l, i64 samples) const {
+    const Stage& s = plan_.stage(l);
+    return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.padding[0], -s.padding[1]}};
+  }
+  Target<R> product_target(int l, const R* vector) const {
+    Target<R> target{nullptr, 0};
+    if (plan_.bias_at[l] >= 0) {
+      target.finish = Finish::Bias;
+      target.row = vector + plan_.bias_at[l];
+    }
+    return target;
+  }
+
+  void stage_forward(int l, i64 worker, i64 first, i64 n) {
+    const Images<R> out = z_images(l, z(l, first));
+    if (!plan_.stage(l).product) {
+      put_input_of(l, worker, first, n, out);
+    } else {
+      const Images<R> x = bordered_input(l, work(worker, plan_.x_at), n);
+      put_input_of(l, worker, first, n, x);
+      const Correlated<R> sum{x, filter(l, theta_)};
+      correlate(&sum, 1, sweep(l, n), out, product_target(l, theta_), plan_.ld(l) / W,
+                terms(worker));
+    }
+    if (normed(l))
+      for (i64 i = first; i < first + n; ++i) moments(l, i);
+  }
+
+  void put_output() {
+    const i64 ld = plan_.ld(last_);
+    auto own = tail(last_, 0);
+    for (i64 i = 0; i < n_; ++i)
+      own.forward(z(last_, i), constants(last_, i), {at(plan_.output_at) + i * ld, ld, ld, ld});
+  }
+
+  void r_forward() {
+    for (int l = 0; l <= last_; ++l) {
+      if (l < plan_.lowest_adapted) {
+        std::memset(rz(l, 0), 0, sizeof(R) * size_t(n_ * plan_.z_size(l)));
+        std::memset(at(plan_.rconstants_at[l]), 0,
+                    sizeof(R) * size_t(plan_.sets(l, n_) * 2 * plan_.ld(l)));
+        continue;
+      }
+      each_chunk(l, [&](i64 worker, i64 first, i64 n) {
+        stage_r_forward(l, worker, first, n);
+        if (normed(l))
+          for (i64 i = first; i < first + n; ++i) r_moments(l, i);
+      });
+      if (normed(l)) settle_r_moments(l);
+    }
+    const i64 ld = plan_.ld(last_);
+    auto own = tail(last_, 0);
+    for (i64 i = 0; i < n_; ++i)
+      own.r_forward(z(last_, i), rz(last_, i), constants(last_, i),
+                    {at(plan_.r_output_at) + i * ld, ld, ld, ld});
+  }
+
+  // Rz = Rx W + x V
+  void stage_r_forward(int l, i64 worker, i64 first, i64 n) {
+    const Images<R> out = z_images(l, rz(l, first));
+    if (!plan_.stage(l).product) {
+      if (!put_r_input_of(l, worker, first, n, out))
+        std::memset(out.p, 0, sizeof(R) * size_t(n * out.sample));
+      return;
+    }
+    Correlated<R> sums[2];
+    int count = 0;
+    const Images<R> rx = bordered_input(l, work(worker, plan_.rx_at), n);
+    if (put_r_input_of(l, worker, first, n, rx)) sums[count++] = {rx, filter(l, theta_)};
+    if (plan_.weight_adapts(l)) {
+      const Images<R> x = bordered_input(l, work(worker, plan_.x_at), n);
+      put_input_of(l, worker, first, n, x);
+      sums[count++] = {x, filter(l, v_)};
+    }
+    if (count)
+      correlate(sums, count, sweep(l, n), out, product_target(l, v_), plan_.ld(l) / W,
+                terms(worker));
+    else
+      fill(out, n * plan_.z_pixels(l), plan_.bias_at[l] >= 0 ? v_ + plan_.bias_at[l] : at(plan_.zeros_at));
+  }
+
+  static void fill(const Images<R>& images, i64 pixels, const R* row) {
+    for (i64 p = 0; p < pixels; ++p)
+      std::memcpy(images.p + p * images.pixel, row, sizeof(R) * size_t(images.pixel));
+  }
+
+  // ---- backward -------------------------------------------------------------------------------
+
+  static bool inner(const GradientTarget<R>& target) {
+    return target.finish == Finish::Step || target.finish == Finish::RateGrad;
+  }
+  bool wants_gradient(int l, const GradientTarget<R>& target) const {
+    return !inner(target) || plan_.adapts(l);
+  }
+
+  // Every phase's taps, transposed and in reverse order.
+  void flip(int l, R* to, const R* vector) const {
+    const Stage& s = plan_.stage(l);
+    const i64 from_tap = s.in_c * plan_.ld(l), to_tap = s.c * plan_.ld_gradient(l);
+    each_phase(l, [&](const Phase& py, i64, const Phase& px, i64) {
+      for (i64 r = py.taps - 1; r >= 0; --r)
+        for (i64 c = px.taps - 1; c >= 0; --c, to += to_tap) {
+          const i64 tap = (py.tap0 + s.stride[0] * r) * s.kernel[1] + px.tap0 + s.stride[1] * c;
+          Team::transpose(to, vector + plan_.weight_at[l] + tap * from_tap, s.in_c, s.c);
+        }
+    });
+  }
+
+  template <class F>
+  void each_phase(int l, F f) const {
+    const Stage& s = plan_.stage(l);
+    for (i64 y = 0; y < s.stride[0]; ++y)
+      for (i64 x = 0; x < s.stride[1]; ++x) {
+        const Phase py = phase_of(s, 0, y), px = phase_of(s, 1, x);
+        if (py.count && px.count) f(py, y, px, x);
+      }
+  }
+
+  // The gradient of the product's input: sums[i] is a gradient of its output with flipped weights.
+  void product_input_gradient(int l, const Images<R>* gradients, R* const* flipped, int count,
+                              i64 n, const Images<R>& out, Term<R>* scratch) const {
+    const Stage& s = plan_.stage(l);
+    const i64 ld = plan_.ld_gradient(l);
+    i64 offset = 0;
+    each_phase(l, [&](const Phase& py, i64 y, const Phase& px, i64 x) {
+      const Images<R> part{out.at(0, y, x), out.sample, s.stride[0] * out.row,
+                           s.stride[1] * out.pixel};
+      if (!py.taps || !px.taps) return clear(part, n, py.count, px.count, ld);
+      Correlated<R> sums[2];
+      for (int i = 0; i < count; ++i)
+        sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, s.c, ld}};
+      correlate(sums, count, {n, py.count, px.count, {1, 1}, {py.first, px.first}}, part,
+                {nullptr, 0}, ld / W, scratch);
+      offset += py.taps * px.taps * s.c * ld;
+    });
+  }
+
+  static void clear(const Images<R>& images, i64 n, i64 h, i64 w, i64 ld) {
+    for (i64 i = 0; i < n; ++i)
+      for (i64 y = 0; y < h; ++y)
+        for (i64 x = 0; x < w; ++x) std::memset(images.at(i, y, x), 0, sizeof(R) * size_t(ld));
+  }
+
+  // With g the gradient of the stage's output: total[0] becomes that of its parameters, or with v the
+  // derivative of that along v, and total[1] the plain one if asked. g and rg move on to its input.
+  void stage_backward(int l, const R* v, bool gradient, bool plain, bool deeper) {
+    const Stage& s = plan_.stage(l);
+    if (deeper && s.product) {
+      flip(l, at(plan_.flipped_at[0]), theta_);
+      if (v && plan_.weight_adapts(l)) flip(l, at(plan_.flipped_at[1]), v);
+    }
+    const i64 chunks = plan_.chunks(l, n_), runs = plan_.runs(l, n_);
+    const i64 size = plan_.begin_at[l + 1] - plan_.begin_at[l];
+    const i64 sets = plain ? 2 : 1;
+    const bool alone = crew_.threads == 1;
+    for (i64 i = 0; i < sets && gradient; ++i)
+      std::memset(at(plan_.total_at[i]), 0, sizeof(R) * size_t(size));
+    // One run after another needs one buffer; the sums are the same.
+    const auto buffer = [&](i64 run, i64 i) {
+      return at(plan_.runs_at) + ((alone ? 0 : run) * 2 + i) * plan_.run_size;
+    };
+    const auto add = [&](i64 run) {
+      for (i64 i = 0; i < sets && gradient; ++i) add_to(at(plan_.total_at[i]), buffer(run, i), size);
+    };
+    crew_.each(runs, [&](i64 worker, i64 run) {
+      for (i64 i = 0; i < sets && gradient; ++i)
+        std::memset(buffer(run, i), 0, sizeof(R) * size_t(size));
+      for (i64 chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
+        const i64 first = n_ * chunk / chunks, n = n_ * (chunk + 1) / chunks - first;
+        chunk_backward(l, worker, first, n, v, gradient ? buffer(run, 0) : nullptr,
+                       plain ? buffer(run, 1) : nullptr, deeper);
+      }
+      if (alone) add(run);
+    });
+    for (i64 run = 0; !alone && run < runs; ++run) add(run);
+    if (gradient && normed(l)) {
+      norm_gradient(l, at(plan_.total_at[0]), v != nullptr);
+      if (plain) norm_gradient(l, at(plan_.total_at[1]), false);
+    }
+    if (deeper) side_ = 1 - side_;
+  }
+
+  void chunk_backward(int l, i64 worker, i64 first, i64 n, const R* v, R* to, R* plain_to,
+                      bool deeper) {
+    const Stage& s = plan_.stage(l);
+    const Images<R> below = gradient_images(l, at(plan_.g_at[1 - side_]) + first * in_size(l));
+    const Images<R> r_below = gradient_images(l, at(plan_.rg_at[1 - side_]) + first * in_size(l));
+    if (!s.product) {
+      if (deeper) z_gradients(l, worker, first, n, v != nullptr, below, r_below);
+      return;
+    }
+    const Images<R> gz = bordered_gradient(l, work(worker, plan_.gz_at), n);
+    const Images<R> rgz =
+        v ? bordered_gradient(l, work(worker, plan_.rgz_at), n) : Images<R>{nullptr, 0, 0, 0};
+    z_gradients(l, worker, first, n, v != nullptr, gz, rgz);
+    if (to) weight_gradients(l, worker, first, n, v != nullptr, gz, rgz, to, plain_to);
+    if (!deeper) return;
+    R* const flipped[2] = {at(plan_.flipped_at[0]), at(plan_.flipped_at[1])};
+    product_input_gradient(l, &gz, flipped, 1, n, below, terms(worker));
+    if (!v) return;
+    const Images<R> both[2] = {rgz, gz};
+    product_input_gradient(l, both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below,
+                           terms(worker));
+  }
+
+  void z_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
+                   const Images<R>& rgz) {
+    auto own = tail(l, worker);
+    for (i64 i = 0; i < n; ++i) {
+      const i64 sample = first + i;
+      const Constants<R> c = constants(l, sample);
+      const R* above = g() + sample * out_size(l);
+      if (r)
+        own.r_backward(z(l, sample), rz(l, sample), above, rg() + sample * out_size(l), c,
+                       moved(gz, i), moved(rgz, i));
+      else
+        own.backward(z(l, sample), above, c, moved(gz, i));
+    }
+  }
+
+  void weight_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
+                        const Images<R>& rgz, R* to, R* plain_to) {
+    const Images<R> x = bordered_input(l, work(worker, plan_.x_at), n);
+    put_input_of(l, worker, first, n, x);
+    const Filter<R> shape = filter(l, theta_);
+    const auto add = [&](const Outer<R>* sums, int count, R* sum) {
+      correlate_weights(sums, count, sweep(l, n), sum, shape, plan_.ld(l) / W, terms(worker));
+      if (plan_.bias_at[l] >= 0)
+        add_pixels(l, n, sums[0].g, sum + plan_.bias_at[l] - plan_.begin_at[l]);
+    };
+    const Outer<R> plain{x, gz};
+    if (plain_to) add(&plain, 1, plain_to);
+    if (!r) return add(&plain, 1, to);
+    Outer<R> sums[2] = {{x, rgz}};
+    const Images<R> rx = bordered_input(l, work(worker, plan_.rx_at), n);
+    const bool has_r = put_r_input_of(l, worker, first, n, rx);
+    if (has_r) sums[1] = {rx, gz};
+    add(sums, has_r ? 2 : 1, to);
+  }
+
+  // to += the sum over all pixels
+  void add_pixels(int l, i64 n, const Images<R>& images, R* to) const {
+    const Stage& s = plan_.stage(l);
+    for (i64 v = 0; v < plan_.ld(l); v += W) {
+      V total = load(to + v);
+      for (i64 i = 0; i < n; ++i) {
+        for (i64 y = 0; y < s.h; ++y) {
+          V sum{};
+          for (i64 x = 0; x < s.w; ++x) sum += load(images.at(i, y, x) + v);
+          total += sum;
+        }
+      }
+      store(to + v, total);
+    }
+  }
+
+  static void add_to(R* sum, const R* part, i64 n) {
+    for (i64 i = 0; i < n; i += W) store(sum + i, load(sum + i) + load(part + i));
+  }
+
+  void apply(int l, const GradientTarget<R>& target, const R* total) const {
+    for (int i = plan_.first_piece[l]; i < plan_.first_piece[l + 1]; ++i) {
+      const Piece& p = plan_.pieces[i];
+      if (inner(target) && !plan_.has_rate(p.parameter)) continue;
+      const i64 ld = Team::stride(p.columns), n = p.taps * p.rows;
+      Target<R> to{target.c + p.at, ld, target.finish};
+      to.from = target.from ? target.from + p.at : nullptr;
+      to.rate = target.rate ? target.rate + p.shared_at : nullptr;
+      to.rate_m = ld;
+      for (i64 m = 0; m < n; ++m)
+        for (i64 v = 0; v < ld / W; ++v)
+          store(to.c + m * ld + v * W,
+                finished<Broadcast>(to, m, v, load(total + p.at - plan_.begin_at[l] + m * ld + v * W)));
+    }
+  }
+
+  const Plan& plan_;
+  R* scratch_;
+  const Crew& crew_;
+  const int last_;
+  Head<Team> head_;
+  const R* x_ = nullptr;
+  const R *theta_ = nullptr, *v_ = nullptr;
+  R* values_ = nullptr;
+  i64 n_ = 0;
+  int side_ = 0;
+  bool r_ = false;
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

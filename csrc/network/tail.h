@@ -1,0 +1,305 @@
+// What follows the product of a stage: norm, activation and pool, for one sample at a time.
+//
+// Nothing but the product z is kept. Forward, backward and R-pass begin with z and recompute a row of
+// windows at a time in the cache:
+//
+//   xhat = (z - mean) s,  y = gamma xhat + beta,  value = activation(y),  out = pool(value)
+//
+// With the means over the norm's set of pixels, m = mean(xhat Rz), a = mean(gamma g), b = mean(gamma
+// g xhat), Ra and Rb their derivatives:
+//
+//   Rxhat = s (Rz - Rmean - xhat m)
+//   gz    = s (gamma g - a - xhat b)
+//   Rgz   = -s m gz + s (Rgamma g + gamma Rg - Ra - Rxhat b - xhat Rb)
+#pragma once
+
+#include "stage_plan.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+// A value a channel, each [ld].
+template <class R>
+struct Constants {
+  const R *mean, *s, *gamma, *beta;
+  const R *r_mean, *m, *r_gamma, *r_beta;
+  const R *a, *b, *ra, *rb;
+};
+
+template <class R>
+struct NoActivation {
+  static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = false;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const { return z; }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R>) const { return splat(R(1)); }
+  FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R>) const { return Vec<R>{}; }
+};
+
+template <class Team>
+class Tail {
+ public:
+  using R = typename Team::Real;
+  using V = Vec<R>;
+  static constexpr i64 W = Team::W;
+
+  // rows: scratch for 7 blocks.
+  Tail(const StagePlan<Team>& plan, int l, R* rows)
+      : s_(plan.stage(l)), ld_(plan.ld(l)), vectors_(ld_ / W), normed_(s_.norm != NormKind::None) {
+    const i64 block = round_up(plan.block_size, 64 / i64(sizeof(R)));
+    R** buffers[] = {&xhat_, &value_, &d1_, &d2_, &ry_, &gy_, &rgy_};
+    for (R** buffer : buffers) *buffer = rows, rows += block;
+  }
+
+  void forward(const R* z, const Constants<R>& c, const Images<R>& out) {
+    for (i64 oy = 0; oy < s_.out_h; ++oy) {
+      R* to = out.at(0, oy, 0);
+      const bool direct = s_.pool == PoolKind::None && out.pixel == ld_;
+      R* value = direct ? to : value_;
+      activate<0>(z + first_row(oy) * row(), c, s_.window[0] * s_.w, value);
+      if (!direct) pool(value, value, to, out.pixel);
+    }
+  }
+
+  // The derivative of forward along (rz, and the derivatives of the norm's parameters).
+  void r_forward(const R* z, const R* rz, const Constants<R>& c, const Images<R>& out) {
+    for (i64 oy = 0; oy < s_.out_h; ++oy) {
+      const i64 at = first_row(oy) * row(), pixels = s_.window[0] * s_.w;
+      activate<1>(z + at, c, pixels, value_);
+      r_normalise(rz + at, c, pixels);
+      for (i64 i = 0; i < pixels * ld_; i += W) store(ry_ + i, load(d1_ + i) * load(ry_ + i));
+      pool(value_, ry_, out.at(0, oy, 0), out.pixel);
+    }
+  }
+
+  // sums[0] = sum of g, sums[1] = sum of g xhat, over this sample; g is that of y.
+  void backward_sums(const R* z, const R* g, const Constants<R>& c, R* sums) {
+    zero(sums, 2 * ld_);
+    each_block([&](i64 oy, i64 at, i64 pixels) {
+      gradient_of_y(z + at, g, oy, c, pixels);
+      add_sums(sums, sums + ld_, gy_, pixels);
+    });
+  }
+
+  void backward(const R* z, const R* g, const Constants<R>& c, const Images<R>& gz) {
+    each_block([&](i64 oy, i64 at, i64 pixels) {
+      gradient_of_y(z + at, g, oy, c, pixels);
+      each_pixel(oy, pixels, gz, [&](i64 i, i64 v, R* to) { store(to, z_gradient(i, v, c)); });
+    });
+  }
+
+  // The sums of backward_sums, then sum of Rg, and of Rg xhat + g Rxhat.
+  void r_sums(const R* z, const R* rz, const R* g, const R* rg, const Constants<R>& c, R* sums) {
+    zero(sums, 4 * ld_);
+    each_block([&](i64 oy, i64 at, i64 pixels) {
+      r_gradient_of_y(z + at, rz + at, g, rg, oy, c, pixels);
+      add_sums(sums, sums + ld_, gy_, pixels);
+      add_sums(sums + 2 * ld_, sums + 3 * ld_, rgy_, pixels);
+      each(pixels, [&](i64 i, i64 v) {
+        R* sum = sums + 3 * ld_ + v;
+        store(sum, load(sum) + load(gy_ + i) * r_xhat(load(rz + at + i), i, v, c));
+      });
+    });
+  }
+
+  void r_backward(const R* z, const R* rz, const R* g, const R* rg, const Constants<R>& c,
+                  const Images<R>& gz, const Images<R>& rgz) {
+    each_block([&](i64 oy, i64 at, i64 pixels) {
+      r_gradient_of_y(z + at, rz + at, g, rg, oy, c, pixels);
+      each_pixel(oy, pixels, rgz, [&](i64 i, i64 v, R* to) {
+        store(to, normed_ ? r_z_gradient(load(rz + at + i), i, v, c) : load(rgy_ + i));
+      });
+      each_pixel(oy, pixels, gz, [&](i64 i, i64 v, R* to) { store(to, z_gradient(i, v, c)); });
+    });
+  }
+
+ private:
+  i64 row() const { return s_.w * ld_; }
+  i64 first_row(i64 oy) const { return oy * s_.pool_stride[0]; }
+  static void zero(R* p, i64 n) { std::memset(p, 0, sizeof(R) * size_t(n)); }
+
+  // f(row of windows, where its rows of z begin, pixels): together all of z.
+  template <class F>
+  FASTMETA_INLINE void each_block(F f) {
+    for (i64 oy = 0; oy < s_.out_h; ++oy) {
+      const i64 begin = first_row(oy), end = oy + 1 < s_.out_h ? first_row(oy + 1) : s_.h;
+      f(oy, begin * row(), (end - begin) * s_.w);
+    }
+  }
+
+  // f(scalar in the block, channel)
+  template <class F>
+  FASTMETA_INLINE void each(i64 pixels, F f) const {
+    for (i64 p = 0; p < pixels; ++p)
+      for (i64 v = 0; v < ld_; v += W) f(p * ld_ + v, v);
+  }
+  // f(scalar in the block, channel, where it lies in an image)
+  template <class F>
+  FASTMETA_INLINE void each_pixel(i64 oy, i64 pixels, const Images<R>& images, F f) const {
+    for (i64 y = 0; y * s_.w < pixels; ++y)
+      for (i64 x = 0; x < s_.w; ++x) {
+        R* to = images.at(0, first_row(oy) + y, x);
+        const i64 at = (y * s_.w + x) * ld_;
+        for (i64 v = 0; v < ld_; v += W) f(at + v, v, to + v);
+      }
+  }
+
+  // ---- norm and activation --------------------------------------------------------------------
+
+  template <class F>
+  FASTMETA_INLINE void with_own_activation(F f) const {
+    if (s_.activates)
+      with_activation<R>(s_.activation, f);
+    else
+      f(NoActivation<R>{});
+  }
+
+  template <int derivatives>
+  void activate(const R* z, const Constants<R>& c, i64 pixels, R* value) {
+    with_own_activation([&](auto f) {
+      each(pixels, [&](i64 i, i64 v) {
+        V y = load(z + i);
+        if (normed_) {
+          y = (y - load(c.mean + v)) * load(c.s + v);
+          if (derivatives) store(xhat_ + i, y);
+          y = load(c.gamma + v) * y + load(c.beta + v);
+        }
+        V s1{}, s2{};
+        const V out = f.apply(y, s1, s2);
+        store(value + i, out);
+        if (derivatives > 0) store(d1_ + i, f.first(out, s1));
+        if (derivatives > 1) store(d2_ + i, f.second(out, s1, s2));
+      });
+    });
+  }
+
+  FASTMETA_INLINE V r_xhat(V rz, i64 i, i64 v, const Constants<R>& c) const {
+    return load(c.s + v) * (rz - load(c.r_mean + v) - load(xhat_ + i) * load(c.m + v));
+  }
+
+  // Ry
+  void r_normalise(const R* rz, const Constants<R>& c, i64 pixels) {
+    if (!normed_) {
+      std::memcpy(ry_, rz, sizeof(R) * size_t(pixels * ld_));
+      return;
+    }
+    each(pixels, [&](i64 i, i64 v) {
+      store(ry_ + i, load(c.gamma + v) * r_xhat(load(rz + i), i, v, c) +
+                         load(c.r_gamma + v) * load(xhat_ + i) + load(c.r_beta + v));
+    });
+  }
+
+  // ---- gradients ------------------------------------------------------------------------------
+
+  void gradient_of_y(const R* z, const R* g, i64 oy, const Constants<R>& c, i64 pixels) {
+    activate<1>(z, c, pixels, value_);
+    unpool(g + oy * s_.out_w * ld_, gy_, pixels);
+    for (i64 i = 0; i < pixels * ld_; i += W) store(gy_ + i, load(gy_ + i) * load(d1_ + i));
+  }
+
+  void r_gradient_of_y(const R* z, const R* rz, const R* g, const R* rg, i64 oy,
+                       const Constants<R>& c, i64 pixels) {
+    activate<2>(z, c, pixels, value_);
+    r_normalise(rz, c, pixels);
+    unpool(g + oy * s_.out_w * ld_, gy_, pixels);
+    unpool(rg + oy * s_.out_w * ld_, rgy_, pixels);
+    for (i64 i = 0; i < pixels * ld_; i += W) {
+      const V above = load(gy_ + i), d1 = load(d1_ + i);
+      store(rgy_ + i, load(rgy_ + i) * d1 + above * load(d2_ + i) * load(ry_ + i));
+      store(gy_ + i, above * d1);
+    }
+  }
+
+  FASTMETA_INLINE V z_gradient(i64 i, i64 v, const Constants<R>& c) const {
+    const V g = load(gy_ + i);
+    if (!normed_) return g;
+    return load(c.s + v) *
+           (load(c.gamma + v) * g - load(c.a + v) - load(xhat_ + i) * load(c.b + v));
+  }
+
+  FASTMETA_INLINE V r_z_gradient(V rz, i64 i, i64 v, const Constants<R>& c) const {
+    const V s = load(c.s + v), b = load(c.b + v), xhat = load(xhat_ + i);
+    const V change = load(c.r_gamma + v) * load(gy_ + i) + load(c.gamma + v) * load(rgy_ + i) -
+                     load(c.ra + v) - r_xhat(rz, i, v, c) * b - xhat * load(c.rb + v);
+    return s * (change - load(c.m + v) * z_gradient(i, v, c));
+  }
+
+  void add_sums(R* plain, R* with_xhat, const R* g, i64 pixels) const {
+    for (i64 v = 0; v < ld_; v += W) {
+      V sum{}, product{};
+      for (i64 p = 0; p < pixels; ++p) {
+        const V value = load(g + p * ld_ + v);
+        sum += value;
+        product += value * load(xhat_ + p * ld_ + v);
+      }
+      store(plain + v, load(plain + v) + sum);
+      store(with_xhat + v, load(with_xhat + v) + product);
+    }
+  }
+
+  // ---- pool -----------------------------------------------------------------------------------
+
+  // f(window's first scalar in the block, its index) for every window and channel of the row.
+  template <class F>
+  FASTMETA_INLINE void each_window(F f) const {
+    for (i64 ox = 0; ox < s_.out_w; ++ox)
+      for (i64 v = 0; v < ld_; v += W) f(ox * s_.pool_stride[1] * ld_ + v, ox, v);
+  }
+  template <class F>
+  FASTMETA_INLINE void each_place(i64 begin, F f) const {
+    for (i64 y = 0; y < s_.window[0]; ++y)
+      for (i64 x = 0; x < s_.window[1]; ++x) f(begin + y * row() + x * ld_);
+  }
+
+  // Of `taken`, what pooling `value` takes: its largest element's, or the mean.
+  void pool(const R* value, const R* taken, R* out, i64 pixel) const {
+    const R share = R(1) / R(s_.window[0] * s_.window[1]);
+    if (s_.pool == PoolKind::Max)
+      each_window([&](i64 begin, i64 ox, i64 v) {
+        V best = load(value + begin), result = load(taken + begin);
+        each_place(begin, [&](i64 i) {
+          const V candidate = load(value + i);
+          const auto better = (candidate > best) | (candidate != candidate);
+          best = select(better, candidate, best);
+          result = select(better, load(taken + i), result);
+        });
+        store(out + ox * pixel + v, result);
+      });
+    else
+      each_window([&](i64 begin, i64 ox, i64 v) {
+        V sum{};
+        each_place(begin, [&](i64 i) { sum += load(taken + i); });
+        store(out + ox * pixel + v, sum * share);
+      });
+  }
+
+  // A row of windows' gradient to the pixels that it came from; the first of equals gets it.
+  void unpool(const R* g, R* to, i64 pixels) const {
+    if (s_.pool == PoolKind::None) {
+      std::memcpy(to, g, sizeof(R) * size_t(pixels * ld_));
+      return;
+    }
+    zero(to, pixels * ld_);
+    const R share = R(1) / R(s_.window[0] * s_.window[1]);
+    if (s_.pool == PoolKind::Max)
+      each_window([&](i64 begin, i64 ox, i64 v) {
+        V best = load(value_ + begin);
+        each_place(begin, [&](i64 i) { best = vmax(load(value_ + i), best); });
+        V left = load(g + ox * ld_ + v);
+        each_place(begin, [&](i64 i) {
+          const auto here = load(value_ + i) == best;
+          store(to + i, select(here, left, V{}));
+          left = select(here, V{}, left);
+        });
+      });
+    else
+      each_window([&](i64 begin, i64 ox, i64 v) {
+        const V part = load(g + ox * ld_ + v) * share;
+        each_place(begin, [&](i64 i) { store(to + i, part); });
+      });
+  }
+
+  const Stage& s_;
+  i64 ld_, vectors_;
+  bool normed_;
+  R *xhat_, *value_, *d1_, *d2_, *ry_, *gy_, *rgy_;
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

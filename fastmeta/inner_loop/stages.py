@@ -1,0 +1,272 @@
+"""Which modules are chains of stages (product, norm, activation, pool) that the native kernels know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fastmeta.functional.forward import has_hooks
+from fastmeta.inner_loop.chain import activation_of, called, is_idle, leaves_of
+
+__all__ = ["Stages", "stages_of", "unknown_layer"]
+
+_MAX_STAGES = 256
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A module as the native kernels see it, for samples of one shape.
+
+    Attributes:
+        stages: the fields of the native side's Stage.
+        names: the module's parameters, in the order that the stages' indices mean.
+        sample: the shape of one sample, (C, H, W) or (I,).
+        outputs: the width of the predictions.
+        fewest: samples that a task must have: batch norm of one value a channel means nothing.
+    """
+
+    stages: tuple[dict[str, Any], ...]
+    names: tuple[str, ...]
+    sample: tuple[int, ...]
+    outputs: int
+    fewest: int
+
+
+def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
+    """The stages that a module is for samples of a shape, or a sentence saying why it is none."""
+    if len(sample) not in (1, 3):
+        return f"samples are {list(sample)}: the native kernels take [C, H, W] or [I]"
+    builder = _Builder(module, tuple(sample))
+    for prefix, layer in leaves_of(module):
+        reason = builder.add(prefix, layer)
+        if reason is not None:
+            return reason
+    return builder.finished()
+
+
+def unknown_layer(module: nn.Module) -> str | None:
+    """A layer that stages cannot have whatever the shape of the samples, in a sentence; or None."""
+    for prefix, layer in leaves_of(module):
+        known = type(layer) in _ADDERS or is_idle(layer) or activation_of(layer) is not None
+        if not known or has_hooks(layer):
+            return f"{called(prefix, layer)} is not among the layers that the native kernels have"
+    return None
+
+
+@dataclass
+class _Builder:
+    module: nn.Module
+    sample: tuple[int, ...]
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.flat = len(self.sample) == 1
+        self.shape = (*self.sample, 1, 1) if self.flat else self.sample  # C, H, W
+
+    def add(self, prefix: str, layer: nn.Module) -> str | None:
+        """Take one more layer, or say why not."""
+        name = called(prefix, layer)
+        if has_hooks(layer):
+            return f"{name} has hooks, which the native kernels would not call"
+        if is_idle(layer):
+            return None
+        kind = type(layer)
+        add = _ADDERS.get(kind)
+        if add is not None:
+            return add(self, prefix, layer, name)
+        activation = activation_of(layer)
+        if activation is None:
+            return f"{name} is not among the layers that the native kernels have"
+        self._stage_before("activation", "pool")["activation"] = activation
+        return None
+
+    def finished(self) -> Stages | str:
+        if not self.stages:
+            return "the module has no layer"
+        if not self.flat:
+            return f"the module's outputs are {list(self.shape)}, not flattened"
+        if self.shape[1:] != (1, 1):
+            return f"the last layer flattens {list(self.shape)} without a linear layer after it"
+        if len(self.stages) > _MAX_STAGES:
+            return f"the network has {len(self.stages)} stages, and the kernels take {_MAX_STAGES}"
+        shared = set(self.names) ^ {name for name, _ in self.module.named_parameters()}
+        if shared:
+            return f"layers share parameters ({', '.join(sorted(shared))})"
+        lone = any(s["norm"] == "batch" and s["h"] * s["w"] == 1 for s in self.stages)
+        return Stages(
+            tuple(self.stages), tuple(self.names), self.sample, self.shape[0], 2 if lone else 1
+        )
+
+    # ---- products ------------------------------------------------------------------------------
+
+    def _conv(self, prefix: str, layer: nn.Conv2d, name: str) -> str | None:
+        if self.flat:
+            return f"{name} gets flat samples"
+        if layer.in_channels != self.shape[0]:
+            return f"{name} takes {layer.in_channels} channels but gets {self.shape[0]}"
+        if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+            return f"{name} has groups, dilation or a padding mode that the native kernels lack"
+        padding = layer.padding
+        if padding == "valid":
+            padding = (0, 0)
+        if padding == "same":
+            if any(k % 2 == 0 for k in layer.kernel_size):
+                return f"{name} pads an even kernel unevenly"
+            padding = tuple(k // 2 for k in layer.kernel_size)
+        return self._product(prefix, layer, name, layer.kernel_size, layer.stride, padding)
+
+    def _linear(self, prefix: str, layer: nn.Linear, name: str) -> str | None:
+        if not self.flat:
+            return f"{name} gets samples {list(self.shape)} that were not flattened"
+        if layer.in_features != math.prod(self.shape):
+            return f"{name} takes {layer.in_features} inputs but gets {math.prod(self.shape)}"
+        return self._product(prefix, layer, name, self.shape[1:], (1, 1), (0, 0))
+
+    def _product(
+        self, prefix: str, layer: Any, name: str, kernel: Any, stride: Any, padding: Any
+    ) -> str | None:
+        c = layer.weight.shape[0]
+        size = [
+            (n + 2 * p - k) // s + 1 if n + 2 * p >= k else 0
+            for n, p, k, s in zip(self.shape[1:], padding, kernel, stride, strict=True)
+        ]
+        if min(c, *size) < 1:
+            return f"{name} leaves nothing of samples {list(self.shape)}"
+        stage = self._new_stage()
+        stage.update(
+            product=True, kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
+            weight=self._parameter(prefix, "weight"),
+            bias=-1 if layer.bias is None else self._parameter(prefix, "bias"),
+        )  # fmt: skip
+        self._shape_of_product(stage, c, *size)
+        return None
+
+    # ---- norms, pools ----------------------------------------------------------------------------
+
+    def _batch_norm(self, prefix: str, layer: Any, name: str) -> str | None:
+        if isinstance(layer, nn.BatchNorm2d) == self.flat:
+            return f"{name} gets samples {list(self.shape)}"
+        if layer.num_features != self.shape[0]:
+            return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
+        return self._norm(prefix, layer, name, "batch", 1)
+
+    def _group_norm(self, prefix: str, layer: nn.GroupNorm, name: str) -> str | None:
+        if layer.num_channels != self.shape[0]:
+            return f"{name} takes {layer.num_channels} channels but gets {self.shape[0]}"
+        return self._norm(prefix, layer, name, "group", layer.num_groups)
+
+    def _layer_norm(self, prefix: str, layer: nn.LayerNorm, name: str) -> str | None:
+        if not self.flat or tuple(layer.normalized_shape) != (self.shape[0],):
+            return f"{name} is over {list(layer.normalized_shape)} of samples {list(self.shape)}"
+        return self._norm(prefix, layer, name, "group", 1)
+
+    def _norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
+        if self.flat and self.shape[1:] != (1, 1):
+            return f"{name} is over flattened samples {list(self.shape)}"
+        if type(layer.eps) is not float:
+            return f"{name} has an eps that is not a number"
+        stage = self._stage_before("norm", "activation", "pool")
+        stage.update(norm=kind, groups=groups, eps=layer.eps)
+        for key, own in (("gamma", "weight"), ("beta", "bias")):
+            if getattr(layer, own) is not None:
+                stage[key] = self._parameter(prefix, own)
+        return None
+
+    def _max_pool(self, prefix: str, layer: nn.MaxPool2d, name: str) -> str | None:
+        if _pair(layer.dilation) != (1, 1) or layer.return_indices:
+            return f"{name} has a dilation or returns indices"
+        return self._pool(layer, name, "max", layer.kernel_size)
+
+    def _average_pool(self, prefix: str, layer: nn.AvgPool2d, name: str) -> str | None:
+        if layer.divisor_override is not None:
+            return f"{name} overrides its divisor"
+        return self._pool(layer, name, "average", layer.kernel_size)
+
+    def _global_pool(self, prefix: str, layer: nn.AdaptiveAvgPool2d, name: str) -> str | None:
+        if _pair(layer.output_size) != (1, 1):
+            return f"{name} leaves more than one pixel"
+        if self.flat:
+            return f"{name} gets flat samples"
+        self._put_pool("average", self.shape[1:], self.shape[1:])
+        return None
+
+    def _pool(self, layer: Any, name: str, kind: str, kernel: Any) -> str | None:
+        window = _pair(kernel)
+        stride = window if layer.stride is None else _pair(layer.stride)
+        if self.flat:
+            return f"{name} gets flat samples"
+        if _pair(layer.padding) != (0, 0) or layer.ceil_mode:
+            return f"{name} has padding or ceil_mode, which the native kernels lack"
+        if any(s < w for s, w in zip(stride, window, strict=True)):
+            return f"{name} has windows that overlap"
+        if any(n < w for n, w in zip(self.shape[1:], window, strict=True)):
+            return f"{name} leaves nothing of samples {list(self.shape)}"
+        self._put_pool(kind, window, stride)
+        return None
+
+    def _put_pool(self, kind: str, window: Sequence[int], stride: Sequence[int]) -> None:
+        stage = self._stage_before("pool")
+        out = [
+            (n - w) // s + 1 for n, w, s in zip(self.shape[1:], window, stride, strict=True)
+        ]
+        stage.update(pool=kind, window=tuple(window), pool_stride=tuple(stride))
+        stage.update(out_h=out[0], out_w=out[1])
+        self.shape = (self.shape[0], *out)
+
+    def _flatten(self, prefix: str, layer: nn.Flatten, name: str) -> str | None:
+        if (layer.start_dim, layer.end_dim) != (1, -1):
+            return f"{name} does not flatten all of a sample"
+        if not self.stages:
+            self.shape = (math.prod(self.shape), 1, 1)
+        self.flat = True
+        return None
+
+    # ---- stages ----------------------------------------------------------------------------------
+
+    def _stage_before(self, *later: str) -> dict[str, Any]:
+        """The last stage, or a new one if it has any of these already."""
+        taken = self.stages and any(self.stages[-1][key] not in ("none", None) for key in later)
+        return self._new_stage() if taken or not self.stages else self.stages[-1]
+
+    def _new_stage(self) -> dict[str, Any]:
+        c, h, w = self.shape
+        stage: dict[str, Any] = dict(
+            in_c=c, in_h=h, in_w=w, product=False, weight=-1, bias=-1,
+            kernel=(1, 1), stride=(1, 1), padding=(0, 0),
+            norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
+            pool="none", window=(1, 1), pool_stride=(1, 1),
+        )  # fmt: skip
+        self._shape_of_product(stage, c, h, w)
+        self.stages.append(stage)
+        return stage
+
+    def _shape_of_product(self, stage: dict[str, Any], c: int, h: int, w: int) -> None:
+        stage.update(c=c, h=h, w=w, out_h=h, out_w=w)
+        self.shape = (c, h, w)
+
+    def _parameter(self, prefix: str, name: str) -> int:
+        self.names.append(f"{prefix}{name}")
+        return len(self.names) - 1
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore
+
+
+_ADDERS: dict[type, Any] = {
+    nn.Conv2d: _Builder._conv,
+    nn.Linear: _Builder._linear,
+    nn.BatchNorm1d: _Builder._batch_norm,
+    nn.BatchNorm2d: _Builder._batch_norm,
+    nn.GroupNorm: _Builder._group_norm,
+    nn.LayerNorm: _Builder._layer_norm,
+    nn.MaxPool2d: _Builder._max_pool,
+    nn.AvgPool2d: _Builder._average_pool,
+    nn.AdaptiveAvgPool2d: _Builder._global_pool,
+    nn.Flatten: _Builder._flatten,
+}
