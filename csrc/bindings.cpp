@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -25,6 +26,27 @@ T* pointer(const py::handle& address) {
 
 void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
+}
+
+// What keeps the kernels of a stage inside their tensors.
+void check_geometry(const Stage& s) {
+  const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w}, out[2] = {s.out_h, s.out_w};
+  require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
+  for (int axis = 0; axis < 2; ++axis) {
+    require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
+    if (s.product)
+      require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.padding[axis] >= 0 &&
+                  z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
+                  in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
+              "a product's geometry is not that of its sizes");
+    else
+      require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
+    require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
+                z[axis] >= s.window[axis] &&
+                out[axis] == (z[axis] - s.window[axis]) / s.pool_stride[axis] + 1,
+            "a pool's geometry is not that of its sizes");
+    require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
+  }
 }
 
 // What a forward leaves for its backward, in the layout of the kernels that wrote it.
@@ -139,28 +161,11 @@ class Chain {
     return below.c == s.in_c && below.out_h == s.in_h && below.out_w == s.in_w;
   }
 
-  // What keeps the kernels inside their tensors.
   void check_stage(const Stage& s) const {
-    const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w}, out[2] = {s.out_h, s.out_w};
+    check_geometry(s);
     const auto parameter = [&](int index, bool optional) {
       return index < n_parameters_ && index >= (optional ? -1 : 0);
     };
-    require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
-    for (int axis = 0; axis < 2; ++axis) {
-      require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
-      if (s.product)
-        require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.padding[axis] >= 0 &&
-                    z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
-                    in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
-                "a product's geometry is not that of its sizes");
-      else
-        require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
-      require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
-                  z[axis] >= s.window[axis] &&
-                  out[axis] == (z[axis] - s.window[axis]) / s.pool_stride[axis] + 1,
-              "a pool's geometry is not that of its sizes");
-      require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
-    }
     require(parameter(s.weight, !s.product) && parameter(s.bias, true) &&
                 parameter(s.gamma, true) && parameter(s.beta, true),
             "a parameter's index is out of range");
@@ -300,12 +305,46 @@ const char* team(const Chain& chain, i64 tasks) {
   return kernels<R>().team(loop);
 }
 
+// shape: (T, S, C, H, W, O, kh, kw, stride, stride, padding, padding); x and y: (address, five
+// strides); weight and bias: (address, task_stride).
+template <class R>
+void convolve(int form, const std::array<i64, 12>& shape, int threads,
+              const std::pair<std::uintptr_t, std::array<i64, 5>>& x,
+              const std::pair<std::uintptr_t, std::array<i64, 5>>& y,
+              const std::pair<std::uintptr_t, i64>& weight,
+              const std::optional<std::pair<std::uintptr_t, i64>>& bias) {
+  const auto [T, S, C, H, W, O, kh, kw, stride_h, stride_w, padding_h, padding_w] = shape;
+  require(form >= 0 && form < 3 && T > 0 && S > 0 && threads > 0, "convolve: bad arguments");
+  require(stride_h > 0 && stride_w > 0, "a stride must be positive");
+  Stage s{};
+  s.product = true;
+  s.in_c = C, s.in_h = H, s.in_w = W, s.c = O;
+  s.kernel[0] = kh, s.kernel[1] = kw;
+  s.stride[0] = stride_h, s.stride[1] = stride_w;
+  s.padding[0] = padding_h, s.padding[1] = padding_w;
+  s.h = s.out_h = (H + 2 * padding_h - kh) / stride_h + 1;
+  s.w = s.out_w = (W + 2 * padding_w - kw) / stride_w + 1;
+  for (int axis = 0; axis < 2; ++axis) s.window[axis] = s.pool_stride[axis] = 1;
+  check_geometry(s);
+  const auto batch = [](const auto& b) {
+    const auto& [task, sample, channel, row, pixel] = b.second;
+    return Batch<R>{reinterpret_cast<R*>(b.first), task, sample, channel, row, pixel};
+  };
+  const Convolution<R> c{ConvolutionForm(form), s, T, S, threads, batch(x), batch(y),
+                         reinterpret_cast<R*>(weight.first), weight.second,
+                         bias ? reinterpret_cast<const R*>(bias->first) : nullptr,
+                         bias ? bias->second : 0};
+  const py::gil_scoped_release release;
+  kernels<R>().convolve(c);
+}
+
 template <class R>
 void bind_real(py::module_& m, const char* suffix) {
   const auto name = [&](const char* stem) { return std::string(stem) + suffix; };
   m.def(name("forward_").c_str(), &forward<R>);
   m.def(name("backward_").c_str(), &backward<R>);
   m.def(name("team_").c_str(), &team<R>);
+  m.def(name("convolve_").c_str(), &convolve<R>);
 }
 
 }  // namespace

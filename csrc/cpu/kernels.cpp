@@ -95,7 +95,7 @@ const char* team(const InnerLoop<Real>& loop) {
 #define FASTMETA_JOIN_(a, b) a##b
 #define FASTMETA_JOIN(a, b) FASTMETA_JOIN_(a, b)
 extern const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL);
-const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL) = {record_size, forward, backward,
-                                                             team};
+const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL) = {
+    record_size, forward, backward, team, convolve};
 
 }  // namespace fastmeta::FASTMETA_ISA

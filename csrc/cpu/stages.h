@@ -1,4 +1,5 @@
-// The kernels of networks of stages (stages.cpp), as those of chains (kernels.cpp) see them.
+// What kernels.cpp puts into its table from the other files: networks of stages (stages.cpp), and
+// convolutions by themselves (convolution.cpp).
 #pragma once
 
 #include "../network/spec.h"
@@ -9,5 +10,6 @@ i64 stage_record_size(const InnerLoop<FASTMETA_REAL>&);
 void stage_forward(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_REAL>&);
 void stage_backward(const InnerLoop<FASTMETA_REAL>&, const BackwardIn<FASTMETA_REAL>&,
                     const BackwardOut<FASTMETA_REAL>&);
+void convolve(const Convolution<FASTMETA_REAL>&);
 
 }  // namespace fastmeta::FASTMETA_ISA

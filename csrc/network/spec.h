@@ -115,6 +115,30 @@ struct BackwardOut {
   R* query_x;            // [T, Q, I] or nullptr
 };
 
+// A tensor [T, n, C, H, W] by its strides; task 0: shared by all tasks.
+template <class R>
+struct Batch {
+  R* data;
+  i64 task, sample, channel, row, pixel;
+};
+
+enum class ConvolutionForm { Forward, InputGradient, WeightGradient };
+
+// y = x * weight + bias, or one of its two transposes; the one that is asked for is written.
+// weight [T, O, C, kh, kw] and bias [T, O] are contiguous; task_stride 0: shared by all tasks.
+template <class R>
+struct Convolution {
+  ConvolutionForm form;
+  Stage shape;  // a product and nothing else
+  i64 tasks, samples;
+  int threads;
+  Batch<R> x, y;
+  R* weight;
+  i64 weight_task;
+  const R* bias;
+  i64 bias_task;
+};
+
 // One build of the kernels for one instruction set and one real type.
 template <class R>
 struct Kernels {
@@ -122,6 +146,7 @@ struct Kernels {
   void (*forward)(const InnerLoop<R>&, const ForwardOut<R>&);
   void (*backward)(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&);
   const char* (*team)(const InnerLoop<R>&);
+  void (*convolve)(const Convolution<R>&);
 };
 
 }  // namespace fastmeta

@@ -98,7 +98,8 @@ class StagePasses {
 
   // A gradient of the inputs, [n, H, W, C], into PyTorch's [T, n, C, H, W].
   void put_input(R* out, const R* gradient, Slice slice) const {
-    const i64 C = plan_.stage(0).in_c, pixels = plan_.input_pixels(0), ld = plan_.ld_gradient(0);
+    const StageProduct<Team> first = product(0);
+    const i64 C = first.s.in_c, pixels = first.s.in_h * first.s.in_w, ld = first.ld_gradient;
     out += slice.first * n_ * C * pixels;
     for (i64 s = 0; s < n_; ++s, out += C * pixels, gradient += pixels * ld)
       for (i64 c = 0; c < C; ++c)
@@ -118,7 +119,7 @@ class StagePasses {
   R* rz(int l, i64 sample) { return at(plan_.rz_at[l]) + sample * plan_.z_size(l); }
   bool normed(int l) const { return plan_.stage(l).norm != NormKind::None; }
   i64 out_size(int l) const { return plan_.out_pixels(l) * plan_.ld(l); }
-  i64 in_size(int l) const { return plan_.input_pixels(l) * plan_.ld_gradient(l); }
+  StageProduct<Team> product(int l) const { return plan_.product(l); }
   Tail<Team> tail(int l, i64 worker) const {
     return Tail<Team>(plan_, l, work(worker, plan_.rows_at));
   }
@@ -126,39 +127,14 @@ class StagePasses {
   // f(worker, first sample, samples)
   template <class F>
   void each_chunk(int l, F f) {
-    const i64 chunks = plan_.chunks(l, n_);
+    const i64 chunks = product(l).chunks(n_);
     crew_.each(chunks, [&](i64 worker, i64 chunk) {
       const i64 first = n_ * chunk / chunks;
       f(worker, first, n_ * (chunk + 1) / chunks - first);
     });
   }
 
-  // ---- images in the scratch of a worker --------------------------------------------------------
-
-  Images<R> z_images(int l, R* p) const {
-    const i64 ld = plan_.ld(l);
-    return {p, plan_.z_size(l), plan_.stage(l).w * ld, ld};
-  }
-  Images<R> gradient_images(int l, R* p) const {  // of stage l's input
-    const i64 ld = plan_.ld_gradient(l);
-    return {p, in_size(l), plan_.stage(l).in_w * ld, ld};
-  }
-
-  // Input images of stage l inside a border of zeros.
-  Images<R> bordered_input(int l, R* p, i64 samples) const {
-    const i64 row = plan_.x_row(l), pixel = plan_.ld_in(l);
-    const i64 top = plan_.padding(l, 0), left = plan_.padding(l, 1);
-    if (top || left) std::memset(p, 0, sizeof(R) * size_t(samples * plan_.x_size(l)));
-    return {p + top * row + left * pixel, plan_.x_size(l), row, pixel};
-  }
-  Images<R> bordered_gradient(int l, R* p, i64 samples) const {
-    i64 before[2], after[2];
-    plan_.gradient_border(l, before, after);
-    if (before[0] || before[1] || after[0] || after[1])
-      std::memset(p, 0, sizeof(R) * size_t(samples * plan_.gz_size(l)));
-    const i64 row = plan_.gz_row(l), pixel = plan_.ld(l);
-    return {p + before[0] * row + before[1] * pixel, plan_.gz_size(l), row, pixel};
-  }
+  // ---- the input of a stage ---------------------------------------------------------------------
 
   Images<R> moved(Images<R> images, i64 samples) const {
     images.p += samples * images.sample;
@@ -373,33 +349,23 @@ class StagePasses {
 
   // ---- forward --------------------------------------------------------------------------------
 
-  Filter<R> filter(int l, const R* vector) const {
-    const Stage& s = plan_.stage(l);
-    return {vector + plan_.weight_at[l], s.kernel[0], s.kernel[1], s.in_c, plan_.ld(l)};
+  Correlated<R> weighted(int l, const Images<R>& images, const R* vector) const {
+    return {images, product(l).filter(vector + plan_.weight_at[l])};
   }
-  Sweep sweep(int l, i64 samples) const {
-    const Stage& s = plan_.stage(l);
-    return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.padding[0], -s.padding[1]}};
-  }
-  Target<R> product_target(int l, const R* vector) const {
-    Target<R> target{nullptr, 0};
-    if (plan_.bias_at[l] >= 0) {
-      target.finish = Finish::Bias;
-      target.row = vector + plan_.bias_at[l];
-    }
-    return target;
+  const R* bias(int l, const R* vector) const {
+    return plan_.bias_at[l] < 0 ? nullptr : vector + plan_.bias_at[l];
   }
 
   void stage_forward(int l, i64 worker, i64 first, i64 n) {
-    const Images<R> out = z_images(l, z(l, first));
-    if (!plan_.stage(l).product) {
+    const StageProduct<Team> own = product(l);
+    const Images<R> out = own.output(z(l, first));
+    if (!own.s.product) {
       put_input_of(l, worker, first, n, out);
     } else {
-      const Images<R> x = bordered_input(l, work(worker, plan_.x_at), n);
+      const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
       put_input_of(l, worker, first, n, x);
-      const Correlated<R> sum{x, filter(l, theta_)};
-      correlate(&sum, 1, sweep(l, n), out, product_target(l, theta_), plan_.ld(l) / W,
-                terms(worker));
+      const Correlated<R> sum = weighted(l, x, theta_);
+      own.forward(&sum, 1, n, out, bias(l, theta_), terms(worker));
     }
     if (normed(l))
       for (i64 i = first; i < first + n; ++i) moments(l, i);
@@ -436,29 +402,30 @@ class StagePasses {
 
   // Rz = Rx W + x V
   void stage_r_forward(int l, i64 worker, i64 first, i64 n) {
-    const Images<R> out = z_images(l, rz(l, first));
-    if (!plan_.stage(l).product) {
-      if (!put_r_input_of(l, worker, first, n, out))
-        std::memset(out.p, 0, sizeof(R) * size_t(n * out.sample));
+    const StageProduct<Team> own = product(l);
+    const Images<R> out = own.output(rz(l, first));
+    if (!own.s.product) {
+      if (!put_r_input_of(l, worker, first, n, out)) fill(out, n * plan_.z_pixels(l), nullptr);
       return;
     }
     Correlated<R> sums[2];
     int count = 0;
-    const Images<R> rx = bordered_input(l, work(worker, plan_.rx_at), n);
-    if (put_r_input_of(l, worker, first, n, rx)) sums[count++] = {rx, filter(l, theta_)};
+    const Images<R> rx = own.bordered_input(work(worker, plan_.rx_at), n);
+    if (put_r_input_of(l, worker, first, n, rx)) sums[count++] = weighted(l, rx, theta_);
     if (plan_.weight_adapts(l)) {
-      const Images<R> x = bordered_input(l, work(worker, plan_.x_at), n);
+      const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
       put_input_of(l, worker, first, n, x);
-      sums[count++] = {x, filter(l, v_)};
+      sums[count++] = weighted(l, x, v_);
     }
     if (count)
-      correlate(sums, count, sweep(l, n), out, product_target(l, v_), plan_.ld(l) / W,
-                terms(worker));
+      own.forward(sums, count, n, out, bias(l, v_), terms(worker));
     else
-      fill(out, n * plan_.z_pixels(l), plan_.bias_at[l] >= 0 ? v_ + plan_.bias_at[l] : at(plan_.zeros_at));
+      fill(out, n * plan_.z_pixels(l), bias(l, v_));
   }
 
-  static void fill(const Images<R>& images, i64 pixels, const R* row) {
+  // Every pixel with a row, or with zeros.
+  void fill(const Images<R>& images, i64 pixels, const R* row) const {
+    if (!row) row = at(plan_.zeros_at);
     for (i64 p = 0; p < pixels; ++p)
       std::memcpy(images.p + p * images.pixel, row, sizeof(R) * size_t(images.pixel));
   }
@@ -472,63 +439,15 @@ class StagePasses {
     return !inner(target) || plan_.adapts(l);
   }
 
-  // Every phase's taps, transposed and in reverse order.
-  void flip(int l, R* to, const R* vector) const {
-    const Stage& s = plan_.stage(l);
-    const i64 from_tap = s.in_c * plan_.ld(l), to_tap = s.c * plan_.ld_gradient(l);
-    each_phase(l, [&](const Phase& py, i64, const Phase& px, i64) {
-      for (i64 r = py.taps - 1; r >= 0; --r)
-        for (i64 c = px.taps - 1; c >= 0; --c, to += to_tap) {
-          const i64 tap = (py.tap0 + s.stride[0] * r) * s.kernel[1] + px.tap0 + s.stride[1] * c;
-          Team::transpose(to, vector + plan_.weight_at[l] + tap * from_tap, s.in_c, s.c);
-        }
-    });
-  }
-
-  template <class F>
-  void each_phase(int l, F f) const {
-    const Stage& s = plan_.stage(l);
-    for (i64 y = 0; y < s.stride[0]; ++y)
-      for (i64 x = 0; x < s.stride[1]; ++x) {
-        const Phase py = phase_of(s, 0, y), px = phase_of(s, 1, x);
-        if (py.count && px.count) f(py, y, px, x);
-      }
-  }
-
-  // The gradient of the product's input: sums[i] is a gradient of its output with flipped weights.
-  void product_input_gradient(int l, const Images<R>* gradients, R* const* flipped, int count,
-                              i64 n, const Images<R>& out, Term<R>* scratch) const {
-    const Stage& s = plan_.stage(l);
-    const i64 ld = plan_.ld_gradient(l);
-    i64 offset = 0;
-    each_phase(l, [&](const Phase& py, i64 y, const Phase& px, i64 x) {
-      const Images<R> part{out.at(0, y, x), out.sample, s.stride[0] * out.row,
-                           s.stride[1] * out.pixel};
-      if (!py.taps || !px.taps) return clear(part, n, py.count, px.count, ld);
-      Correlated<R> sums[2];
-      for (int i = 0; i < count; ++i)
-        sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, s.c, ld}};
-      correlate(sums, count, {n, py.count, px.count, {1, 1}, {py.first, px.first}}, part,
-                {nullptr, 0}, ld / W, scratch);
-      offset += py.taps * px.taps * s.c * ld;
-    });
-  }
-
-  static void clear(const Images<R>& images, i64 n, i64 h, i64 w, i64 ld) {
-    for (i64 i = 0; i < n; ++i)
-      for (i64 y = 0; y < h; ++y)
-        for (i64 x = 0; x < w; ++x) std::memset(images.at(i, y, x), 0, sizeof(R) * size_t(ld));
-  }
-
   // With g the gradient of the stage's output: total[0] becomes that of its parameters, or with v the
   // derivative of that along v, and total[1] the plain one if asked. g and rg move on to its input.
   void stage_backward(int l, const R* v, bool gradient, bool plain, bool deeper) {
-    const Stage& s = plan_.stage(l);
-    if (deeper && s.product) {
-      flip(l, at(plan_.flipped_at[0]), theta_);
-      if (v && plan_.weight_adapts(l)) flip(l, at(plan_.flipped_at[1]), v);
+    const StageProduct<Team> own = product(l);
+    if (deeper && own.s.product) {
+      own.flip(at(plan_.flipped_at[0]), theta_ + plan_.weight_at[l]);
+      if (v && plan_.weight_adapts(l)) own.flip(at(plan_.flipped_at[1]), v + plan_.weight_at[l]);
     }
-    const i64 chunks = plan_.chunks(l, n_), runs = plan_.runs(l, n_);
+    const i64 chunks = product(l).chunks(n_), runs = product(l).runs(n_);
     const i64 size = plan_.begin_at[l + 1] - plan_.begin_at[l];
     const i64 sets = plain ? 2 : 1;
     const bool alone = crew_.threads == 1;
@@ -561,25 +480,25 @@ class StagePasses {
 
   void chunk_backward(int l, i64 worker, i64 first, i64 n, const R* v, R* to, R* plain_to,
                       bool deeper) {
-    const Stage& s = plan_.stage(l);
-    const Images<R> below = gradient_images(l, at(plan_.g_at[1 - side_]) + first * in_size(l));
-    const Images<R> r_below = gradient_images(l, at(plan_.rg_at[1 - side_]) + first * in_size(l));
-    if (!s.product) {
+    const StageProduct<Team> own = product(l);
+    const i64 offset = first * own.in_size();
+    const Images<R> below = own.input_gradient_images(at(plan_.g_at[1 - side_]) + offset);
+    const Images<R> r_below = own.input_gradient_images(at(plan_.rg_at[1 - side_]) + offset);
+    if (!own.s.product) {
       if (deeper) z_gradients(l, worker, first, n, v != nullptr, below, r_below);
       return;
     }
-    const Images<R> gz = bordered_gradient(l, work(worker, plan_.gz_at), n);
+    const Images<R> gz = own.bordered_gradient(work(worker, plan_.gz_at), n);
     const Images<R> rgz =
-        v ? bordered_gradient(l, work(worker, plan_.rgz_at), n) : Images<R>{nullptr, 0, 0, 0};
+        v ? own.bordered_gradient(work(worker, plan_.rgz_at), n) : Images<R>{nullptr, 0, 0, 0};
     z_gradients(l, worker, first, n, v != nullptr, gz, rgz);
     if (to) weight_gradients(l, worker, first, n, v != nullptr, gz, rgz, to, plain_to);
     if (!deeper) return;
     R* const flipped[2] = {at(plan_.flipped_at[0]), at(plan_.flipped_at[1])};
-    product_input_gradient(l, &gz, flipped, 1, n, below, terms(worker));
+    own.input_gradient(&gz, flipped, 1, n, below, terms(worker));
     if (!v) return;
     const Images<R> both[2] = {rgz, gz};
-    product_input_gradient(l, both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below,
-                           terms(worker));
+    own.input_gradient(both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below, terms(worker));
   }
 
   void z_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
@@ -599,11 +518,11 @@ class StagePasses {
 
   void weight_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
                         const Images<R>& rgz, R* to, R* plain_to) {
-    const Images<R> x = bordered_input(l, work(worker, plan_.x_at), n);
+    const StageProduct<Team> own = product(l);
+    const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
     put_input_of(l, worker, first, n, x);
-    const Filter<R> shape = filter(l, theta_);
     const auto add = [&](const Outer<R>* sums, int count, R* sum) {
-      correlate_weights(sums, count, sweep(l, n), sum, shape, plan_.ld(l) / W, terms(worker));
+      own.add_weight_gradient(sums, count, n, sum, terms(worker));
       if (plan_.bias_at[l] >= 0)
         add_pixels(l, n, sums[0].g, sum + plan_.bias_at[l] - plan_.begin_at[l]);
     };
@@ -611,7 +530,7 @@ class StagePasses {
     if (plain_to) add(&plain, 1, plain_to);
     if (!r) return add(&plain, 1, to);
     Outer<R> sums[2] = {{x, rgz}};
-    const Images<R> rx = bordered_input(l, work(worker, plan_.rx_at), n);
+    const Images<R> rx = own.bordered_input(work(worker, plan_.rx_at), n);
     const bool has_r = put_r_input_of(l, worker, first, n, rx);
     if (has_r) sums[1] = {rx, gz};
     add(sums, has_r ? 2 : 1, to);

@@ -3,29 +3,11 @@
 
 #include "activation.h"
 #include "parameters.h"
+#include "stage_product.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
 constexpr int max_stages = 256;
-
-// One residue of the input pixels modulo the stride: the gradient of its pixels is a correlation of
-// the output's gradient with every stride-th tap, in reverse order.
-struct Phase {
-  i64 taps;   // 0: these pixels reach no output
-  i64 tap0;   // the taps are tap0, tap0 + stride, ...
-  i64 first;  // output pixel that the last tap takes to the first input pixel
-  i64 count;  // input pixels
-};
-
-inline Phase phase_of(const Stage& s, int axis, i64 residue) {
-  const i64 stride = s.stride[axis], size = axis ? s.in_w : s.in_h;
-  Phase p;
-  p.tap0 = (residue + s.padding[axis]) % stride;
-  p.taps = p.tap0 < s.kernel[axis] ? ceil_div(s.kernel[axis] - p.tap0, stride) : 0;
-  p.first = (residue + s.padding[axis] - p.tap0) / stride - (p.taps - 1);
-  p.count = residue < size ? ceil_div(size - residue, stride) : 0;
-  return p;
-}
 
 template <class Team_>
 struct StagePlan : Parameters<Team_> {
@@ -65,17 +47,12 @@ struct StagePlan : Parameters<Team_> {
   const Stage& stage(int l) const { return loop.network.stages[l]; }
   i64 outputs() const { return stage(n_stages - 1).c; }
   i64 sample_size() const { return stage(0).in_c * stage(0).in_h * stage(0).in_w; }
-  i64 input_size(const Samples<R>& s) const { return s.n * input_pixels(0) * ld_gradient(0); }
+  i64 input_size(const Samples<R>& s) const { return s.n * product(0).in_size(); }
 
+  StageProduct<Team> product(int l) const { return StageProduct<Team>(stage(l), l == 0); }
   i64 ld(int l) const { return Team::stride(stage(l).c); }
-  // A product reads the network's input element by element, so its pixels need no padding.
-  i64 ld_in(int l) const {
-    return l == 0 && stage(0).product ? stage(0).in_c : Team::stride(stage(l).in_c);
-  }
-  i64 ld_gradient(int l) const { return Team::stride(stage(l).in_c); }
   i64 z_pixels(int l) const { return stage(l).h * stage(l).w; }
   i64 out_pixels(int l) const { return stage(l).out_h * stage(l).out_w; }
-  i64 input_pixels(int l) const { return stage(l).in_h * stage(l).in_w; }
   i64 z_size(int l) const { return z_pixels(l) * ld(l); }  // a sample
   bool batch(int l) const { return stage(l).norm == NormKind::Batch; }
   i64 sets(int l, i64 n) const { return batch(l) ? 1 : n; }  // of a norm's constants
@@ -87,47 +64,6 @@ struct StagePlan : Parameters<Team_> {
   }
   bool weight_adapts(int l) const { return stage(l).product && has_rate(stage(l).weight); }
   i64 most() const { return larger(loop.support.n, loop.query.n); }
-
-  // The border of zeros that the backward of a product wants around its output's gradient.
-  void gradient_border(int l, i64 before[2], i64 after[2]) const {
-    const Stage& s = stage(l);
-    const i64 size[2] = {s.h, s.w};
-    for (int axis = 0; axis < 2; ++axis) {
-      before[axis] = after[axis] = 0;
-      if (!s.product) continue;
-      for (i64 residue = 0; residue < s.stride[axis]; ++residue) {
-        const Phase p = phase_of(s, axis, residue);
-        if (!p.taps || !p.count) continue;
-        before[axis] = larger(before[axis], -p.first);
-        after[axis] = larger(after[axis], p.first + p.count - 1 + p.taps - 1 - (size[axis] - 1));
-      }
-    }
-  }
-
-  i64 x_row(int l) const { return (stage(l).in_w + 2 * padding(l, 1)) * ld_in(l); }
-  i64 x_size(int l) const { return (stage(l).in_h + 2 * padding(l, 0)) * x_row(l); }  // a sample
-  i64 padding(int l, int axis) const { return stage(l).product ? stage(l).padding[axis] : 0; }
-  i64 gz_row(int l) const {
-    i64 before[2], after[2];
-    gradient_border(l, before, after);
-    return (before[1] + stage(l).w + after[1]) * ld(l);
-  }
-  i64 gz_size(int l) const {
-    i64 before[2], after[2];
-    gradient_border(l, before, after);
-    return (before[0] + stage(l).h + after[0]) * gz_row(l);
-  }
-
-  // Samples are worked on in chunks that stay in the second-level cache (1 MiB) with the weights.
-  // It depends on shapes alone: threads share the chunks, and sums over them have a fixed order.
-  i64 chunks(int l, i64 n) const {
-    constexpr i64 cached = i64(256) << 10;
-    const i64 sample = i64(sizeof(R)) * (x_size(l) + gz_size(l));
-    return ceil_div(n, larger(1, smaller(n, cached / sample)));
-  }
-  i64 largest_chunk(int l, i64 n) const { return ceil_div(n, chunks(l, n)); }
-  // Chunks whose weight gradients are added one to another before the runs are.
-  i64 runs(int l, i64 n) const { return smaller(8, chunks(l, n)); }
 
  private:
   void lay_out_parameters() {
@@ -182,10 +118,10 @@ struct StagePlan : Parameters<Team_> {
     for (int l = 0; l < n_stages; ++l) {
       rz_at[l] = take(S * z_size(l));
       rconstants_at[l] = take(sets(l, S) * 2 * ld(l));
-      widest = larger(widest, larger(ld(l), ld_gradient(l)));
-      gradient = larger(gradient, larger(input_pixels(l) * ld_gradient(l), out_pixels(l) * ld(l)));
-      if (stage(l).product)
-        flipped = larger(flipped, stage(l).kernel[0] * stage(l).kernel[1] * stage(l).c * ld_gradient(l));
+      const StageProduct<Team> p = product(l);
+      widest = larger(widest, larger(p.ld, p.ld_gradient));
+      gradient = larger(gradient, larger(p.in_size(), out_pixels(l) * p.ld));
+      flipped = larger(flipped, p.flipped_size());
     }
     for (int i = 0; i < 2; ++i) {
       g_at[i] = take(n * gradient);
@@ -198,7 +134,7 @@ struct StagePlan : Parameters<Team_> {
     gconstants_at = take(n * 4 * widest);
     ones_at = take(widest);
     zeros_at = take(widest);
-    runs_at = take(2 * 8 * run_size);
+    runs_at = take(2 * StageProduct<Team>::most_runs * run_size);
     const i64 out = n * Team::stride(outputs());
     output_at = take(out);
     r_output_at = take(out);
@@ -213,15 +149,13 @@ struct StagePlan : Parameters<Team_> {
   void lay_out_worker() {
     i64 x = 0, gz = 0, terms = 0;
     for (int l = 0; l < n_stages; ++l) {
-      const Stage& s = stage(l);
-      const i64 chunk = larger(largest_chunk(l, larger(1, loop.support.n)),
-                               largest_chunk(l, larger(1, loop.query.n)));
-      x = larger(x, chunk * x_size(l));
-      gz = larger(gz, chunk * gz_size(l));
-      block_size = larger(block_size, block_rows(l) * s.w * ld(l));
-      if (s.product)
-        terms = larger(terms, count_terms(s.kernel[0], s.kernel[1], larger(s.in_c, s.c),
-                                          chunk * s.h));
+      const StageProduct<Team> p = product(l);
+      const i64 chunk = larger(p.largest_chunk(loop.support.n),
+                               p.largest_chunk(larger(1, loop.query.n)));
+      x = larger(x, chunk * p.x_size());
+      gz = larger(gz, chunk * p.gz_size());
+      block_size = larger(block_size, block_rows(l) * p.s.w * p.ld);
+      if (p.s.product) terms = larger(terms, p.count_terms(chunk));
     }
     x_at = grow(worker_size, x);
     rx_at = grow(worker_size, x);

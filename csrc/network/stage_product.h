@@ -1,0 +1,176 @@
+// The product of one stage, a convolution or a linear layer: its geometry, and the three forms.
+#pragma once
+
+namespace fastmeta::FASTMETA_ISA {
+
+// One residue of the input pixels modulo the stride: the gradient of its pixels is a correlation of
+// the output's gradient with every stride-th tap, in reverse order.
+struct Phase {
+  i64 taps;   // 0: these pixels reach no output
+  i64 tap0;   // the taps are tap0, tap0 + stride, ...
+  i64 first;  // output pixel that the last tap takes to the first input pixel
+  i64 count;  // input pixels
+};
+
+inline Phase phase_of(const Stage& s, int axis, i64 residue) {
+  const i64 stride = s.stride[axis], size = axis ? s.in_w : s.in_h;
+  Phase p;
+  p.tap0 = (residue + s.padding[axis]) % stride;
+  p.taps = p.tap0 < s.kernel[axis] ? ceil_div(s.kernel[axis] - p.tap0, stride) : 0;
+  p.first = (residue + s.padding[axis] - p.tap0) / stride - (p.taps - 1);
+  p.count = residue < size ? ceil_div(size - residue, stride) : 0;
+  return p;
+}
+
+template <class Team>
+struct StageProduct {
+  using R = typename Team::Real;
+  static constexpr i64 W = Team::W;
+
+  const Stage& s;
+  i64 ld_in;        // scalars of an input pixel
+  i64 ld;           // of an output pixel
+  i64 ld_gradient;  // of a pixel of the input's gradient
+
+  // The network's own input is read element by element, so its pixels need no padding.
+  StageProduct(const Stage& stage, bool first)
+      : s(stage), ld_in(first && stage.product ? stage.in_c : Team::stride(stage.in_c)),
+        ld(Team::stride(stage.c)), ld_gradient(Team::stride(stage.in_c)) {}
+
+  i64 taps() const { return s.kernel[0] * s.kernel[1]; }
+  i64 padding(int axis) const { return s.product ? s.padding[axis] : 0; }
+  i64 filter_size() const { return taps() * s.in_c * ld; }
+  i64 flipped_size() const { return s.product ? taps() * s.c * ld_gradient : 0; }
+
+  // ---- images -----------------------------------------------------------------------------------
+  // Sizes are a sample's. Input and output's gradient lie inside borders of zeros.
+
+  i64 z_size() const { return s.h * s.w * ld; }
+  i64 in_size() const { return s.in_h * s.in_w * ld_gradient; }
+  i64 x_row() const { return (s.in_w + 2 * padding(1)) * ld_in; }
+  i64 x_size() const { return (s.in_h + 2 * padding(0)) * x_row(); }
+  i64 gz_row() const {
+    const Border b = border();
+    return (b.before[1] + s.w + b.after[1]) * ld;
+  }
+  i64 gz_size() const {
+    const Border b = border();
+    return (b.before[0] + s.h + b.after[0]) * gz_row();
+  }
+
+  Images<R> output(R* p) const { return {p, z_size(), s.w * ld, ld}; }
+  Images<R> input_gradient_images(R* p) const {
+    return {p, in_size(), s.in_w * ld_gradient, ld_gradient};
+  }
+  Images<R> bordered_input(R* p, i64 samples) const {
+    if (padding(0) || padding(1)) std::memset(p, 0, sizeof(R) * size_t(samples * x_size()));
+    return {p + padding(0) * x_row() + padding(1) * ld_in, x_size(), x_row(), ld_in};
+  }
+  Images<R> bordered_gradient(R* p, i64 samples) const {
+    const Border b = border();
+    if (b.before[0] || b.before[1] || b.after[0] || b.after[1])
+      std::memset(p, 0, sizeof(R) * size_t(samples * gz_size()));
+    return {p + b.before[0] * gz_row() + b.before[1] * ld, gz_size(), gz_row(), ld};
+  }
+
+  // ---- chunks -----------------------------------------------------------------------------------
+  // Samples that stay in the second-level cache (1 MiB) with the weights. They depend on shapes
+  // alone: threads share the chunks, and sums over them have a fixed order.
+
+  i64 chunks(i64 n) const {
+    constexpr i64 cached = i64(256) << 10;
+    const i64 sample = i64(sizeof(R)) * (x_size() + gz_size());
+    return ceil_div(n, larger(1, smaller(n, cached / sample)));
+  }
+  i64 largest_chunk(i64 n) const { return ceil_div(n, chunks(n)); }
+  // Runs of chunks: weight gradients are added up in a run, then run by run.
+  static constexpr i64 most_runs = 8;
+  i64 runs(i64 n) const { return smaller(most_runs, chunks(n)); }
+  i64 count_terms(i64 chunk) const {
+    return FASTMETA_ISA::count_terms(s.kernel[0], s.kernel[1], larger(s.in_c, s.c), chunk * s.h);
+  }
+
+  // ---- products ---------------------------------------------------------------------------------
+
+  Filter<R> filter(const R* w) const { return {w, s.kernel[0], s.kernel[1], s.in_c, ld}; }
+  Sweep sweep(i64 samples) const {
+    return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.padding[0], -s.padding[1]}};
+  }
+
+  void forward(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
+               const R* bias, Term<R>* terms) const {
+    Target<R> target{nullptr, 0};
+    if (bias) target.finish = Finish::Bias, target.row = bias;
+    correlate(sums, count, sweep(samples), out, target, ld / W, terms);
+  }
+
+  void add_weight_gradient(const Outer<R>* sums, int count, i64 samples, R* to,
+                           Term<R>* terms) const {
+    correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
+  }
+
+  // Every phase's taps, transposed and in reverse order.
+  void flip(R* to, const R* w) const {
+    each_phase([&](const Phase& py, i64, const Phase& px, i64) {
+      for (i64 r = py.taps - 1; r >= 0; --r)
+        for (i64 c = px.taps - 1; c >= 0; --c, to += s.c * ld_gradient) {
+          const i64 tap = (py.tap0 + s.stride[0] * r) * s.kernel[1] + px.tap0 + s.stride[1] * c;
+          Team::transpose(to, w + tap * s.in_c * ld, s.in_c, s.c);
+        }
+    });
+  }
+
+  // The gradient of the input: the sum of the output's gradients with each its flipped weights.
+  void input_gradient(const Images<R>* gradients, R* const* flipped, int count, i64 n,
+                      const Images<R>& out, Term<R>* terms) const {
+    i64 offset = 0;
+    each_phase([&](const Phase& py, i64 y, const Phase& px, i64 x) {
+      const Images<R> part{out.at(0, y, x), out.sample, s.stride[0] * out.row,
+                           s.stride[1] * out.pixel};
+      if (!py.taps || !px.taps) return clear(part, n, py.count, px.count);
+      Correlated<R> sums[2];
+      for (int i = 0; i < count; ++i)
+        sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, s.c, ld_gradient}};
+      correlate(sums, count, {n, py.count, px.count, {1, 1}, {py.first, px.first}}, part,
+                {nullptr, 0}, ld_gradient / W, terms);
+      offset += py.taps * px.taps * s.c * ld_gradient;
+    });
+  }
+
+ private:
+  struct Border {
+    i64 before[2], after[2];
+  };
+
+  // What the backward reads outside of the output's gradient.
+  Border border() const {
+    Border b{};
+    const i64 size[2] = {s.h, s.w};
+    for (int axis = 0; axis < 2 && s.product; ++axis)
+      for (i64 residue = 0; residue < s.stride[axis]; ++residue) {
+        const Phase p = phase_of(s, axis, residue);
+        if (!p.taps || !p.count) continue;
+        b.before[axis] = larger(b.before[axis], -p.first);
+        b.after[axis] = larger(b.after[axis], p.first + p.count + p.taps - 1 - size[axis]);
+      }
+    return b;
+  }
+
+  template <class F>
+  void each_phase(F f) const {
+    for (i64 y = 0; y < s.stride[0]; ++y)
+      for (i64 x = 0; x < s.stride[1]; ++x) {
+        const Phase py = phase_of(s, 0, y), px = phase_of(s, 1, x);
+        if (py.count && px.count) f(py, y, px, x);
+      }
+  }
+
+  void clear(const Images<R>& images, i64 n, i64 h, i64 w) const {
+    for (i64 i = 0; i < n; ++i)
+      for (i64 y = 0; y < h; ++y)
+        for (i64 x = 0; x < w; ++x)
+          std::memset(images.at(i, y, x), 0, sizeof(R) * size_t(ld_gradient));
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

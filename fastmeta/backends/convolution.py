@@ -1,0 +1,84 @@
+"""Convolutions of many tasks in the native CPU code: the three products, nothing checked here.
+
+What comes out lies in memory with its channels last, which is how the kernels like to get it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.backends import cpu
+
+__all__ = ["can_run", "convolve", "input_gradient", "weight_gradient"]
+
+_Pair = tuple[int, int]
+_KERNELS = {torch.float32: "convolve_float32", torch.float64: "convolve_float64"}
+_FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT = range(3)
+
+
+def can_run(*tensors: Tensor | None) -> str | None:
+    """None if the native kernels take these, else the reason why not."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}, and these kernels are for the CPU"
+        if tensor.dtype not in _KERNELS:
+            return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
+        if tensor.numel() == 0:
+            return "a tensor is empty"
+    return cpu.unavailable()
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Pair, padding: _Pair
+) -> Tensor:
+    """[T, S, C, H, W] * [T, O, C, kh, kw] + [T, O] -> [T, S, O, H', W']"""
+    height, width = (
+        (n + 2 * p - k) // s + 1
+        for n, k, s, p in zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
+    )
+    y = _channels_last(x, weight.shape[1], height, width)
+    _run(_FORWARD, x, y, weight.contiguous(), bias, stride, padding)
+    return y
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, size: _Pair, stride: _Pair, padding: _Pair
+) -> Tensor:
+    """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
+    x = _channels_last(grad, weight.shape[2], *size)
+    _run(_INPUT_GRADIENT, x, grad, weight.contiguous(), None, stride, padding)
+    return x
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, kernel: _Pair, stride: _Pair, padding: _Pair
+) -> Tensor:
+    """[T, S, O, H', W'] and [T, S, C, H, W] -> [T, O, C, kh, kw]"""
+    weight = grad.new_empty(len(grad), grad.shape[2], x.shape[2], *kernel)
+    _run(_WEIGHT_GRADIENT, x, grad, weight, None, stride, padding)
+    return weight
+
+
+def _run(
+    form: int, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: _Pair, padding: _Pair,
+) -> None:  # fmt: skip
+    bias = None if bias is None else bias.contiguous()
+    kernel: Any = getattr(cpu.native, _KERNELS[x.dtype])
+    shape = (*x.shape, weight.shape[1], *weight.shape[3:], *stride, *padding)
+    kernel(
+        form, shape, torch.get_num_threads(),
+        (x.data_ptr(), x.stride()), (y.data_ptr(), y.stride()),
+        (weight.data_ptr(), weight.stride(0)),
+        None if bias is None else (bias.data_ptr(), bias.stride(0)),
+    )  # fmt: skip
+
+
+def _channels_last(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    tasks, samples = like.shape[:2]
+    return like.new_empty(tasks, samples, height, width, channels).permute(0, 1, 4, 2, 3)
