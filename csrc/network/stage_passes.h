@@ -6,7 +6,7 @@
 #pragma once
 
 #include "head.h"
-#include "tail.h"
+#include "pooled_tail.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -115,13 +115,18 @@ class StagePasses {
   Term<R>* terms(i64 worker) const {
     return reinterpret_cast<Term<R>*>(work(worker, plan_.terms_at));
   }
-  R* z(int l, i64 sample) { return values_ + plan_.z_at[l] + sample * plan_.z_size(l); }
-  R* rz(int l, i64 sample) { return at(plan_.rz_at[l]) + sample * plan_.z_size(l); }
+  R* z(int l, i64 sample) const { return values_ + plan_.z_at[l] + sample * plan_.z_size(l); }
+  R* rz(int l, i64 sample) const { return scratch_ + (plan_.rz_at[l]) + sample * plan_.z_size(l); }
   bool normed(int l) const { return plan_.stage(l).norm != NormKind::None; }
   i64 out_size(int l) const { return plan_.out_pixels(l) * plan_.ld(l); }
   StageProduct<Team> product(int l) const { return plan_.product(l); }
-  Tail<Team> tail(int l, i64 worker) const {
-    return Tail<Team>(plan_, l, work(worker, plan_.rows_at));
+  // f(the tail of stage l)
+  template <class F>
+  void with_tail(int l, i64 worker, F f) const {
+    if (PooledTail<Team>::takes(plan_.stage(l)))
+      f(PooledTail<Team>(plan_, l));
+    else
+      f(Tail<Team>(plan_, l, work(worker, plan_.rows_at)));
   }
 
   // f(worker, first sample, samples)
@@ -158,18 +163,20 @@ class StagePasses {
   // What stage l reads, of samples first..first + n.
   void put_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
     if (l == 0) return gather(first, n, to);
-    auto below = tail(l - 1, worker);
-    for (i64 i = 0; i < n; ++i)
-      below.forward(z(l - 1, first + i), constants(l - 1, first + i), moved(to, i));
+    with_tail(l - 1, worker, [&](auto below) {
+      for (i64 i = 0; i < n; ++i)
+        below.forward(z(l - 1, first + i), constants(l - 1, first + i), moved(to, i));
+    });
   }
 
   // Its derivative; false where that is 0 everywhere.
   bool put_r_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
     if (l <= plan_.lowest_adapted) return false;
-    auto below = tail(l - 1, worker);
-    for (i64 i = 0; i < n; ++i)
-      below.r_forward(z(l - 1, first + i), rz(l - 1, first + i), constants(l - 1, first + i),
-                      moved(to, i));
+    with_tail(l - 1, worker, [&](auto below) {
+      for (i64 i = 0; i < n; ++i)
+        below.r_forward(z(l - 1, first + i), rz(l - 1, first + i), constants(l - 1, first + i),
+                        moved(to, i));
+    });
     return true;
   }
 
@@ -301,15 +308,16 @@ class StagePasses {
   // The sums over all samples that the norm's backward and its parameters' gradients are made of.
   void settle_gradients(int l) {
     each_chunk(l, [&](i64 worker, i64 first, i64 n) {
-      auto own = tail(l, worker);
-      for (i64 i = first; i < first + n; ++i) {
-        const Constants<R> c = constants(l, i);
-        if (r_)
-          own.r_sums(z(l, i), rz(l, i), g() + i * out_size(l), rg() + i * out_size(l), c,
-                     sums(l, i));
-        else
-          own.backward_sums(z(l, i), g() + i * out_size(l), c, sums(l, i));
-      }
+      with_tail(l, worker, [&](auto own) {
+        for (i64 i = first; i < first + n; ++i) {
+          const Constants<R> c = constants(l, i);
+          if (r_)
+            own.r_sums(z(l, i), rz(l, i), g() + i * out_size(l), rg() + i * out_size(l), c,
+                       sums(l, i));
+          else
+            own.backward_sums(z(l, i), g() + i * out_size(l), c, sums(l, i));
+        }
+      });
     });
     const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
     R* to = at(plan_.gconstants_at);
@@ -373,9 +381,10 @@ class StagePasses {
 
   void put_output() {
     const i64 ld = plan_.ld(last_);
-    auto own = tail(last_, 0);
-    for (i64 i = 0; i < n_; ++i)
-      own.forward(z(last_, i), constants(last_, i), {at(plan_.output_at) + i * ld, ld, ld, ld});
+    with_tail(last_, 0, [&](auto own) {
+      for (i64 i = 0; i < n_; ++i)
+        own.forward(z(last_, i), constants(last_, i), {at(plan_.output_at) + i * ld, ld, ld, ld});
+    });
   }
 
   void r_forward() {
@@ -394,10 +403,11 @@ class StagePasses {
       if (normed(l)) settle_r_moments(l);
     }
     const i64 ld = plan_.ld(last_);
-    auto own = tail(last_, 0);
-    for (i64 i = 0; i < n_; ++i)
-      own.r_forward(z(last_, i), rz(last_, i), constants(last_, i),
-                    {at(plan_.r_output_at) + i * ld, ld, ld, ld});
+    with_tail(last_, 0, [&](auto own) {
+      for (i64 i = 0; i < n_; ++i)
+        own.r_forward(z(last_, i), rz(last_, i), constants(last_, i),
+                      {at(plan_.r_output_at) + i * ld, ld, ld, ld});
+    });
   }
 
   // Rz = Rx W + x V
@@ -503,17 +513,18 @@ class StagePasses {
 
   void z_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
                    const Images<R>& rgz) {
-    auto own = tail(l, worker);
-    for (i64 i = 0; i < n; ++i) {
-      const i64 sample = first + i;
-      const Constants<R> c = constants(l, sample);
-      const R* above = g() + sample * out_size(l);
-      if (r)
-        own.r_backward(z(l, sample), rz(l, sample), above, rg() + sample * out_size(l), c,
-                       moved(gz, i), moved(rgz, i));
-      else
-        own.backward(z(l, sample), above, c, moved(gz, i));
-    }
+    with_tail(l, worker, [&](auto own) {
+      for (i64 i = 0; i < n; ++i) {
+        const i64 sample = first + i;
+        const Constants<R> c = constants(l, sample);
+        const R* above = g() + sample * out_size(l);
+        if (r)
+          own.r_backward(z(l, sample), rz(l, sample), above, rg() + sample * out_size(l), c,
+                         moved(gz, i), moved(rgz, i));
+        else
+          own.backward(z(l, sample), above, c, moved(gz, i));
+      }
+    });
   }
 
   void weight_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,

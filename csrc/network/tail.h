@@ -25,6 +25,17 @@ struct Constants {
   const R *a, *b, *ra, *rb;
 };
 
+// The same of one vector of channels, in registers.
+template <class R>
+struct Channels {
+  Vec<R> mean, s, gamma, beta, r_mean, m, r_gamma, r_beta, a, b, ra, rb;
+  Channels(const Constants<R>& c, i64 v)
+      : mean(load(c.mean + v)), s(load(c.s + v)), gamma(load(c.gamma + v)), beta(load(c.beta + v)),
+        r_mean(load(c.r_mean + v)), m(load(c.m + v)), r_gamma(load(c.r_gamma + v)),
+        r_beta(load(c.r_beta + v)), a(load(c.a + v)), b(load(c.b + v)), ra(load(c.ra + v)),
+        rb(load(c.rb + v)) {}
+};
+
 template <class R>
 struct NoActivation {
   static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = false;
@@ -81,7 +92,9 @@ class Tail {
   void backward(const R* z, const R* g, const Constants<R>& c, const Images<R>& gz) {
     each_block([&](i64 oy, i64 at, i64 pixels) {
       gradient_of_y(z + at, g, oy, c, pixels);
-      each_pixel(oy, pixels, gz, [&](i64 i, i64 v, R* to) { store(to, z_gradient(i, v, c)); });
+      each_pixel(oy, pixels, gz, c, [&](i64 i, const Channels<R>& k, R* to) {
+        store(to, z_gradient(i, k));
+      });
     });
   }
 
@@ -92,10 +105,13 @@ class Tail {
       r_gradient_of_y(z + at, rz + at, g, rg, oy, c, pixels);
       add_sums(sums, sums + ld_, gy_, pixels);
       add_sums(sums + 2 * ld_, sums + 3 * ld_, rgy_, pixels);
-      each(pixels, [&](i64 i, i64 v) {
-        R* sum = sums + 3 * ld_ + v;
-        store(sum, load(sum) + load(gy_ + i) * r_xhat(load(rz + at + i), i, v, c));
-      });
+      for (i64 v = 0; v < ld_; v += W) {
+        const Channels<R> k(c, v);
+        V sum = load(sums + 3 * ld_ + v);
+        for (i64 i = v; i < pixels * ld_; i += ld_)
+          sum += load(gy_ + i) * r_xhat(load(rz + at + i), i, k);
+        store(sums + 3 * ld_ + v, sum);
+      }
     });
   }
 
@@ -103,10 +119,12 @@ class Tail {
                   const Images<R>& gz, const Images<R>& rgz) {
     each_block([&](i64 oy, i64 at, i64 pixels) {
       r_gradient_of_y(z + at, rz + at, g, rg, oy, c, pixels);
-      each_pixel(oy, pixels, rgz, [&](i64 i, i64 v, R* to) {
-        store(to, normed_ ? r_z_gradient(load(rz + at + i), i, v, c) : load(rgy_ + i));
+      each_pixel(oy, pixels, rgz, c, [&](i64 i, const Channels<R>& k, R* to) {
+        store(to, normed_ ? r_z_gradient(load(rz + at + i), i, k) : load(rgy_ + i));
       });
-      each_pixel(oy, pixels, gz, [&](i64 i, i64 v, R* to) { store(to, z_gradient(i, v, c)); });
+      each_pixel(oy, pixels, gz, c, [&](i64 i, const Channels<R>& k, R* to) {
+        store(to, z_gradient(i, k));
+      });
     });
   }
 
@@ -124,21 +142,27 @@ class Tail {
     }
   }
 
-  // f(scalar in the block, channel)
+  // f(scalar in the block, its channels' constants), channels outside: their constants stay in
+  // registers.
   template <class F>
-  FASTMETA_INLINE void each(i64 pixels, F f) const {
-    for (i64 p = 0; p < pixels; ++p)
-      for (i64 v = 0; v < ld_; v += W) f(p * ld_ + v, v);
+  FASTMETA_INLINE void each(i64 pixels, const Constants<R>& c, F f) const {
+    for (i64 v = 0; v < ld_; v += W) {
+      const Channels<R> k(c, v);
+      for (i64 i = v; i < pixels * ld_; i += ld_) f(i, k);
+    }
   }
-  // f(scalar in the block, channel, where it lies in an image)
+  // The same, and where it lies in an image.
   template <class F>
-  FASTMETA_INLINE void each_pixel(i64 oy, i64 pixels, const Images<R>& images, F f) const {
-    for (i64 y = 0; y * s_.w < pixels; ++y)
-      for (i64 x = 0; x < s_.w; ++x) {
-        R* to = images.at(0, first_row(oy) + y, x);
-        const i64 at = (y * s_.w + x) * ld_;
-        for (i64 v = 0; v < ld_; v += W) f(at + v, v, to + v);
+  FASTMETA_INLINE void each_pixel(i64 oy, i64 pixels, const Images<R>& images,
+                                  const Constants<R>& c, F f) const {
+    for (i64 v = 0; v < ld_; v += W) {
+      const Channels<R> k(c, v);
+      for (i64 y = 0; y * s_.w < pixels; ++y) {
+        R* to = images.at(0, first_row(oy) + y, 0) + v;
+        const i64 begin = y * row() + v;
+        for (i64 x = 0; x < s_.w; ++x) f(begin + x * ld_, k, to + x * images.pixel);
       }
+    }
   }
 
   // ---- norm and activation --------------------------------------------------------------------
@@ -154,12 +178,12 @@ class Tail {
   template <int derivatives>
   void activate(const R* z, const Constants<R>& c, i64 pixels, R* value) {
     with_own_activation([&](auto f) {
-      each(pixels, [&](i64 i, i64 v) {
+      each(pixels, c, [&](i64 i, const Channels<R>& k) {
         V y = load(z + i);
         if (normed_) {
-          y = (y - load(c.mean + v)) * load(c.s + v);
+          y = (y - k.mean) * k.s;
           if (derivatives) store(xhat_ + i, y);
-          y = load(c.gamma + v) * y + load(c.beta + v);
+          y = k.gamma * y + k.beta;
         }
         V s1{}, s2{};
         const V out = f.apply(y, s1, s2);
@@ -170,8 +194,8 @@ class Tail {
     });
   }
 
-  FASTMETA_INLINE V r_xhat(V rz, i64 i, i64 v, const Constants<R>& c) const {
-    return load(c.s + v) * (rz - load(c.r_mean + v) - load(xhat_ + i) * load(c.m + v));
+  FASTMETA_INLINE V r_xhat(V rz, i64 i, const Channels<R>& k) const {
+    return k.s * (rz - k.r_mean - load(xhat_ + i) * k.m);
   }
 
   // Ry
@@ -180,9 +204,9 @@ class Tail {
       std::memcpy(ry_, rz, sizeof(R) * size_t(pixels * ld_));
       return;
     }
-    each(pixels, [&](i64 i, i64 v) {
-      store(ry_ + i, load(c.gamma + v) * r_xhat(load(rz + i), i, v, c) +
-                         load(c.r_gamma + v) * load(xhat_ + i) + load(c.r_beta + v));
+    each(pixels, c, [&](i64 i, const Channels<R>& k) {
+      store(ry_ + i,
+            k.gamma * r_xhat(load(rz + i), i, k) + k.r_gamma * load(xhat_ + i) + k.r_beta);
     });
   }
 
@@ -207,18 +231,15 @@ class Tail {
     }
   }
 
-  FASTMETA_INLINE V z_gradient(i64 i, i64 v, const Constants<R>& c) const {
+  FASTMETA_INLINE V z_gradient(i64 i, const Channels<R>& k) const {
     const V g = load(gy_ + i);
-    if (!normed_) return g;
-    return load(c.s + v) *
-           (load(c.gamma + v) * g - load(c.a + v) - load(xhat_ + i) * load(c.b + v));
+    return normed_ ? k.s * (k.gamma * g - k.a - load(xhat_ + i) * k.b) : g;
   }
 
-  FASTMETA_INLINE V r_z_gradient(V rz, i64 i, i64 v, const Constants<R>& c) const {
-    const V s = load(c.s + v), b = load(c.b + v), xhat = load(xhat_ + i);
-    const V change = load(c.r_gamma + v) * load(gy_ + i) + load(c.gamma + v) * load(rgy_ + i) -
-                     load(c.ra + v) - r_xhat(rz, i, v, c) * b - xhat * load(c.rb + v);
-    return s * (change - load(c.m + v) * z_gradient(i, v, c));
+  FASTMETA_INLINE V r_z_gradient(V rz, i64 i, const Channels<R>& k) const {
+    const V change = k.r_gamma * load(gy_ + i) + k.gamma * load(rgy_ + i) - k.ra -
+                     r_xhat(rz, i, k) * k.b - load(xhat_ + i) * k.rb;
+    return k.s * (change - k.m * z_gradient(i, k));
   }
 
   void add_sums(R* plain, R* with_xhat, const R* g, i64 pixels) const {
