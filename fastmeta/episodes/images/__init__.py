@@ -1,0 +1,1 @@
+"""Few-shot episodes over images: classes in memory, the sampler, and where classes come from."""

@@ -1,0 +1,140 @@
+"""Few-shot episodes over classes of images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmeta.episodes.images.classes import ImageClasses
+from fastmeta.episodes.images.rows import RowStream
+from fastmeta.episodes.images.scale import PixelScale
+from fastmeta.tasks import TaskBatch
+
+QUARTER_TURNS = 4
+ROTATIONS = (None, "classes", "random")
+
+
+class ImageEpisodes:
+    """An endless, seeded stream of N-way K-shot tasks.
+
+    A task has `ways` different classes in random order, labelled 0, 1, ..., and of each class
+    `shots + queries` different images, in random order. Images stay where `classes` holds them,
+    the CPU or a GPU; only row numbers are drawn, always on the CPU. So one seed gives the same
+    tasks on every device, and whatever the batch sizes are.
+
+    Rotations, after Vinyals et al. 2016 ("Matching networks", section 4.1.1), keep copies of the
+    images turned by 90, 180 and 270 degrees, which take four times the memory:
+
+    - "classes": a class turned is another class; there are four times as many.
+    - "random": each class of each task is turned by a random one of the four.
+
+    Args:
+        classes: the images.
+        ways: classes a task, N.
+        shots: support images a class, K.
+        queries: query images a class.
+        rotations: None, "classes" or "random".
+        scale: from bytes to the numbers that a network sees; to [0, 1] in float32 by default.
+        seed: seed of the stream.
+
+    Attributes:
+        n_classes: how many classes tasks are drawn from, turned ones included.
+
+    Raises:
+        ValueError: fewer classes than `ways`, a class with fewer images than
+            ``shots + queries``, a count below 1, rotations of images that are not square, or
+            a `scale` for another number of channels.
+    """
+
+    def __init__(
+        self,
+        classes: ImageClasses,
+        *,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        rotations: str | None = None,
+        scale: PixelScale | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if rotations not in ROTATIONS:
+            raise ValueError(f'rotations must be None, "classes" or "random", not {rotations!r}')
+        self.n_classes = len(classes) * (QUARTER_TURNS if rotations == "classes" else 1)
+        if self.n_classes < ways:
+            raise ValueError(f"{ways} ways need {ways} classes, and there are {self.n_classes}")
+        _check_sizes(classes, shots, queries)
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.rotations = rotations
+        self.scale = scale or PixelScale()
+        self.scale.check_channels(classes.images.shape[1])
+
+        self._images = _turned(classes.images) if rotations else classes.images.contiguous()
+        turn_begins = np.arange(0, len(self._images), len(classes.images))
+        self._rows = RowStream(
+            turn_begins[:, None] + classes.offsets[:-1].numpy(),
+            classes.sizes.numpy(),
+            ways=ways,
+            images=shots + queries,
+            random_turn=rotations == "random",
+            seed=seed,
+        )
+        way = torch.arange(ways, device=self._images.device)
+        self._support_y = way.repeat_interleave(shots)
+        self._query_y = way.repeat_interleave(queries)
+
+    def sample(self, n_tasks: int) -> TaskBatch:
+        """Draw the next `n_tasks` tasks, class after class within a task.
+
+        Returns support images [T, N * K, C, H, W] and labels [T, N * K] int64, and queries alike.
+
+        Raises:
+            ValueError: `n_tasks` is below 1.
+        """
+        if n_tasks < 1:
+            raise ValueError(f"n_tasks must be at least 1, not {n_tasks}")
+        rows = self._rows.next(n_tasks)  # [T, N, K + Q]
+        support, query = rows[..., : self.shots], rows[..., self.shots :]
+        # Support first, so that one gather gives two contiguous tensors.
+        order = torch.from_numpy(np.concatenate([support.ravel(), query.ravel()]))
+        x = self.scale(self._images.index_select(0, order.to(self._images.device)))
+        shape = x.shape[1:]
+        return TaskBatch(
+            x[: support.size].view(n_tasks, -1, *shape),
+            _for_each(n_tasks, self._support_y),
+            x[support.size :].view(n_tasks, -1, *shape),
+            _for_each(n_tasks, self._query_y),
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the stream stands: the state of its generator (uint8)."""
+        return {"generator": self._rows.state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state that `state_dict` gave."""
+        self._rows.load_state(state["generator"])
+
+
+def _turned(images: Tensor) -> Tensor:
+    """The images as they are, then all of them turned by 90, by 180 and by 270 degrees."""
+    if images.shape[-2] != images.shape[-1]:
+        raise ValueError(f"rotations need square images, not {list(images.shape[-2:])}")
+    return torch.cat([torch.rot90(images, k, (-2, -1)) for k in range(QUARTER_TURNS)])
+
+
+def _for_each(n_tasks: int, labels: Tensor) -> Tensor:
+    return labels.expand(n_tasks, -1).clone(memory_format=torch.contiguous_format)
+
+
+def _check_sizes(classes: ImageClasses, shots: int, queries: int) -> None:
+    needed = shots + queries
+    small = (classes.sizes < needed).nonzero()[:, 0].tolist()
+    if small:
+        others = f" (and {len(small) - 1} classes more)" if len(small) > 1 else ""
+        raise ValueError(
+            f"class {classes.names[small[0]]!r} has {int(classes.sizes[small[0]])} images, but "
+            f"{shots} shots and {queries} queries need {needed}{others}"
+        )
