@@ -338,6 +338,19 @@ void convolve(int form, const std::array<i64, 12>& shape, int threads,
   kernels<R>().convolve(c);
 }
 
+// Rows in range are the caller's to check.
+template <class R>
+void take_pixels(std::uintptr_t images, std::uintptr_t rows, i64 n, i64 channels, i64 area,
+                 std::uintptr_t factor, std::uintptr_t shift, std::uintptr_t out, int threads) {
+  require(n >= 0 && channels > 0 && area > 0 && threads > 0, "take_pixels: bad arguments");
+  const Pixels<R> pixels{reinterpret_cast<const std::uint8_t*>(images),
+                         reinterpret_cast<const i64*>(rows), n, channels, area,
+                         reinterpret_cast<const R*>(factor), reinterpret_cast<const R*>(shift),
+                         reinterpret_cast<R*>(out), threads};
+  const py::gil_scoped_release release;
+  kernels<R>().take_pixels(pixels);
+}
+
 template <class R>
 void bind_real(py::module_& m, const char* suffix) {
   const auto name = [&](const char* stem) { return std::string(stem) + suffix; };
@@ -345,6 +358,7 @@ void bind_real(py::module_& m, const char* suffix) {
   m.def(name("backward_").c_str(), &backward<R>);
   m.def(name("team_").c_str(), &team<R>);
   m.def(name("convolve_").c_str(), &convolve<R>);
+  m.def(name("take_pixels_").c_str(), &take_pixels<R>);
 }
 
 }  // namespace

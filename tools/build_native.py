@@ -3,7 +3,7 @@
     python tools/build_native.py            # fastmeta/_native*.so in this checkout
     python tools/build_native.py sanitize   # tests/csrc under ASan + UBSan, then TSan, and run
 
-Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. csrc/cpu/{kernels,stages,convolution}.cpp are compiled
+Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. csrc/cpu/{kernels,stages,convolution,pixels}.cpp are compiled
 once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them at run time.
 
 Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
@@ -72,7 +72,7 @@ ISAS = (
     ),
 )
 REALS = ("float", "double")
-KERNELS = ("kernels", "stages", "convolution")
+KERNELS = ("kernels", "stages", "convolution", "pixels")
 
 
 # ---- toolchain ----------------------------------------------------------------------------------

@@ -96,6 +96,6 @@ const char* team(const InnerLoop<Real>& loop) {
 #define FASTMETA_JOIN(a, b) FASTMETA_JOIN_(a, b)
 extern const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL);
 const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL) = {
-    record_size, forward, backward, team, convolve};
+    record_size, forward, backward, team, convolve, take_pixels};
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -11,5 +11,6 @@ void stage_forward(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_RE
 void stage_backward(const InnerLoop<FASTMETA_REAL>&, const BackwardIn<FASTMETA_REAL>&,
                     const BackwardOut<FASTMETA_REAL>&);
 void convolve(const Convolution<FASTMETA_REAL>&);
+void take_pixels(const Pixels<FASTMETA_REAL>&);
 
 }  // namespace fastmeta::FASTMETA_ISA

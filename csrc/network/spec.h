@@ -139,6 +139,17 @@ struct Convolution {
   i64 bias_task;
 };
 
+// Bytes of chosen images as real numbers: out = byte * factor[c] + shift[c].
+template <class R>
+struct Pixels {
+  const std::uint8_t* images;  // [images][channels][area]
+  const i64* rows;             // [n], which images
+  i64 n, channels, area;
+  const R *factor, *shift;     // [channels]
+  R* out;                      // [n][channels][area]
+  int threads;
+};
+
 // One build of the kernels for one instruction set and one real type.
 template <class R>
 struct Kernels {
@@ -147,6 +158,7 @@ struct Kernels {
   void (*backward)(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&);
   const char* (*team)(const InnerLoop<R>&);
   void (*convolve)(const Convolution<R>&);
+  void (*take_pixels)(const Pixels<R>&);
 };
 
 }  // namespace fastmeta

@@ -100,7 +100,7 @@ class ImageEpisodes:
         support, query = rows[..., : self.shots], rows[..., self.shots :]
         # Support first, so that one gather gives two contiguous tensors.
         order = torch.from_numpy(np.concatenate([support.ravel(), query.ravel()]))
-        x = self.scale(self._images.index_select(0, order.to(self._images.device)))
+        x = self.scale.take(self._images, order.to(self._images.device))
         shape = x.shape[1:]
         return TaskBatch(
             x[: support.size].view(n_tasks, -1, *shape),

@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fastmeta.backends import pixels
+
 
 @dataclass(frozen=True)
 class PixelScale:
@@ -61,6 +63,17 @@ class PixelScale:
         scaled = images.to(self.dtype).mul_(factor)
         return scaled if shift is None else scaled.add_(shift)
 
+    def take(self, images: Tensor, rows: Tensor) -> Tensor:
+        """The chosen images of uint8 [n, C, H, W], scaled; rows [m] int64 are in [0, n).
+
+        Equivalent to::
+
+            self(images.index_select(0, rows))
+        """
+        if not pixels.can_run(images, self.dtype):
+            return self(images.index_select(0, rows))
+        return pixels.take(images, rows, *_of_channels(self, images.shape[1]))
+
     def check_channels(self, channels: int) -> None:
         """ValueError unless `mean` and `std` have one number, or one a channel."""
         for name, numbers in (("mean", self._mean), ("std", self._std)):
@@ -78,6 +91,16 @@ class PixelScale:
     def _std(self) -> tuple[float, ...]:
         assert isinstance(self.std, tuple)
         return self.std
+
+
+@lru_cache(maxsize=64)
+def _of_channels(scale: PixelScale, channels: int) -> tuple[Tensor, Tensor]:
+    """Return factor and shift, [C] each, on the CPU."""
+    scale.check_channels(channels)
+    factor, shift = _affine(scale, torch.device("cpu"))
+    shift = torch.zeros_like(factor) if shift is None else shift
+    factor, shift = (t.flatten().expand(channels).contiguous() for t in (factor, shift))
+    return factor, shift
 
 
 @lru_cache(maxsize=64)

@@ -57,3 +57,12 @@ def test_wrong_use(wrong, error):
 def test_another_number_of_channels():
     with pytest.raises(ValueError, match="mean has 2 numbers, but the images have 3 channels"):
         PixelScale(mean=(0.5, 0.5))(IMAGES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("invert", [False, True])
+def test_taking_images_is_choosing_and_scaling(dtype, invert):
+    images = torch.randint(256, (7, 3, 5, 9), dtype=torch.uint8)
+    rows = torch.tensor([6, 0, 6, 3])
+    scale = PixelScale(mean=(0.1, 0.5, 0.7), std=(0.3, 1.0, 2.0), invert=invert, dtype=dtype)
+    assert torch.equal(scale.take(images, rows), scale(images[rows]))
