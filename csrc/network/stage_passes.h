@@ -6,12 +6,18 @@
 #pragma once
 
 #include "head.h"
-#include "pooled_tail.h"
+#include "stage_norms.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
 template <class Team>
-class StagePasses {
+class StagePasses : StageNorms<Team> {
+  using Base = StageNorms<Team>;
+  using Base::at, Base::constants, Base::crew_, Base::each_chunk, Base::g, Base::moved, Base::n_,
+      Base::normed, Base::out_size, Base::plan_, Base::product, Base::r_, Base::rg, Base::rz,
+      Base::scratch_, Base::side_, Base::sums, Base::terms, Base::theta_, Base::v_, Base::values_,
+      Base::with_tail, Base::work, Base::x_, Base::z;
+
  public:
   using R = typename Team::Real;
   using V = Vec<R>;
@@ -19,12 +25,9 @@ class StagePasses {
   static constexpr i64 W = Team::W;
 
   StagePasses(const Plan& plan, R* scratch, const Crew& crew)
-      : plan_(plan), scratch_(scratch), crew_(crew), last_(plan.n_stages - 1),
+      : Base(plan, scratch, crew), last_(plan.n_stages - 1),
         head_(plan.loop.network.loss, plan.outputs(),
-              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {
-    const i64 widest = plan.zeros_at - plan.ones_at;
-    for (i64 i = 0; i < widest; ++i) at(plan.ones_at)[i] = 1, at(plan.zeros_at)[i] = 0;
-  }
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {}
 
   void take(const Samples<R>& samples, Slice slice) {
     n_ = samples.n;
@@ -40,7 +43,7 @@ class StagePasses {
     values_ = keep ? keep : at(plan_.values_at);
     for (int l = 0; l <= last_; ++l) {
       each_chunk(l, [&](i64 worker, i64 first, i64 n) { stage_forward(l, worker, first, n); });
-      if (normed(l)) settle_moments(l);
+      if (normed(l)) this->settle_moments(l);
     }
     put_output();
   }
@@ -70,7 +73,7 @@ class StagePasses {
     theta_ = theta;
     r_ = false;
     for (int l = last_; l >= lowest; --l) {
-      if (normed(l)) settle_gradients(l);
+      if (normed(l)) this->settle_gradients(l);
       stage_backward(l, nullptr, wants_gradient(l, target), false, l > lowest || into_input);
       apply(l, target, at(plan_.total_at[0]));
     }
@@ -86,7 +89,7 @@ class StagePasses {
     head_.r_gradient(predictions(), at(plan_.r_output_at), rg());
     for (int l = last_; l >= lowest; --l) {
       const bool plain = gradient && plan_.adapts(l);
-      if (normed(l)) settle_gradients(l);
+      if (normed(l)) this->settle_gradients(l);
       stage_backward(l, v, true, plain, l > lowest || into_input);
       if (plain) apply(l, *gradient, at(plan_.total_at[1]));
       apply(l, target, at(plan_.total_at[0]));
@@ -107,44 +110,7 @@ class StagePasses {
   }
 
  private:
-  R* at(i64 offset) { return scratch_ + offset; }
-  const R* at(i64 offset) const { return scratch_ + offset; }
-  R* g() { return at(plan_.g_at[side_]); }
-  R* rg() { return at(plan_.rg_at[side_]); }
-  R* work(i64 worker, i64 offset) const { return crew_.template scratch<R>(worker) + offset; }
-  Term<R>* terms(i64 worker) const {
-    return reinterpret_cast<Term<R>*>(work(worker, plan_.terms_at));
-  }
-  R* z(int l, i64 sample) const { return values_ + plan_.z_at[l] + sample * plan_.z_size(l); }
-  R* rz(int l, i64 sample) const { return scratch_ + (plan_.rz_at[l]) + sample * plan_.z_size(l); }
-  bool normed(int l) const { return plan_.stage(l).norm != NormKind::None; }
-  i64 out_size(int l) const { return plan_.out_pixels(l) * plan_.ld(l); }
-  StageProduct<Team> product(int l) const { return plan_.product(l); }
-  // f(the tail of stage l)
-  template <class F>
-  void with_tail(int l, i64 worker, F f) const {
-    if (PooledTail<Team>::takes(plan_.stage(l)))
-      f(PooledTail<Team>(plan_, l));
-    else
-      f(Tail<Team>(plan_, l, work(worker, plan_.rows_at)));
-  }
-
-  // f(worker, first sample, samples)
-  template <class F>
-  void each_chunk(int l, F f) {
-    const i64 chunks = product(l).chunks(n_);
-    crew_.each(chunks, [&](i64 worker, i64 chunk) {
-      const i64 first = n_ * chunk / chunks;
-      f(worker, first, n_ * (chunk + 1) / chunks - first);
-    });
-  }
-
   // ---- the input of a stage ---------------------------------------------------------------------
-
-  Images<R> moved(Images<R> images, i64 samples) const {
-    images.p += samples * images.sample;
-    return images;
-  }
 
   // The network's own input, [n, C, H, W], as channels last.
   void gather(i64 first, i64 n, const Images<R>& to) const {
@@ -180,181 +146,6 @@ class StagePasses {
     return true;
   }
 
-  // ---- norms ----------------------------------------------------------------------------------
-
-  const R* row_of(const R* vector, i64 offset, i64 fallback) const {
-    return offset < 0 ? at(fallback) : vector + offset;
-  }
-
-  Constants<R> constants(int l, i64 sample) const {
-    const i64 ld = plan_.ld(l), set = plan_.batch(l) ? 0 : sample;
-    const R* own = values_ + plan_.constants_at[l] + set * 2 * ld;
-    const R* r_own = at(plan_.rconstants_at[l]) + set * 2 * ld;
-    const R* gradient = at(plan_.gconstants_at) + set * 4 * ld;
-    const auto parameter = [&](const R* vector, i64 offset, i64 fallback) {
-      return vector && offset >= 0 ? vector + offset : at(fallback);
-    };
-    const R* v = r_ ? v_ : nullptr;
-    return {own, own + ld,
-            parameter(theta_, plan_.gamma_at[l], plan_.ones_at),
-            parameter(theta_, plan_.beta_at[l], plan_.zeros_at),
-            r_own, r_own + ld,
-            parameter(v, plan_.gamma_at[l], plan_.zeros_at),
-            parameter(v, plan_.beta_at[l], plan_.zeros_at),
-            gradient, gradient + ld, gradient + 2 * ld, gradient + 3 * ld};
-  }
-
-  R* sums(int l, i64 sample) { return at(plan_.sums_at) + sample * 4 * plan_.ld(l); }
-
-  // f(set, first sample, samples, first channel, channels): what one set of constants is over.
-  template <class F>
-  void each_set(int l, F f) const {
-    const Stage& s = plan_.stage(l);
-    if (plan_.batch(l)) {
-      for (i64 c = 0; c < s.c; ++c) f(i64(0), i64(0), n_, c, i64(1));
-      return;
-    }
-    const i64 channels = s.c / s.groups;
-    for (i64 i = 0; i < n_; ++i)
-      for (i64 c = 0; c < s.c; c += channels) f(i, i, i64(1), c, channels);
-  }
-
-  // Each channel's mean and sum of squares about it, of one sample.
-  void moments(int l, i64 sample) {
-    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
-    const R* from = z(l, sample);
-    R* to = sums(l, sample);
-    for (i64 v = 0; v < ld; v += W) {
-      const V sum = sum_rows(l, [&](i64 p) { return load(from + p * ld + v); });
-      const V mean = sum / R(pixels);
-      const V squares = sum_rows(l, [&](i64 p) {
-        const V difference = load(from + p * ld + v) - mean;
-        return difference * difference;
-      });
-      store(to + v, mean);
-      store(to + ld + v, squares);
-    }
-  }
-
-  // The sum of f over the pixels of z, row by row: one running sum over an image loses digits.
-  template <class F>
-  FASTMETA_INLINE V sum_rows(int l, F f) const {
-    const Stage& s = plan_.stage(l);
-    V total{};
-    for (i64 y = 0; y < s.h; ++y) {
-      V sum{};
-      for (i64 p = y * s.w; p < (y + 1) * s.w; ++p) sum += f(p);
-      total += sum;
-    }
-    return total;
-  }
-
-  void settle_moments(int l) {
-    const Stage& s = plan_.stage(l);
-    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
-    R* to = values_ + plan_.constants_at[l];
-    std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 2 * ld));
-    each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
-      const auto total = [&](auto term) {
-        double sum = 0;
-        for (i64 i = first; i < first + n; ++i)
-          for (i64 c = c0; c < c0 + channels; ++c) sum += term(sums(l, i) + c);
-        return sum;
-      };
-      const double mean = total([](const R* m) { return double(m[0]); }) / double(n * channels);
-      const double squares = total([&](const R* m) {
-        return m[ld] + double(pixels) * (m[0] - mean) * (m[0] - mean);
-      });
-      const double scale = 1 / std::sqrt(squares / double(n * channels * pixels) + s.eps);
-      for (i64 c = c0; c < c0 + channels; ++c)
-        to[set * 2 * ld + c] = R(mean), to[set * 2 * ld + ld + c] = R(scale);
-    });
-  }
-
-  // Sums of Rz and xhat Rz, of one sample.
-  void r_moments(int l, i64 sample) {
-    const i64 ld = plan_.ld(l);
-    const R *from = z(l, sample), *r_from = rz(l, sample);
-    const Constants<R> c = constants(l, sample);
-    R* to = sums(l, sample);
-    for (i64 v = 0; v < ld; v += W) {
-      const V mean = load(c.mean + v), s = load(c.s + v);
-      store(to + v, sum_rows(l, [&](i64 p) { return load(r_from + p * ld + v); }));
-      store(to + ld + v, sum_rows(l, [&](i64 p) {
-              return load(r_from + p * ld + v) * ((load(from + p * ld + v) - mean) * s);
-            }));
-    }
-  }
-
-  void settle_r_moments(int l) {
-    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
-    R* to = at(plan_.rconstants_at[l]);
-    std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 2 * ld));
-    each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
-      double sum = 0, product = 0;
-      for (i64 i = first; i < first + n; ++i)
-        for (i64 c = c0; c < c0 + channels; ++c) {
-          sum += sums(l, i)[c];
-          product += sums(l, i)[ld + c];
-        }
-      const double share = 1 / double(n * channels * pixels);
-      for (i64 c = c0; c < c0 + channels; ++c) {
-        to[set * 2 * ld + c] = R(sum * share);
-        to[set * 2 * ld + ld + c] = R(product * share);
-      }
-    });
-  }
-
-  // The sums over all samples that the norm's backward and its parameters' gradients are made of.
-  void settle_gradients(int l) {
-    each_chunk(l, [&](i64 worker, i64 first, i64 n) {
-      with_tail(l, worker, [&](auto own) {
-        for (i64 i = first; i < first + n; ++i) {
-          const Constants<R> c = constants(l, i);
-          if (r_)
-            own.r_sums(z(l, i), rz(l, i), g() + i * out_size(l), rg() + i * out_size(l), c,
-                       sums(l, i));
-          else
-            own.backward_sums(z(l, i), g() + i * out_size(l), c, sums(l, i));
-        }
-      });
-    });
-    const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
-    R* to = at(plan_.gconstants_at);
-    std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 4 * ld));
-    const Constants<R> p = constants(l, 0);  // the parameters are those of all sets
-    each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
-      double a = 0, b = 0, ra = 0, rb = 0;
-      for (i64 i = first; i < first + n; ++i)
-        for (i64 c = c0; c < c0 + channels; ++c) {
-          const R* sum = sums(l, i) + c;
-          a += p.gamma[c] * sum[0];
-          b += p.gamma[c] * sum[ld];
-          if (!r_) continue;
-          ra += p.r_gamma[c] * sum[0] + p.gamma[c] * sum[2 * ld];
-          rb += p.r_gamma[c] * sum[ld] + p.gamma[c] * sum[3 * ld];
-        }
-      const double share = 1 / double(n * channels * pixels);
-      const R values[4] = {R(a * share), R(b * share), R(ra * share), R(rb * share)};
-      for (i64 c = c0; c < c0 + channels; ++c)
-        for (int k = 0; k < 4; ++k) to[(set * 4 + k) * ld + c] = values[k];
-    });
-  }
-
-  // d loss / d beta and d gamma, or with r their derivatives, over all samples.
-  void norm_gradient(int l, R* total, bool r) {
-    const i64 ld = plan_.ld(l), begin = plan_.begin_at[l], offset = r ? 2 * ld : 0;
-    const i64 places[2] = {plan_.beta_at[l], plan_.gamma_at[l]};
-    for (int k = 0; k < 2; ++k) {
-      if (places[k] < 0) continue;
-      R* to = total + places[k] - begin;
-      std::memset(to, 0, sizeof(R) * size_t(ld));
-      for (i64 i = 0; i < n_; ++i)
-        for (i64 v = 0; v < ld; v += W)
-          store(to + v, load(to + v) + load(sums(l, i) + offset + k * ld + v));
-    }
-  }
-
   // ---- forward --------------------------------------------------------------------------------
 
   Correlated<R> weighted(int l, const Images<R>& images, const R* vector) const {
@@ -376,7 +167,7 @@ class StagePasses {
       own.forward(&sum, 1, n, out, bias(l, theta_), terms(worker));
     }
     if (normed(l))
-      for (i64 i = first; i < first + n; ++i) moments(l, i);
+      for (i64 i = first; i < first + n; ++i) this->moments(l, i);
   }
 
   void put_output() {
@@ -398,9 +189,9 @@ class StagePasses {
       each_chunk(l, [&](i64 worker, i64 first, i64 n) {
         stage_r_forward(l, worker, first, n);
         if (normed(l))
-          for (i64 i = first; i < first + n; ++i) r_moments(l, i);
+          for (i64 i = first; i < first + n; ++i) this->r_moments(l, i);
       });
-      if (normed(l)) settle_r_moments(l);
+      if (normed(l)) this->settle_r_moments(l);
     }
     const i64 ld = plan_.ld(last_);
     with_tail(last_, 0, [&](auto own) {
@@ -482,8 +273,8 @@ class StagePasses {
     });
     for (i64 run = 0; !alone && run < runs; ++run) add(run);
     if (gradient && normed(l)) {
-      norm_gradient(l, at(plan_.total_at[0]), v != nullptr);
-      if (plain) norm_gradient(l, at(plan_.total_at[1]), false);
+      this->norm_gradient(l, at(plan_.total_at[0]), v != nullptr);
+      if (plain) this->norm_gradient(l, at(plan_.total_at[1]), false);
     }
     if (deeper) side_ = 1 - side_;
   }
@@ -583,17 +374,8 @@ class StagePasses {
     }
   }
 
-  const Plan& plan_;
-  R* scratch_;
-  const Crew& crew_;
   const int last_;
   Head<Team> head_;
-  const R* x_ = nullptr;
-  const R *theta_ = nullptr, *v_ = nullptr;
-  R* values_ = nullptr;
-  i64 n_ = 0;
-  int side_ = 0;
-  bool r_ = false;
 };
 
 }  // namespace fastmeta::FASTMETA_ISA
