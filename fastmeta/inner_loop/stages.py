@@ -1,4 +1,4 @@
-"""Which modules are chains of stages (product, norm, activation, pool) that the native kernels know."""
+"""Which modules are chains of stages that the native kernels know: product, norm, activation, pool."""
 
 from __future__ import annotations
 
