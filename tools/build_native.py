@@ -3,9 +3,9 @@
     python tools/build_native.py            # fastmeta/_native*.so in this checkout
     python tools/build_native.py sanitize   # tests/csrc under ASan + UBSan, then TSan, and run
 
-Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. The files of csrc/cpu/ that KERNELS names
-are compiled once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them at run
-time.
+Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. Those files of csrc/cpu/ that KERNELS
+names are compiled once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them
+at run time.
 
 Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
     auto     without a working toolchain, go on in pure Python (default)

@@ -1,4 +1,4 @@
-"""Which modules are chains of stages that the native kernels know: product, norm, activation, pool."""
+"""Which modules are chains of stages that the native kernels know, and what they look like."""
 
 from __future__ import annotations
 
