@@ -1,6 +1,7 @@
 """Convolutions of many tasks in the native CPU code: the three products, nothing checked here.
 
-What comes out lies in memory with its channels last, which is how the kernels like to get it.
+What comes out lies in memory as [S, T, C, H, W]: to PyTorch's own kernels, which do the rest of a
+network, that is one batch [S, T*C, H, W] without a copy.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def convolve(
         (n + 2 * p - k) // s + 1
         for n, k, s, p in zip(x.shape[3:], weight.shape[3:], stride, padding, strict=True)
     )
-    y = _channels_last(x, weight.shape[1], height, width)
+    y = _side_by_side(x, weight.shape[1], height, width)
     _run(_FORWARD, x, y, weight.contiguous(), bias, stride, padding)
     return y
 
@@ -50,7 +51,7 @@ def input_gradient(
     grad: Tensor, weight: Tensor, size: _Pair, stride: _Pair, padding: _Pair
 ) -> Tensor:
     """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
-    x = _channels_last(grad, weight.shape[2], *size)
+    x = _side_by_side(grad, weight.shape[2], *size)
     _run(_INPUT_GRADIENT, x, grad, weight.contiguous(), None, stride, padding)
     return x
 
@@ -79,6 +80,6 @@ def _run(
     )  # fmt: skip
 
 
-def _channels_last(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+def _side_by_side(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     tasks, samples = like.shape[:2]
-    return like.new_empty(tasks, samples, height, width, channels).permute(0, 1, 4, 2, 3)
+    return like.new_empty(samples, tasks, channels, height, width).transpose(0, 1)

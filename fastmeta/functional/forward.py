@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
+from fastmeta.functional.linear import product
 from fastmeta.models import Sine
 
 __all__ = ["ELEMENTWISE", "call_module", "has_hooks", "hook_dicts", "module_lock", "task_forward"]
@@ -61,7 +61,24 @@ def task_forward(
 def call_module(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """``module(x)`` with other parameters; norms use the statistics of `x` and keep none."""
     with module_lock, _batch_statistics(module), _twice_differentiable_attention():
-        return torch.func.functional_call(module, dict(parameters), (x,))
+        return torch.func.functional_call(
+            module, _in_every_place(module, parameters), (x,), tie_weights=False
+        )
+
+
+def _in_every_place(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters by each place that holds one; the tied go by the name of the first.
+
+    Left to itself, functional_call takes a module that has two names for two places, and leaves the
+    other tensors in it.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        f"{prefix}.{key}" if prefix else key: parameters[names[id(parameter)]]
+        for prefix, owner in module.named_modules()
+        for key, parameter in owner._parameters.items()
+        if parameter is not None
+    }
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -151,25 +168,12 @@ def _chain_forward(
 ) -> Tensor:
     for prefix, layer in layers:
         if type(layer) is nn.Linear:
-            x = _linear(x, parameters[f"{prefix}weight"], parameters.get(f"{prefix}bias"))
+            x = product(x, parameters[f"{prefix}weight"], parameters.get(f"{prefix}bias"))
         elif type(layer) is nn.Flatten:
             x = x.flatten(2)
         else:
             x = layer(x)
     return x
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.dim() == 2 and (bias is None or bias.dim() == 1):
-        return F.linear(x, weight, bias)
-    rows = x.flatten(1, -2)  # [T, samples, I]
-    weight = weight.expand(len(x), *weight.shape[-2:]).mT
-    if bias is None:
-        y = torch.bmm(rows, weight)
-    else:
-        bias = bias.expand(len(x), bias.shape[-1])
-        y = torch.baddbmm(bias.unsqueeze(1), rows, weight)
-    return y.unflatten(1, x.shape[1:-1])
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def _first_width(module: nn.Module) -> int | None:
 
 def is_idle(layer: nn.Module) -> bool:
     """Whether a layer hands on what it gets."""
-    if type(layer) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d):
+    if isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
         return not layer.training or layer.p == 0
     return type(layer) is nn.Identity
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from fastmeta.backends import requested_backend
-from fastmeta.inner_loop import reference, resident, vmap
+from fastmeta.inner_loop import layered, reference, resident, vmap
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 
 __all__ = ["ENGINES", "Choice", "choose"]
 
 # Fastest first. Each has can_run, adapt and meta_loss.
-ENGINES: dict[str, ModuleType] = {"resident": resident, "vmap": vmap}
+ENGINES: dict[str, ModuleType] = {"resident": resident, "layered": layered, "vmap": vmap}
 # The engine that runs a backend's kernels.
 _ENGINE_OF_BACKEND = {"cpu": "resident"}
 
@@ -59,7 +59,7 @@ def choose(
     Args:
         loop, parameters, rates: as the engine would get them.
         tasks: a batch like the one to come, or None where nothing is known of it.
-        engine: "auto", "resident", "vmap" or "reference".
+        engine: "auto", "resident", "layered", "vmap" or "reference".
 
     Raises:
         ValueError: the backend or engine that is demanded cannot run this, with the reason.

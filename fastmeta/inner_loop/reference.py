@@ -102,4 +102,7 @@ def _each(weight: Tensor | None, tasks: int) -> Any:
 
 
 def _as_variable(parameter: Tensor) -> Tensor:
-    return parameter if parameter.requires_grad else parameter.detach().requires_grad_()
+    # A view: the gradient is then the partial one, though one parameter may depend on another.
+    if parameter.requires_grad:
+        return parameter.view_as(parameter)
+    return parameter.detach().requires_grad_()

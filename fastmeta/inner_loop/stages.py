@@ -255,7 +255,7 @@ class _Builder:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 _ADDERS: dict[type, Any] = {

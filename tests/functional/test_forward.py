@@ -89,6 +89,17 @@ def test_norms_use_the_task_and_keep_their_buffers(training):
     assert module[0].track_running_stats and module[0].running_mean is not None
 
 
+def test_a_layer_with_two_names_keeps_its_parameters():
+    layer, tied = nn.Linear(3, 3), nn.Linear(3, 3)
+    tied.bias = layer.bias
+    module = nn.Sequential(layer, nn.Tanh(), layer, tied)
+    own = [layer.weight, layer.bias, tied.weight, tied.bias]
+    others = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
+    assert not call_module(module, others, torch.ones(2, 3)).any()
+    after = [module[2].weight, module[0].bias, tied.weight, tied.bias]
+    assert all(a is b for a, b in zip(after, own, strict=True))
+
+
 def test_settings_of_torch_come_back():
     fast_path = torch.backends.mha.get_fastpath_enabled()
     flash = torch.backends.cuda.flash_sdp_enabled()

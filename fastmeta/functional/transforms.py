@@ -1,0 +1,53 @@
+"""What the operations' rules for torch.func have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+
+__all__ = ["fold_batch", "nobody_differentiates", "refuse_nested_jvp", "unfold_batch"]
+
+
+def fold_batch(
+    size: int, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]
+) -> list[Any]:
+    """Per-task tensors [T, ...] of a vmap over B as [B*T, ...]: more tasks."""
+    folded: list[Tensor | None] = []
+    for dim, tensor in zip(in_dims, tensors, strict=False):
+        if tensor is None:
+            folded.append(None)
+        elif dim is None:
+            folded.append(tensor.expand(size, *tensor.shape).flatten(0, 1))
+        else:
+            folded.append(tensor.movedim(dim, 0).flatten(0, 1))
+    return folded
+
+
+def unfold_batch(size: int, tensor: Tensor) -> Tensor:
+    """[B*T, ...] as [B, T, ...]."""
+    return tensor.unflatten(0, (size, -1))
+
+
+def nobody_differentiates() -> bool:
+    """Whether what is computed now is a plain number to everyone: no graph, no transform."""
+    transformed = forward_ad._current_level >= 0 or get_interpreter_stack() is not None
+    return not (torch.is_grad_enabled() or transformed)
+
+
+def refuse_nested_jvp() -> None:
+    """RuntimeError in a jvp rule that runs under the jvp of a jvp.
+
+    There PyTorch (2.9 to 2.13) takes the inner tangent for a constant of the outer one, whatever
+    the rule, and the second derivative would be zero without a word.
+    """
+    levels = [level.key() for level in get_interpreter_stack() or []]
+    if levels.count(TransformType.Jvp) > 1:
+        raise RuntimeError(
+            "jvp of jvp does not work through fastmeta.functional: PyTorch would lose the "
+            "derivative of the inner one. The way out: jvp(grad(...)) or grad(grad(...))."
+        )

@@ -1,0 +1,121 @@
+"""The layered engine: a module rewritten onto the task-batched operations of fastmeta.functional.
+
+Its meta-gradient is exact and takes the memory of one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fastmeta.inner_loop import recursion
+from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.inner_loop.rewrite import Program, rewrite
+
+__all__ = ["adapt", "can_run", "meta_loss"]
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def can_run(
+    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+) -> str | None:
+    """None, or the layer or call of the module that has no rule for many tasks."""
+    if loop.randomness is not None:
+        return "it draws no random numbers"
+    if any(torch.is_autocast_enabled(p.device.type) for p in parameters.values()):
+        return "autocast is on, and it computes in the dtype of the inputs"
+    dtypes = {p.dtype for p in parameters.values()}
+    if not dtypes.issubset(_DTYPES) or len(dtypes) > 1:
+        return f"the parameters are {', '.join(map(str, dtypes))}, and it takes float32 or float64"
+    program = _program(loop)
+    if isinstance(program, str):
+        return program
+    return recursion.unknown_tensors(loop, tasks, parameters) or _trial(
+        loop, program, tasks, parameters
+    )
+
+
+def adapt(
+    loop: InnerLoop,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    support_x: Tensor,
+    support_y: Tensor,
+    support_weight: Tensor | None,
+) -> dict[str, Tensor]:
+    """Every parameter by name; those that adapt [T, *shape], the others as given."""
+    return recursion.adapt(_LAYERED, loop, parameters, rates, support_x, support_y, support_weight)
+
+
+def meta_loss(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: Any
+) -> tuple[Tensor, Tensor]:
+    """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
+    return recursion.meta_loss(_LAYERED, loop, parameters, rates, tasks)
+
+
+def _forward(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    program = _program(loop)
+    if isinstance(program, str):
+        raise RuntimeError(
+            f"the module has changed since the engine was chosen, and the layered engine cannot "
+            f'run it now: {program}. The way out: engine="vmap"'
+        )
+    at_once = _at_once(loop, x)
+    if at_once >= len(x):
+        return program.run(parameters, x)
+    xs = x.split(at_once)
+    parts = recursion.split_parameters(loop, parameters, at_once, len(xs))
+    return torch.cat([program.run(*part) for part in zip(parts, xs, strict=True)])
+
+
+def _at_once(loop: InnerLoop, x: Tensor) -> int:
+    """As many tasks as keep the largest tensor of the forward small on a CPU.
+
+    Memory beyond what malloc keeps for reuse is mapped anew for each tensor, which costs as much as
+    an elementwise operation on it; and what fits into no cache is slow besides.
+    """
+    program = _program(loop)
+    if x.device.type != "cpu" or isinstance(program, str):
+        return len(x)
+    of_a_task = program.largest * x.shape[1] * x.element_size()
+    return max(1, _AT_ONCE_BYTES // max(1, of_a_task))
+
+
+_AT_ONCE_BYTES = 2**24
+
+_LAYERED = recursion.Forward("layered", _forward, _at_once)
+
+_programs: WeakKeyDictionary[InnerLoop, Program | str] = WeakKeyDictionary()
+
+
+def _program(loop: InnerLoop) -> Program | str:
+    program = _programs.get(loop)
+    if program is None or (isinstance(program, Program) and not program.is_current()):
+        program = _programs[loop] = rewrite(loop.module)
+    return program
+
+
+def _trial(
+    loop: InnerLoop, program: Program, tasks: Any, parameters: Mapping[str, Tensor]
+) -> str | None:
+    """What shows only when the forward runs for two tasks, or None."""
+    if tasks is None:
+        return None
+    first = tasks.support_x[:1].detach()
+    per_task = {}
+    for name, shape in loop.shapes.items():
+        own = parameters[name].detach()
+        one = own if own.dim() == len(shape) else own[0]
+        per_task[name] = one.expand(2, *shape) if name in loop.adapted else one
+    try:
+        with torch.no_grad():
+            program.run(per_task, first.expand(2, *first.shape[1:]))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return f"its forward does not run for several tasks: {str(error).splitlines()[0]}"
+    return None

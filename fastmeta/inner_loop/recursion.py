@@ -1,0 +1,345 @@
+"""The inner loop and its exact meta-gradient, one step's autograd at a time.
+
+What the engines that run PyTorch operations have in common: they differ in how a module's forward
+is computed for all tasks at once. Between the steps nothing is kept but theta_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmeta.functional.losses import task_loss
+from fastmeta.inner_loop.checks import uses_others
+from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_graph
+
+__all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
+
+
+class Forward(NamedTuple):
+    """How an engine runs the module.
+
+    Attributes:
+        engine: its name.
+        run: (loop, parameters by name, x [T, S, ...]) -> predictions [T, S, O...], twice
+            differentiable; a parameter is [T, *shape] or, shared by the tasks, [*shape].
+        at_once: (loop, x [T, S, ...]) -> of how many tasks to run the inner loop together.
+    """
+
+    engine: str
+    run: Callable[[InnerLoop, Mapping[str, Tensor], Tensor], Tensor]
+    at_once: Callable[[InnerLoop, Tensor], int] = lambda loop, x: len(x)
+
+
+def unknown_tensors(loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor]) -> str | None:
+    """Why the meta-gradient would not be whole, or None."""
+    through_steps = loop.steps > 0 and loop.order == 2
+    if tasks is not None and through_steps and uses_others(loop, parameters, tasks):
+        return (
+            "the module or the loss uses tensors that require grad and are not the module's "
+            "parameters, so the engine does not know of them"
+        )
+    return None
+
+
+def adapt(
+    forward: Forward,
+    loop: InnerLoop,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    support_x: Tensor,
+    support_y: Tensor,
+    support_weight: Tensor | None,
+) -> dict[str, Tensor]:
+    """Every parameter by name; those that adapt [T, *shape], the others as given."""
+    constant = {name: p for name, p in parameters.items() if name not in loop.adapted}
+    tasks = len(support_x)
+    theta = {name: parameters[name].expand(tasks, *loop.shapes[name]) for name in loop.adapted}
+    if loop.steps > 0:
+        support = (support_x, support_y, support_weight)
+        inputs = _Inputs(theta, constant, rates, support)
+        at_once = forward.at_once(loop, support_x)
+        parts = [inputs] if at_once >= tasks else inputs.split(loop, at_once)
+        theta = _joined([_descend(forward, loop, part) for part in parts])
+    return {**parameters, **theta}
+
+
+def _descend(forward: Forward, loop: InnerLoop, inputs: _Inputs) -> dict[str, Tensor]:
+    layout, tensors = inputs.flatten()
+    return dict(zip(loop.adapted, _Descent.apply(forward, loop, layout, *tensors), strict=True))
+
+
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def meta_loss(
+    forward: Forward,
+    loop: InnerLoop,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    tasks: Any,
+) -> tuple[Tensor, Tensor]:
+    """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
+    fast = adapt(
+        forward, loop, parameters, rates, tasks.support_x, tasks.support_y, tasks.support_weight
+    )
+    predictions = forward.run(loop, fast, tasks.query_x)
+    return task_loss(loop.loss, predictions, tasks.query_y, tasks.query_weight), predictions
+
+
+def split_parameters(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], size: int, parts: int
+) -> list[dict[str, Tensor]]:
+    """Parameters by name for `size` tasks at a time; those shared by all tasks as they are."""
+    split = {
+        name: p.split(size) if p.dim() > len(loop.shapes[name]) else (p,) * parts
+        for name, p in parameters.items()
+    }
+    return [{name: pieces[i] for name, pieces in split.items()} for i in range(parts)]
+
+
+class _Inputs(NamedTuple):
+    """All that the inner loop reads, [T, ...] but for `constant` ones shared by the tasks."""
+
+    theta: dict[str, Tensor]
+    constant: dict[str, Tensor]
+    rates: Rates
+    support: tuple[Tensor, Tensor, Tensor | None]
+
+    def split(self, loop: InnerLoop, size: int) -> list[_Inputs]:
+        """The same for `size` tasks at a time."""
+        x, y, weight = self.support
+        xs, ys = x.split(size), y.split(size)
+        weights = [None] * len(xs) if weight is None else weight.split(size)
+        theta = split_parameters(loop, self.theta, size, len(xs))
+        constant = split_parameters(loop, self.constant, size, len(xs))
+        supports = zip(xs, ys, weights, strict=True)
+        rows = zip(theta, constant, supports, strict=True)
+        return [_Inputs(t, c, self.rates, support) for t, c, support in rows]
+
+    def flatten(self) -> tuple[_Layout, list[Tensor | None]]:
+        rate, rates = None, []
+        if isinstance(self.rates, Mapping):
+            rates = [self.rates[name] for name in self.theta]
+        else:
+            rate = self.rates
+        layout = _Layout(tuple(self.theta), tuple(self.constant), rate)
+        return layout, [*self.theta.values(), *self.constant.values(), *rates, *self.support]
+
+
+class _Layout(NamedTuple):
+    """How the flat tensors of `_Inputs` are read back."""
+
+    adapted: tuple[str, ...]
+    constant: tuple[str, ...]
+    rate: float | None  # None: a tensor by adapted name
+
+    def unflatten(self, flat: Sequence[Any]) -> _Inputs:
+        rest = iter(flat)
+        theta = {name: next(rest) for name in self.adapted}
+        constant = {name: next(rest) for name in self.constant}
+        rates: Any = self.rate
+        if rates is None:
+            rates = {name: next(rest) for name in self.adapted}
+        return _Inputs(theta, constant, rates, (next(rest), next(rest), next(rest)))
+
+
+class _Descent(torch.autograd.Function):
+    """theta_{k+1} = theta_k - alpha_k g_k, and in the backward, from lambda_K:
+
+    lambda_k = lambda_{k+1} - H_k (alpha_k lambda_{k+1})
+    d/d alpha_k = - lambda_{k+1} g_k
+    d/dz = - sum_k (d g_k / dz) (alpha_k lambda_{k+1})     for every other input z
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, forward: Forward, loop: InnerLoop, layout: _Layout, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        inputs = layout.unflatten(tensors)
+        theta = inputs.theta
+        # One block for all steps: small tensors that stay, each made between the large ones of a
+        # step that go, would leave the allocator with holes and the process growing.
+        path = {n: p.new_empty(loop.steps - 1, *p.shape) for n, p in theta.items()}
+        ctx.replays = []
+        for step in range(loop.steps):
+            replay = _Replay(loop, inputs.support[0].device)
+            ctx.replays.append(replay)
+            with replay.precision():
+                _, gradient = _support_gradient(forward, loop, theta, inputs, create_graph=False)
+            theta = {
+                name: torch.sub(
+                    theta[name],
+                    rate_at(inputs.rates, name, step) * gradient[name],
+                    out=path[name][step] if step < loop.steps - 1 else None,
+                )
+                for name in loop.adapted
+            }
+        ctx.forward, ctx.loop, ctx.layout, ctx.n_inputs = forward, loop, layout, len(tensors)
+        ctx.save_for_backward(*tensors, *path.values())
+        ctx.set_materialize_grads(False)
+        return tuple(theta.values())
+
+    @staticmethod
+    def backward(ctx: Any, *outer_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_graph(ctx.forward.engine)
+        loop = ctx.loop
+        tensors, path = ctx.saved_tensors[: ctx.n_inputs], ctx.saved_tensors[ctx.n_inputs :]
+        inputs = ctx.layout.unflatten(tensors)
+        needs = ctx.layout.unflatten(ctx.needs_input_grad[3:])
+        adjoint = _Adjoint(ctx.forward, loop, inputs, needs, outer_gradient)
+        for step in reversed(range(loop.steps)):
+            points = [later[step - 1] for later in path] if step else inputs.theta.values()
+            with ctx.replays[step].again():
+                adjoint.step_back(step, dict(zip(loop.adapted, points, strict=True)))
+        return None, None, None, *adjoint.gradients()
+
+
+class _Adjoint:
+    """lambda_{k+1} and the gradients gathered so far, on the way from step K back to 0."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        loop: InnerLoop,
+        inputs: _Inputs,
+        needs: Any,  # as `inputs`, with whether each needs a gradient
+        outer_gradient: Sequence[Tensor | None],
+    ) -> None:
+        self.forward, self.loop, self.inputs, self.needs = forward, loop, inputs, needs
+        self.lambdas = {
+            name: torch.zeros_like(p) if gradient is None else gradient
+            for (name, p), gradient in zip(inputs.theta.items(), outer_gradient, strict=True)
+        }
+        self.of_rates: dict[str, Tensor] = {}
+        if isinstance(inputs.rates, Mapping):
+            wanted = [name for name in loop.adapted if needs.rates[name]]
+            self.of_rates = {name: torch.zeros_like(inputs.rates[name]) for name in wanted}
+        constants = _wanted(inputs.constant, needs.constant)
+        support = _wanted(dict(enumerate(inputs.support)), dict(enumerate(needs.support)))
+        self.others: dict[Any, Tensor] = {**constants, **support} if loop.order == 2 else {}
+        self.of_others = {key: torch.zeros_like(z) for key, z in self.others.items()}
+
+    def step_back(self, step: int, theta: dict[str, Tensor]) -> None:
+        """From lambda_{k+1} to lambda_k, with k = `step`."""
+        if self.loop.order == 1 and not self.of_rates:
+            return
+        others = {key: z.detach().requires_grad_() for key, z in self.others.items()}
+        inputs = self._with(others)
+        leaves, gradient = _support_gradient(
+            self.forward, self.loop, theta, inputs, create_graph=self.loop.order == 2
+        )
+        self._add_to_rates(step, gradient)
+        if self.loop.order == 2:
+            direction = {
+                name: rate_at(self.inputs.rates, name, step) * self.lambdas[name]
+                for name in self.loop.adapted
+            }
+            self._add_curvature(gradient, direction, leaves, others)
+
+    def gradients(self) -> list[Tensor | None]:
+        """In the order of the flat inputs; None for what needs none."""
+        names, constant = self.loop.adapted, self.inputs.constant
+        by_name = isinstance(self.inputs.rates, Mapping)
+        return [
+            *(self.lambdas[name] for name in names),
+            *(self.of_others.get(name) for name in constant),
+            *(self.of_rates.get(name) for name in names if by_name),
+            *(self.of_others.get(position) for position in range(3)),
+        ]
+
+    def _with(self, others: dict[Any, Tensor]) -> _Inputs:
+        constant = {name: others.get(name, p) for name, p in self.inputs.constant.items()}
+        x, y, weight = self.inputs.support
+        support = (others.get(0, x), others.get(1, y), others.get(2, weight))
+        return self.inputs._replace(constant=constant, support=support)
+
+    def _add_to_rates(self, step: int, gradient: dict[str, Tensor]) -> None:
+        for name, total in self.of_rates.items():
+            row = total[step if len(total) > 1 else 0]
+            row -= (self.lambdas[name] * gradient[name].detach()).sum(0).sum_to_size(row.shape)
+
+    def _add_curvature(
+        self,
+        gradient: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        leaves: dict[str, Tensor],
+        others: dict[Any, Tensor],
+    ) -> None:
+        with torch.enable_grad():
+            terms = [(gradient[name] * direction[name]).sum() for name in self.loop.adapted]
+            slope = torch.stack(terms).sum()
+        if not slope.requires_grad:  # a loss linear in theta has no curvature
+            return
+        products = torch.autograd.grad(
+            slope, [*leaves.values(), *others.values()], materialize_grads=True
+        )
+        for name, product in zip(leaves, products, strict=False):
+            self.lambdas[name] = self.lambdas[name] - product
+        for key, product in zip(others, products[len(leaves) :], strict=True):
+            self.of_others[key] -= product
+
+
+def _support_gradient(
+    forward: Forward,
+    loop: InnerLoop,
+    theta: Mapping[str, Tensor],
+    inputs: _Inputs,
+    create_graph: bool,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """theta as leaves, and the gradient [T, *shape] of each task's support loss there."""
+    x, y, weight = inputs.support
+    with torch.enable_grad():
+        leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+        predictions = forward.run(loop, {**inputs.constant, **leaves}, x)
+        loss = task_loss(loop.loss, predictions, y, weight).sum()
+        gradients = torch.autograd.grad(
+            loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True
+        )
+    return leaves, dict(zip(leaves, gradients, strict=True))
+
+
+def _wanted(values: Mapping[Any, Any], needs: Mapping[Any, bool]) -> dict[Any, Tensor]:
+    return {key: value for key, value in values.items() if needs[key]}
+
+
+class _Replay:
+    """Random numbers and autocast as they are now, for the backward to compute the same again."""
+
+    def __init__(self, loop: InnerLoop, device: torch.device) -> None:
+        self._device = device.type
+        self._autocast = torch.is_autocast_enabled(self._device)
+        self._dtype = torch.get_autocast_dtype(self._device)
+        self._generator = _generator(device) if loop.randomness else None
+        self._state = None if self._generator is None else self._generator.get_state()
+
+    def precision(self) -> torch.autocast:
+        # Without the cache, which would hold the weights of every step.
+        return torch.autocast(self._device, self._dtype, self._autocast, cache_enabled=False)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        with self.precision():
+            if self._generator is None or self._state is None:
+                yield
+                return
+            current = self._generator.get_state()
+            self._generator.set_state(self._state)
+            try:
+                yield
+            finally:
+                self._generator.set_state(current)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    index = device.index or 0
+    return torch.get_device_module(device).default_generators[index]

@@ -1,0 +1,344 @@
+"""A module traced by torch.fx and rewritten to run for many tasks at once."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import threading
+from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Node, map_arg
+
+from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
+
+__all__ = ["Program", "rewrite"]
+
+
+class Program:
+    """The steps of a module's forward on tensors [T, ...].
+
+    What the forward read from Python is as it was when it was traced, see `is_current`.
+
+    Attributes:
+        largest: elements a sample in the largest tensor of the runs so far.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, state: list[_State]) -> None:
+        names, spent = _Names(root), _last_uses(graph)
+        *nodes, output = graph.nodes
+        self._steps = [_step(names, node)._replace(spent=spent.get(node, ())) for node in nodes]
+        self._output = _output(output)
+        self._state = state
+        self.largest = 0
+
+    def is_current(self) -> bool:
+        """Whether the attributes that a forward may have read are as they were."""
+        try:
+            return all(_frozen(s.owner.get(s.name)) == s.value for s in self._state)
+        except TypeError:  # one is of another kind now
+            return False
+
+    def run(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The predictions [T, S, O...].
+
+        Args:
+            parameters: every parameter by name, [T, *shape] or, shared by all tasks, [*shape].
+            x: [T, S, ...].
+        """
+        known: dict[Node, Any] = {}
+        for step in self._steps:
+            args, kwargs = (map_arg(a, known.__getitem__) for a in (step.args, step.kwargs))
+            value = step.run(parameters, x, *args, **kwargs)
+            changed = None if step.changes is None else known[step.changes]
+            for node in step.spent:
+                del known[node]
+            if isinstance(changed, Tensor) and changed is not value:
+                _replace(known, changed, value)
+            if step.node.users:
+                known[step.node] = value
+            if isinstance(value, Tensor) and len(value) == len(x):
+                self.largest = max(self.largest, value.numel() // (x.shape[0] * x.shape[1]))
+        y = known[self._output]
+        return y if len(y) == len(x) else y.expand(len(x), *y.shape[1:])
+
+
+def rewrite(module: nn.Module) -> Program | str:
+    """The program of a module, or a sentence why there is none."""
+    hooked = [name for name, part in module.named_modules() if has_hooks(part)]
+    if hooked:
+        return f"it has hooks ({', '.join(map(repr, hooked))}), which would not be called"
+    root = nn.Sequential(module)  # around it, since torch.fx traces into a root that is a layer
+    with module_lock:
+        try:
+            state = _state(module)
+            return Program(root, _trace(root), state)
+        except _Unknown as unknown:
+            return str(unknown)
+
+
+class _Unknown(Exception):
+    """Something that has no rule; says what."""
+
+
+class _Step(NamedTuple):
+    node: Node
+    run: Callable[..., Any]  # (parameters, x, *args, **kwargs)
+    args: Any
+    kwargs: Any
+    changes: Node | None = None  # in place, says the forward; here a new value takes its place
+    spent: tuple[Node, ...] = ()  # nodes that no later step needs
+
+
+def _replace(known: dict[Node, Any], old: Tensor, new: Tensor) -> None:
+    """Let all that is `old` be `new`, as after a change in place."""
+    for node, value in known.items():
+        if value is old:
+            known[node] = new
+        elif isinstance(value, Tensor) and _shares_memory(value, old):
+            raise RuntimeError("the forward changes a tensor in place and reads a view of it after")
+
+
+def _shares_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
+# ---- tracing -----------------------------------------------------------------------------------
+
+
+def _trace(root: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(root)
+    except _Unknown:
+        raise
+    except Exception as error:  # the forward is the user's, and may do anything to a proxy
+        first_line = (str(error).splitlines() or [""])[0]
+        raise _Unknown(
+            f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
+        ) from error
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to layers of torch.nn, in this thread alone."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_layer(m)
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        # While it traces, torch.fx stands in for every module's call in every thread.
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, (Tensor, nn.Module)) and not isinstance(a, nn.Parameter):
+            raise _Unknown(
+                f"its forward uses a {type(a).__name__} that is neither its input nor one of its "
+                "parameters and buffers"
+            )
+        return super().create_arg(a)
+
+    def proxy(self, node: Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """Keeps `x += y` apart from `x = x + y`, which torch.fx does not."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+_IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
+}
+for _function in _IN_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return type(module) in LAYERS or (
+        type(module).__module__.startswith("torch.") and not isinstance(module, nn.Sequential)
+    )
+
+
+# ---- steps -------------------------------------------------------------------------------------
+
+
+def _step(names: _Names, node: Node) -> _Step:
+    if node.op == "placeholder":
+        return _Step(node, lambda parameters, x: x, (), {})
+    if node.op == "get_attr":
+        return _Step(node, names.reader(str(node.target)), (), {})
+    if node.op == "call_module":
+        return _layer_step(names, node)
+    return _call_step(node)
+
+
+def _layer_step(names: _Names, node: Node) -> _Step:
+    layer: Any = names.root.get_submodule(str(node.target))
+    called = f"layer {_own_name(node.target)!r} ({type(layer).__name__})"
+    rule = LAYERS.get(type(layer))
+    if rule is None:
+        raise _Unknown(f"{called} is not among the layers that fastmeta.functional has")
+    reason = unfit(layer)
+    if reason is not None:
+        raise _Unknown(f"{called} {reason}")
+    if len(node.args) != 1 or not isinstance(node.args[0], Node) or node.kwargs:
+        raise _Unknown(f"{called} is called with more than its input")
+    changes = None
+    if getattr(layer, "inplace", False):
+        layer, changes = copy.copy(layer), node.args[0]
+        layer.inplace = False
+    own = names.of_layer(layer)
+
+    def run(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return rule(layer, {key: parameters[name] for key, name in own.items()}, y)
+
+    return _Step(node, run, node.args, {}, changes)
+
+
+def _call_step(node: Node) -> _Step:
+    target, kwargs = node.target, dict(node.kwargs)
+    in_place = bool(kwargs.pop("inplace", False))
+    if node.op == "call_method":
+        name = str(target)
+        in_place = in_place or name.endswith("_")
+        rule = METHODS.get(name.rstrip("_"))
+    else:
+        in_place = in_place or target in _IN_PLACE
+        rule = FUNCTIONS.get(_IN_PLACE.get(target, target))  # type: ignore[arg-type]
+        name = getattr(target, "__name__", str(target))
+    if rule is None:
+        raise _Unknown(f"its forward calls {name}, which has no rule for many tasks")
+
+    def run(parameters: Mapping[str, Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return rule(*args, **kwargs)
+
+    first = node.args[0] if node.args else None
+    return _Step(node, run, node.args, kwargs, first if in_place else None)  # type: ignore[arg-type]
+
+
+class _Names:
+    """The parameters and buffers that a graph reads, by the names that the engines use."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self._parameters = {id(p): _own_name(name) for name, p in root.named_parameters()}
+
+    def of_layer(self, layer: nn.Module) -> dict[str, str]:
+        """The names of a layer's parameters by their own names in it."""
+        own = layer._parameters.items()
+        return {key: self._parameters[id(p)] for key, p in own if p is not None}
+
+    def reader(self, target: str) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+        """What gives a parameter or a buffer as [T, ...] or [1, ...]."""
+        prefix, _, key = target.rpartition(".")
+        owner = self.root.get_submodule(prefix)
+        parameter = owner._parameters.get(key)
+        if parameter is not None:
+            name, rank = self._parameters[id(parameter)], parameter.dim()
+            return lambda parameters, x: _with_tasks(parameters[name], rank)
+        if owner._buffers.get(key) is None:
+            raise _Unknown(f"its forward reads {_own_name(target)!r}, no parameter and no buffer")
+        return lambda parameters, x: owner._buffers[key].unsqueeze(0)  # type: ignore[union-attr]
+
+
+def _with_tasks(parameter: Tensor, rank: int) -> Tensor:
+    return parameter if parameter.dim() > rank else parameter.unsqueeze(0)
+
+
+def _own_name(target: Any) -> str:
+    """A name in the module, from that in the Sequential around it."""
+    return str(target).removeprefix("0").removeprefix(".")
+
+
+def _output(node: Node) -> Node:
+    (output,) = node.args
+    if not isinstance(output, Node):
+        raise _Unknown("its forward returns something else than one tensor")
+    return output
+
+
+def _last_uses(graph: fx.Graph) -> dict[Node, tuple[Node, ...]]:
+    """The nodes whose last user a node is."""
+    last = {used: node for node in graph.nodes for used in node.all_input_nodes}
+    spent: dict[Node, tuple[Node, ...]] = {}
+    for used, node in last.items():
+        spent[node] = (*spent.get(node, ()), used)
+    return spent
+
+
+# ---- Python state ------------------------------------------------------------------------------
+
+
+class _State(NamedTuple):
+    """An attribute that a traced forward may have read."""
+
+    owner: dict[str, Any]
+    name: str
+    value: Any  # frozen
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_ATOMS = (
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
+    torch.memory_format, torch.Size, slice, range,
+)  # fmt: skip
+_BY_IDENTITY = (type, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
+
+
+def _state(module: nn.Module) -> list[_State]:
+    states = []
+    for owner in module.modules():
+        if _is_layer(owner) or type(owner) is nn.Sequential:
+            continue
+        for name, value in vars(owner).items():
+            if name in _OF_EVERY_MODULE:
+                continue
+            try:
+                states.append(_State(vars(owner), name, _frozen(value)))
+            except TypeError:
+                raise _Unknown(
+                    f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
+                    "change would not be seen"
+                ) from None
+    return states
+
+
+def _frozen(value: Any) -> Any:
+    """A value that equals that of another time only where nothing changed; else TypeError."""
+    if isinstance(value, _BY_IDENTITY):
+        return id(value)
+    if type(value) in _ATOMS:
+        return type(value), value
+    if type(value) in (list, tuple):
+        return type(value), [_frozen(item) for item in value]
+    if type(value) is dict:
+        return dict, [(_frozen(key), _frozen(item)) for key, item in value.items()]
+    if type(value) in (set, frozenset):
+        return type(value), {*value} if all(type(v) in _ATOMS for v in value) else _frozen([*value])
+    raise TypeError(f"cannot freeze {type(value).__name__}")

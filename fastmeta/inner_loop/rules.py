@@ -1,0 +1,438 @@
+"""What the layers and calls of a module's forward are on many tasks' tensors at once.
+
+Every tensor has the tasks first, T of them or 1 where all share it; the module's own dimensions
+come after. A dimension counted from the front moves by one, one counted from the back stays.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmeta import functional as fmF
+from fastmeta.functional.forward import ELEMENTWISE
+
+__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "Layer", "unfit"]
+
+# (layer, its parameters by their own names, x) -> y
+Layer = Callable[[Any, Mapping[str, Tensor], Tensor], Tensor]
+
+
+# ---- layers ------------------------------------------------------------------------------------
+
+
+def _conv2d(layer: nn.Conv2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.conv2d(x, own["weight"], own.get("bias"), layer.stride, _padding(layer))
+
+
+def _padding(layer: nn.Conv2d) -> Sequence[int]:
+    if isinstance(layer.padding, str):
+        return [k // 2 if layer.padding == "same" else 0 for k in layer.kernel_size]
+    return layer.padding
+
+
+def _linear(layer: nn.Linear, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.linear(x, own["weight"], own.get("bias"))
+
+
+def _batch_norm(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.batch_norm(x, own.get("weight"), own.get("bias"), layer.eps)
+
+
+def _instance_norm(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.instance_norm(x, own.get("weight"), own.get("bias"), layer.eps)
+
+
+def _layer_norm(layer: nn.LayerNorm, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    shape = layer.normalized_shape
+    return fmF.layer_norm(x, shape, own.get("weight"), own.get("bias"), layer.eps)
+
+
+def _group_norm(layer: nn.GroupNorm, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.group_norm(x, layer.num_groups, own.get("weight"), own.get("bias"), layer.eps)
+
+
+def _max_pool2d(layer: nn.MaxPool2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.max_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
+
+
+def _avg_pool2d(layer: nn.AvgPool2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
+
+
+def _adaptive_avg_pool2d(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.adaptive_avg_pool2d(x, layer.output_size)
+
+
+def _flatten(layer: nn.Flatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x.flatten(_shifted(layer.start_dim), _shifted(layer.end_dim))
+
+
+def _alone(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """A layer that treats each element by itself."""
+    return layer.forward(x)
+
+
+def _nothing(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x
+
+
+LAYERS: dict[type, Layer] = {
+    nn.Conv2d: _conv2d,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.InstanceNorm1d: _instance_norm,
+    nn.InstanceNorm2d: _instance_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.MaxPool2d: _max_pool2d,
+    nn.AvgPool2d: _avg_pool2d,
+    nn.AdaptiveAvgPool2d: _adaptive_avg_pool2d,
+    nn.Flatten: _flatten,
+    nn.Dropout: _nothing,
+    nn.Dropout2d: _nothing,
+    **dict.fromkeys((*ELEMENTWISE, nn.ReLU6, nn.Hardtanh, nn.SELU, nn.Mish), _alone),
+}
+
+
+def unfit(layer: Any) -> str | None:
+    """Why a layer of a known type is not one that its rule can run, or None."""
+    if isinstance(layer, nn.Conv2d):
+        if layer.padding_mode != "zeros" or layer.groups != 1 or layer.dilation != (1, 1):
+            return "is padded with something else than zeros, grouped or dilated"
+        if layer.padding == "same" and not all(k % 2 for k in layer.kernel_size):
+            return "has even kernels with padding on one side"
+    elif isinstance(layer, nn.MaxPool2d):
+        if layer.ceil_mode or layer.return_indices or layer.dilation not in (1, (1, 1)):
+            return "is dilated, rounds up or returns indices"
+    elif isinstance(layer, nn.AvgPool2d):
+        if layer.ceil_mode or not layer.count_include_pad or layer.divisor_override is not None:
+            return "rounds up or divides by something else than the size of its kernel"
+    elif isinstance(layer, nn.AdaptiveAvgPool2d):
+        if layer.output_size is None or None in _several(layer.output_size):
+            return "keeps a size of its input"
+    elif isinstance(layer, (nn.Dropout, nn.Dropout2d)) and layer.training and layer.p > 0:
+        return "draws random numbers"
+    return None
+
+
+# ---- calls -------------------------------------------------------------------------------------
+
+
+def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of elements, which broadcasts tensors from their last dimension on."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = [z for z in (*args, *kwargs.values()) if isinstance(z, Tensor)]
+        rank = max((z.dim() for z in tensors), default=0)
+        aligned = {key: _aligned(value, rank) for key, value in kwargs.items()}
+        return function(*(_aligned(z, rank) for z in args), **aligned)
+
+    return run
+
+
+def _aligned(z: Any, rank: int) -> Any:
+    """[T, *shape] as [T, 1..., *shape] with `rank` dimensions."""
+    if not isinstance(z, Tensor) or z.dim() == rank:
+        return z
+    return z.reshape(z.shape[0], *[1] * (rank - z.dim()), *z.shape[1:])
+
+
+def _along(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function along `dim`, a number or several."""
+
+    def run(x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(x, _shifted(dim), *args, **kwargs)
+
+    return run
+
+
+def _over(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reduction over `dim`, or over all dimensions where there is none."""
+
+    def run(x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+        every = tuple(range(1, x.dim()))
+        return function(x, every if dim is None else _shifted(dim), *args, **kwargs)
+
+    return run
+
+
+def _shifted(dim: Any) -> Any:
+    if isinstance(dim, (tuple, list)):
+        return tuple(map(_shifted, dim))
+    return dim + 1 if dim >= 0 else dim
+
+
+def _joined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.cat or torch.stack."""
+
+    def run(tensors: Any, dim: int = 0) -> Tensor:
+        tasks = max(len(z) for z in tensors)
+        return function([z.expand(tasks, *z.shape[1:]) for z in tensors], dim=_shifted(dim))
+
+    return run
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    if min(x.dim(), y.dim()) < 3:
+        raise ValueError("matmul of a vector")
+    rank = max(x.dim(), y.dim())
+    return torch.matmul(_aligned(x, rank), _aligned(y, rank))
+
+
+def _size(x: Tensor, dim: int | None = None) -> Any:
+    return x.shape[1:] if dim is None else x.shape[1:][dim]
+
+
+def _getattr(x: Any, name: str) -> Any:
+    """What a forward asks of a tensor or of its shape."""
+    if not isinstance(x, Tensor):
+        return getattr(x, name)
+    known = {"shape": x.shape[1:], "ndim": x.dim() - 1, "dtype": x.dtype, "device": x.device}
+    if name not in known:
+        raise ValueError(f"the attribute {name!r} of a tensor")
+    return known[name]
+
+
+def _getitem(x: Any, index: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x[index]
+    places = index if isinstance(index, tuple) else (index,)
+    if not all(place is None or place is ... or type(place) in (int, slice) for place in places):
+        raise ValueError("indexing by a tensor or a list")
+    return x[(slice(None), *places)]
+
+
+def _view(x: Tensor, *shape: Any) -> Tensor:
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        (shape,) = shape
+    return x.reshape(x.shape[0], *shape)
+
+
+def _flat(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    return x.flatten(_shifted(start_dim), _shifted(end_dim))
+
+
+def _permute(x: Tensor, *dims: Any) -> Tensor:
+    if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
+        (dims,) = dims
+    return x.permute(0, *_shifted(dims))
+
+
+def _transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
+    return x.transpose(_shifted(dim0), _shifted(dim1))
+
+
+def _same_tensor(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x
+
+
+def _parameter(z: Tensor | None) -> Tensor | None:
+    """[1, *shape] as a parameter that all tasks share."""
+    return z[0] if z is not None and z.shape[0] == 1 else z
+
+
+def _linear_call(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return fmF.linear(x, _given(weight), _parameter(bias))
+
+
+def _given(weight: Tensor) -> Tensor:
+    return weight[0] if weight.shape[0] == 1 else weight
+
+
+def _conv2d_call(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if groups != 1 or _several(dilation) not in ((1,), (1, 1)) or isinstance(padding, str):
+        raise ValueError("a conv2d that is grouped, dilated or padded by name")
+    return fmF.conv2d(
+        x, _given(weight), _parameter(bias), _one_or_pair(stride), _one_or_pair(padding)
+    )
+
+
+def _batch_norm_call(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if running_mean is not None or running_var is not None:
+        raise ValueError("a batch_norm with running statistics")
+    return fmF.batch_norm(x, _parameter(weight), _parameter(bias), eps)
+
+
+def _instance_norm_call(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if running_mean is not None or running_var is not None:
+        raise ValueError("an instance_norm with running statistics")
+    return fmF.instance_norm(x, _parameter(weight), _parameter(bias), eps)
+
+
+def _layer_norm_call(
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return fmF.layer_norm(x, normalized_shape, _parameter(weight), _parameter(bias), eps)
+
+
+def _group_norm_call(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return fmF.group_norm(x, num_groups, _parameter(weight), _parameter(bias), eps)
+
+
+def _max_pool2d_call(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    if ceil_mode or return_indices or _several(dilation) not in ((1,), (1, 1)):
+        raise ValueError("a max_pool2d that is dilated, rounds up or returns indices")
+    return fmF.max_pool2d(x, kernel_size, stride or None, padding)
+
+
+def _avg_pool2d_call(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    if ceil_mode or not count_include_pad or divisor_override is not None:
+        raise ValueError("an avg_pool2d with options")
+    return fmF.avg_pool2d(x, kernel_size, stride or None, padding)
+
+
+def _dropout_call(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    if training and p > 0:
+        raise ValueError("a dropout that draws random numbers")
+    return x
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _one_or_pair(value: Any) -> Any:
+    values = _several(value)
+    return values[0] if len(values) == 1 else values
+
+
+_ELEMENTWISE_NAMES = (
+    "abs add atan clamp clamp_max clamp_min cos cosh div erf exp expm1 log log1p maximum minimum "
+    "mul neg pow reciprocal relu rsqrt sigmoid sign sin sinh sqrt square sub tanh where"
+).split()
+_ELEMENTWISE_OF_F = (
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.silu, F.mish, F.gelu, F.softplus, F.hardtanh,
+    F.tanh, F.sigmoid, F.logsigmoid, F.softsign, F.tanhshrink,
+)  # fmt: skip
+_OPERATORS = (
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
+    operator.pow, operator.neg, operator.gt, operator.ge, operator.lt, operator.le,
+)  # fmt: skip
+
+METHODS: dict[str, Callable[..., Any]] = {
+    **{name: _elementwise(getattr(torch, name)) for name in _ELEMENTWISE_NAMES if name != "where"},
+    **{name: _along(getattr(Tensor, name)) for name in ("softmax", "log_softmax", "logsumexp")},
+    **{name: _along(getattr(Tensor, name)) for name in ("unsqueeze", "squeeze")},
+    **{name: _over(getattr(torch, name)) for name in ("mean", "sum", "amax", "amin")},
+    "chunk": lambda x, chunks, dim=0: x.chunk(chunks, _shifted(dim)),
+    "split": lambda x, split_size, dim=0: x.split(split_size, _shifted(dim)),
+    "clone": Tensor.clone,
+    "contiguous": _same_tensor,
+    "dim": lambda x: x.dim() - 1,
+    "flatten": _flat,
+    "matmul": _matmul,
+    "permute": _permute,
+    "reshape": _view,
+    "size": _size,
+    "transpose": _transpose,
+    "view": _view,
+}
+
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    **{getattr(torch, name): _elementwise(getattr(torch, name)) for name in _ELEMENTWISE_NAMES},
+    **{function: _elementwise(function) for function in (*_ELEMENTWISE_OF_F, *_OPERATORS)},
+    **{
+        getattr(torch, name): METHODS[name]
+        for name in (
+            "amax",
+            "amin",
+            "chunk",
+            "clone",
+            "flatten",
+            "logsumexp",
+            "log_softmax",
+            "mean",
+            "matmul",
+            "permute",
+            "reshape",
+            "softmax",
+            "split",
+            "squeeze",
+            "sum",
+            "transpose",
+            "unsqueeze",
+        )  # fmt: skip
+    },
+    builtins.getattr: _getattr,
+    operator.getitem: _getitem,
+    operator.matmul: _matmul,
+    torch.bmm: _matmul,
+    torch.mm: _matmul,
+    torch.cat: _joined(torch.cat),
+    torch.stack: _joined(torch.stack),
+    F.softmax: lambda x, dim, _stacklevel=3, dtype=None: x.softmax(_shifted(dim), dtype),
+    F.log_softmax: lambda x, dim, _stacklevel=3, dtype=None: x.log_softmax(_shifted(dim), dtype),
+    F.normalize: lambda x, p=2.0, dim=1, eps=1e-12, out=None: F.normalize(x, p, _shifted(dim), eps),
+    F.linear: _linear_call,
+    F.conv2d: _conv2d_call,
+    F.batch_norm: _batch_norm_call,
+    F.instance_norm: _instance_norm_call,
+    F.layer_norm: _layer_norm_call,
+    F.group_norm: _group_norm_call,
+    F.max_pool2d: _max_pool2d_call,
+    torch.max_pool2d: _max_pool2d_call,
+    F.avg_pool2d: _avg_pool2d_call,
+    F.adaptive_avg_pool2d: lambda x, output_size: fmF.adaptive_avg_pool2d(x, output_size),
+    F.dropout: _dropout_call,
+    F.dropout2d: _dropout_call,
+}

@@ -1,0 +1,49 @@
+"""The memory of a process, which also what the allocator makes of an engine's tensors counts for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PEAK = Path("/proc/self/clear_refs")
+
+# Run in a process of its own, so that nothing is left from before.
+METER = """
+import ctypes, sys, torch, fastmeta as fm
+
+engine, steps = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+model = fm.models.conv4(5, filters=16, image_size=14, layers=3)
+meta = fm.MAML(model, engine=engine, inner_steps=steps)
+x, y = torch.randn(4, 20, 1, 14, 14), torch.randint(5, (4, 20))
+tasks = fm.TaskBatch(x, y, x, y)
+
+
+def resident(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+meta(tasks, inner_steps=1).loss.sum().backward()
+ctypes.CDLL(None).malloc_trim(0)
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+meta(tasks).loss.sum().backward()
+kept = steps * 4 * sum(p.numel() * p.element_size() for p in model.parameters())
+print(resident("VmHWM") - before - kept)
+"""
+
+
+def peak_beyond_the_weights(engine, steps):
+    command = [sys.executable, "-c", METER, engine, str(steps)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    return int(run.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEAK.exists(), reason="this system does not tell peak memory")
+@pytest.mark.parametrize("engine", ["layered", "vmap"])
+def test_the_peak_does_not_grow_with_the_steps(engine):
+    few, many = (peak_beyond_the_weights(engine, steps) for steps in (5, 50))
+    assert 0 < many <= 1.3 * few
