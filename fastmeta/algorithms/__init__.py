@@ -3,7 +3,21 @@
 from fastmeta.algorithms.anil import ANIL
 from fastmeta.algorithms.explain import explain
 from fastmeta.algorithms.maml import MAML
+from fastmeta.algorithms.matchingnet import MatchingNet
 from fastmeta.algorithms.metasgd import MetaSGD
+from fastmeta.algorithms.proto_maml import ProtoMAML
+from fastmeta.algorithms.protonet import ProtoNet
+from fastmeta.algorithms.r2d2 import R2D2
 from fastmeta.algorithms.reptile import Reptile
 
-__all__ = ["ANIL", "MAML", "MetaSGD", "Reptile", "explain"]
+__all__ = [
+    "ANIL",
+    "MAML",
+    "MatchingNet",
+    "MetaSGD",
+    "ProtoMAML",
+    "ProtoNet",
+    "R2D2",
+    "Reptile",
+    "explain",
+]

@@ -55,7 +55,7 @@ class MAML(nn.Module):
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
         adapt_parameters: names of the parameters that adapt, or a predicate on names; None: all.
-        engine: "auto", "resident", "vmap" or "reference".
+        engine: "auto", "resident", "layered", "vmap" or "reference".
         precision: "fp32": products in the dtype of the inputs, float64 included.
         randomness: for a model with dropout in training mode under engine="vmap": "different" or
             "same" masks over tasks.

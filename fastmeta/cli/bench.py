@@ -7,23 +7,27 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fastmeta import bench
-from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.errors import INTERRUPTED, UsageError, usage_errors
 from fastmeta.cli.setup import check_writable, set_threads
 
 
 def run(options: argparse.Namespace) -> int:
-    """Time the workloads, print the table and write the JSON."""
+    """Time the workloads, print the table and write the JSON, also of a run cut short."""
     set_threads(options.threads)
-    _check_names("--workload", options.workload, bench.WORKLOADS)
+    _check_names("--workload", options.workload, bench.selectable())
     _check_names("--rival", options.rival, bench.RIVALS)
     if options.json:
         with usage_errors():
             check_writable(Path(options.json))
-    results = bench.run(options.workload, options.rival, options.quick, options.seconds)
+    status = 0
+    try:
+        results = bench.run(options.workload, options.rival, options.quick, options.seconds)
+    except bench.Interrupted as stop:
+        results, status = stop.results, INTERRUPTED
     print(bench.format_table(results))
     if options.json:
         bench.write_json(results, Path(options.json))
-    return 0
+    return status
 
 
 def _check_names(option: str, names: Collection[str] | None, known: Collection[str]) -> None:

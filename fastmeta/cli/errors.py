@@ -1,9 +1,12 @@
-"""Errors of use, told apart from bugs."""
+"""Errors of use, told apart from bugs, and exit statuses."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UsageError(Exception):

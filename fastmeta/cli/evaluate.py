@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.setup import check_writable, set_threads
+from fastmeta.cli.sources import module_of
 from fastmeta.training import load_checkpoint
 
 
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             check_writable(Path(options.json))
     print(f"{options.checkpoint}, {checkpoint.step} meta-steps")
-    source = importlib.import_module(f"fastmeta.cli.{checkpoint.config['source']['kind']}")
+    source = module_of(checkpoint.config["source"]["kind"])
     numbers = {"meta_steps": checkpoint.step, **source.evaluate(checkpoint, options)}
     if options.json:
         Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n")

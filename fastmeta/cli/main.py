@@ -8,10 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from fastmeta.cli.errors import UsageError
+from fastmeta.cli.errors import INTERRUPTED, UsageError
 from fastmeta.cli.options import build_parser
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

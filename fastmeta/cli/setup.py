@@ -12,17 +12,21 @@ from typing import Any
 import torch
 
 from fastmeta import ANIL, MAML, MetaSGD, Reptile
-from fastmeta.models import mlp
-from fastmeta.training import Run, Source
+from fastmeta.cli.network import head_of, loss_of, make_network
+from fastmeta.training import Checkpoint, Run, Schedule, Source, Validation
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train on, and all settings as plain values: `source`, `meta` and `training`."""
+    """What to train on, and all settings as plain values.
+
+    `config` has the parts `source`, `model`, `meta` and `training`.
+    """
 
     source: Source
     config: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    validation: Source | None = None
 
 
 def set_threads(threads: int | None) -> None:
@@ -44,56 +48,96 @@ def check_writable(path: Path) -> None:
         raise PermissionError(f"the folder {path.parent} cannot be written")
 
 
-def meta_config(options: argparse.Namespace, inputs: int) -> dict[str, Any]:
-    """Return the settings of `make_meta`."""
+# ---- options to plain values --------------------------------------------------------------------
+
+
+def meta_config(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the inner loop.
+
+    Raises:
+        ValueError: Reptile with one inner step, which is no meta-learning.
+    """
+    if options.algorithm == "reptile" and options.inner_steps == 1:
+        raise ValueError("reptile with one inner step is joint training: give --inner-steps")
+    names = ("algorithm", "inner_lr", "inner_steps", "learn_inner_lr", "per_step_lr", "engine")
+    return {name: getattr(options, name) for name in (*names, "seed")}
+
+
+def training_config(options: argparse.Namespace, validation_batch: int = 0) -> dict[str, Any]:
+    """Return the settings of the outer loop.
+
+    Args:
+        options: of the command line.
+        validation_batch: validation tasks at once; 0: the source has none.
+    """
+    names = ("meta_batch", "lr", "weight_decay", "clip")
     return {
-        "sizes": [inputs, *options.hidden, 1],
-        "activation": options.activation,
-        "algorithm": options.algorithm,
-        "inner_lr": options.inner_lr,
-        "inner_steps": options.inner_steps,
-        "learn_inner_lr": options.learn_inner_lr,
-        "per_step_lr": options.per_step_lr,
-        "engine": options.engine,
-        "seed": options.seed,
+        **{name: getattr(options, name) for name in names},
+        "schedule": _schedule_config(options),
+        "validation": _validation_config(options, validation_batch),
     }
 
 
-def training_config(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of the outer loop."""
-    return {name: getattr(options, name) for name in ("meta_batch", "lr", "weight_decay", "clip")}
+def _schedule_config(options: argparse.Namespace) -> dict[str, Any]:
+    steps = {"constant": 1, "cosine": options.steps, "halving": options.halve_every}
+    return {"kind": options.schedule, "steps": steps[options.schedule]}
+
+
+def _validation_config(options: argparse.Namespace, batch: int) -> dict[str, int] | None:
+    if not batch or not options.validate_every:
+        return None
+    return {"every": options.validate_every, "tasks": options.validation_tasks, "batch": batch}
+
+
+# ---- plain values to what runs ------------------------------------------------------------------
 
 
 def make_meta(config: Mapping[str, Any]) -> MAML:
     """Build the meta-learner, initialised from its seed.
 
+    Args:
+        config: of a `Job`.
+
     Raises:
         ValueError: settings that do not go together.
     """
-    torch.manual_seed(config["seed"])
-    model = mlp(config["sizes"], config["activation"])
-    algorithm = config["algorithm"]
+    settings = config["meta"]
+    torch.manual_seed(settings["seed"])
+    model = make_network(config["model"])
+    algorithm = settings["algorithm"]
     common: dict[str, Any] = {
-        "inner_lr": config["inner_lr"],
-        "inner_steps": config["inner_steps"],
-        "loss": "mse",
-        "engine": config["engine"],
+        "inner_lr": settings["inner_lr"],
+        "inner_steps": settings["inner_steps"],
+        "loss": loss_of(config["model"]),
+        "engine": settings["engine"],
     }
     if algorithm == "reptile":
         return Reptile(model, **common)
-    common["per_step_lr"] = config["per_step_lr"]
+    common["per_step_lr"] = settings["per_step_lr"]
     if algorithm == "metasgd":
         return MetaSGD(model, **common)
-    learned = config["learn_inner_lr"]
+    learned = settings["learn_inner_lr"]
     common["learn_inner_lr"] = None if learned == "none" else learned
     if algorithm == "anil":
-        return ANIL(model, model[-1], **common)
+        return ANIL(model, head_of(model), **common)
     return MAML(model, order=1 if algorithm == "fomaml" else 2, **common)
+
+
+def load_meta(checkpoint: Checkpoint, engine: str) -> MAML:
+    """Return the meta-learner of a checkpoint, to be run by this engine.
+
+    Raises:
+        ValueError: an engine that there is not.
+    """
+    config = checkpoint.config
+    meta = make_meta({**config, "meta": {**config["meta"], "engine": engine}})
+    meta.load_state_dict(checkpoint.meta)
+    return meta
 
 
 def make_run(job: Job) -> Run:
     """Return the run at step 0."""
-    meta = make_meta(job.config["meta"])
+    meta = make_meta(job.config)
     training = job.config["training"]
     return Run(
         meta,
@@ -101,9 +145,15 @@ def make_run(job: Job) -> Run:
         _optimizer(meta, training["lr"], training["weight_decay"]),
         meta_batch=training["meta_batch"],
         clip=training["clip"],
+        schedule=Schedule(**training["schedule"]),
+        validation=_validation(job.validation, training["validation"]),
         config=job.config,
         notes=job.notes,
     )
+
+
+def _validation(source: Source | None, settings: Mapping[str, int] | None) -> Validation | None:
+    return None if source is None or settings is None else Validation(source, **settings)
 
 
 def _optimizer(meta: MAML, lr: float, weight_decay: float) -> torch.optim.AdamW:

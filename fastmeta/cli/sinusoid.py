@@ -7,25 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastmeta.cli.errors import usage_errors
-from fastmeta.cli.setup import Job, make_meta, meta_config, training_config
+from fastmeta.cli.network import mlp_config
+from fastmeta.cli.setup import Job, load_meta, meta_config, training_config
 from fastmeta.episodes import Sinusoid
 from fastmeta.training import Checkpoint, adaptation_seconds, error_by_step, interval
 
-# Added to the seed of an evaluation, so that its waves are not those of a training.
-EVALUATION = 1_000_003
+# Added to the seed, so that the waves are not those of the training.
+VALIDATION, EVALUATION = 2_000_003, 1_000_003
+TASKS = 1000
 
 
 def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job:
     """Return the job that the options describe."""
-    source = Sinusoid(shots=options.shots, queries=options.queries, seed=options.seed)
-    told = {"kind": "sinusoid", "shots": options.shots, "queries": options.queries}
+    numbers = {"shots": options.shots, "queries": options.queries}
+    config = {
+        "source": {"kind": "sinusoid", **numbers},
+        "model": mlp_config(options, inputs=1),
+        "meta": meta_config(options),
+        "training": training_config(options, validation_batch=options.validation_tasks),
+    }
     return Job(
-        source,
-        {
-            "source": told,
-            "meta": meta_config(options, inputs=1),
-            "training": training_config(options),
-        },
+        Sinusoid(**numbers, seed=options.seed),
+        config,
+        validation=Sinusoid(**numbers, seed=options.seed + VALIDATION),
     )
 
 
@@ -33,21 +37,20 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     """Print the error by inner step over fresh waves, and return the numbers."""
     told = checkpoint.config["source"]
     with usage_errors():
-        meta = make_meta({**checkpoint.config["meta"], "engine": options.engine})
-        meta.load_state_dict(checkpoint.meta)
+        meta = load_meta(checkpoint, options.engine)
         source = Sinusoid(shots=told["shots"], queries=100, seed=options.seed + EVALUATION)
-        tasks = source.sample(options.tasks)
+        tasks = source.sample(options.tasks or TASKS)
         errors = error_by_step(meta, tasks, options.inner_steps or meta.inner_steps)
-    print(f"{options.tasks} waves not seen before, {told['shots']} support points, mean squared")
+    print(f"{len(tasks)} waves not seen before, {told['shots']} support points, mean squared")
     print("error on 100 other points of each\n")
     print(f"{'inner steps':<12}{'MSE':>8}   95 % interval over waves")
     rows = [interval(error) for error in errors]
     for step, row in enumerate(rows):
         print(f"{step:<12}{row.mean:>8.4f}   {row.low:.4f} .. {row.high:.4f}")
     seconds = adaptation_seconds(meta, tasks)
-    print(f"\nadaptation: {seconds * 1e6:.3g} us a task ({options.tasks} tasks at once)")
+    print(f"\nadaptation: {seconds * 1e6:.3g} us a task ({len(tasks)} tasks at once)")
     return {
         "mse_by_step": [vars(row) for row in rows],
         "adaptation_seconds_per_task": seconds,
-        "tasks": options.tasks,
+        "tasks": len(tasks),
     }

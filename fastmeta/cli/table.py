@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fastmeta import MAML, TaskBatch
 from fastmeta.cli.errors import usage_errors
-from fastmeta.cli.options import WEIGHT_DECAYS
+from fastmeta.cli.network import mlp_config
+from fastmeta.cli.options.training import WEIGHT_DECAYS
 from fastmeta.cli.progress import Progress
-from fastmeta.cli.setup import Job, make_meta, make_run, meta_config, training_config
+from fastmeta.cli.setup import Job, load_meta, make_run, meta_config, training_config
 from fastmeta.episodes import (
     Standardisation,
     Table,
@@ -107,7 +108,8 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
             "held_out": held_out,
             "fingerprint": table.fingerprint(),
         },
-        "meta": meta_config(options, inputs=len(scale.feature_names)),
+        "model": mlp_config(options, inputs=len(scale.feature_names)),
+        "meta": meta_config(options),
         "training": training,
     }
     if training["weight_decay"] is None:
@@ -189,8 +191,7 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     config = checkpoint.config
     with usage_errors():
         data = _data_of(checkpoint, options.data)
-        meta = make_meta({**config["meta"], "engine": options.engine})
-        meta.load_state_dict(checkpoint.meta)
+        meta = load_meta(checkpoint, options.engine)
         steps = options.inner_steps or meta.inner_steps
         source = data.episodes(data.held_out, options.seed + EVALUATION)
         error_by_step(meta, source.sample(), steps)  # tells at once what cannot run

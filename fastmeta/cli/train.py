@@ -3,59 +3,129 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from fastmeta.cli.errors import usage_errors
-from fastmeta.cli.progress import Progress
+from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import check_writable, make_run, set_threads
-from fastmeta.training import Curve, Run, TrainingDiverged, load_checkpoint, train
+from fastmeta.cli.sources import module_of
+from fastmeta.training import (
+    Curve,
+    Log,
+    Run,
+    TensorBoard,
+    TrainingDiverged,
+    best_checkpoint,
+    check_picture,
+    load_checkpoint,
+    plot_curve,
+    read_curve,
+    train,
+)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train on a source, from the start or from a checkpoint."""
+    begun = time.monotonic()
     set_threads(options.threads)
     with usage_errors():
+        options.curve = options.curve or _curve_beside(options.checkpoint)
+        _check_files(options)
         job = _prepare(options)
-        curve = Curve(options.curve, after=job.step) if options.curve else None
+        logs: list[Log] = [Curve(options.curve, after=job.step)]
+    if options.tensorboard:
+        logs.append(_tensorboard(options.tensorboard, after=job.step))
+    deadline = begun + 60 * options.time_limit if options.time_limit else None
     start = job.step
     try:
-        with Progress("training", options.steps, start) as progress:
-            stopped = train(
-                job,
-                steps=options.steps,
-                checkpoint=options.checkpoint,
-                save_every=options.save_every,
-                curve=curve,
-                report=lambda _, loss: progress.advance(loss),
-            )
+        stopped = _train(job, options, logs, deadline)
     except TrainingDiverged as error:
+        _plot(options)
         print(f"fastmeta: {error}; try a smaller --inner-lr or --lr, or --clip", file=sys.stderr)
         return 1
-    if stopped is not None:
-        print(f"stopped after step {job.step}, saved {options.checkpoint}; go on with --resume")
-        return 128 + stopped
-    print(f"trained   from step {start} to {job.step}, saved {options.checkpoint}")
-    print(f"now       fastmeta evaluate {options.checkpoint}")
-    return 0
+    _plot(options)
+    _report(job, options, start, stopped)
+    return 128 + stopped if isinstance(stopped, int) else 0
+
+
+def _curve_beside(checkpoint: str) -> str:
+    return checkpoint.removesuffix(".safetensors") + ".curve.csv"
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    named = (options.checkpoint, options.curve, options.plot)
+    files = [Path(name) for name in named if name]
+    for path in files:
+        check_writable(path)
+    files.append(best_checkpoint(options.checkpoint))
+    if len({path.resolve() for path in files}) < len(files):
+        raise ValueError(f"two of these are the same file: {', '.join(map(str, files))}")
+    if options.plot:
+        check_picture(options.plot)
 
 
 def _prepare(options: argparse.Namespace) -> Run:
-    for path in (options.checkpoint, options.curve):
-        if path is not None:
-            check_writable(Path(path))
     saved = None
     if options.resume:
         saved = load_checkpoint(options.checkpoint).config
         kind = saved["source"]["kind"]
         if kind != options.source:
             raise ValueError(f"{options.checkpoint} was trained on {kind}, not {options.source}")
-    source = importlib.import_module(f"fastmeta.cli.{options.source}")
-    job = make_run(source.prepare(options, saved))
+    job = make_run(module_of(options.source).prepare(options, saved))
     if options.resume:
         job.resume(options.checkpoint)
         if job.step > options.steps:
             raise ValueError(f"{options.checkpoint} is at step {job.step}, past --steps")
     print(f"engine    {job.meta.choice().name}", flush=True)
     return job
+
+
+def _tensorboard(folder: str, after: int) -> TensorBoard:
+    try:
+        with usage_errors():
+            return TensorBoard(folder, after=after)
+    except ImportError as error:
+        raise UsageError(f"--tensorboard: {error}") from error
+
+
+def _train(
+    job: Run, options: argparse.Namespace, logs: Sequence[Log], deadline: float | None
+) -> int | Literal["time"] | None:
+    with Progress("training", options.steps, job.step) as progress:
+        return train(
+            job,
+            steps=options.steps,
+            checkpoint=options.checkpoint,
+            save_every=options.save_every,
+            logs=logs,
+            report=lambda _, loss, score: progress.advance(loss, score),
+            deadline=deadline,
+        )
+
+
+def _plot(options: argparse.Namespace) -> None:
+    rows = read_curve(options.curve) if options.plot else []
+    if rows:
+        plot_curve(rows, options.plot)
+
+
+def _report(
+    job: Run, options: argparse.Namespace, start: int, stopped: int | Literal["time"] | None
+) -> None:
+    last = newest = Path(options.checkpoint)
+    if stopped is None:
+        print(f"trained   from step {start} to {job.step}, saved {last}")
+    else:
+        why = " as the time is over" if stopped == "time" else ""
+        print(f"stopped after step {job.step}{why}, saved {last}; go on with --resume")
+    if job.best is not None:
+        newest = best_checkpoint(last)
+        print(f"best      {described(job.best)} at step {job.best.step}, saved {newest}")
+    drawn = f", drawn in {options.plot}" if options.plot else ""
+    print(f"curve     {options.curve}{drawn}")
+    if stopped is None:
+        print(f"now       fastmeta evaluate {newest}")

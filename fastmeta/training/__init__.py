@@ -1,28 +1,46 @@
 """Meta-training that can stop and continue bit for bit, and evaluation with intervals."""
 
 from fastmeta.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fastmeta.training.curve import Curve, read_curve
 from fastmeta.training.evaluate import (
     Interval,
+    accuracy_by_step,
     adaptation_seconds,
     cross_validated_error,
     error_by_step,
     interval,
     student_t,
 )
-from fastmeta.training.loop import Curve, Run, Source, TrainingDiverged, train
+from fastmeta.training.loop import Log, best_checkpoint, train
+from fastmeta.training.plot import check_picture, plot_curve
+from fastmeta.training.run import Run, TrainingDiverged
+from fastmeta.training.schedule import Schedule
+from fastmeta.training.source import Source
+from fastmeta.training.tensorboard import TensorBoard
+from fastmeta.training.validation import Score, Validation
 
 __all__ = [
     "Checkpoint",
     "Curve",
     "Interval",
+    "Log",
     "Run",
+    "Schedule",
+    "Score",
     "Source",
+    "TensorBoard",
     "TrainingDiverged",
+    "Validation",
+    "accuracy_by_step",
     "adaptation_seconds",
+    "best_checkpoint",
+    "check_picture",
     "cross_validated_error",
     "error_by_step",
     "interval",
     "load_checkpoint",
+    "plot_curve",
+    "read_curve",
     "save_checkpoint",
     "student_t",
     "train",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 FORMAT = "fastmeta-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Checkpoint:
         meta: state_dict of the algorithm (the model, and inner rates where they are learned).
         optimizer: state_dict of the optimizer.
         streams: states of random generators by name (uint8 tensors).
+        best: the best score in validation so far, plain values, or None.
     """
 
     step: int
@@ -36,6 +37,7 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     streams: Mapping[str, Tensor]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    best: Mapping[str, Any] | None = None
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -60,10 +62,11 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "step": checkpoint.step,
         "config": checkpoint.config,
         "notes": checkpoint.notes,
+        "best": checkpoint.best,
         "optimizer_groups": groups,
         "sha256": _digest(tensors),
     }
-    _write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(facts, sort_keys=True)}))
+    write_atomically(Path(path), save(tensors, {FORMAT: json.dumps(facts, sort_keys=True)}))
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -97,6 +100,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         step=facts["step"],
         config=facts["config"],
         notes=facts["notes"],
+        best=facts["best"],
         meta=_without_prefix("meta", tensors),
         optimizer=_join_optimizer(_without_prefix("optimizer", tensors), facts["optimizer_groups"]),
         streams=_without_prefix("stream", tensors),
@@ -165,7 +169,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step: whoever reads it sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -73,6 +73,12 @@ def error_by_step(meta: MAML, tasks: TaskBatch, steps: int) -> Tensor:
         )
 
 
+def accuracy_by_step(meta: MAML, tasks: TaskBatch, steps: int) -> Tensor:
+    """Return the query accuracy after 0, 1, ..., `steps` inner steps, [steps + 1, T]."""
+    with torch.no_grad():
+        return torch.stack([meta(tasks, inner_steps=k).accuracy for k in range(steps + 1)])
+
+
 def cross_validated_error(
     tasks: Sequence[str],
     fit: Callable[[Sequence[str]], MAML],

@@ -26,3 +26,14 @@ def test_unknown_names_are_told_with_those_there_are(fastmeta):
         status, _, err = fastmeta("bench", option, "nothing")
         assert status == 2 and err.count("\n") == 1
         assert f"{option} 'nothing' is none of" in err and all(name in err for name in known)
+
+
+def test_ctrl_c_keeps_what_was_measured(fastmeta, tmp_path, monkeypatch):
+    def run(*_):
+        raise bench.Interrupted({"points": [1]})
+
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "format_table", lambda results: f"table of {results}")
+    status, out, _ = fastmeta("bench", "--json", "b.json")
+    assert status == 130 and "table of {'points': [1]}" in out
+    assert json.loads((tmp_path / "b.json").read_text()) == {"points": [1]}

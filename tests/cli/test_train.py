@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import mean, variance
 
 import pytest
 
 import fastmeta as fm
-from fastmeta.training import load_checkpoint
+from fastmeta.training import load_checkpoint, read_curve
 
 CODE = Path(fm.__file__).parents[1]
 SMALL = "train sinusoid --hidden 8 --meta-batch 4".split()
@@ -55,6 +56,79 @@ def test_resume_of_a_table_chooses_nothing_anew(fastmeta, clinic, tmp_path):
     )
     assert status == 0 and "from step 40 to 50" in out and "cross-validation:" not in err
     assert load_checkpoint(tmp_path / "b").config == begun.config
+
+
+def test_validation_is_resumed_bit_for_bit(fastmeta, tmp_path):
+    line = [*SMALL, "--validate-every", 4, "--validation-tasks", 9, "--lr", 0.3]
+    line += ["--schedule", "halving", "--halve-every", 7]
+    for name, steps in (("a", 20), ("b", 5), ("b", 13), ("b", 20)):
+        more = ["--resume"] if name == "b" and steps > 5 else []
+        assert fastmeta(*line, "--checkpoint", name, "--steps", steps, *more)[0] == 0
+    for kind in ("{}", "{}.best", "{}.curve.csv"):
+        one, other = (tmp_path / kind.format(name) for name in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_best_curve_and_plot_lie_beside_the_checkpoint(fastmeta, tmp_path):
+    line = [*SMALL, "--validate-every", 5, "--validation-tasks", 4, "--steps", 12]
+    status, out, err = fastmeta(*line, "--checkpoint", "runs/x.safetensors", "--plot", "p.svg")
+    assert status == 0
+    best = load_checkpoint(tmp_path / "runs/x.best.safetensors").best
+    assert best["step"] in (5, 10)
+    assert f"best      loss {best['loss']:.4g} at step {best['step']}" in out
+    assert "evaluate runs/x.best.safetensors" in out
+    assert err.count("in validation loss") >= 2
+    rows = read_curve(tmp_path / "runs/x.curve.csv")
+    assert [row[0] for row in rows if row[2] is not None] == [5, 10]
+    assert "<svg" in (tmp_path / "p.svg").read_text()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "x.best.safetensors",
+        "x.curve.csv",
+        "x.safetensors",
+    ]
+    _, out, _ = fastmeta(*line, "--checkpoint", "runs/x.safetensors", "--validate-every", 0)
+    assert "best" not in out and not (tmp_path / "runs/x.best.safetensors").exists()
+
+
+def test_data_is_not_taken_for_a_curve(fastmeta, clinic):
+    before = clinic.read_bytes()
+    status, _, err = fastmeta(*SMALL, "--steps", 3, "--curve", clinic)
+    assert status == 2 and "clinic.csv is no training curve" in err
+    assert clinic.read_bytes() == before
+
+
+def test_the_time_limit(fastmeta, tmp_path):
+    start = time.monotonic()
+    line = [*SMALL, "--steps", 10**9, "--time-limit", 0.02]
+    status, out, _ = fastmeta(*line)
+    assert time.monotonic() - start < 30
+    step = load_checkpoint(tmp_path / FILE).step
+    assert status == 0 and 0 < step < 10**9
+    assert f"stopped after step {step} as the time is over" in out
+    _, out, _ = fastmeta(*line, "--resume")
+    assert load_checkpoint(tmp_path / FILE).step > step
+
+
+def test_cosine_is_over_at_its_last_step(fastmeta):
+    line = [*SMALL, "--schedule", "cosine"]
+    fastmeta(*line, "--steps", 10)
+    status, _, err = fastmeta(*line, "--steps", 20, "--resume")
+    assert status == 2 and "training.schedule.steps was 10, now 20" in err
+
+
+def test_tensorboard_that_is_missing_is_one_line(fastmeta, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    status, _, err = fastmeta(*SMALL, "--steps", 3, "--tensorboard", "tb")
+    assert status == 2 and err.count("\n") == 1
+    assert "--tensorboard: tensorboard is not installed: pip install tensorboard" in err
+
+
+def test_divergence_leaves_its_curve(fastmeta, tmp_path):
+    line = [*SMALL, "--steps", 300, "--lr", "1e30", "--plot", "p.png"]
+    assert fastmeta(*line)[0] == 1
+    rows = read_curve(tmp_path / "fastmeta-sinusoid.curve.csv")
+    assert rows and [row[0] for row in rows] == list(range(1, len(rows) + 1))
+    assert (tmp_path / "p.png").exists() and not (tmp_path / FILE).exists()
 
 
 def test_the_seed_decides(fastmeta, tmp_path):

@@ -8,6 +8,20 @@ import pytest
 import fastmeta as fm
 
 
+def test_help_does_not_wait_for_torch():
+    code = """
+import sys
+from fastmeta.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    sys.exit("torch" in sys.modules or end.code)
+"""
+    for line in ("--version", "--help", "train omniglot --help", "train --what"):
+        done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True)
+        assert done.returncode == (2 if "what" in line else 0), line
+
+
 def test_version_and_help(fastmeta):
     assert fastmeta("--version") == (0, f"fastmeta {fm.__version__}\n", "")
     status, out, _ = fastmeta("--help")
@@ -33,6 +47,12 @@ def test_version_and_help(fastmeta):
         ("train sinusoid --per-step-lr", "per_step_lr needs rates to learn"),
         ("train sinusoid --resume", "there is no checkpoint fastmeta-sinusoid.safetensors"),
         ("train sinusoid --checkpoint .", ". is a folder"),
+        ("train sinusoid --plot p.exe", "p.exe is no picture: its name must end in one of"),
+        ("train sinusoid --curve a --plot a", "two of these are the same file"),
+        ("train sinusoid --algorithm reptile --inner-steps 1", "is joint training"),
+        ("train sinusoid --schedule linear", "invalid choice: 'linear'"),
+        ("train sinusoid --time-limit 0", "--time-limit: must be a number above 0"),
+        ("train sinusoid --validate-every -1", "--validate-every: "),
         ("train table none.csv --task a --target b", "none.csv: No such file or directory"),
         ("train table none.csv --task a", "--target"),
         ("train table x --task a --target b --held-out 1", "--held-out: must lie between 0 and 1"),

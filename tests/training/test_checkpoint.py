@@ -22,6 +22,7 @@ def make_checkpoint(step=7):
         optimizer=optimizer.state_dict(),
         streams={"generator": torch.Generator().get_state()},
         notes={"file": "there.csv"},
+        best={"step": 3, "loss": 0.1 + 0.2, "accuracy": None},
     )
 
 
@@ -35,6 +36,7 @@ def test_everything_comes_back(tmp_path):
     save_checkpoint(tmp_path / "new" / "c.safetensors", saved)
     loaded = load_checkpoint(tmp_path / "new" / "c.safetensors")
     assert (loaded.step, loaded.config, loaded.notes) == (7, saved.config, saved.notes)
+    assert loaded.best == saved.best
     assert_same(loaded.meta, saved.meta)
     assert_same(loaded.streams, saved.streams)
     fresh = torch.optim.Adam(torch.nn.Linear(3, 2).parameters(), lr=9.0)
@@ -85,7 +87,7 @@ def test_files_of_others(tmp_path):
     with pytest.raises(ValueError, match="not a checkpoint of fastmeta"):
         load_checkpoint(path)
     save_file({"a": torch.ones(1)}, path, {"fastmeta-checkpoint": json.dumps({"version": 99})})
-    with pytest.raises(ValueError, match="version 99, this fastmeta reads 1"):
+    with pytest.raises(ValueError, match="version 99, this fastmeta reads 2"):
         load_checkpoint(path)
 
 

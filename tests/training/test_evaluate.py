@@ -7,6 +7,7 @@ import fastmeta as fm
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
 from fastmeta.training import (
+    accuracy_by_step,
     adaptation_seconds,
     cross_validated_error,
     error_by_step,
@@ -55,6 +56,18 @@ def test_error_by_step_is_the_loss_after_that_many_steps():
         expected = (adapted(tasks.query_x) - tasks.query_y).square().mean((1, 2))
         torch.testing.assert_close(errors[k], expected.detach())
     assert adaptation_seconds(meta, tasks) > 0
+
+
+def test_accuracy_by_step_counts_the_queries_that_are_right():
+    x, y = torch.randn(6, 4, 3), torch.randint(2, (6, 4))
+    tasks = fm.TaskBatch(x, y, x, y)
+    meta = fm.MAML(mlp([3, 2]), inner_lr=1.0, inner_steps=1)
+    rows = accuracy_by_step(meta, tasks, 3)
+    assert rows.shape == (4, 6)
+    for k in range(4):
+        guesses = meta.adapt(x, y, inner_steps=k)(x).argmax(-1)
+        torch.testing.assert_close(rows[k], (guesses == y).float().mean(1))
+    assert rows[3].mean() > rows[0].mean()
 
 
 class Level:

@@ -1,4 +1,6 @@
+import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,16 +8,32 @@ import torch
 import fastmeta as fm
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
-from fastmeta.training import Curve, Run, TrainingDiverged, train
+from fastmeta.training import (
+    Curve,
+    Run,
+    Schedule,
+    TrainingDiverged,
+    Validation,
+    best_checkpoint,
+    load_checkpoint,
+    read_curve,
+    train,
+)
 
 
-def make_run(seed=0, clip=None, lr=1e-2, **options):
+def make_run(seed=0, clip=None, lr=1e-2, schedule=None, every=None, **options):
     torch.manual_seed(seed)
     meta = fm.MAML(mlp([1, 8, 1]), loss="mse", **({"inner_lr": 0.05, "inner_steps": 2} | options))
-    optimizer = torch.optim.Adam(meta.parameters(), lr=lr)
-    config = {"seed": seed, "clip": clip}
-    source = Sinusoid(shots=4, queries=4, seed=seed)
-    return Run(meta, source, optimizer, meta_batch=3, clip=clip, config=config)
+    return Run(
+        meta,
+        Sinusoid(shots=4, queries=4, seed=seed),
+        torch.optim.Adam(meta.parameters(), lr=lr),
+        meta_batch=3,
+        clip=clip,
+        schedule=schedule,
+        validation=every and Validation(Sinusoid(seed=99), every=every, tasks=5),
+        config={"seed": seed, "clip": clip},
+    )
 
 
 def test_the_loss_falls():
@@ -28,19 +46,31 @@ def test_the_loss_falls():
     assert run.meta(unseen).loss.mean() < 0.93 * before
 
 
-@pytest.mark.parametrize("learn", [None, "element"])
-def test_resume_is_bit_for_bit(tmp_path, learn):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"learn_inner_lr": "element"},
+        {"every": 3},
+        {"every": 7, "schedule": Schedule("cosine", 20)},
+        {"schedule": Schedule("halving", 4)},
+    ],
+)
+def test_resume_is_bit_for_bit(tmp_path, options):
     paths = [tmp_path / name for name in ("straight.safetensors", "resumed.safetensors")]
-    train(make_run(learn_inner_lr=learn), steps=20, checkpoint=paths[0])
+    train(make_run(**options), steps=20, checkpoint=paths[0])
 
-    train(make_run(learn_inner_lr=learn), steps=10, checkpoint=paths[1])
-    again = make_run(learn_inner_lr=learn)
+    train(make_run(**options), steps=10, checkpoint=paths[1])
+    again = make_run(**options)
     again.source.sample(5)  # whatever stood there before must not matter
     torch.rand(3)
     again.resume(paths[1])
     assert again.step == 10
     train(again, steps=20, checkpoint=paths[1])
     assert paths[0].read_bytes() == paths[1].read_bytes()
+    if "every" in options:
+        best = [best_checkpoint(path) for path in paths]
+        assert best[0].read_bytes() == best[1].read_bytes()
 
 
 def test_another_run_is_not_resumed(tmp_path):
@@ -72,7 +102,7 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path, number):
         run,
         steps=100,
         checkpoint=path,
-        report=lambda step, _: signal.raise_signal(number) if step == 5 else None,
+        report=lambda step, *_: signal.raise_signal(number) if step == 5 else None,
     )
     assert stopped == number and run.step == 5
     resumed = make_run()
@@ -82,7 +112,7 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path, number):
 
 
 def test_a_second_ctrl_c_is_not_held_back():
-    def twice(step, _):
+    def twice(*_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
@@ -111,26 +141,116 @@ def test_clipping_bounds_the_gradient():
     assert norms[1] == pytest.approx(1e-3, rel=1e-2)
 
 
+# ---- schedule, validation, time ----------------------------------------------------------------
+
+
+def test_the_schedule_sets_the_rate():
+    run = make_run(lr=0.1, schedule=Schedule("halving", 2))
+    rates = []
+    for _ in range(5):
+        run.advance()
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert rates == [0.1, 0.1, 0.05, 0.05, 0.025]
+
+
+def test_without_a_schedule_the_rate_is_the_callers():
+    run = make_run(lr=0.1)
+    run.optimizer.param_groups[0]["lr"] = 0.3
+    run.advance()
+    assert run.optimizer.param_groups[0]["lr"] == 0.3
+
+
+def test_the_best_checkpoint_is_of_the_best_score(tmp_path):
+    path = tmp_path / "run.safetensors"
+    scores = []
+    # So large a rate that the loss goes up and down.
+    run = make_run(lr=0.3, every=2)
+    train(
+        run,
+        steps=21,
+        checkpoint=path,
+        report=lambda *seen: scores.append(seen[2]) if seen[2] else None,
+    )
+    assert [score.step for score in scores] == list(range(2, 21, 2))
+    best = min(scores, key=lambda score: score.loss)
+    assert best.step != 20 and run.best == best
+    kept = load_checkpoint(tmp_path / "run.best.safetensors")
+    assert kept.step == best.step and kept.best == vars(best)
+    assert load_checkpoint(path).best == vars(best)
+    # The parameters kept are those that were judged.
+    fresh = make_run(lr=0.3, every=2)
+    fresh.meta.load_state_dict(kept.meta)
+    assert fresh.validation.score(fresh.meta, best.step) == best
+
+
+def test_training_is_the_same_with_and_without_validation(tmp_path):
+    one, other = make_run(), make_run(every=1)
+    for run in (one, other):
+        train(run, steps=6)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.meta.parameters(), other.meta.parameters(), strict=True)
+    )
+
+
+def test_the_best_of_an_earlier_run_goes_with_it(tmp_path):
+    path = tmp_path / "c.safetensors"
+    train(make_run(every=2), steps=2, checkpoint=path)
+    assert best_checkpoint(path).exists()
+    train(make_run(every=50), steps=2, checkpoint=path)
+    assert os.listdir(tmp_path) == ["c.safetensors"]
+
+
+def test_training_stops_in_time_and_saves(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    now = 0.0
+
+    def slow(step, *_):
+        nonlocal now
+        now += 2 if step == 3 else 1
+
+    monkeypatch.setattr("fastmeta.training.loop.time", SimpleNamespace(monotonic=lambda: now))
+    run = make_run()
+    # After step 6, at 7 seconds, the longest step so far would end at 9.
+    assert train(run, steps=1000, checkpoint=path, report=slow, deadline=8.5) == "time"
+    assert run.step == 6 and load_checkpoint(path).step == 6
+    assert train(run, steps=1000, checkpoint=path, deadline=5.0) == "time"
+    assert run.step == 6
+    assert train(run, steps=6, deadline=5.0) is None
+
+
+# ---- the curve ----------------------------------------------------------------------------------
+
+
 def test_the_curve_continues(tmp_path):
     path = tmp_path / "new" / "curve.csv"
     straight = []
-    train(make_run(), steps=6, report=lambda _, loss: straight.append(loss))
+    train(make_run(every=2), steps=6, report=lambda *row: straight.append(row))
 
-    first = make_run()
-    train(first, steps=5, curve=Curve(path))
+    first = make_run(every=2)
+    train(first, steps=5, logs=[Curve(path)])
     # As if the run had been killed after step 5, with its last checkpoint at step 3.
     curve = Curve(path, after=3)
-    again = make_run()
+    again = make_run(every=2)
     for _ in range(3):
         again.advance()
-    train(again, steps=6, curve=curve)
-    lines = path.read_text().split()
-    assert lines[0] == "step,loss"
-    assert [float(line.split(",")[1]) for line in lines[1:]] == straight
+    train(again, steps=6, logs=[curve], save_every=2)
+    assert read_curve(path) == [
+        (step, loss, score.loss if score else None, None) for step, loss, score in straight
+    ]
 
 
-def test_a_foreign_curve_is_not_overwritten(tmp_path):
-    path = tmp_path / "curve.csv"
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="no training curve"):
-        Curve(path, after=1)
+def test_the_curve_is_never_behind_the_checkpoint(tmp_path):
+    path, curve = tmp_path / "c.safetensors", tmp_path / "c.csv"
+
+    class Killed(Run):
+        def save(self, path):
+            super().save(path)
+            raise SystemExit
+
+    run = make_run()
+    run.__class__ = Killed
+    with pytest.raises(SystemExit):
+        train(run, steps=9, checkpoint=path, save_every=4, logs=[Curve(curve)])
+    assert [row[0] for row in read_curve(curve)] == [1, 2, 3, 4]
+    assert load_checkpoint(path).step == 4

@@ -1,0 +1,63 @@
+"""How many classes a batch of tasks has, and whether each of them can be learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["count_classes"]
+
+
+def count_classes(
+    support_y: Tensor, query_y: Tensor | None = None, n_way: int | None = None
+) -> int:
+    """The number of classes of every task, each of which must have support in every task.
+
+    Args:
+        support_y: [T, S] int64.
+        query_y: [T, Q] int64, or None where there are no queries.
+        n_way: what it must be; None: the largest label of the support and one.
+
+    Raises:
+        TypeError: labels that are not int64.
+        ValueError: a label outside [0, n_way), or a class without support, named with its task.
+    """
+    _check_form("support_y", support_y)
+    if n_way is None:
+        n_way = int(support_y.max()) + 1
+    elif isinstance(n_way, bool) or not isinstance(n_way, int) or n_way < 1:
+        raise ValueError(f"n_way must be a whole number of at least 1, not {n_way!r}")
+    _check_range("support_y", support_y, n_way)
+    _check_support(support_y, n_way)
+    if query_y is not None:
+        _check_form("query_y", query_y)
+        _check_range("query_y", query_y, n_way)
+    return n_way
+
+
+def _check_form(name: str, labels: Tensor) -> None:
+    if labels.dtype is not torch.int64:
+        raise TypeError(f"{name} must be int64 labels, not {labels.dtype} {list(labels.shape)}")
+    if labels.dim() != 2:
+        raise ValueError(f"{name} must be one label a sample, [T, n], not {list(labels.shape)}")
+
+
+def _check_range(name: str, labels: Tensor, n_way: int) -> None:
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= n_way:
+        raise ValueError(
+            f"{name} has labels from {low} to {high}, but the tasks have {n_way} classes, "
+            f"[0, {n_way})"
+        )
+
+
+def _check_support(support_y: Tensor, n_way: int) -> None:
+    shots = support_y.new_zeros(len(support_y), n_way)
+    shots.scatter_add_(1, support_y, torch.ones_like(support_y))
+    if bool(shots.all()):
+        return
+    task, label = (shots == 0).nonzero()[0].tolist()
+    raise ValueError(
+        f"support_y has no sample of class {label} in task {task}: every class of [0, {n_way}) "
+        "needs support in every task"
+    )

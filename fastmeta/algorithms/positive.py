@@ -1,0 +1,39 @@
+"""A learned number that stays above 0."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Positive"]
+
+
+class Positive(nn.Module):
+    """A number above 0, kept and learned as its logarithm.
+
+    Args:
+        name: what it is called where it is wrong.
+        value: where it starts.
+        learn: whether it requires grad.
+
+    Raises:
+        ValueError: a value that is not above 0 and finite.
+        TypeError: no number.
+    """
+
+    def __init__(self, name: str, value: float, learn: bool) -> None:
+        super().__init__()
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, not {value}")
+        self.log = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learn)
+
+    def forward(self, like: Tensor) -> Tensor:
+        """The number [], in the dtype of another tensor."""
+        return self.log.to(like.dtype).exp()
+
+    def extra_repr(self) -> str:
+        return f"{self.log.exp().item():g}, learned={self.log.requires_grad}"

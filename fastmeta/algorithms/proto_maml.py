@@ -1,0 +1,192 @@
+"""Proto-MAML: MAML whose head starts as the prototypes of the task."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.algorithms.classes import count_classes
+from fastmeta.algorithms.shared_encoder import check_input
+from fastmeta.backends import requested_backend
+from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.forward import call_module, module_lock, task_forward
+from fastmeta.functional.prototypes import prototypes
+from fastmeta.inner_loop.checks import check_model
+from fastmeta.inner_loop.choose import check_engine, choose
+from fastmeta.inner_loop.loop import InnerLoop, check_grad_mode, check_rates
+from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
+
+__all__ = ["ProtoMAML"]
+
+_HEAD = ("head.weight", "head.bias")
+
+
+class ProtoMAML(nn.Module):
+    """Proto-MAML (Triantafillou et al. 2020): MAML on an encoder and a linear head.
+
+    Each task's head starts where its outputs are those of a prototypical network, w_n = 2 c_n and
+    b_n = -|c_n|^2 for the mean c_n of the class's embedded support (Snell et al. 2017, equation 8).
+    Then encoder and head take the inner steps. The meta-gradient also goes through the start of the
+    head, so all that is learned is the encoder, and tasks may differ in their classes from batch
+    to batch.
+
+    Args:
+        encoder: any module that makes features [n, D] of samples [n, ...]. Parameters that do not
+            require grad neither adapt nor learn. Norms use the statistics of the task at hand, in
+            train() and eval() alike, and never change the running ones.
+        inner_lr: rate of the inner steps.
+        inner_steps: 0 or more; a call can say otherwise. With 0 it is a prototypical network.
+        order: 2 for the exact meta-gradient, 1 to take the inner gradients as constants.
+        engine: "auto", "resident", "vmap" or "reference".
+
+    Raises:
+        ValueError, TypeError: an argument that is not as above.
+
+    Equivalent to, for each task::
+
+        c = torch.stack([encoder(support_x)[support_y == n].mean(0) for n in range(n_way)])
+        model = nn.Sequential(OrderedDict(encoder=encoder, head=nn.Linear(D, n_way)))
+        theta = {**dict(model.named_parameters()),
+                 "head.weight": 2 * c, "head.bias": -c.square().sum(1)}
+        # From here as in MAML: the inner gradient takes encoder and head for independent, the
+        # meta-gradient goes through c too.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        inner_lr: float = 0.01,
+        inner_steps: int = 1,
+        order: int = 2,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder must be an nn.Module, not {type(encoder).__name__}")
+        check_engine(engine)
+        loop = InnerLoop(_with_head(encoder, 1, 1), "cross_entropy", inner_steps, order, _HEAD)
+        check_rates(loop, {}, inner_lr)
+        self.encoder = encoder
+        self.inner_lr = inner_lr
+        self.inner_steps = inner_steps
+        self.order = order
+        self.engine = engine
+
+    @runs_eagerly
+    def forward(
+        self, tasks: TaskBatch, inner_steps: int | None = None, *, n_way: int | None = None
+    ) -> MetaOutput:
+        """Adapt to each task's support set and judge on its query set.
+
+        Args:
+            tasks: T tasks with int64 labels, on the encoder's device, in its dtype.
+            inner_steps: instead of the number given at construction.
+            n_way: the number of classes of each task; None: as many as the support has labels.
+
+        Returns:
+            `loss` [T], the cross-entropy of the queries, and `predictions` [T, Q, N], logits;
+            differentiable into the encoder's parameters and the tasks' tensors that require grad.
+
+        Raises:
+            TypeError: labels that are not int64, inputs of another dtype than the encoder's.
+            ValueError: labels outside [0, n_way), a class without support in some task, or tasks
+                that do not fit the encoder.
+        """
+        if not isinstance(tasks, TaskBatch):
+            raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+        n_way = count_classes(tasks.support_y, tasks.query_y, n_way)
+        engine, loop, parameters = self._start(tasks, n_way, inner_steps)
+        loss, predictions = engine.meta_loss(loop, parameters, self.inner_lr, tasks)
+        return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
+
+    @runs_eagerly
+    def adapt(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        support_weight: Tensor | None = None,
+        *,
+        inner_steps: int | None = None,
+        n_way: int | None = None,
+    ) -> Adapted:
+        """Encoder and head adapted to T tasks, differentiable end to end.
+
+        Its `parameters` are those of the encoder as "encoder.<name>", and "head.weight" [T, N, D]
+        and "head.bias" [T, N].
+
+        Args:
+            support_x: [T, S, ...].
+            support_y: [T, S] int64.
+            support_weight: [T, S]; 0 marks padding.
+            inner_steps: instead of the number given at construction.
+            n_way: the number of classes of each task; None: as many as there are labels.
+
+        Raises:
+            TypeError, ValueError: as `forward`.
+        """
+        tasks = TaskBatch.of_support(support_x, support_y, support_weight)
+        n_way = count_classes(tasks.support_y, None, n_way)
+        engine, loop, parameters = self._start(tasks, n_way, inner_steps)
+        fast = engine.adapt(
+            loop, parameters, self.inner_lr,
+            tasks.support_x, tasks.support_y, tasks.support_weight,
+        )  # fmt: skip
+        return Adapted(loop.module, {**parameters, **fast}, len(tasks))
+
+    def extra_repr(self) -> str:
+        return f"inner_lr={self.inner_lr:g}, inner_steps={self.inner_steps}, order={self.order}"
+
+    def _start(
+        self, tasks: TaskBatch, n_way: int, inner_steps: int | None
+    ) -> tuple[ModuleType, InnerLoop, dict[str, Tensor]]:
+        """The engine, the inner loop of encoder and head, and where it starts."""
+        check_grad_mode()
+        check_input(self.encoder, tasks.support_x)
+        with module_lock:
+            own: dict[str, Tensor] = dict(self.encoder.named_parameters())
+        features = self._support_features(own, tasks)
+        centres = prototypes(features, tasks.support_y, n_way, tasks.support_weight)
+        parameters = _at_start(own, centres)
+        loop = InnerLoop(
+            _with_head(self.encoder, *centres.shape[1:]),
+            "cross_entropy",
+            self.inner_steps if inner_steps is None else inner_steps,
+            self.order,
+            (*(f"encoder.{name}" for name, p in own.items() if p.requires_grad), *_HEAD),
+        )
+        check_model(loop, parameters, self.inner_lr, tasks)
+        chosen = choose(loop, tasks, parameters, self.inner_lr, self.engine)
+        return chosen.engine, loop, parameters
+
+    def _support_features(self, own: dict[str, Tensor], tasks: TaskBatch) -> Tensor:
+        """[T, S, D]: as the first inner step sees them."""
+        if "reference" in (self.engine, requested_backend()):
+            features = torch.stack([call_module(self.encoder, own, x) for x in tasks.support_x])
+        else:
+            features = task_forward(self.encoder, own, tasks.support_x)
+        if features.dim() != 3:
+            raise ValueError(
+                f"encoder must make features [S, D] of a task's support_x "
+                f"{list(tasks.support_x.shape[1:])}: it made {list(features.shape[1:])}"
+            )
+        return features
+
+
+def _at_start(own: Mapping[str, Tensor], centres: Tensor) -> dict[str, Tensor]:
+    """The encoder's parameters, and of each task's head those with outputs |f|^2 - |f - c_n|^2."""
+    # Views, since the head depends on the encoder: the inner gradient takes the two apart.
+    with torch.enable_grad():
+        encoder = {f"encoder.{name}": p.view_as(p) for name, p in own.items()}
+    head = (2 * centres, -centres.square().sum(-1))
+    return {**encoder, **dict(zip(_HEAD, head, strict=True))}
+
+
+def _with_head(encoder: nn.Module, n_way: int, width: int) -> nn.Sequential:
+    # Of the head only names and shapes are used.
+    head = nn.Linear(width, n_way, device="meta")
+    return nn.Sequential(OrderedDict(encoder=encoder, head=head))

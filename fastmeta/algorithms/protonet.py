@@ -1,0 +1,124 @@
+"""Prototypical networks: a class is the mean of its embedded support."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.algorithms.positive import Positive
+from fastmeta.algorithms.shared_encoder import SharedEncoder
+from fastmeta.functional.distances import check_metric, pairwise_distance
+from fastmeta.functional.prototype_loss import prototype_loss
+from fastmeta.functional.prototypes import prototypes
+from fastmeta.tasks import TaskBatch
+
+__all__ = ["ProtoNet", "PrototypeHead"]
+
+
+@dataclass(frozen=True)
+class PrototypeHead:
+    """Minus the distances to the prototypes of each task, over a temperature.
+
+    Attributes:
+        prototypes: [T, N, D].
+        metric: of `fastmeta.functional.pairwise_distance`.
+        temperature: [].
+    """
+
+    prototypes: Tensor
+    metric: str
+    temperature: Tensor
+
+    def __call__(self, query: Tensor) -> Tensor:
+        """Logits [T, Q, N] of features [T, Q, D]."""
+        return -pairwise_distance(query, self.prototypes, self.metric) / self.temperature
+
+
+class ProtoNet(SharedEncoder[PrototypeHead]):
+    """Prototypical networks (Snell, Swersky, Zemel 2017, equations 1 and 2, algorithm 1).
+
+    ``adapt(...).head.prototypes`` are the prototypes [T, N, D]. Support weights weigh the mean. For
+    norms, padding and the number of classes see `SharedEncoder`.
+
+    With `mean` and `normalize` it is SimpleShot (Wang, Chao, Weinberger, van der Maaten 2019,
+    section 3): "CL2N" with both and the mean of the training classes' features,
+    ``net.mean = net.encoder(training_images).mean(0)``; "L2N" with `normalize` alone.
+
+    Args:
+        encoder: any module that makes features [n, D] of samples [n, ...].
+        metric: "sqeuclidean" (the paper), "euclidean", "cosine" or "dot"; logits are minus the
+            distance.
+        temperature: what distances are divided by, above 0, or where it starts.
+        learn_temperature: whether it is a parameter to learn.
+        mean: [D], subtracted from all features; None: nothing is. It is a buffer.
+        normalize: divide features by their Euclidean norm, after the mean is subtracted. A vector
+            of zeros stays one.
+
+    Raises:
+        ValueError, TypeError: an argument that is not as above.
+
+    Equivalent to, for each task::
+
+        features = encoder(torch.cat([support_x, query_x]))
+        support, query = features.split([len(support_x), len(query_x)])
+        c = torch.stack([support[support_y == n].mean(0) for n in range(n_way)])
+        predictions = -torch.cdist(query, c).square() / temperature
+        loss = F.cross_entropy(predictions, query_y)
+    """
+
+    mean: Tensor | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        metric: str = "sqeuclidean",
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+        mean: Tensor | None = None,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(encoder)
+        check_metric(metric)
+        if mean is not None and (not isinstance(mean, Tensor) or mean.dim() != 1):
+            shape = list(mean.shape) if isinstance(mean, Tensor) else type(mean).__name__
+            raise ValueError(f"mean must be a tensor [D], not {shape}")
+        self.metric = metric
+        self.normalize = normalize
+        self.temperature = Positive("temperature", temperature, learn_temperature)
+        self.register_buffer("mean", mean)
+
+    def extra_repr(self) -> str:
+        return f"metric={self.metric}, normalize={self.normalize}"
+
+    def _fit(self, features: TaskBatch, n_way: int) -> PrototypeHead:
+        support, labels = features.support_x, features.support_y
+        means = prototypes(support, labels, n_way, features.support_weight)
+        return PrototypeHead(means, self.metric, self.temperature(support))
+
+    def _judge(self, features: TaskBatch, n_way: int) -> tuple[Tensor, Tensor]:
+        return prototype_loss(
+            features.support_x, features.support_y, features.query_x, features.query_y,
+            n_way=n_way, metric=self.metric, temperature=self.temperature(features.query_x),
+            support_weight=features.support_weight, query_weight=features.query_weight,
+        )  # fmt: skip
+
+    def _encode(self, *sets: tuple[Tensor, Tensor | None]) -> list[Tensor]:
+        return [self._centred(features) for features in super()._encode(*sets)]
+
+    def _centred(self, features: Tensor) -> Tensor:
+        if self.mean is not None:
+            if self.mean.shape != features.shape[-1:]:
+                raise ValueError(
+                    f"mean is {list(self.mean.shape)}, the features {list(features.shape)}"
+                )
+            features = features - self.mean
+        return _unit(features) if self.normalize else features
+
+
+def _unit(features: Tensor) -> Tensor:
+    """x / |x|; zeros stay zeros, with a finite gradient."""
+    square = features.square().sum(-1, keepdim=True)
+    return features * torch.where(square == 0, 1, square).rsqrt()

@@ -1,0 +1,26 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fastmeta.cli.options.kinds import positive
+
+ENGINES = ("auto", "resident", "layered", "vmap", "reference")
+
+
+def add_command(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
+    """Add a command whose help begins with what the list of commands says of it."""
+    description = help_text[0].upper() + help_text[1:] + "."
+    return commands.add_parser(name, help=help_text, description=description, allow_abbrev=False)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add seed, threads and engine."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    group.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")
+    group.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="of the inner loop (default: %(default)s)"
+    )

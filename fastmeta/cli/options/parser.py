@@ -1,0 +1,84 @@
+"""The parser of the whole command line."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from fastmeta.cli.options.common import add_command, add_machine
+from fastmeta.cli.options.evaluate import add_evaluate
+from fastmeta.cli.options.images import add_image_sources
+from fastmeta.cli.options.kinds import positive, positive_number
+from fastmeta.cli.options.sinusoid import add_sinusoid
+from fastmeta.cli.options.table import add_table
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from fastmeta import __version__
+
+        print(f"fastmeta {__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="fastmeta", description="Fast, exact meta-learning for PyTorch.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_train(commands)
+    add_evaluate(commands)
+    add_command(commands, "doctor", "what was built, what runs here, and why not the rest")
+    _add_bench(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = add_command(
+        commands,
+        "demo",
+        "learn to learn sine waves in seconds, plot it, and measure the speed against plain "
+        "PyTorch",
+    )
+    demo.add_argument(
+        "--plot",
+        default="fastmeta-demo.png",
+        metavar="PNG",
+        help="where the plot goes (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--steps",
+        type=positive,
+        default=8_000,
+        help="meta-steps, for 25 s at most (default: %(default)s)",
+    )
+    add_machine(demo)
+
+
+def _add_train(commands: Any) -> None:
+    train = add_command(commands, "train", "meta-learn over the tasks of a source")
+    sources = train.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    add_sinusoid(sources)
+    add_table(sources)
+    add_image_sources(sources)
+
+
+def _add_bench(commands: Any) -> None:
+    bench = add_command(commands, "bench", "time fastmeta and its rivals on this machine")
+    bench.add_argument("--quick", action="store_true", help="the small workloads, for a short time")
+    several: dict[str, Any] = dict(nargs="+", action="extend", metavar="NAME")
+    bench.add_argument("--workload", **several, help="only these (default: all)")
+    bench.add_argument("--rival", **several, help="only these (default: all that are installed)")
+    bench.add_argument(
+        "--seconds", type=positive_number, default=None, help="time for one rival at one workload"
+    )
+    bench.add_argument("--json", metavar="FILE", help="write the results too")
+    bench.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")

@@ -1,0 +1,76 @@
+"""Validation: the same tasks every time, and which score is the best so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastmeta.algorithms import MAML
+from fastmeta.tasks import MetaOutput
+from fastmeta.training.source import Source
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a meta-learner does on the validation tasks.
+
+    Attributes:
+        step: meta-steps it had done.
+        loss: mean query loss over tasks.
+        accuracy: mean query accuracy over tasks; None where targets are no class labels.
+    """
+
+    step: int
+    loss: float
+    accuracy: float | None = None
+
+    def beats(self, other: Score | None) -> bool:
+        """By accuracy, or by loss where there is none; what came first keeps its place."""
+        if other is None:
+            return True
+        if self.accuracy is None or other.accuracy is None:
+            return self.loss < other.loss
+        return self.accuracy > other.accuracy
+
+
+class Validation:
+    """Judges a meta-learner on the next tasks of a source, and always on the same ones.
+
+    The source is set back before each use, so the tasks need no memory between two of them.
+
+    Args:
+        source: of tasks that are not trained on; nobody else may draw from it.
+        every: meta-steps between two validations.
+        tasks: how many.
+        batch: tasks at once; None: all.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(
+        self, source: Source, *, every: int = 500, tasks: int = 200, batch: int | None = None
+    ) -> None:
+        for name, value in (("every", every), ("tasks", tasks), ("batch", batch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.every = every
+        self.tasks = tasks
+        self.batch = batch or tasks
+        self._source = source
+        self._start = source.state_dict()
+
+    def score(self, meta: MAML, step: int) -> Score:
+        """Judge `meta`, which has done `step` meta-steps."""
+        self._source.load_state_dict(self._start)
+        outputs = [self._output(meta, first) for first in range(0, self.tasks, self.batch)]
+        loss = torch.cat([output.loss for output in outputs]).mean().item()
+        if outputs[0].targets.is_floating_point():
+            return Score(step, loss)
+        accuracy = torch.cat([output.accuracy for output in outputs])
+        return Score(step, loss, accuracy.double().mean().item())
+
+    def _output(self, meta: MAML, first: int) -> MetaOutput:
+        with torch.no_grad():
+            return meta(self._source.sample(min(self.batch, self.tasks - first)))
