@@ -124,8 +124,9 @@ class _Window(NamedTuple):
 
 
 # ---- the three products, per-task weights ------------------------------------------------------
-# Native where that can run. Otherwise as one grouped convolution: measured against a convolution a task and against unfold and bmm, it
-# is the fastest of them where nothing has to be copied into its layout, see `in_channels`.
+# Native where that can run. Otherwise as one grouped convolution: measured against a convolution a
+# task and against unfold and bmm, it is the fastest of them where nothing has to be copied into its
+# layout, see `in_channels`.
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
