@@ -1,7 +1,9 @@
 """Useful arithmetic: what an exact second-order meta-step needs, whoever computes it.
 
 Counted in passes. One pass of a linear layer [S, I] x [O, I] is one matrix product, 2*S*I*O flops:
-x W^T, g W and g^T x are one pass each. Biases, activations, losses and updates are not counted.
+x W^T, g W and g^T x are one pass each. So are a convolution, its input gradient and its weight
+gradient: 2*S*H*W*9*I*O flops for H*W pixels of output, the products with padding among them.
+Biases, norms, activations, pools, losses and updates are not counted.
 
 With theta_k the fast weights, L the support loss, and one R-pass (Pearlmutter 1994; forward over
 reverse) at each theta_k for the Hessian-vector product of the meta-gradient's recursion::
@@ -19,7 +21,8 @@ reverse) at each theta_k for the Hessian-vector product of the meta-gradient's r
       Rg^T x + g^T Rx         2             1              1
     query gradient            3             2              3
 
-    flops a task = sum over layers 2*I*O * (K*S*(inner gradient + R-pass) + Q*(query gradient))
+    flops a task = sum over layers P * (K*S*(inner gradient + R-pass) + Q*(query gradient)),
+    P = 2*I*O or 2*H*W*9*I*O
 
 The activations of the first pass are not kept (memory flat in K), so the R-pass counts them again.
 """
@@ -32,18 +35,25 @@ from fastmeta.bench.workloads import Workload
 def useful_flops(workload: Workload) -> int:
     """Flops of one meta-step of all tasks, see the module's docstring."""
     return workload.tasks * sum(
-        _layer_flops(workload, inputs, outputs, first=index == 0)
-        for index, (inputs, outputs) in enumerate(workload.layers)
+        flops * _passes(workload, first=index == 0)
+        for index, flops in enumerate(_flops_of_a_pass(workload))
     )
 
 
-def _layer_flops(workload: Workload, inputs: int, outputs: int, first: bool) -> int:
-    inner_gradient, r_pass, query_gradient = _passes(first, workload.learns_inputs)
-    support_rows = workload.steps * workload.support * (inner_gradient + r_pass)
-    return 2 * inputs * outputs * (support_rows + workload.query * query_gradient)
+def _flops_of_a_pass(workload: Workload) -> list[int]:
+    """Of each layer, for one sample."""
+    convolutions = [2 * c.pixels * 9 * c.inputs * c.outputs for c in workload.convolutions]
+    return convolutions + [2 * inputs * outputs for inputs, outputs in workload.layers]
 
 
-def _passes(first: bool, learns_inputs: bool) -> tuple[int, int, int]:
+def _passes(workload: Workload, first: bool) -> int:
+    """Over one sample each, of all samples of a task."""
+    inner_gradient, r_pass, query_gradient = _passes_of_a_sample(first, workload.learns_inputs)
+    of_support = workload.steps * workload.support * (inner_gradient + r_pass)
+    return of_support + workload.query * query_gradient
+
+
+def _passes_of_a_sample(first: bool, learns_inputs: bool) -> tuple[int, int, int]:
     if not first:
         return 3, 8, 3
     return (2, 5, 3) if learns_inputs else (2, 3, 2)

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,8 +54,9 @@ def _resident(field: str) -> int:
 
 def _main() -> None:
     question = json.load(sys.stdin)
-    fields = question["workload"]
-    workload = Workload(**{**fields, "sizes": tuple(fields["sizes"])})
+    fields = question["workload"].items()
+    as_declared: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in fields}
+    workload = Workload(**as_declared)
     print(_measure(workload, question["rival"], question["threads"]))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmeta.bench.ceilings import Ceilings
+from fastmeta.bench.operations import Operation
 from fastmeta.bench.workloads import Workload
 
 SCHEMA = 1
@@ -15,7 +16,7 @@ SCHEMA = 1
 
 @dataclass
 class Entry:
-    """One way to compute the meta-step at one workload.
+    """One way to compute the meta-step of one workload, or an operation.
 
     ``status``: ``"timed"``, ``"wrong"`` (did not pass the gate, not timed), ``"skipped"`` (cannot
     run here) or ``"failed"`` (raised); ``reason`` says why it was not timed.
@@ -32,7 +33,8 @@ class Entry:
     extrapolated: bool = False
     first_call_s: float | None = None  # building, compiling and one step
     loss_error: float | None = None
-    gradient_error: float | None = None
+    gradient_error: float | None = None  # of an operation: of its result
+    whole_error: float | None = None  # on images, see `gate.judge`
     median_s: float | None = None
     low_s: float | None = None  # lower quartile
     high_s: float | None = None  # upper quartile
@@ -48,16 +50,16 @@ class Entry:
 
 @dataclass
 class Point:
-    """One workload: what it needs at least, and how everyone did."""
+    """One workload or operation: what it needs at least, and how everyone did."""
 
-    workload: Workload
-    engine: str  # that fastmeta took
+    workload: Workload | Operation
+    engine: str | None  # that fastmeta took for a workload
     useful_flops: int
     data_bytes: int
     ceilings: Ceilings  # as measured just before
     entries: list[Entry]
-    # of fastmeta: native_share of its time, one_thread_s; of anyone: arithmetic_s and data_s, the
-    # least time at the best rates of the run
+    # of a workload and fastmeta: native_share of its time, one_thread_s; of anyone: arithmetic_s
+    # and data_s, the least time at the best rates of the run
     roofline: dict[str, float | None] = field(default_factory=dict)
     best_rival: str | None = None
     times_best_rival: float | None = None

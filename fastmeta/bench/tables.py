@@ -7,6 +7,7 @@ from typing import Any
 
 Row = Sequence[str]
 
+OURS, LOOP = "fastmeta", "loop"
 ENTRY_HEADER = (
     "", "ms", "quartiles", "x fastmeta", "GFLOP/s", "% of mm", "error", "MB", "1st call s",
 )  # fmt: skip
@@ -22,23 +23,23 @@ def format_table(results: dict[str, Any]) -> str:
     blocks += [_point_text(point) for point in results["points"]]
     if len(results["points"]) > 1:
         blocks.append(_aligned(_summary(results)))
-    if results["memory_in_steps"]:
-        blocks.append(_memory_line(results["memory_in_steps"]))
-    blocks.append("\n".join(results["notes"]))
+    if _operations(results):
+        blocks.append(_aligned(_operation_rows(results)))
+    blocks += [_memory_line(memory) for memory in results["memory_in_steps"] or ()]
+    blocks.append("\n".join([*results["notes"], *_operation_reasons(results)]))
     return "\n\n".join(blocks)
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Two Markdown tables, of ratios and of times, under a line that says where and with what."""
-    blocks = [
-        _heading(results),
-        _markdown_table(_summary(results)),
-        "Milliseconds a meta-step:",
-        _markdown_table(_times(results)),
-    ]
-    if results["memory_in_steps"]:
-        blocks.append(_memory_line(results["memory_in_steps"]))
-    reasons = _reasons(results["points"])
+    """Markdown tables, of ratios and of times, under a line that says where and with what."""
+    blocks = [_heading(results)]
+    if results["points"]:
+        blocks += [_markdown_table(_summary(results)), "Milliseconds a meta-step:"]
+        blocks.append(_markdown_table(_times(results)))
+    if _operations(results):
+        blocks += ["Single operations:", _markdown_table(_operation_rows(results))]
+    blocks += [_memory_line(memory) for memory in results["memory_in_steps"] or ()]
+    reasons = _reasons([*results["points"], *_operations(results)])
     blocks.append("\n".join(f"- {note}" for note in [*results["notes"], *reasons]))
     return "\n\n".join(blocks)
 
@@ -115,7 +116,7 @@ def _summary_row(point: dict[str, Any]) -> Row:
     name, ours = point["workload"]["name"], _ours(point)
     if ours["status"] != "timed":
         return (name, f"{ours['status']}: {ours['reason']}", "", "", "", "", "")
-    loop = next((entry for entry in point["entries"] if entry["name"] == "loop"), None)
+    loop = next((entry for entry in point["entries"] if entry["name"] == LOOP), None)
     return (
         name,
         _ms(ours["median_s"]),
@@ -141,10 +142,41 @@ def _times_row(point: dict[str, Any], names: Iterable[str]) -> Row:
     cells = (
         _ms(by_name[name]["median_s"]) + ("*" if by_name[name]["extrapolated"] else "")
         if name in by_name and by_name[name]["status"] == "timed"
-        else by_name[name]["status"] if name in by_name else "-"
+        else by_name[name]["status"]
+        if name in by_name
+        else "-"
         for name in names
     )
     return (point["workload"]["name"], *cells)
+
+
+def _operations(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return results.get("operations", [])  # earlier runs had none
+
+
+def _operation_rows(results: dict[str, Any]) -> list[Row]:
+    """Fastmeta's rate, and for the others how many times its time they take."""
+    points = _operations(results)
+    others = [e["name"] for e in points[0]["entries"] if e["name"] != OURS]
+    header = ("operation", "fastmeta ms", "GFLOP/s", "% of mm", *(f"{o} takes" for o in others))
+    return [header, *(_operation_row(point, others) for point in points)]
+
+
+def _operation_row(point: dict[str, Any], others: Iterable[str]) -> Row:
+    name, ours = point["workload"]["name"], _ours(point)
+    by_name = {entry["name"]: entry for entry in point["entries"]}
+    timed = ours["status"] == "timed"
+    return (
+        name,
+        _ms(ours["median_s"]) if timed else ours["status"],
+        f"{ours['useful_flops_per_s'] / 1e9:.3g}" if timed else "-",
+        f"{100 * ours['share_of_mm']:.0f}" if timed else "-",
+        *(_ratio(by_name[other]["times_fastmeta"]) for other in others),
+    )
+
+
+def _operation_reasons(results: dict[str, Any]) -> list[str]:
+    return _reasons(_operations(results))
 
 
 def _reasons(points: Iterable[dict[str, Any]]) -> list[str]:
@@ -160,7 +192,8 @@ def _reasons(points: Iterable[dict[str, Any]]) -> list[str]:
 
 def _memory_line(memory: dict[str, Any]) -> str:
     if "reason" in memory:
-        return f"Peak memory over inner steps was not measured: {memory['reason']}."
+        name, reason = memory["workload"], memory["reason"]
+        return f"Peak memory over inner steps of {name} was not measured: {reason}."
     points = "; ".join(
         f"K={p['steps']}: {p['peak_bytes'] / 1e6:.0f} MB, of it fast weights "
         f"{p['fast_weight_bytes'] / 1e6:.0f} MB"
@@ -175,7 +208,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
 
 
 def _ours(point: dict[str, Any]) -> dict[str, Any]:
-    return next(entry for entry in point["entries"] if entry["name"] == "fastmeta")
+    return next(entry for entry in point["entries"] if entry["name"] == OURS)
 
 
 # ---- cells -------------------------------------------------------------------------------------

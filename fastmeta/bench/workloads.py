@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastmeta.models import conv4
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "cross_entropy": F.cross_entropy,
 }
+BLOCKS = 4
+
+
+class Convolution(NamedTuple):
+    """3x3, padded by 1, in front of batch norm, ReLU and a 2x2 max-pool."""
+
+    inputs: int
+    outputs: int
+    pixels: int  # of its output, before the pool
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One meta-step of exact second-order MAML on a chain of linear layers.
+    """One meta-step of exact second-order MAML on linear layers, behind Conv4's blocks for images.
 
     A meta-step is forward and meta-gradient, averaged over the tasks, into every parameter and,
     with ``learns_inputs`` (a head on learned features, as in ANIL), into support and query inputs.
@@ -26,7 +39,7 @@ class Workload:
 
     name: str
     family: str
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # of the linear layers
     activation: str
     loss: str
     tasks: int
@@ -35,6 +48,26 @@ class Workload:
     steps: int
     inner_lr: float = 0.01
     learns_inputs: bool = False
+    image: tuple[int, ...] = ()  # (C, H, W); H = W
+    filters: int = 0
+
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return self.image or self.sizes[:1]
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """Those of Conv4; none without images."""
+        if not self.image:
+            return []
+        channels, *size = self.image
+        inputs = [channels] + [self.filters] * (BLOCKS - 1)
+        halvings = range(BLOCKS)
+        return [
+            Convolution(i, self.filters, math.prod(n >> halved for n in size))
+            for i, halved in zip(inputs, halvings, strict=True)
+        ]
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -43,10 +76,15 @@ class Workload:
 
     @property
     def parameter_count(self) -> int:
-        return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
+        # A convolution's bias, and the weight and bias of its norm
+        of_blocks = sum((9 * c.inputs + 3) * c.outputs for c in self.convolutions)
+        return of_blocks + sum((inputs + 1) * outputs for inputs, outputs in self.layers)
 
     def module(self) -> nn.Sequential:
         """The network as an ordinary module, freshly initialised."""
+        if self.image:
+            channels, size, _ = self.image
+            return conv4(self.sizes[-1], channels, self.filters, size)
         modules: list[nn.Module] = []
         for inputs, outputs in self.layers:
             modules += [nn.Linear(inputs, outputs), ACTIVATIONS[self.activation]()]
@@ -57,8 +95,8 @@ class Workload:
 class Problem:
     """A workload with its numbers: parameters by name and a batch of tasks.
 
-    ``support_x`` [T, S, I], ``query_x`` [T, Q, I]; targets [T, S, O] and [T, Q, O] for ``"mse"``,
-    labels [T, S] and [T, Q] for ``"cross_entropy"``.
+    ``support_x`` [T, S, I] or images [T, S, C, H, W], ``query_x`` with Q for S; targets [T, S, O]
+    and [T, Q, O] for ``"mse"``, labels [T, S] and [T, Q] for ``"cross_entropy"``.
     """
 
     workload: Workload
@@ -106,7 +144,7 @@ class Problem:
 
 
 def make_problem(workload: Workload, seed: int = 0) -> Problem:
-    """Draw parameters (torch's default initialisation) and tasks in float32."""
+    """Draw parameters (the module's own initialisation) and tasks in float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parameters = {name: p.detach() for name, p in workload.module().named_parameters()}
@@ -124,7 +162,7 @@ def _sinusoids(workload: Workload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _random_tasks(workload: Workload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples = (workload.tasks, workload.support + workload.query)
     outputs = workload.sizes[-1]
-    x = torch.randn(*samples, workload.sizes[0])
+    x = torch.randn(*samples, *workload.sample)
     if workload.loss == "cross_entropy":
         return _split(workload, x, torch.arange(samples[1]).remainder(outputs).expand(samples))
     return _split(workload, x, torch.randn(*samples, outputs))
@@ -146,46 +184,3 @@ def _double_unless_labels(targets: Tensor) -> Tensor:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def sinusoid(tasks: int, steps: int) -> Workload:
-    """The sinusoid regression of MAML (Finn et al. 2017, section 5.1)."""
-    name = f"sinusoid-T{tasks}-K{steps}"
-    return Workload(name, "sinusoid", (1, 40, 40, 1), "relu", "mse", tasks, 10, 10, steps)
-
-
-def head(features: int) -> Workload:
-    """A 5-way linear head on learned features: what ANIL adapts."""
-    return Workload(
-        name=f"head-{features}",
-        family="head",
-        sizes=(features, 5),
-        activation="relu",
-        loss="cross_entropy",
-        tasks=32,
-        support=25,
-        query=75,
-        steps=5,
-        learns_inputs=True,
-    )
-
-
-WORKLOADS: dict[str, Workload] = {
-    workload.name: workload
-    for workload in (
-        sinusoid(tasks=1, steps=1),
-        sinusoid(tasks=25, steps=1),
-        sinusoid(tasks=25, steps=5),
-        sinusoid(tasks=256, steps=5),
-        sinusoid(tasks=1024, steps=1),
-        sinusoid(tasks=1024, steps=5),
-        sinusoid(tasks=4096, steps=10),
-        Workload("rl", "regression", (20, 64, 64, 6), "tanh", "mse", 40, 200, 200, 1),
-        Workload("per-user", "regression", (256, 64, 64, 1), "relu", "mse", 256, 20, 20, 1),
-        head(features=64),
-        head(features=1600),
-    )
-}
-
-# What a quick run measures.
-SMALL = ("sinusoid-T1-K1", "sinusoid-T25-K1", "sinusoid-T25-K5", "sinusoid-T256-K5")

@@ -24,8 +24,6 @@ from fastmeta.training import (
     interval,
 )
 
-# Added to the seed, so that the tasks are drawn otherwise than in training.
-VALIDATION, EVALUATION = 2_000_003, 1_000_003
 # For validation and evaluation, whatever the training has.
 QUERIES = 15
 TASKS, TASKS_AT_ONCE = 600, 20
@@ -42,7 +40,7 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
     source = data.episodes("train", train, options.queries, options.seed)
     judge = None
     if len(validation):
-        judge = _judge(data, "validation", validation, options.seed + VALIDATION)
+        judge = _judge(data, "validation", validation, options.seed)
     _judge(data, "test", test, seed=0)  # what cannot be evaluated is told now
     config = {
         "source": data.told,
@@ -89,7 +87,7 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     with usage_errors():
         data = data_of_checkpoint(checkpoint.config["source"], checkpoint.notes, options.data)
         meta = load_meta(checkpoint, options.engine)
-        source = _judge(data, "test", data.splits.test, options.seed + EVALUATION)
+        source = _judge(data, "test", data.splits.test, options.seed)
         steps = options.inner_steps or _steps(meta)
         accuracy = _accuracy(meta, source, options.tasks or TASKS, steps)
     print(f"{accuracy.shape[1]} tasks of {source.n_classes} classes that were not learned from,")

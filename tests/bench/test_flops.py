@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from fastmeta.bench.catalogue import WORKLOADS
 from fastmeta.bench.flops import useful_flops
-from fastmeta.bench.workloads import WORKLOADS, Workload
+from fastmeta.bench.workloads import Workload
 
 SMALL = Workload(
     "small", "regression", (2, 3, 1), "relu", "mse", tasks=3, support=4, query=5, steps=2
@@ -28,8 +29,22 @@ def test_no_inner_steps_leave_one_gradient():
     assert useful_flops(replace(SMALL, steps=0)) == 3 * (2 * 60 + 3 * 30)
 
 
+def test_convolutions_by_hand():
+    image = Workload(
+        "image", "omniglot", (3, 5), "relu", "cross_entropy", tasks=2, support=4, query=6, steps=2,
+        image=(1, 16, 18), filters=3,
+    )  # fmt: skip
+    # a pass over a sample: pixels times 2 * 9 * inputs * outputs; the first layer has no gradient
+    # for its input
+    first = 16 * 18 * 54 * (2 * 4 * (2 + 3) + 6 * 2)
+    others = (8 * 9 + 4 * 4 + 2 * 2) * 162 * (2 * 4 * (3 + 8) + 6 * 3)
+    head = 2 * 3 * 5 * (2 * 4 * (3 + 8) + 6 * 3)
+    assert useful_flops(image) == 2 * (first + others + head)
+
+
 @pytest.mark.parametrize(
-    ("name", "gflop"), [("sinusoid-T1024-K5", 1.97), ("sinusoid-T25-K1", 0.0116)]
+    ("name", "gflop"),
+    [("sinusoid-T1024-K5", 1.97), ("sinusoid-T25-K1", 0.0116), ("conv64-T4-K1-S5-Q75", 21.6)],
 )
 def test_the_design_documents_numbers(name, gflop):
     assert useful_flops(WORKLOADS[name]) / 1e9 == pytest.approx(gflop, rel=0.01)

@@ -5,18 +5,33 @@ import torch
 from tiny_workloads import FIRST_ORDER, TINY
 
 from fastmeta.bench import gate
-from fastmeta.bench.gate import errors, exact_outcome
-from fastmeta.bench.rivals import FASTMETA, RIVALS, Outcome, loop
-from fastmeta.bench.workloads import WORKLOADS, make_problem
+from fastmeta.bench.catalogue import WORKLOADS
+from fastmeta.bench.gate import errors, exact_outcome, judge
+from fastmeta.bench.rivals import FASTMETA, RIVALS, Outcome, Rival, loop
+from fastmeta.bench.workloads import make_problem
 
-INSTANT = [FASTMETA, *(rival for rival in RIVALS.values() if not rival.compiles)]
+WRONG = RIVALS["vmap-fused"]
+INSTANT = [
+    FASTMETA, *(rival for rival in RIVALS.values() if not rival.compiles and rival is not WRONG)
+]  # fmt: skip
 COMPILED = [rival for rival in RIVALS.values() if rival.compiles]
-# JAX compiles for seconds: two workloads that between them have all it knows.
+# JAX compiles for seconds: workloads that between them have all it knows.
 PAIRS = [
-    pytest.param(rival, workload, id=f"{rival.name}-{workload.name}")
+    pytest.param(
+        rival,
+        workload,
+        id=f"{rival.name}-{workload.name}",
+        marks=pytest.mark.slow if (rival.name, workload.name) == ("jax", "conv") else (),
+    )
     for rival in INSTANT
     for workload in TINY.values()
-    if rival.name != "jax" or workload.name in ("tanh", "deep-head")
+    if rival.name != "jax" or workload.name in ("tanh", "deep-head", "conv")
+]
+# The shapes of one family are alike to the gate.
+ONE_OF_A_SHAPE = [
+    workload
+    for workload in WORKLOADS.values()
+    if not workload.image or workload.name in ("conv32-T4-K1-S5-Q25", "mini-T1-K5-S5-Q75")
 ]
 
 
@@ -25,7 +40,7 @@ def gated(rival, workload):
     if reason is not None:
         pytest.skip(reason)
     problem = make_problem(workload)
-    return errors(rival.build(problem)(), exact_outcome(problem)).wrong()
+    return judge(rival, workload, rival.build(problem)(), exact_outcome(problem)).reason
 
 
 @pytest.mark.parametrize(("rival", "workload"), PAIRS)
@@ -40,9 +55,20 @@ def test_compiled_rivals_are_exact(rival):
     assert gated(rival, TINY["deep-head"]) is None
 
 
-@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=list(WORKLOADS))
+@pytest.mark.slow
+def test_the_compiled_rival_is_exact_on_images():
+    torch.compiler.reset()
+    assert gated(RIVALS["vmap-compiled"], TINY["conv"]) is None
+
+
+def test_norms_within_a_vmap_that_is_differentiated_are_caught():
+    assert "meta-gradient" in gated(WRONG, TINY["conv"])
+
+
+@pytest.mark.parametrize("workload", ONE_OF_A_SHAPE, ids=lambda workload: workload.name)
 def test_first_order_maml_is_caught_at_every_workload(workload):
-    reason = gated(FIRST_ORDER, replace(workload, tasks=min(workload.tasks, 16)))
+    less = dict(tasks=1, query=15) if workload.image else dict(tasks=min(workload.tasks, 16))
+    reason = gated(FIRST_ORDER, replace(workload, **less))
     assert "meta-gradient" in reason
 
 
@@ -94,3 +120,52 @@ def test_oracles_that_disagree_stop_the_run(monkeypatch):
     monkeypatch.setattr(gate.vmap_forward, "build", FIRST_ORDER.build)
     with pytest.raises(RuntimeError, match="disagree"):
         exact_outcome(make_problem(replace(TINY["relu"], tasks=10)))
+
+
+def spoilt_where_it_is_large(workload):
+    """Right on few samples, but not on the workload itself."""
+
+    def build(problem):
+        step = loop.build(problem)
+        factor = 1.3 if problem.workload == workload else 1.0
+
+        def spoilt():
+            loss, gradients = step()
+            return Outcome(loss, {name: g * factor for name, g in gradients.items()})
+
+        return spoilt
+
+    return Rival("spoilt", "is wrong at one shape", build)
+
+
+def test_images_are_judged_at_the_workload_itself_too():
+    assert "the meta-gradient is off by 3.0e-01" in gated(
+        spoilt_where_it_is_large(TINY["conv"]), TINY["conv"]
+    )
+
+
+def test_one_decision_the_other_way_is_no_error():
+    """Of the draws on few samples one may be off, of the whole workload the gradient a little."""
+    drawn = []
+
+    def build(problem):
+        step = loop.build(problem)
+        drawn.append(problem)
+        factor = 1.02 if len(drawn) <= 2 else 1.0
+
+        def decided_otherwise():
+            loss, gradients = step()
+            return Outcome(loss, {name: g * factor for name, g in gradients.items()})
+
+        return decided_otherwise
+
+    assert gated(Rival("unlucky", "decides otherwise twice", build), TINY["conv"]) is None
+    assert len(drawn) == 3
+
+
+def test_a_gradient_that_is_zero_is_held_against_the_largest():
+    def outcome(bias):
+        return Outcome(1.0, {"bias": torch.full((2,), bias), "weight": torch.ones(2)})
+
+    assert errors(outcome(1e-6), outcome(1e-17)).wrong() is None
+    assert "bias is off by 1.0e-03" in errors(outcome(1e-3), outcome(1e-17)).wrong()

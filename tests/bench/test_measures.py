@@ -11,9 +11,10 @@ from tiny_workloads import TINY
 
 from fastmeta.backends import cpu
 from fastmeta.bench import ceilings, machine, roofline
+from fastmeta.bench.catalogue import sinusoid
 from fastmeta.bench.memory import peak_bytes
 from fastmeta.bench.rivals import Rival
-from fastmeta.bench.workloads import Workload, make_problem, sinusoid
+from fastmeta.bench.workloads import Workload, make_problem
 
 on_linux = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
@@ -29,6 +30,12 @@ def test_memory_of_a_meta_step_holds_what_must_be_kept():
     fast_weights = workload.tasks * workload.parameter_count * 4
     found = peak_bytes(workload, "bmm", threads=1)
     assert fast_weights < found < 40 * fast_weights
+
+
+@on_linux
+def test_memory_of_images():
+    fast_weights = TINY["conv"].tasks * TINY["conv"].parameter_count * 4
+    assert peak_bytes(TINY["conv"], "loop", threads=1) > fast_weights
 
 
 @on_linux

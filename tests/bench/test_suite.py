@@ -7,7 +7,10 @@ import torch
 from tiny_workloads import FIRST_ORDER, TINY
 
 from fastmeta import bench
-from fastmeta.bench import ceilings, suite
+from fastmeta.bench import ceilings, memory, operations, race, suite
+from fastmeta.bench.catalogue import sinusoid
+from fastmeta.bench.gate import relative_error
+from fastmeta.bench.operations import Contestant, Operation
 from fastmeta.bench.results import SCHEMA, Entry, Point
 from fastmeta.bench.rivals import RIVALS, Rival
 
@@ -25,11 +28,21 @@ RIVALS_HERE = {
 }
 
 
+OPERATIONS_HERE = {
+    product: Operation(product, product, tasks=3, samples=2, inputs=2, outputs=4, size=5)
+    for product in ("forward", "input", "weight")
+}
+
+
 @pytest.fixture(autouse=True)
 def small_suite(monkeypatch):
     monkeypatch.setattr(suite, "WORKLOADS", TINY)
     monkeypatch.setattr(suite, "RIVALS", RIVALS_HERE)
+    monkeypatch.setattr(suite, "FAMILIES", {"family": ["head", "deep-head"]})
+    monkeypatch.setattr(suite, "OPERATIONS", OPERATIONS_HERE)
+    monkeypatch.setattr(suite, "MEMORY", ())  # it takes processes of its own
     monkeypatch.setattr(suite, "SMALL", ("relu", "head"))
+    monkeypatch.setattr(suite, "USUAL", ("relu", "conv"))
     monkeypatch.setattr(ceilings, "SIZE", 64)
     monkeypatch.setattr(ceilings, "COPIED_BYTES", 1 << 16)
 
@@ -51,7 +64,8 @@ def entries(results, point=0):
 
 def test_results_are_complete_and_go_through_json(results, tmp_path):
     assert set(results) == {
-        "schema", "machine", "settings", "ceilings", "points", "memory_in_steps", "notes",
+        "schema", "machine", "settings", "ceilings", "points", "operations", "memory_in_steps",
+        "notes",
     }  # fmt: skip
     assert results["schema"] == SCHEMA
     assert {"device", "cpu", "threads", "versions", "commit", "date"} <= set(results["machine"])
@@ -99,7 +113,7 @@ def test_ratios_follow_from_the_times(results):
 
 def test_a_long_loop_is_timed_on_a_part_and_says_so(monkeypatch):
     monkeypatch.setattr(suite, "WORKLOADS", {"relu": replace(TINY["relu"], tasks=40)})
-    monkeypatch.setattr(suite, "PART", 4)
+    monkeypatch.setattr(race, "PART", 4)
     monkeypatch.setattr(suite, "QUICK_LONGEST_STEP_S", 1e-6)
     results = run(rivals=["loop", "bmm"])
     loop, batched = entries(results)["loop"], entries(results)["bmm"]
@@ -119,12 +133,12 @@ def test_a_full_run_measures_memory_or_says_why_not(monkeypatch):
             raise RuntimeError("no /proc")
         return sizes[name]
 
-    monkeypatch.setattr(suite, "peak_bytes", peak_bytes)
+    monkeypatch.setattr(race, "peak_bytes", peak_bytes)
     found = bench.run(["relu"], None, False, 0.01, progress=lambda line: None)
     memory = {name: (e["peak_bytes"], e["memory_reason"]) for name, e in entries(found).items()}
     assert memory == {
         "fastmeta": (5_000_000, None),
-        "loop": (None, "RuntimeError: no /proc"),
+        "loop": (None, "no /proc"),
         "bmm": (None, "it hides it"),
     }
 
@@ -132,8 +146,8 @@ def test_a_full_run_measures_memory_or_says_why_not(monkeypatch):
 @pytest.mark.parametrize(("at_50", "flat"), [(90e6, True), (200e6, False)])
 def test_memory_in_inner_steps(monkeypatch, at_50, flat):
     peaks = {5: 11e6, 50: at_50}
-    monkeypatch.setattr(suite, "peak_bytes", lambda workload, *_: peaks[workload.steps])
-    found = suite._memory_in_steps(suite._Settings(0.1, 1.0, 1, True, print))
+    monkeypatch.setattr(memory, "peak_bytes", lambda workload, *_: peaks[workload.steps])
+    found = memory.memory_in_steps(sinusoid(tasks=256, steps=5), threads=1)
     weights = 256 * (40 + 40 + 1600 + 40 + 40 + 1) * 4 * 50
     assert found["flat"] is flat
     assert found["limit_bytes"] == pytest.approx(1.3 * 11e6 + weights)
@@ -146,19 +160,68 @@ def test_memory_that_cannot_be_measured_loses_no_results(monkeypatch):
     def peak_bytes(*_):
         raise RuntimeError("no /proc")
 
-    monkeypatch.setattr(suite, "peak_bytes", peak_bytes)
-    monkeypatch.setattr(suite, "WORKLOADS", {"relu": TINY["relu"]})
+    monkeypatch.setattr(memory, "peak_bytes", peak_bytes)
+    monkeypatch.setattr(suite, "MEMORY", (TINY["relu"],))
     monkeypatch.setattr(suite, "RIVALS", {})
-    found = bench.run(None, None, False, 0.01, progress=lambda line: None)
-    assert found["points"] and found["memory_in_steps"] == {"reason": "RuntimeError: no /proc"}
-    assert "was not measured: RuntimeError: no /proc" in bench.format_table(found)
+    found = run()
+    reason = {"workload": "relu", "reason": "no /proc"}
+    assert found["points"] and found["memory_in_steps"] == [reason]
+    assert "was not measured: no /proc" in bench.format_table(found)
+
+
+def test_memory_is_measured_for_the_families_that_were(monkeypatch):
+    monkeypatch.setattr(suite, "MEMORY", (TINY["relu"], TINY["conv"]))
+    monkeypatch.setattr(suite, "memory_in_steps", lambda workload, threads: workload.name)
+    assert run(("tanh",))["memory_in_steps"] == []
+    assert run(("relu",))["memory_in_steps"] == ["relu"]
 
 
 def test_a_quick_run_measures_the_small_workloads(monkeypatch):
     monkeypatch.setattr(suite, "RIVALS", {"loop": RIVALS["loop"]})
     results = run(workloads=None)
     assert [point["workload"]["name"] for point in results["points"]] == ["relu", "head"]
-    assert results["memory_in_steps"] is None
+    assert results["operations"] == []
+
+
+def test_a_full_run_measures_the_usual_workloads_and_all_operations(monkeypatch):
+    monkeypatch.setattr(suite, "RIVALS", {})
+    monkeypatch.setattr(race, "peak_bytes", lambda *_: 1)
+    results = bench.run(None, None, False, 0.01, progress=lambda line: None)
+    assert [point["workload"]["name"] for point in results["points"]] == ["relu", "conv"]
+    assert [point["workload"]["name"] for point in results["operations"]] == [*OPERATIONS_HERE]
+
+
+def test_a_family_stands_for_its_workloads_and_none_is_measured_twice():
+    results = run(("relu", "family", "deep-head"), rivals=[])
+    assert [p["workload"]["name"] for p in results["points"]] == ["relu", "head", "deep-head"]
+
+
+def test_operations_are_gated_and_timed(monkeypatch, tmp_path):
+    wrong = Contestant("wrong", "adds one", lambda o, arrays: lambda: arrays.grad + 1)
+    monkeypatch.setattr(operations, "CONTESTANTS", (*operations.CONTESTANTS, wrong))
+    results = run(("conv2d",))
+    assert results["points"] == []
+    for point in results["operations"]:
+        found = {entry["name"]: entry for entry in point["entries"]}
+        assert found.pop("wrong")["status"] == "wrong"
+        assert {entry["status"] for entry in found.values()} == {"timed"}
+        assert point["useful_flops"] == 2 * 3 * 2 * 25 * 9 * 2 * 4
+        ratio = found["grouped"]["median_s"] / found["fastmeta"]["median_s"]
+        assert found["grouped"]["times_fastmeta"] == pytest.approx(ratio)
+    bench.write_json(results, tmp_path / "results.json")
+    for text in (bench.format_table, bench.markdown):
+        assert "weight" in text(results) and "the result is off by" in text(results)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS_HERE.values(), ids=list(OPERATIONS_HERE))
+def test_an_operation_of_other_tasks_or_layout_is_caught(operation):
+    arrays = operations.make_arrays(operation)
+    exact = operations.exact_result(operation, arrays)
+    rolled = arrays._replace(weight=arrays.weight.roll(1, 0), grad=arrays.grad.roll(1, 0))
+    for contestant in operations.CONTESTANTS:
+        for drawn, right in ((arrays, True), (rolled, False)):
+            result = contestant.by_task(operation, contestant.build(operation, drawn)())
+            assert (relative_error(list(result), exact) < 1e-5) is right
 
 
 @pytest.mark.parametrize(
@@ -181,3 +244,23 @@ def test_other_files_are_not_read_as_results(tmp_path):
     path.write_text('{"schema": 0}')
     with pytest.raises(ValueError, match="schema"):
         bench.read_json(path)
+
+
+def test_ctrl_c_loses_no_results(monkeypatch):
+    measure = suite._measure
+
+    def interrupted(workload, *more):
+        if workload.name == TINY["head"].name:
+            raise KeyboardInterrupt
+        return measure(workload, *more)
+
+    monkeypatch.setattr(suite, "_measure", interrupted)
+    with pytest.raises(bench.Interrupted) as stop:
+        run(("relu", "head"))
+    results = stop.value.results
+    assert [entry["workload"]["name"] for entry in results["points"]] == [TINY["relu"].name]
+    assert results["notes"][-1] == "Interrupted: 1 of 2 workloads."
+    assert "relu" in bench.format_table(results)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(("head", "relu"))
+    assert not isinstance(stop.value, bench.Interrupted)

@@ -42,7 +42,8 @@ RESULTS = {
     },
     "ceilings": {"mm_flops_per_s": 1e11, "copy_bytes_per_s": 1e10},
     "points": [POINT],
-    "memory_in_steps": None,
+    "operations": [],
+    "memory_in_steps": [],
     "notes": ["a note"],
 }  # fmt: skip
 
@@ -108,8 +109,32 @@ def test_memory_line(results):
         {"steps": 5, "peak_bytes": 4e6, "fast_weight_bytes": 1e6},
         {"steps": 50, "peak_bytes": 2e7, "fast_weight_bytes": 9e6},
     ]
-    results["memory_in_steps"] = {
+    of_sinusoid = {
         "workload": "sinusoid", "points": points, "limit_bytes": 14.2e6, "flat": False,
     }  # fmt: skip
+    results["memory_in_steps"] = [of_sinusoid, {"workload": "conv", "reason": "no /proc"}]
+    assert "conv was not measured: no /proc" in format_table(results)
     assert "K=50: 20 MB, of it fast weights 9 MB" in format_table(results)
     assert "NOT flat" in markdown(results)
+
+
+def test_operations(results):
+    operation = {
+        "workload": {"name": "conv2d"},
+        "entries": [
+            entry("fastmeta"), entry("grouped", times_fastmeta=2.5), entry("per-task", "wrong",
+            reason="the result is off by 1.0e+00"),
+        ],
+    }  # fmt: skip
+    results["operations"] = [operation]
+    assert cells(format_table(results), "conv2d") == ["conv2d", "2", "5", "5", "2.50", "-"]
+    assert "| conv2d | 2 | 5 | 5 | 2.50 | - |" in markdown(results)
+    for text in (format_table(results), markdown(results)):
+        assert "per-task wrong: the result is off by 1.0e+00" in text
+
+
+def test_results_without_workloads_or_from_before_there_were_operations(results):
+    del results["operations"]
+    results["points"] = []
+    for text in (format_table(results), markdown(results)):
+        assert "a note" in text and "workload" not in text

@@ -18,6 +18,10 @@ TINY = {
             "deep-head", "head", (7, 6, 5), "relu", "cross_entropy", 4, 10, 15, 2,
             learns_inputs=True,
         ),
+        Workload(
+            "conv", "omniglot", (4, 5), "relu", "cross_entropy", 3, 5, 10, 2,
+            image=(2, 16, 16), filters=4,
+        ),
     )
 }  # fmt: skip
 

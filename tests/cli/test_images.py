@@ -117,6 +117,7 @@ def test_the_network_and_the_episodes_are_those_asked_for(fastmeta, archive, tmp
     assert config["source"]["rotations"] == "classes" and config["source"]["queries"] == 2
     assert config["source"]["scale"] == {"mean": [0.0], "std": [1.0]}
     assert config["training"]["schedule"] == {"kind": "cosine", "steps": 1}
+    assert "2 tasks of 16 classes" in fastmeta("evaluate", FILE, "--tasks", 2)[1]
 
 
 def test_colours_are_standardised(fastmeta, tmp_path):
@@ -272,6 +273,7 @@ def test_more_classes_than_ways_are_dealt_into_groups(ways):
     scores = grouped_scores(Nearest(ways), tasks, ways, rounds=20)
     assert scores.shape == (2, 6, 6)
     assert torch.equal(scores.argmax(-1), tasks.query_y)
+    assert scores.max() <= 0 and scores.min() > -9 * 9  # a mean, however often they were dealt
     if ways == 6:  # as it is
         outputs = Nearest(6)(tasks).predictions
         torch.testing.assert_close(scores, outputs.log_softmax(-1))

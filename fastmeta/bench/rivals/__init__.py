@@ -11,6 +11,7 @@ from fastmeta.bench.rivals import (
     torchopt_loop,
     vmap_compiled,
     vmap_forward,
+    vmap_fused,
     vmap_grad,
 )
 from fastmeta.bench.rivals.fastmeta_maml import engine
@@ -27,6 +28,7 @@ RIVALS: dict[str, Rival] = {
         vmap_grad,
         vmap_forward,
         vmap_compiled,
+        vmap_fused,
         bmm,
         bmm_compiled,
         jax_jit,

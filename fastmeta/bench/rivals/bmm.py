@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.bench.rivals.rival import LOSSES, Outcome, Rival, Step, make_leaves
-from fastmeta.bench.workloads import Problem, Workload
+from fastmeta.bench.rivals.rival import Outcome, Rival, Step, make_leaves
+from fastmeta.bench.workloads import LOSSES, Problem, Workload
 
 Parameters = list[Tensor]  # weight, bias, weight, bias, ...; each shared or with a leading T
 
@@ -71,6 +71,10 @@ def _activation_slope(workload: Workload, value: Tensor) -> Tensor:
     return (value > 0).to(value.dtype) if workload.activation == "relu" else 1 - value * value
 
 
+def why_not(workload: Workload) -> str | None:
+    return "it is written for linear layers" if workload.image else None
+
+
 def build(problem: Problem) -> Step:
     leaves = make_leaves(problem)
 
@@ -90,4 +94,4 @@ def build(problem: Problem) -> Step:
     return step
 
 
-RIVAL = Rival("bmm", "batched by hand (baddbmm)", build)
+RIVAL = Rival("bmm", "batched by hand (baddbmm)", build, why_not)

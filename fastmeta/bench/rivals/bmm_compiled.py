@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmeta.bench.rivals import bmm
 from fastmeta.bench.rivals.rival import Rival, Step, needs_compiler
 from fastmeta.bench.rivals.vmap_grad import as_step
-from fastmeta.bench.workloads import Problem
+from fastmeta.bench.workloads import Problem, Workload
 
 
 def build(problem: Problem) -> Step:
@@ -26,6 +26,8 @@ def build(problem: Problem) -> Step:
     return as_step(problem, torch.compile(meta_gradient, fullgraph=True, dynamic=False))
 
 
-RIVAL = Rival(
-    "bmm-compiled", "torch.compile(batched by hand)", build, needs_compiler, compiles=True
-)
+def why_not(workload: Workload) -> str | None:
+    return bmm.why_not(workload) or needs_compiler(workload)
+
+
+RIVAL = Rival("bmm-compiled", "torch.compile(batched by hand)", build, why_not, compiles=True)

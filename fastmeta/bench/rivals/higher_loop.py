@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.bench.rivals.rival import LOSSES, Rival, Step, needs
-from fastmeta.bench.rivals.task_by_task import as_step
-from fastmeta.bench.workloads import Problem
+from fastmeta.bench.rivals.rival import Rival, Step, needs
+from fastmeta.bench.rivals.task_by_task import as_step, module_of
+from fastmeta.bench.workloads import LOSSES, Problem
 
 
 def build(problem: Problem) -> Step:
@@ -15,7 +15,7 @@ def build(problem: Problem) -> Step:
 
     workload = problem.workload
     loss_function = LOSSES[workload.loss]
-    module = problem.module()
+    module = module_of(problem)
     optimizer = torch.optim.SGD(module.parameters(), lr=workload.inner_lr)
 
     def query_loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:

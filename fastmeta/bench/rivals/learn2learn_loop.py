@@ -6,15 +6,15 @@ from importlib import import_module
 
 from torch import Tensor
 
-from fastmeta.bench.rivals.rival import LOSSES, Rival, Step, needs
-from fastmeta.bench.rivals.task_by_task import as_step
-from fastmeta.bench.workloads import Problem
+from fastmeta.bench.rivals.rival import Rival, Step, needs
+from fastmeta.bench.rivals.task_by_task import as_step, module_of
+from fastmeta.bench.workloads import LOSSES, Problem
 
 
 def build(problem: Problem) -> Step:
     workload = problem.workload
     loss_function = LOSSES[workload.loss]
-    module = problem.module()
+    module = module_of(problem)
     maml = import_module("learn2learn.algorithms").MAML(module, lr=workload.inner_lr)
 
     def query_loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:

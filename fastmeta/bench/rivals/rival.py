@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.bench.workloads import LOSSES, Problem, Workload
+from fastmeta.bench.workloads import Problem, Workload
 
 
 class Outcome(NamedTuple):
@@ -75,15 +73,6 @@ def make_leaves(problem: Problem, parameters: dict[str, Tensor] | None = None) -
     query_x = problem.query_x.detach().requires_grad_(learns_inputs)
     inputs = {"support_x": support_x, "query_x": query_x} if learns_inputs else {}
     return Leaves(parameters, support_x, query_x, {**parameters, **inputs})
-
-
-def task_loss(workload: Workload, parameters: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
-    """The loss of one task: x [S, I], parameters (weight, bias, weight, bias, ...)."""
-    activation = getattr(torch, workload.activation)
-    weights, biases = parameters[::2], parameters[1::2]
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = activation(F.linear(x, weight, bias))
-    return LOSSES[workload.loss](F.linear(x, weights[-1], biases[-1]), y)
 
 
 def needs(package: str) -> Callable[[Workload], str | None]:

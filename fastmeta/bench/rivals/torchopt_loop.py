@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastmeta.bench.rivals.rival import LOSSES, Rival, Step, needs
-from fastmeta.bench.rivals.task_by_task import as_step
-from fastmeta.bench.workloads import Problem
+from fastmeta.bench.rivals.rival import Rival, Step, needs
+from fastmeta.bench.rivals.task_by_task import as_step, module_of
+from fastmeta.bench.workloads import LOSSES, Problem
 
 
 def build(problem: Problem) -> Step:
@@ -14,7 +14,7 @@ def build(problem: Problem) -> Step:
 
     workload = problem.workload
     loss_function = LOSSES[workload.loss]
-    module = problem.module()
+    module = module_of(problem)
     parameters = dict(module.named_parameters())
     optimizer = torchopt.MetaSGD(module, lr=workload.inner_lr)
     start = [torchopt.extract_state_dict(each, by="reference") for each in (module, optimizer)]

@@ -6,7 +6,7 @@ import torch
 
 from fastmeta.bench.rivals import vmap_grad
 from fastmeta.bench.rivals.rival import Rival, Step, needs_compiler
-from fastmeta.bench.workloads import Problem
+from fastmeta.bench.workloads import Problem, Workload
 
 
 def build(problem: Problem) -> Step:
@@ -15,4 +15,10 @@ def build(problem: Problem) -> Step:
     return vmap_grad.as_step(problem, compiled)
 
 
-RIVAL = Rival("vmap-compiled", "torch.compile(vmap(grad))", build, needs_compiler, compiles=True)
+def _why_not(workload: Workload) -> str | None:
+    if workload.image:
+        return "torch.compile cannot trace vmap of this step of images"
+    return needs_compiler(workload)
+
+
+RIVAL = Rival("vmap-compiled", "torch.compile(vmap(grad))", build, _why_not, compiles=True)

@@ -6,7 +6,8 @@ from functools import partial
 
 import torch
 
-from fastmeta.bench.rivals.rival import Outcome, Rival, Step, make_leaves, task_loss
+from fastmeta.bench.rivals.network import task_loss
+from fastmeta.bench.rivals.rival import Outcome, Rival, Step, make_leaves
 from fastmeta.bench.workloads import Problem
 
 

@@ -1,0 +1,25 @@
+"""Conv4 on images of Omniglot's and of miniImageNet's size, and its convolutions by themselves."""
+
+import pytest
+
+from fastmeta.bench import OPERATIONS, WORKLOADS
+from fastmeta.bench.gate import TOLERANCE, relative_error
+from fastmeta.bench.operations import CONTESTANTS, exact_result, make_arrays
+
+IMAGES = [workload for workload in WORKLOADS.values() if workload.image]
+
+
+@pytest.mark.parametrize("workload", IMAGES, ids=lambda workload: workload.name)
+def test_meta_step(meta_step, workload, rival):
+    meta_step(rival, workload)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS, ids=lambda contestant: contestant.name)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
+def test_operation(benchmark, operation, contestant):
+    arrays = make_arrays(operation)
+    call = contestant.build(operation, arrays)
+    result = list(contestant.by_task(operation, call()))
+    assert relative_error(result, exact_result(operation, arrays)) < TOLERANCE
+    benchmark.group = operation.name
+    benchmark(call)

@@ -1,0 +1,106 @@
+"""The workloads by name, and which of them a run takes unless told otherwise."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from fastmeta.bench.workloads import BLOCKS, Workload
+
+
+def sinusoid(tasks: int, steps: int) -> Workload:
+    """The sinusoid regression of MAML (Finn et al. 2017, section 5.1)."""
+    name = f"sinusoid-T{tasks}-K{steps}"
+    return Workload(name, "sinusoid", (1, 40, 40, 1), "relu", "mse", tasks, 10, 10, steps)
+
+
+def head(features: int) -> Workload:
+    """A 5-way linear head on learned features: what ANIL adapts."""
+    return Workload(
+        name=f"head-{features}",
+        family="head",
+        sizes=(features, 5),
+        activation="relu",
+        loss="cross_entropy",
+        tasks=32,
+        support=25,
+        query=75,
+        steps=5,
+        learns_inputs=True,
+    )
+
+
+def omniglot(filters: int, tasks: int, steps: int, support: int, query: int) -> Workload:
+    """5-way tasks of images as large as Omniglot's."""
+    name = f"conv{filters}-T{tasks}-K{steps}-S{support}-Q{query}"
+    return _conv4(name, "omniglot", (1, 28, 28), filters, tasks, steps, support, query)
+
+
+def mini_imagenet(tasks: int) -> Workload:
+    """5-way 1-shot tasks of images as large as miniImageNet's, with the 32 filters used there."""
+    name = f"mini-T{tasks}-K5-S5-Q75"
+    return _conv4(name, "mini-imagenet", (3, 84, 84), 32, tasks, 5, 5, 75)
+
+
+def _conv4(
+    name: str, family: str, image: tuple[int, int, int], filters: int,
+    tasks: int, steps: int, support: int, query: int,
+) -> Workload:  # fmt: skip
+    side = image[-1] >> BLOCKS
+    return Workload(
+        name=name,
+        family=family,
+        sizes=(filters * side**2, 5),
+        activation="relu",
+        loss="cross_entropy",
+        tasks=tasks,
+        support=support,
+        query=query,
+        steps=steps,
+        image=image,
+        filters=filters,
+    )
+
+
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload
+    for workload in (
+        sinusoid(tasks=1, steps=1),
+        sinusoid(tasks=25, steps=1),
+        sinusoid(tasks=25, steps=5),
+        sinusoid(tasks=256, steps=5),
+        sinusoid(tasks=1024, steps=1),
+        sinusoid(tasks=1024, steps=5),
+        sinusoid(tasks=4096, steps=10),
+        Workload("rl", "regression", (20, 64, 64, 6), "tanh", "mse", 40, 200, 200, 1),
+        Workload("per-user", "regression", (256, 64, 64, 1), "relu", "mse", 256, 20, 20, 1),
+        head(features=64),
+        head(features=1600),
+        *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),
+        mini_imagenet(tasks=4),
+        mini_imagenet(tasks=1),
+    )
+}
+
+FAMILIES: dict[str, list[str]] = {
+    family: [name for name, workload in WORKLOADS.items() if workload.family == family]
+    for family in dict.fromkeys(workload.family for workload in WORKLOADS.values())
+}
+
+# What a quick run measures.
+SMALL = (
+    "sinusoid-T1-K1", "sinusoid-T25-K1", "sinusoid-T25-K5", "sinusoid-T256-K5",
+    "conv64-T4-K1-S5-Q75", "conv64-T4-K5-S5-Q75",
+)  # fmt: skip
+
+# What a run measures: of the many Omniglot shapes, each of these stands for those next to it.
+_STANDING_FOR_OMNIGLOT = (
+    "conv64-T4-K1-S5-Q75", "conv64-T4-K5-S5-Q75", "conv64-T4-K5-S25-Q75", "conv32-T4-K5-S5-Q75",
+)  # fmt: skip
+USUAL = tuple(
+    name
+    for name, workload in WORKLOADS.items()
+    if workload.family != "omniglot" or name in _STANDING_FOR_OMNIGLOT
+)
+
+# One for each family where it is known whether memory stays flat in the number of inner steps.
+MEMORY = (sinusoid(tasks=256, steps=5), WORKLOADS["conv32-T4-K5-S5-Q75"])

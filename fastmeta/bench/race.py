@@ -1,0 +1,227 @@
+"""One point: the gate, then the race, then where the time went."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastmeta.bench import operations
+from fastmeta.bench.ceilings import Ceilings, measure_ceilings
+from fastmeta.bench.flops import useful_flops
+from fastmeta.bench.gate import TOLERANCE, exact_outcome, judge, relative_error
+from fastmeta.bench.memory import peak_bytes
+from fastmeta.bench.operations import Call, Contestant, Operation, exact_result, make_arrays
+from fastmeta.bench.results import Entry, Point
+from fastmeta.bench.rivals import FASTMETA, Outcome, Rival, Step, engine
+from fastmeta.bench.roofline import native_share, one_thread_seconds
+from fastmeta.bench.timing import Timing, measure, seconds_of
+from fastmeta.bench.workloads import Problem, Workload, make_problem
+
+# A loop over tasks that would take too long is timed on so many of them.
+PART = 64
+OPERATION_SECONDS = 1.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``quick``: without memory. ``longest_step``: of a loop over all tasks, in seconds."""
+
+    seconds: float
+    longest_step: float
+    threads: int
+    quick: bool
+    progress: Progress
+
+
+def measure_workload(workload: Workload, rivals: Sequence[Rival], settings: Settings) -> Point:
+    """Fastmeta and its rivals at a workload."""
+    torch.compiler.reset()  # each workload compiles anew, far from the limit on recompilations
+    settings.progress(f"{workload.name}: float64 reference")
+    race = _Race(make_problem(workload), settings)
+    ceilings = measure_ceilings()
+    entries = [race.enter(rival) for rival in (FASTMETA, *rivals)]
+    settings.progress(f"{workload.name}: timing {', '.join(race.steps)}")
+    timings = measure(race.steps, settings.seconds)
+    for entry in entries:
+        if entry.name in timings:
+            _write_timing(entry, timings[entry.name], workload.tasks)
+    point = Point(
+        workload=workload,
+        engine=engine(workload),
+        useful_flops=useful_flops(workload),
+        data_bytes=race.problem.data_bytes,
+        ceilings=ceilings,
+        entries=entries,
+    )
+    if FASTMETA.name in race.steps:
+        point.roofline = _roofline(race, settings)
+    if not settings.quick:
+        for rival, entry in zip((FASTMETA, *rivals), entries, strict=True):
+            _measure_memory(rival, entry, workload, settings)
+    return point
+
+
+class _Race:
+    """The rivals at one workload: who passed the gate gets to ``steps``."""
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        self.problem = problem
+        self.settings = settings
+        self.steps: dict[str, Step] = {}
+        self._exact = {problem.workload.tasks: exact_outcome(problem)}
+
+    def enter(self, rival: Rival) -> Entry:
+        """Build the rival, run it once, and let it through the gate if it is right."""
+        entry = Entry(rival.name, rival.title, "timed")
+        reason = rival.why_not(self.problem.workload)
+        if reason is not None:
+            entry.status, entry.reason = "skipped", reason
+            return entry
+        self.settings.progress(f"{self.problem.workload.name}: {rival.name}")
+        try:
+            step, outcome = self._first_call(rival, entry)
+            entry.reason = self._judge(rival, outcome, entry)
+        except Exception as error:  # a rival may break on any version: its row says so
+            entry.status, entry.reason = "failed", _one_line(error)
+            return entry
+        if entry.reason is None:
+            self.steps[rival.name] = step
+        else:
+            entry.status = "wrong"
+        return entry
+
+    def _first_call(self, rival: Rival, entry: Entry) -> tuple[Step, Outcome]:
+        problem = self._affordable(rival)
+        entry.measured_tasks = problem.workload.tasks
+        entry.extrapolated = problem is not self.problem
+        start = time.perf_counter()
+        step = rival.build(problem)
+        outcome = step()
+        entry.first_call_s = time.perf_counter() - start
+        return step, outcome
+
+    def _affordable(self, rival: Rival) -> Problem:
+        """The problem, or a part of it for a loop over tasks that would take too long."""
+        tasks = self.problem.workload.tasks
+        if not rival.loops_over_tasks or tasks <= PART:
+            return self.problem
+        part = self.problem.part(0, PART)
+        step = rival.build(part)
+        step()
+        predicted = seconds_of(step) * tasks / PART
+        return part if predicted > self.settings.longest_step else self.problem
+
+    def _judge(self, rival: Rival, outcome: Outcome, entry: Entry) -> str | None:
+        tasks = entry.measured_tasks
+        assert tasks is not None
+        if tasks not in self._exact:
+            self._exact[tasks] = exact_outcome(self.problem.part(0, tasks))
+        verdict = judge(rival, self.problem.workload, outcome, self._exact[tasks])
+        entry.loss_error = _finite(verdict.errors.loss)
+        entry.gradient_error = _finite(verdict.errors.gradient)
+        entry.whole_error = _finite(verdict.whole_error)
+        return verdict.reason
+
+
+def _finite(error: float | None) -> float | None:
+    """JSON has no infinity; the reason tells what is missing."""
+    return error if error is not None and math.isfinite(error) else None
+
+
+def _write_timing(entry: Entry, timing: Timing, tasks: int) -> None:
+    assert entry.measured_tasks is not None
+    scale = tasks / entry.measured_tasks
+    entry.median_s, entry.low_s = timing.median * scale, timing.low * scale
+    entry.high_s, entry.fastest_s = timing.high * scale, timing.fastest * scale
+    entry.samples, entry.calls_per_sample = timing.samples, timing.calls_per_sample
+
+
+def _roofline(race: _Race, settings: Settings) -> dict[str, float | None]:
+    step, seconds = race.steps[FASTMETA.name], settings.seconds / 3
+    return {
+        "native_share": native_share(race.problem, seconds),
+        "one_thread_s": one_thread_seconds(step, seconds) if settings.threads > 1 else None,
+    }
+
+
+def _measure_memory(rival: Rival, entry: Entry, workload: Workload, settings: Settings) -> None:
+    if entry.status != "timed" or entry.measured_tasks is None:
+        return
+    entry.memory_reason = rival.hides_memory
+    if entry.memory_reason is not None:
+        return
+    settings.progress(f"{workload.name}: memory of {entry.name}")
+    part = replace(workload, tasks=entry.measured_tasks)
+    try:
+        entry.peak_bytes = peak_bytes(part, entry.name, settings.threads)
+    except RuntimeError as error:
+        entry.memory_reason = str(error)
+
+
+def measure_operation(operation: Operation, settings: Settings) -> Point:
+    """Fastmeta and PyTorch at a single operation."""
+    settings.progress(operation.name)
+    arrays = make_arrays(operation)
+    exact = exact_result(operation, arrays)
+    ceilings = measure_ceilings()
+    entries, calls = [], {}
+    for contestant in operations.CONTESTANTS:
+        call = contestant.build(operation, arrays)
+        entries.append(_operation_entry(contestant, operation, call, exact))
+        if entries[-1].reason is None:
+            calls[contestant.name] = call
+    timings = measure(calls, min(settings.seconds, OPERATION_SECONDS))
+    for entry in entries:
+        if entry.name in timings:
+            _write_timing(entry, timings[entry.name], operation.tasks)
+    return Point(
+        workload=operation,
+        engine=None,
+        useful_flops=operation.useful_flops,
+        data_bytes=arrays.data_bytes,
+        ceilings=ceilings,
+        entries=entries,
+    )
+
+
+def _operation_entry(
+    contestant: Contestant, operation: Operation, call: Call, exact: list[torch.Tensor]
+) -> Entry:
+    entry = Entry(contestant.name, contestant.title, "timed", measured_tasks=operation.tasks)
+    start = time.perf_counter()
+    result = call()
+    entry.first_call_s = time.perf_counter() - start
+    error = relative_error(list(contestant.by_task(operation, result)), exact)
+    entry.gradient_error = _finite(error)
+    if error > TOLERANCE:
+        entry.status, entry.reason = "wrong", f"the result is off by {error:.1e}"
+    return entry
+
+
+def derive(point: Point, best: Ceilings) -> None:
+    """Write the rates and ratios that follow from the times."""
+    ours = next(entry for entry in point.entries if entry.name == FASTMETA.name)
+    timed = [entry for entry in point.entries if entry.median_s]
+    for entry in timed:
+        assert entry.median_s is not None
+        entry.useful_flops_per_s = point.useful_flops / entry.median_s
+        entry.share_of_mm = entry.useful_flops_per_s / best.mm
+        if ours.median_s:
+            entry.times_fastmeta = entry.median_s / ours.median_s
+    rivals = [entry for entry in timed if entry is not ours]
+    if rivals:
+        fastest = min(rivals, key=lambda entry: entry.median_s or math.inf)
+        point.best_rival, point.times_best_rival = fastest.name, fastest.times_fastmeta
+    point.roofline["arithmetic_s"] = point.useful_flops / best.mm
+    point.roofline["data_s"] = point.data_bytes / best.copy
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
