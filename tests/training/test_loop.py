@@ -111,7 +111,15 @@ def test_a_signal_stops_after_the_step_and_saves(tmp_path, number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_is_not_held_back():
+@pytest.fixture
+def heeded_ctrl_c():
+    """A shell that runs the tests in its background lets them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_is_not_held_back(heeded_ctrl_c):
     def twice(*_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
