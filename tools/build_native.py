@@ -11,6 +11,7 @@ Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
     auto     without a working toolchain, go on in pure Python (default)
     native   no native code is an error
     python   do not compile
+and FASTMETA_ISAS, some of the instruction sets, say "avx512": quick builds for one's own machine.
 """
 
 from __future__ import annotations
@@ -132,10 +133,18 @@ def check_toolchain(compiler: Sequence[str]) -> None:
 
 
 def supported_isas(compiler: Sequence[str]) -> list[Isa]:
-    """Return the instruction sets that the compiler can make code for."""
+    """Return the instruction sets that the compiler can make code for, or FASTMETA_ISAS."""
+    names = [isa.name for isa in ISAS]
+    wanted = os.environ.get("FASTMETA_ISAS", "").replace(",", " ").split() or names
+    if unknown := set(wanted) - set(names):
+        raise SystemExit(f"FASTMETA_ISAS: {', '.join(sorted(unknown))} not in {', '.join(names)}")
     x86_64 = "#include <immintrin.h>\n#ifndef __x86_64__\n#error not x86-64\n#endif\n"
     return [
-        isa for isa in ISAS if not isa.flags or try_compile(compiler, isa.flags, x86_64) is None
+        isa
+        for isa in ISAS
+        # Portable code stays: it is what dispatch.cpp falls back on.
+        if not isa.flags
+        or (isa.name in wanted and try_compile(compiler, isa.flags, x86_64) is None)
     ]
 
 

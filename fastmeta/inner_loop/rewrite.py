@@ -22,16 +22,20 @@ __all__ = ["Program", "rewrite"]
 class Program:
     """The steps of a module's forward on tensors [T, ...].
 
-    What the forward read from Python is as it was when it was traced, see `is_current`.
+    What the forward read from Python is as it was when it was traced. Attributes of modules are
+    watched, see `is_current`; global variables are not.
 
     Attributes:
-        largest: elements a sample in the largest tensor of the runs so far.
+        largest: elements a sample in the largest tensor of the first run; 0 before it.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, state: list[_State]) -> None:
         names, spent = _Names(root), _last_uses(graph)
         *nodes, output = graph.nodes
-        self._steps = [_step(names, node)._replace(spent=spent.get(node, ())) for node in nodes]
+        self._steps = [
+            _step(names, node)._replace(spent=spent.get(node, ()), is_used=bool(node.users))
+            for node in nodes
+        ]
         self._output = _output(output)
         self._state = state
         self.largest = 0
@@ -51,18 +55,19 @@ class Program:
             x: [T, S, ...].
         """
         known: dict[Node, Any] = {}
+        largest = 0
         for step in self._steps:
-            args, kwargs = (map_arg(a, known.__getitem__) for a in (step.args, step.kwargs))
-            value = step.run(parameters, x, *args, **kwargs)
+            value = step.run(known, parameters, x)
             changed = None if step.changes is None else known[step.changes]
             for node in step.spent:
                 del known[node]
             if isinstance(changed, Tensor) and changed is not value:
                 _replace(known, changed, value)
-            if step.node.users:
+            if step.is_used:
                 known[step.node] = value
-            if isinstance(value, Tensor) and len(value) == len(x):
-                self.largest = max(self.largest, value.numel() // (x.shape[0] * x.shape[1]))
+            if not self.largest and isinstance(value, Tensor):
+                largest = max(largest, value.numel())
+        self.largest = self.largest or largest // (x.shape[0] * x.shape[1])
         y = known[self._output]
         return y if len(y) == len(x) else y.expand(len(x), *y.shape[1:])
 
@@ -87,11 +92,10 @@ class _Unknown(Exception):
 
 class _Step(NamedTuple):
     node: Node
-    run: Callable[..., Any]  # (parameters, x, *args, **kwargs)
-    args: Any
-    kwargs: Any
+    run: Callable[[dict[Node, Any], Mapping[str, Tensor], Tensor], Any]  # (known, parameters, x)
     changes: Node | None = None  # in place, says the forward; here a new value takes its place
     spent: tuple[Node, ...] = ()  # nodes that no later step needs
+    is_used: bool = True
 
 
 def _replace(known: dict[Node, Any], old: Tensor, new: Tensor) -> None:
@@ -190,9 +194,10 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _step(names: _Names, node: Node) -> _Step:
     if node.op == "placeholder":
-        return _Step(node, lambda parameters, x: x, (), {})
+        return _Step(node, lambda known, parameters, x: x)
     if node.op == "get_attr":
-        return _Step(node, names.reader(str(node.target)), (), {})
+        read = names.reader(str(node.target))
+        return _Step(node, lambda known, parameters, x: read(parameters))
     if node.op == "call_module":
         return _layer_step(names, node)
     return _call_step(node)
@@ -209,16 +214,16 @@ def _layer_step(names: _Names, node: Node) -> _Step:
         raise _Unknown(f"{called} {reason}")
     if len(node.args) != 1 or not isinstance(node.args[0], Node) or node.kwargs:
         raise _Unknown(f"{called} is called with more than its input")
-    changes = None
+    source, changes = node.args[0], None
     if getattr(layer, "inplace", False):
-        layer, changes = copy.copy(layer), node.args[0]
+        layer, changes = copy.copy(layer), source
         layer.inplace = False
     own = names.of_layer(layer)
 
-    def run(parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return rule(layer, {key: parameters[name] for key, name in own.items()}, y)
+    def run(known: dict[Node, Any], parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return rule(layer, {key: parameters[name] for key, name in own.items()}, known[source])
 
-    return _Step(node, run, node.args, {}, changes)
+    return _Step(node, run, changes)
 
 
 def _call_step(node: Node) -> _Step:
@@ -235,11 +240,13 @@ def _call_step(node: Node) -> _Step:
     if rule is None:
         raise _Unknown(f"its forward calls {name}, which has no rule for many tasks")
 
-    def run(parameters: Mapping[str, Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return rule(*args, **kwargs)
+    def run(known: dict[Node, Any], parameters: Mapping[str, Tensor], x: Tensor) -> Any:
+        args: Any = map_arg(node.args, known.__getitem__)
+        options: Any = map_arg(kwargs, known.__getitem__)
+        return rule(*args, **options)
 
-    first = node.args[0] if node.args else None
-    return _Step(node, run, node.args, kwargs, first if in_place else None)  # type: ignore[arg-type]
+    first = node.args[0] if in_place and node.args else None
+    return _Step(node, run, first if isinstance(first, Node) else None)
 
 
 class _Names:
@@ -254,17 +261,17 @@ class _Names:
         own = layer._parameters.items()
         return {key: self._parameters[id(p)] for key, p in own if p is not None}
 
-    def reader(self, target: str) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    def reader(self, target: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """What gives a parameter or a buffer as [T, ...] or [1, ...]."""
         prefix, _, key = target.rpartition(".")
         owner = self.root.get_submodule(prefix)
         parameter = owner._parameters.get(key)
         if parameter is not None:
             name, rank = self._parameters[id(parameter)], parameter.dim()
-            return lambda parameters, x: _with_tasks(parameters[name], rank)
+            return lambda parameters: _with_tasks(parameters[name], rank)
         if owner._buffers.get(key) is None:
             raise _Unknown(f"its forward reads {_own_name(target)!r}, no parameter and no buffer")
-        return lambda parameters, x: owner._buffers[key].unsqueeze(0)  # type: ignore[union-attr]
+        return lambda parameters: owner._buffers[key].unsqueeze(0)  # type: ignore[union-attr]
 
 
 def _with_tasks(parameter: Tensor, rank: int) -> Tensor:

@@ -109,6 +109,23 @@ def test_running_statistics_are_neither_used_nor_changed(training):
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
 
+def test_float32_is_within_the_error_budget():
+    tasks = classification_tasks([1, 12, 12], t=4, q=10)
+
+    def slopes(engine, dtype):
+        torch.manual_seed(3)
+        model = conv4(3, 1, 8, 12, layers=2).to(dtype)
+        meta = fm.MAML(model, engine=engine, inner_steps=3, inner_lr=0.1)
+        parts = gradients(meta, tasks.to(dtype=dtype), list(model.parameters()))
+        return torch.cat([part.double().flatten() for part in parts])
+
+    right = slopes("reference", DOUBLE)
+    ours, plain = (
+        (slopes(engine, torch.float32) - right).norm() for engine in ("layered", "reference")
+    )
+    assert 0 < ours <= 2 * plain
+
+
 # ---- layers and calls --------------------------------------------------------------------------
 
 LAYERS = [

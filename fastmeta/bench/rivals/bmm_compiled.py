@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.bench.rivals import bmm
-from fastmeta.bench.rivals.rival import Rival, Step, needs_compiler
+from fastmeta.bench.rivals.rival import Rival, Step, always, needs_compiler
 from fastmeta.bench.rivals.vmap_grad import as_step
 from fastmeta.bench.workloads import Problem, Workload
 
@@ -30,4 +30,4 @@ def why_not(workload: Workload) -> str | None:
     return bmm.why_not(workload) or needs_compiler(workload)
 
 
-RIVAL = Rival("bmm-compiled", "torch.compile(batched by hand)", build, why_not, compiles=True)
+RIVAL = Rival("bmm-compiled", "torch.compile(batched by hand)", build, why_not, compiles=always)

@@ -13,7 +13,7 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     import jax
     import jax.numpy as jnp
 
-    first_linear = 4 * len(workload.convolutions)
+    first_linear = len(parameters) - 2 * len(workload.layers)
     for block in range(0, first_linear, 4):
         x = _block(parameters[block : block + 4], x)
     x = x.reshape(len(x), -1)

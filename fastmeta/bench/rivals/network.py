@@ -36,7 +36,7 @@ def task_loss(
     norm: Norm = decomposed_norm,
 ) -> Tensor:
     """The loss of one task: x [S, I] or [S, C, H, W], parameters in the module's order."""
-    first_linear = 4 * len(workload.convolutions)
+    first_linear = len(parameters) - 2 * len(workload.layers)
     for block in range(0, first_linear, 4):
         x = _block(parameters[block : block + 4], x, norm)
     predictions = _linear_layers(workload, parameters[first_linear:], x.flatten(1))

@@ -27,8 +27,16 @@ class Outcome(NamedTuple):
 Step = Callable[[], Outcome]
 
 
-def always(workload: Workload) -> str | None:
+def nothing(workload: Workload) -> str | None:
     return None
+
+
+def never(workload: Workload) -> bool:
+    return False
+
+
+def always(workload: Workload) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -36,15 +44,16 @@ class Rival:
     """A way to compute the meta-step.
 
     ``build(problem)`` prepares everything that a training loop prepares once and returns the step.
-    ``why_not(workload)`` is the reason why the rival cannot run here, or None.
+    ``why_not(workload)`` is the reason why the rival cannot run here, or None; it ``compiles`` a
+    workload if the first call takes seconds to minutes.
     """
 
     name: str
     title: str
     build: Callable[[Problem], Step]
-    why_not: Callable[[Workload], str | None] = always
+    why_not: Callable[[Workload], str | None] = nothing
+    compiles: Callable[[Workload], bool] = never
     loops_over_tasks: bool = False  # time is proportional to the number of tasks
-    compiles: bool = False  # the first call takes seconds to minutes
     hides_memory: str | None = None  # why resident memory does not show what a step needs
 
 

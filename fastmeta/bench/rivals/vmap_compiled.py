@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastmeta.bench.rivals import vmap_grad
-from fastmeta.bench.rivals.rival import Rival, Step, needs_compiler
+from fastmeta.bench.rivals.rival import Rival, Step, always, needs_compiler
 from fastmeta.bench.workloads import Problem, Workload
 
 
@@ -21,4 +21,4 @@ def _why_not(workload: Workload) -> str | None:
     return needs_compiler(workload)
 
 
-RIVAL = Rival("vmap-compiled", "torch.compile(vmap(grad))", build, _why_not, compiles=True)
+RIVAL = Rival("vmap-compiled", "torch.compile(vmap(grad))", build, _why_not, compiles=always)
