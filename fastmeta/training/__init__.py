@@ -2,6 +2,7 @@
 
 from fastmeta.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastmeta.training.curve import Curve, read_curve
+from fastmeta.training.embedding import plot_embedding
 from fastmeta.training.evaluate import (
     Interval,
     accuracy_by_step,
@@ -11,6 +12,7 @@ from fastmeta.training.evaluate import (
     interval,
     student_t,
 )
+from fastmeta.training.learner import MetaLearner, in_evaluation
 from fastmeta.training.loop import Log, best_checkpoint, train
 from fastmeta.training.plot import check_picture, plot_curve
 from fastmeta.training.run import Run, TrainingDiverged
@@ -24,6 +26,7 @@ __all__ = [
     "Curve",
     "Interval",
     "Log",
+    "MetaLearner",
     "Run",
     "Schedule",
     "Score",
@@ -37,9 +40,11 @@ __all__ = [
     "check_picture",
     "cross_validated_error",
     "error_by_step",
+    "in_evaluation",
     "interval",
     "load_checkpoint",
     "plot_curve",
+    "plot_embedding",
     "read_curve",
     "save_checkpoint",
     "student_t",
