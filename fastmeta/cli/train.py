@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from fastmeta import MAML
 from fastmeta.cli.errors import UsageError, usage_errors
 from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import check_writable, make_run, set_threads
@@ -80,7 +81,8 @@ def _prepare(options: argparse.Namespace) -> Run:
         job.resume(options.checkpoint)
         if job.step > options.steps:
             raise ValueError(f"{options.checkpoint} is at step {job.step}, past --steps")
-    print(f"engine    {job.meta.choice().name}", flush=True)
+    if isinstance(job.meta, MAML):
+        print(f"engine    {job.meta.choice().name}", flush=True)
     return job
 
 
