@@ -144,6 +144,12 @@ def load_meta(checkpoint: Checkpoint, engine: str) -> MetaLearner:
     return meta
 
 
+def as_maml(meta: MetaLearner) -> MAML:
+    """The meta-learner of a source that has no other ones, as what it is."""
+    assert isinstance(meta, MAML)
+    return meta
+
+
 def make_run(job: Job) -> Run:
     """Return the run at step 0."""
     meta = make_meta(job.config)

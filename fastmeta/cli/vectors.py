@@ -85,7 +85,8 @@ def _read(path: str, told: Mapping[str, Any]) -> VectorData:
     split = split_classes(classes.names, fractions=fractions, seed=told["split_seed"])
     if told["transform"] == "sqrt" and classes.features.min() < 0:
         raise ValueError(f"--transform sqrt: {told['features']} has negative values")
-    return VectorData(*(classes.select(names) for names in split), dict(told))
+    train, validation, test_side = (classes.select(names) for names in split)
+    return VectorData(train, validation, test_side, dict(told))
 
 
 def _transform(kind: str, learned_from: Tensor) -> Callable[[Tensor], Tensor]:

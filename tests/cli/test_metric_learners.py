@@ -66,7 +66,7 @@ def test_it_learns(fastmeta, tmp_path):
     line += "--filters 16 --ways 10 --shots 1 --queries 4 --lr 0.01 --validate-every 0".split()
     assert fastmeta(*line, "--steps", 60)[0] == 0
     losses = [row[1] for row in read_curve("fastmeta-npz.curve.csv")]
-    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+    assert sum(losses[-10:]) / 10 < losses[0] / 3
     assert fastmeta("evaluate", FILE, "--tasks", 100, "--json", "e.json")[0] == 0
     assert json.loads((tmp_path / "e.json").read_text())["accuracy"]["low"] > 0.9
 

@@ -27,7 +27,7 @@ METRIC: dict[str, Any] = dict(
 
 def add_vectors(sources: Any) -> None:
     """Add the source."""
-    source = add_command(sources, "vectors", "a NumPy archive of feature vectors and labels")
+    source: Any = add_command(sources, "vectors", "a NumPy archive of feature vectors and labels")
     source.add_argument("data", metavar="FILE", help="npz file")
     by_algorithm = defaults_by_algorithm(GRADIENT, METRIC)
     # With vectors ProtoNet comes first: features near those of the file are good features.
