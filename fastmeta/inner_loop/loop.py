@@ -15,7 +15,10 @@ from torch.nn.parameter import is_lazy
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 
-__all__ = ["InnerLoop", "Rates", "check_grad_mode", "rate_at", "refuse_graph"]
+__all__ = [
+    "InnerLoop", "Rates", "UnknownTensors", "check_grad_mode", "rate_at", "refuse_batched",
+    "refuse_graph",
+]  # fmt: skip
 
 # One rate for all, or a tensor by adapted name: [1 or steps, *broadcastable to the parameter].
 Rates = float | Mapping[str, Tensor]
@@ -148,6 +151,24 @@ def refuse_graph(engine: str) -> None:
             "itself, and create_graph=True asks for that. The way out, differentiable to any "
             'order: with fastmeta.use_backend("reference"): around the forward.'
         )
+
+
+def refuse_batched(*gradients: Tensor | None) -> None:
+    """RuntimeError where vmap runs a backward whose kernels read memory (is_grads_batched)."""
+    functorch = torch._C._functorch
+    for gradient in gradients:
+        if gradient is not None and (
+            functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
+        ):
+            raise RuntimeError(
+                "the backward of fastmeta's inner loop (resident engine) takes one gradient at a "
+                "time, not a batch of them (is_grads_batched=True, or vmap over autograd.grad): "
+                'call torch.autograd.grad once for each, or with engine="vmap"'
+            )
+
+
+class UnknownTensors(RuntimeError):
+    """The inner loop depends on tensors that require grad and that its engine was not given."""
 
 
 def check_grad_mode() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 from fastmeta.inner_loop.chain import Chain, chain_of
-from fastmeta.inner_loop.loop import InnerLoop, Rates, refuse_graph
+from fastmeta.inner_loop.loop import InnerLoop, Rates, refuse_batched, refuse_graph
 from fastmeta.inner_loop.stages import Stages, stages_of, unknown_layer
 
 __all__ = ["adapt", "can_run", "meta_loss"]
@@ -413,6 +413,7 @@ class _MetaLoss(torch.autograd.Function):
         ctx: Any, grad_loss: Tensor | None, grad_predictions: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
+        refuse_batched(grad_loss, grad_predictions)
         return None, None, *_gradients(ctx, grad_loss, grad_predictions, None)
 
 
@@ -430,6 +431,7 @@ class _Adapt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
+        refuse_batched(*grad_fast)
         return None, None, *_gradients(ctx, None, None, grad_fast)
 
 
