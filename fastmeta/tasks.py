@@ -58,10 +58,7 @@ class TaskBatch:
         support_weight: Tensor | None = None,
         query_weight: Tensor | None = None,
     ) -> None:
-        _check_samples("support", support_x, support_y)
-        _check_samples("query", query_x, query_y)
-        _check_alike("support_x", support_x, "query_x", query_x)
-        _check_alike("support_y", support_y, "query_y", query_y)
+        _check_forms(support_x, support_y, query_x, query_y)
         if support_weight is not None:
             if _has_padding("support", support_weight, support_x):
                 support_x, support_y = _without_padding(support_weight, support_x, support_y)
@@ -265,6 +262,30 @@ class Adapted:
                 f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}"
             )
         return task_forward(self.module, self.parameters, x, self._randomness)
+
+
+_sound_forms: set[Any] = set()  # shapes, dtypes and devices that passed the checks
+_most_forms = 1024
+
+
+def _check_forms(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> None:
+    tensors = (support_x, support_y, query_x, query_y)
+    form = None
+    if all([isinstance(tensor, Tensor) for tensor in tensors]):
+        form = (
+            *[tensor.shape for tensor in tensors],
+            *[tensor.dtype for tensor in tensors],
+            *[tensor.device for tensor in tensors],
+        )
+        if form in _sound_forms:
+            return
+    _check_samples("support", support_x, support_y)
+    _check_samples("query", query_x, query_y)
+    _check_alike("support_x", support_x, "query_x", query_x)
+    _check_alike("support_y", support_y, "query_y", query_y)
+    if len(_sound_forms) >= _most_forms:
+        _sound_forms.clear()
+    _sound_forms.add(form)
 
 
 def _check_samples(kind: str, x: Tensor, y: Tensor) -> None:

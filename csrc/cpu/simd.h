@@ -125,6 +125,24 @@ FASTMETA_INLINE Vec<R> horizontal_sums(const R* p) {
   }
 }
 
+// Swaps lanes and vectors across one bit of their numbers: all bits in turn transpose the block.
+template <class R, int bit = lanes<R> / 2>
+FASTMETA_INLINE void transpose_block(Vec<R>* v) {
+  Mask<R> low{}, high{};
+  for (int l = 0; l < lanes<R>; ++l) {
+    low[l] = l & bit ? lanes<R> + (l ^ bit) : l;
+    high[l] = l & bit ? lanes<R> + l : (l | bit);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes<R>; ++i) {
+    if (i & bit) continue;
+    const Vec<R> a = v[i], b = v[i | bit];
+    v[i] = shuffle<R>(a, b, low);
+    v[i | bit] = shuffle<R>(a, b, high);
+  }
+  if constexpr (bit > 1) transpose_block<R, bit / 2>(v);
+}
+
 template <class R>
 FASTMETA_INLINE R horizontal_max(Vec<R> v) {
   R a[lanes<R>];

@@ -78,9 +78,14 @@ struct Solo {
   static void transpose(R* to, const R* from, i64 rows, i64 columns) {
     const i64 ld = stride(columns), ldt = stride(rows);
     for (i64 c0 = 0; c0 < columns; c0 += W)
-      for (i64 r0 = 0; r0 < ldt; r0 += W)
-        for (i64 c = c0; c < smaller(c0 + W, columns); ++c)
-          for (i64 r = r0; r < r0 + W; ++r) to[c * ldt + r] = r < rows ? from[r * ld + c] : R(0);
+      for (i64 r0 = 0; r0 < ldt; r0 += W) {
+        Vec<R> block[W];
+        for (int i = 0; i < W; ++i)
+          block[i] = r0 + i < rows ? load(from + (r0 + i) * ld + c0) : Vec<R>{};
+        transpose_block<R>(block);
+        const i64 n = smaller(W, columns - c0);
+        for (i64 i = 0; i < n; ++i) store(to + (c0 + i) * ldt + r0, block[i]);
+      }
   }
 };
 
@@ -119,21 +124,44 @@ struct Pack {
   static void gather(R* to, const R* from, i64 task_stride, i64 row_step, i64 column_step, i64 rows,
                      i64 columns, Slice s) {
     from += s.first * task_stride;
-    for (i64 r = 0; r < rows; ++r)
-      for (i64 c = 0; c < columns; ++c, to += W) {
+    for (i64 r = 0; r < rows; ++r) {
+      i64 c = 0;
+      if (column_step == 1)
+        for (; c + W <= columns; c += W, to += W * W) {
+          Vec<R> block[W];
+          for (int t = 0; t < W; ++t) {
+            block[t] = Vec<R>{};
+            if (t < s.tasks)
+              std::memcpy(&block[t], from + t * task_stride + r * row_step + c, sizeof block[t]);
+          }
+          transpose_block<R>(block);
+          for (int i = 0; i < W; ++i) store(to + i * W, block[i]);
+        }
+      for (; c < columns; ++c, to += W) {
         const R* at = from + r * row_step + c * column_step;
         for (i64 t = 0; t < s.tasks; ++t) to[t] = at[t * task_stride];
         for (i64 t = s.tasks; t < W; ++t) to[t] = 0;
       }
+    }
   }
   static void scatter(R* to, const R* from, i64 task_stride, i64 row_step, i64 column_step,
                       i64 rows, i64 columns, Slice s) {
     to += s.first * task_stride;
-    for (i64 r = 0; r < rows; ++r)
-      for (i64 c = 0; c < columns; ++c, from += W) {
+    for (i64 r = 0; r < rows; ++r) {
+      i64 c = 0;
+      if (column_step == 1)
+        for (; c + W <= columns; c += W, from += W * W) {
+          Vec<R> block[W];
+          for (int i = 0; i < W; ++i) block[i] = load(from + i * W);
+          transpose_block<R>(block);
+          for (i64 t = 0; t < s.tasks; ++t)
+            std::memcpy(to + t * task_stride + r * row_step + c, &block[t], sizeof block[t]);
+        }
+      for (; c < columns; ++c, from += W) {
         R* at = to + r * row_step + c * column_step;
         for (i64 t = 0; t < s.tasks; ++t) at[t * task_stride] = from[t];
       }
+    }
   }
   static void add_to_shared(R* shared, const R* from, i64 rows, i64 columns) {
     const i64 n = rows * columns;

@@ -16,7 +16,13 @@ from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss
 from fastmeta.inner_loop.checks import check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
-from fastmeta.inner_loop.loop import InnerLoop, Rates, check_grad_mode, check_rates
+from fastmeta.inner_loop.loop import (
+    InnerLoop,
+    Rates,
+    UnknownTensors,
+    check_grad_mode,
+    check_rates,
+)
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -132,8 +138,11 @@ class MAML(nn.Module):
         if not isinstance(tasks, TaskBatch):
             raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
         plan, parameters, rates = self._prepare(tasks, inner_steps)
-        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        loss, predictions = plan.engine.meta_loss(plan.loop, inner, rates, tasks)
+        try:
+            loss, predictions = _meta_loss(plan, parameters, rates, tasks)
+        except UnknownTensors:
+            plan, parameters, rates = self._prepare_anew(plan, tasks, inner_steps)
+            loss, predictions = _meta_loss(plan, parameters, rates, tasks)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
 
     @runs_eagerly
@@ -158,10 +167,11 @@ class MAML(nn.Module):
         """
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
         plan, parameters, rates = self._prepare(tasks, inner_steps)
-        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        fast = plan.engine.adapt(
-            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-        )
+        try:
+            fast = _adapt(plan, parameters, rates, tasks)
+        except UnknownTensors:
+            plan, parameters, rates = self._prepare_anew(plan, tasks, inner_steps)
+            fast = _adapt(plan, parameters, rates, tasks)
         return Adapted(self.model, {**parameters, **fast}, len(tasks), self.randomness)
 
     def choice(self, device: torch.device | str | None = None) -> Choice:
@@ -201,6 +211,14 @@ class MAML(nn.Module):
                 plan = self._plans[key] = self._plan(parameters, rates, tasks, steps)
         check_labels(plan.loop, plan.outputs, tasks)
         return plan, parameters, rates
+
+    def _prepare_anew(
+        self, plan: _Plan, tasks: TaskBatch, inner_steps: int | None
+    ) -> tuple[_Plan, dict[str, Tensor], Rates]:
+        """Without `plan`, made before tensors that it does not know of came to require grad."""
+        with module_lock:
+            self._plans = {key: other for key, other in self._plans.items() if other is not plan}
+        return self._prepare(tasks, inner_steps)
 
     def _parameters_now(self) -> dict[str, Tensor]:
         snapshot = self._snapshot
@@ -263,6 +281,22 @@ class MAML(nn.Module):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+def _meta_loss(
+    plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> tuple[Tensor, Tensor]:
+    inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+    return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
+
+
+def _adapt(
+    plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> dict[str, Tensor]:
+    inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+    return plan.engine.adapt(
+        plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
+    )
 
 
 def _above(

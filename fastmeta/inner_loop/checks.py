@@ -15,7 +15,7 @@ from fastmeta.functional.losses import takes_weight, task_loss
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["check_labels", "check_model", "uses_others"]
+__all__ = ["check_labels", "check_model", "leaves_of_graph", "uses_others"]
 
 
 def check_model(
@@ -48,7 +48,7 @@ def uses_others(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBa
         theta, predictions = _probe(loop, parameters, tasks)
         loss = _loss(loop, predictions, tasks)
     known = {id(theta[name]) for name in loop.adapted}
-    return any(id(leaf) not in known for leaf in _leaves(loss))
+    return any(id(leaf) not in known for leaf in leaves_of_graph(loss))
 
 
 def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
@@ -177,7 +177,7 @@ def _loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tensor:
         return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
 
 
-def _leaves(root: Tensor) -> Iterator[Tensor]:
+def leaves_of_graph(root: Tensor) -> Iterator[Tensor]:
     """The variables that a tensor was computed from."""
     seen, stack = set(), [root.grad_fn]
     while stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -14,13 +15,16 @@ from torch.nn.parameter import is_lazy
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 
-__all__ = ["InnerLoop", "Rates", "check_grad_mode", "rate_at", "refuse_graph"]
+__all__ = [
+    "InnerLoop", "Rates", "UnknownTensors", "check_grad_mode", "rate_at", "refuse_batched",
+    "refuse_graph",
+]  # fmt: skip
 
 # One rate for all, or a tensor by adapted name: [1 or steps, *broadcastable to the parameter].
 Rates = float | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: hashed by identity, so an engine may cache by it
+@dataclass(frozen=True, eq=False)
 class InnerLoop:
     """`steps` of gradient descent on the support loss, for every task from its own parameters.
 
@@ -32,6 +36,7 @@ class InnerLoop:
         adapted: names of the parameters that take the steps.
         randomness: what random layers do over tasks, "same" or "different"; None: an error.
         shapes: of the module's parameters, by name.
+        memory: what the engines find out about this loop and want to know again.
 
     Raises:
         ValueError, TypeError: an attribute that is not as above.
@@ -44,6 +49,7 @@ class InnerLoop:
     adapted: tuple[str, ...]
     randomness: str | None = None
     shapes: Mapping[str, torch.Size] = field(init=False, repr=False)
+    memory: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
@@ -145,6 +151,24 @@ def refuse_graph(engine: str) -> None:
             "itself, and create_graph=True asks for that. The way out, differentiable to any "
             'order: with fastmeta.use_backend("reference"): around the forward.'
         )
+
+
+def refuse_batched(*gradients: Tensor | None) -> None:
+    """RuntimeError where vmap runs a backward whose kernels read memory (is_grads_batched)."""
+    functorch = torch._C._functorch
+    for gradient in gradients:
+        if gradient is not None and (
+            functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
+        ):
+            raise RuntimeError(
+                "the backward of fastmeta's inner loop (resident engine) takes one gradient at a "
+                "time, not a batch of them (is_grads_batched=True, or vmap over autograd.grad): "
+                'call torch.autograd.grad once for each, or with engine="vmap"'
+            )
+
+
+class UnknownTensors(RuntimeError):
+    """The inner loop depends on tensors that require grad and that its engine was not given."""
 
 
 def check_grad_mode() -> None:

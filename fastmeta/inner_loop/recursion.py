@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.losses import task_loss
-from fastmeta.inner_loop.checks import uses_others
-from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_graph
+from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
+from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, rate_at, refuse_graph
 
 __all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
 
@@ -39,11 +39,15 @@ def unknown_tensors(loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor
     """Why the meta-gradient would not be whole, or None."""
     through_steps = loop.steps > 0 and loop.order == 2
     if tasks is not None and through_steps and uses_others(loop, parameters, tasks):
-        return (
-            "the module or the loss uses tensors that require grad and are not the module's "
-            "parameters, so the engine does not know of them"
-        )
+        return _UNKNOWN
     return None
+
+
+_WAY_OUT = 'with fastmeta.use_backend("reference")'
+_UNKNOWN = (
+    "the module or the loss uses tensors that require grad and are not the module's parameters, "
+    "so the engine does not know of them"
+)
 
 
 def adapt(
@@ -124,13 +128,20 @@ class _Inputs(NamedTuple):
         rows = zip(theta, constant, supports, strict=True)
         return [_Inputs(t, c, self.rates, support) for t, c, support in rows]
 
+    def detached(self) -> _Inputs:
+        """The same numbers, so that theta alone is a variable."""
+        constant = {name: p.detach() for name, p in self.constant.items()}
+        x, y, weight = self.support
+        support = (x.detach(), y.detach(), None if weight is None else weight.detach())
+        return self._replace(constant=constant, support=support)
+
     def flatten(self) -> tuple[_Layout, list[Tensor | None]]:
         rate, rates = None, []
         if isinstance(self.rates, Mapping):
             rates = [self.rates[name] for name in self.theta]
         else:
             rate = self.rates
-        layout = _Layout(tuple(self.theta), tuple(self.constant), rate)
+        layout = _Layout(tuple(self.theta), tuple(self.constant), rate, torch.is_grad_enabled())
         return layout, [*self.theta.values(), *self.constant.values(), *rates, *self.support]
 
 
@@ -140,6 +151,7 @@ class _Layout(NamedTuple):
     adapted: tuple[str, ...]
     constant: tuple[str, ...]
     rate: float | None  # None: a tensor by adapted name
+    grad_mode: bool  # of the caller
 
     def unflatten(self, flat: Sequence[Any]) -> _Inputs:
         rest = iter(flat)
@@ -164,7 +176,7 @@ class _Descent(torch.autograd.Function):
         ctx: Any, forward: Forward, loop: InnerLoop, layout: _Layout, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         inputs = layout.unflatten(tensors)
-        theta = inputs.theta
+        theta, wants_gradient = inputs.theta, layout.grad_mode and loop.order == 2
         # One block for all steps: small tensors that stay, each made between the large ones of a
         # step that go, would leave the allocator with holes and the process growing.
         path = {n: p.new_empty(loop.steps - 1, *p.shape) for n, p in theta.items()}
@@ -173,7 +185,10 @@ class _Descent(torch.autograd.Function):
             replay = _Replay(loop, inputs.support[0].device)
             ctx.replays.append(replay)
             with replay.precision():
-                _, gradient = _support_gradient(forward, loop, theta, inputs, create_graph=False)
+                _, gradient = _support_gradient(
+                    forward, loop, theta, inputs.detached(), create_graph=False,
+                    whole=wants_gradient and step == 0,
+                )  # fmt: skip
             theta = {
                 name: torch.sub(
                     theta[name],
@@ -293,13 +308,20 @@ def _support_gradient(
     theta: Mapping[str, Tensor],
     inputs: _Inputs,
     create_graph: bool,
+    whole: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """theta as leaves, and the gradient [T, *shape] of each task's support loss there."""
+    """theta as leaves, and the gradient [T, *shape] of each task's support loss there.
+
+    Raises:
+        UnknownTensors: `whole`, and the loss depends on variables other than theta.
+    """
     x, y, weight = inputs.support
     with torch.enable_grad():
         leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
         predictions = forward.run(loop, {**inputs.constant, **leaves}, x)
         loss = task_loss(loop.loss, predictions, y, weight).sum()
+        if whole and {*map(id, leaves_of_graph(loss))} - {*map(id, leaves.values())}:
+            raise UnknownTensors(f"{_UNKNOWN}. The way out: {_WAY_OUT}")
         gradients = torch.autograd.grad(
             loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True
         )

@@ -146,3 +146,56 @@ def test_forward_mode_is_refused():
     _, meta, tasks = regression()
     with forward_ad.dual_level(), torch.no_grad(), pytest.raises(RuntimeError, match="jvp"):
         meta(tasks)
+
+
+@pytest.mark.parametrize("call", ["forward", "adapt"])
+def test_a_closure_tensor_that_comes_to_require_grad(call):
+    """A plan made before would leave out the terms through it."""
+    factor = torch.tensor(2.0, dtype=DOUBLE)
+
+    def loss(predictions, targets):
+        return factor * ((predictions - targets) ** 2).mean()
+
+    meta = fm.MAML(fm.models.mlp([2, 4, 2], "tanh").double(), loss=loss, inner_lr=0.1)
+    tasks = regression_tasks()
+
+    def value():
+        if call == "forward":
+            return meta(tasks).loss.sum()
+        return meta.adapt(tasks.support_x, tasks.support_y)(tasks.query_x).sin().sum()
+
+    value()
+    factor.requires_grad_()
+    (ours,) = torch.autograd.grad(value(), [factor])
+    with fm.use_backend("reference"):
+        (right,) = torch.autograd.grad(value(), [factor])
+    assert right != 0 and torch.allclose(ours, right, rtol=1e-12)
+
+
+def test_a_batch_of_gradients_is_refused():
+    model, meta, tasks = regression()
+    loss = meta(tasks).loss
+    with pytest.raises(RuntimeError, match="one gradient at a time"):
+        torch.autograd.grad(
+            loss, [*model.parameters()], torch.eye(len(loss), dtype=DOUBLE), is_grads_batched=True
+        )
+
+
+def test_torch_func_says_what_works_instead():
+    _, meta, tasks = regression()
+    with pytest.raises(RuntimeError, match="loss.backward"):
+        torch.func.grad(lambda x: (meta(tasks).loss * x).sum())(torch.ones(3, dtype=DOUBLE))
+
+
+def test_a_compiled_training_step_gives_the_same_gradients():
+    model, meta, tasks = regression()
+
+    def step():
+        return (meta(tasks).loss ** 2).mean()
+
+    right = torch.autograd.grad(step(), [*model.parameters()])
+    compiled = torch.compile(step, backend="aot_eager")
+    for _ in range(2):
+        ours = torch.autograd.grad(compiled(), [*model.parameters()])
+        for value, expected in zip(ours, right, strict=True):
+            assert torch.allclose(value, expected, rtol=1e-12)
