@@ -32,6 +32,23 @@ inline Metric metric_of(int metric) {
   return Metric(metric);
 }
 
+// Memory that a tensor may lie in, for tensors so large that fresh pages would cost as much as what
+// is written to them.
+struct Buffer {
+  explicit Buffer(i64 bytes) : memory(bytes), bytes(bytes) {}
+  Memory memory;
+  i64 bytes;
+
+  static void bind(pybind11::module_& m) {
+    namespace py = pybind11;
+    py::class_<Buffer>(m, "Buffer", py::buffer_protocol())
+        .def(py::init<i64>())
+        .def_buffer([](Buffer& b) {
+          return py::buffer_info(static_cast<std::uint8_t*>(b.memory.data()), b.bytes);
+        });
+  }
+};
+
 // What the forward pass of a loss leaves for its backward pass.
 template <class R>
 struct LossRecord {
@@ -69,7 +86,7 @@ class PrototypeBinding {
             const auto [T, Q, N, D] = sizes;
             check_sizes({T, Q, N, D}, threads);
             const auto kind = PairSum(sum);
-            if (sum < 0 || sum > 3 || (kind == PairSum::Project) != (a.first != 0) ||
+            if (sum < 0 || sum > 2 || (kind == PairSum::Project) != (a.first != 0) ||
                 (kind == PairSum::Pull) != (h[0] != 0))
               throw std::invalid_argument("pairs: bad arguments");
             const Pairs<R> p{kind, T, Q, N, D, threads, at<R>(x.first), x.second, at<R>(y.first),
@@ -102,15 +119,19 @@ class PrototypeBinding {
             return fits ? std::move(record) : nullptr;
           });
 
-    // The tensors of the forward pass must still be there.
+    // The same data again: by now it may lie somewhere else.
     m.def(("prototype_loss_backward_" + suffix).c_str(),
-          [kernels](const LossRecord<R>& record, int threads, const std::pair<Address, i64>& loss,
-                    Address support, Address query, Address temperature) {
+          [kernels](const LossRecord<R>& record, int threads, const std::array<Address, 6>& data,
+                    const std::pair<Address, i64>& loss, Address support, Address query,
+                    Address temperature) {
             check_sizes({}, threads);
             if (!record.differentiable)
               throw std::invalid_argument("prototype_loss: nothing was kept for backward");
             PrototypeLoss<R> p = record.loss;
             p.threads = threads;
+            p.support = at<R>(data[0]), p.support_y = at<i64>(data[1]);
+            p.support_weight = at<R>(data[2]), p.query = at<R>(data[3]);
+            p.query_y = at<i64>(data[4]), p.query_weight = at<R>(data[5]);
             const PrototypeGradients<R> g{at<R>(loss.first), loss.second, at<R>(support),
                                           at<R>(query), at<R>(temperature)};
             const py::gil_scoped_release release;
@@ -123,6 +144,8 @@ class PrototypeBinding {
                     Address y, Address values, Address indices) {
             const auto [T, Q, N, D] = sizes;
             check_sizes({T, Q, N, D, k, N - k + 1}, threads);
+            if (metric_of(metric) == Metric::Euclidean)
+              throw std::invalid_argument("nearest: squared distances have the same order");
             const Nearest<R> p{T, Q, N, D, k, metric_of(metric), threads, at<R>(x), at<R>(y),
                                at<R>(values), at<i64>(indices)};
             const py::gil_scoped_release release;

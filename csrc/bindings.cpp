@@ -377,6 +377,7 @@ PYBIND11_MODULE(_native, m) {
                     const std::string&, int>())
       .def(py::init<const std::vector<py::dict>&, const std::string&, int>());
   py::class_<Record>(m, "Record").def_readonly("bytes", &Record::bytes);
+  Buffer::bind(m);
   bind_real<float>(m, "float32");
   bind_real<double>(m, "float64");
   m.def("variants", [] {

@@ -32,9 +32,7 @@ constexpr int W = lanes<Real>;
 constexpr i64 panel = 3 * W;  // prototypes that meet all queries while in the first-level cache
 constexpr i64 rows_at_once = 64;
 
-bool of_differences(Metric metric) {
-  return metric == Metric::SquaredEuclidean || metric == Metric::Euclidean;
-}
+bool of_differences(Metric metric) { return metric == Metric::SquaredEuclidean; }
 
 bool any(Mask<Real> mask) {
 #if FASTMETA_VECTOR_BYTES == 64 && defined(__AVX512F__)
@@ -99,17 +97,9 @@ struct Best {
 // ---- distances ----------------------------------------------------------------------------------
 
 Real direct(const Bank& p, const Real* x, const Real* y) {
-  switch (p.metric) {
-    case Metric::SquaredEuclidean:
-      return pair_sum<SquaredDifference>(x, y, p.features);
-    case Metric::Euclidean:
-      return std::sqrt(pair_sum<SquaredDifference>(x, y, p.features));
-    case Metric::Cosine:
-      return 1 - pair_sum<Multiplied>(x, y, p.features);
-    case Metric::Dot:
-      return -pair_sum<Multiplied>(x, y, p.features);
-  }
-  __builtin_unreachable();
+  if (of_differences(p.metric)) return pair_sum<SquaredDifference>(x, y, p.features);
+  const Real product = pair_sum<Multiplied>(x, y, p.features);
+  return p.metric == Metric::Cosine ? 1 - product : -product;
 }
 
 // Below this a score x.y - |y|^2/2 (of differences from the centre) or x.y belongs to a prototype
@@ -120,8 +110,7 @@ Real threshold(const Bank& p, Real worst, Real x, Real y) {
   const Real gamma = Real(p.features + 16) * Limits::epsilon();
   const Real least = Real(p.features) * Limits::min();  // of underflow
   if (of_differences(p.metric)) {
-    const Real distance = p.metric == Metric::Euclidean ? worst : std::sqrt(worst);
-    const Real reach = distance * (1 + gamma) + 2 * Limits::epsilon() * (x + y) + least;
+    const Real reach = std::sqrt(worst) * (1 + gamma) + 2 * Limits::epsilon() * (x + y) + least;
     return (x * x - reach * reach) / 2 - gamma * (x * x + reach * reach + x * y + y * y) - least;
   }
   const Real product = p.metric == Metric::Cosine ? 1 - worst : -worst;
@@ -244,8 +233,10 @@ struct Parts {
 
 void nearest(const Bank& p) {
   const Parts parts(p);
+  const i64 threads =
+      threads_for(double(p.tasks * p.queries) * double(p.classes * p.features), p.threads);
   const i64 results = p.tasks * p.queries * p.k, size = Scratch(p, parts.group, nullptr).size;
-  const Memory scratch(i64(sizeof(Real)) * size * p.threads);
+  const Memory scratch(i64(sizeof(Real)) * size * threads);
   // Those of the first part are in the results themselves.
   const Memory values(i64(sizeof(Real)) * results * (parts.count - 1));
   const Memory indices(i64(sizeof(i64)) * results * (parts.count - 1));
@@ -255,7 +246,7 @@ void nearest(const Bank& p) {
     return Best{static_cast<Real*>(values.data()) + (part - 1) * results + at,
                 static_cast<i64*>(indices.data()) + (part - 1) * results + at, p.k};
   };
-  parallel(p.tasks * parts.groups * parts.count, p.threads, [&](i64 worker, i64 i) {
+  parallel(p.tasks * parts.groups * parts.count, threads, [&](i64 worker, i64 i) {
     const i64 part = i % parts.count, group = i / parts.count % parts.groups;
     const i64 t = i / parts.count / parts.groups, q = group * parts.group;
     search(p, t, part * parts.length, smaller(p.classes, (part + 1) * parts.length),
@@ -263,7 +254,7 @@ void nearest(const Bank& p) {
            Scratch(p, parts.group, static_cast<Real*>(scratch.data()) + worker * size),
            best(part, t, q));
   });
-  parallel(p.tasks * p.queries, p.threads, [&](i64, i64 i) {
+  parallel(p.tasks * p.queries, threads, [&](i64, i64 i) {
     const Best first = best(0, i / p.queries, i % p.queries);
     for (i64 part = 1; part < parts.count; ++part) {
       const Best other = best(part, i / p.queries, i % p.queries);

@@ -307,11 +307,15 @@ void finish(const Loss& p, const Record& r, i64 t) {
   }
 }
 
+i64 threads_of(const Loss& p) {
+  return threads_for(double(p.tasks * p.queries) * double(p.classes * p.features), p.threads);
+}
+
 template <Metric metric>
 void forward(const Loss& p, const Record& r, Real* loss, Real* logits, bool differentiable) {
-  const i64 size = Block(r, nullptr).size;
-  const Memory scratch(i64(sizeof(Real)) * size * p.threads);
-  parallel(p.tasks * r.chunks, p.threads, [&](i64 worker, i64 i) {
+  const i64 size = Block(r, nullptr).size, threads = threads_of(p);
+  const Memory scratch(i64(sizeof(Real)) * size * threads);
+  parallel(p.tasks * r.chunks, threads, [&](i64 worker, i64 i) {
     const Block b(r, static_cast<Real*>(scratch.data()) + worker * size);
     forward_chunk<metric>(p, r, i / r.chunks, i % r.chunks, b, logits, differentiable);
   });
@@ -319,7 +323,7 @@ void forward(const Loss& p, const Record& r, Real* loss, Real* logits, bool diff
     loss[t] = r.loss[t * r.chunks];
     for (i64 chunk = 1; chunk < r.chunks; ++chunk) loss[t] += r.loss[t * r.chunks + chunk];
   }
-  if (differentiable) parallel(p.tasks, p.threads, [&](i64, i64 t) { finish(p, r, t); });
+  if (differentiable) parallel(p.tasks, threads, [&](i64, i64 t) { finish(p, r, t); });
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -364,8 +368,9 @@ i64 prototype_record_size(const Loss& p) { return Record(p, nullptr).size; }
 
 bool prototype_loss(const Loss& p, Real* loss, Real* logits, Real* record, bool differentiable) {
   const Record r(p, record);
+  const i64 threads = threads_of(p);
   std::atomic<bool> fits{true};
-  parallel(p.tasks, p.threads, [&](i64, i64 t) {
+  parallel(p.tasks, threads, [&](i64, i64 t) {
     if (!prepare(p, r, t)) fits.store(false, std::memory_order_relaxed);
   });
   if (!fits) return false;
@@ -388,9 +393,10 @@ bool prototype_loss(const Loss& p, Real* loss, Real* logits, Real* record, bool 
 
 void prototype_loss_backward(const Loss& p, const Real* record, const PrototypeGradients<Real>& g) {
   const Record r(p, const_cast<Real*>(record));
+  const i64 threads = threads_of(p);
   const i64 size = r.block * r.ld, queries = g.query ? p.tasks * r.chunks : 0;
-  const Memory scratch(i64(sizeof(Real)) * size * p.threads);
-  parallel(queries + (g.support ? p.tasks : 0), p.threads, [&](i64 worker, i64 i) {
+  const Memory scratch(i64(sizeof(Real)) * size * threads);
+  parallel(queries + (g.support ? p.tasks : 0), threads, [&](i64 worker, i64 i) {
     const bool of_query = i < queries;
     const i64 t = of_query ? i / r.chunks : i - queries;
     const Real grad = g.loss[t * g.loss_task];

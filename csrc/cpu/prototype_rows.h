@@ -6,6 +6,12 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
+// Waking a thread pays for itself with so much arithmetic, no less.
+inline i64 threads_for(double multiplications, i64 threads) {
+  constexpr double least = 1 << 17;
+  return multiplications < least * double(threads) ? larger(1, i64(multiplications / least)) : threads;
+}
+
 // The rows as whole vectors: where they are if they are that already, else copied with zeros behind.
 template <class R>
 const R* whole_rows(const R* from, i64 rows, i64 features, R* scratch) {

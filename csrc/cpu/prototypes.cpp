@@ -21,7 +21,8 @@ constexpr int W = lanes<Real>;
 
 bool class_means(const ClassMeans<Real>& c) {
   const i64 ld = round_up(c.features, W), size = c.classes * ld;
-  const i64 workers = smaller(c.threads, c.tasks);
+  const double work = double(c.tasks * c.samples) * double(c.features);
+  const i64 workers = smaller(threads_for(work, c.threads), c.tasks);
   const Memory scratch(i64(sizeof(Real)) * workers * (size + c.classes));
   std::atomic<bool> fits{true};
   parallel(c.tasks, workers, [&](i64 worker, i64 t) {
@@ -91,8 +92,6 @@ void run_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n, Rea
       return sums_of_block<SquaredDifference>(p, y, t, begin, n, scratch);
     case PairSum::Project:
       return sums_of_block<ProjectedDifference>(p, y, t, begin, n, scratch);
-    case PairSum::Product:
-      return sums_of_block<Multiplied>(p, y, t, begin, n, scratch);
     case PairSum::Pull:
       return pull_block(p, y, t, begin, n, scratch);
   }
@@ -100,17 +99,19 @@ void run_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n, Rea
 
 void pairs(const Pairs<Real>& p) {
   const i64 ld = round_up(p.features, W);
+  const i64 threads =
+      threads_for(double(p.tasks * p.queries) * double(p.classes * p.features), p.threads);
   const bool copies = ld != p.features;
   const i64 y_tasks = p.y_task ? p.tasks : 1;  // one that all tasks share is copied once
   const Memory copied(i64(sizeof(Real)) * (copies ? y_tasks * p.classes * ld : 0));
   const auto copy_of = [&](i64 t) { return static_cast<Real*>(copied.data()) + t * p.classes * ld; };
   if (copies)
-    parallel(y_tasks, p.threads, [&](i64, i64 t) {
+    parallel(y_tasks, threads, [&](i64, i64 t) {
       whole_rows(p.y + t * p.y_task, p.classes, p.features, copy_of(t));
     });
   const i64 blocks = ceil_div(p.queries, rows_at_once), size = PairScratch(p).size;
-  const Memory scratch(i64(sizeof(Real)) * size * p.threads);
-  parallel(p.tasks * blocks, p.threads, [&](i64 worker, i64 i) {
+  const Memory scratch(i64(sizeof(Real)) * size * threads);
+  parallel(p.tasks * blocks, threads, [&](i64 worker, i64 i) {
     const i64 t = i / blocks, begin = i % blocks * rows_at_once;
     const Real* y = copies ? copy_of(p.y_task ? t : 0) : p.y + t * p.y_task;
     run_block(p, y, t, begin, smaller(rows_at_once, p.queries - begin),

@@ -25,7 +25,6 @@ struct ClassMeans {
 enum class PairSum {
   Squared,  // out [T, Q, N] = |x_q - y_n|^2
   Project,  // out [T, Q, N] = a_q . (x_q - y_n)
-  Product,  // out [T, Q, N] = x_q . y_n
   Pull,     // out [T, Q, D] = sum over n of h_qn (x_q - y_n)
 };
 
@@ -72,7 +71,7 @@ struct PrototypeGradients {
 };
 
 // The k nearest of each query's prototypes: the least values, and of equal ones the lowest indices.
-// With Metric::Cosine, x and y are unit vectors.
+// Not Metric::Euclidean; with Metric::Cosine, x and y are unit vectors.
 template <class R>
 struct Nearest {
   i64 tasks, queries, classes, features, k;

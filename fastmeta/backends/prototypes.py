@@ -6,7 +6,7 @@ int64. What the labels and weights must be: `fastmeta.functional.labels`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from torch import Tensor
 from fastmeta.backends import cpu
 
 __all__ = [
-    "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "product", "project",
-    "pull", "squared",
+    "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project", "pull",
+    "squared",
 ]  # fmt: skip
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 _METRICS = {"sqeuclidean": 0, "euclidean": 1, "cosine": 2, "dot": 3}
-_SQUARED, _PROJECT, _PRODUCT, _PULL = range(4)
+_SQUARED, _PROJECT, _PULL = range(3)
 _NOTHING = (0, 0)
 
 
@@ -58,11 +58,6 @@ def squared(x: Tensor, y: Tensor) -> Tensor:
     return _of_pairs(_SQUARED, x, y)
 
 
-def product(x: Tensor, y: Tensor) -> Tensor:
-    """[T, Q, D], [T, N, D] -> x_q . y_n, [T, Q, N]"""
-    return _of_pairs(_PRODUCT, x, y)
-
-
 def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, Q, D], [T, N, D] -> a_q . (x_q - y_n), [T, Q, N]"""
     return _of_pairs(_PROJECT, x, y, a)
@@ -73,18 +68,37 @@ def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return _of_pairs(_PULL, x, y, h=h)
 
 
+class Task(NamedTuple):
+    """What a loss is about: contiguous tensors.
+
+    support [T, S, D], query [T, Q, D], labels and weights [T, S] and [T, Q]; a temperature that is
+    a tensor is [] or [T].
+    """
+
+    support: Tensor
+    support_y: Tensor
+    support_weight: Tensor | None
+    query: Tensor
+    query_y: Tensor
+    query_weight: Tensor | None
+
+    def contiguous(self) -> Task:
+        """The same values."""
+        return Task(*(None if x is None else x.contiguous() for x in self))  # type: ignore[arg-type]
+
+    def addresses(self) -> tuple[int, ...]:
+        """In the order of the fields, 0 for what there is not."""
+        return tuple(map(_address, self))
+
+
 def loss_forward(
-    support: Tensor, support_y: Tensor, query: Tensor, query_y: Tensor, n_way: int, metric: str,
-    temperature: float | Tensor, support_weight: Tensor | None, query_weight: Tensor | None,
-    differentiable: bool,
-) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor, Any] | None:
     """The loss [T], the logits [T, Q, N] and what `loss_backward` needs.
 
-    None if labels or weights do not fit. support [T, S, D], query [T, Q, D], labels and weights
-    [T, S] and [T, Q], and a tensor temperature, [], [1] or [T], are contiguous. Without
-    `differentiable` there is no backward.
+    None if labels or weights do not fit. Without `differentiable` there is no backward.
     """
-    tasks, samples, width = support.shape
+    (tasks, samples, width), query = task.support.shape, task.query
     queries = query.shape[1]
     loss, logits = query.new_empty(tasks), query.new_empty(tasks, queries, n_way)
     number, numbers = 0.0, _NOTHING
@@ -94,35 +108,34 @@ def loss_forward(
         number = temperature
     record = _kernel("prototype_loss", query)(
         (tasks, samples, queries, n_way, width), _METRICS[metric], torch.get_num_threads(),
-        (
-            support.data_ptr(), support_y.data_ptr(), _address(support_weight),
-            query.data_ptr(), query_y.data_ptr(), _address(query_weight),
-        ),
-        number, numbers, loss.data_ptr(), logits.data_ptr(), differentiable,
+        task.addresses(), number, numbers, loss.data_ptr(), logits.data_ptr(), differentiable,
     )  # fmt: skip
     return None if record is None else (loss, logits, record)
 
 
 def loss_backward(
-    record: Any, grad_loss: Tensor, support: Tensor | None, query: Tensor | None, temperature: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    record: Any, task: Task, grad_loss: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
     """The gradients for support, query and the temperatures [T], of a gradient [T] for the loss.
 
-    support, query: empty tensors of their shapes to be filled, None where unwanted. The tensors
-    that `loss_forward` was given must still be there, unchanged.
+    record: of `loss_forward` for the same task. wanted: which of the three.
     """
-    of_temperature = torch.empty_like(grad_loss, memory_format=torch.contiguous_format)
+    support = _like(task.support) if wanted[0] else None
+    query = _like(task.query) if wanted[1] else None
+    temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None
     _kernel("prototype_loss_backward", grad_loss)(
-        record, torch.get_num_threads(), (grad_loss.data_ptr(), grad_loss.stride(0)),
-        _address(support), _address(query), _address(of_temperature if temperature else None),
+        record, torch.get_num_threads(), task.addresses(),
+        (grad_loss.data_ptr(), grad_loss.stride(0)),
+        _address(support), _address(query), _address(temperature),
     )  # fmt: skip
-    return support, query, of_temperature if temperature else None
+    return support, query, temperature
 
 
 def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """The k least distances [T, Q, k] and their indices; ties by lowest index, NaN last.
 
-    x [T, Q, D], prototypes [T, N, D]; unit vectors (or zeros) under "cosine".
+    x [T, Q, D], prototypes [T, N, D]; unit vectors (or zeros) under "cosine". Not "euclidean":
+    squared distances have the same order, before roots make some of them equal.
     """
     x, prototypes = x.contiguous(), prototypes.contiguous()
     (tasks, queries, width), classes = x.shape, prototypes.shape[1]
@@ -153,6 +166,18 @@ def _of_pairs(
 def _in_rows(x: Tensor) -> Tensor:
     """Rows of features one behind the other, as often as not those of one task for all."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+_LARGE = 1 << 20
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Empty. PyTorch takes fresh pages for what is large, which cost as much as writing to them."""
+    size = tensor.numel() * tensor.element_size()
+    if size < _LARGE:
+        return torch.empty_like(tensor)
+    buffer: Any = cpu.native.Buffer(size)  # type: ignore[union-attr]
+    return torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape)
 
 
 def _kernel(name: str, like: Tensor) -> Any:
