@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from fastmeta.bench.device import CPU
 from fastmeta.functional import conv2d, conv2d_input_gradient, conv2d_weight_gradient
 
 FAMILY = "conv2d"
@@ -67,17 +68,18 @@ class Contestant:
     by_task: Callable[[Operation, Any], Iterable[Tensor]] = lambda operation, result: result
 
 
-def make_arrays(operation: Operation, seed: int = 0) -> Arrays:
-    """Draw everything from the standard normal distribution, in float32."""
+def make_arrays(operation: Operation, seed: int = 0, device: torch.device = CPU) -> Arrays:
+    """Draw everything from the standard normal distribution, in float32, alike everywhere."""
     generator = torch.Generator().manual_seed(seed)
     samples, image = (operation.tasks, operation.samples), (operation.size, operation.size)
-    return Arrays(
+    arrays = (
         torch.randn(*samples, operation.inputs, *image, generator=generator),
         torch.randn(
             operation.tasks, operation.outputs, operation.inputs, 3, 3, generator=generator
         ),
         torch.randn(*samples, operation.outputs, *image, generator=generator),
     )
+    return Arrays(*(each.to(device) for each in arrays))
 
 
 def exact_result(operation: Operation, arrays: Arrays) -> list[Tensor]:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from fastmeta.bench import operations
-from fastmeta.bench.catalogue import FAMILIES, MEMORY, SMALL, USUAL, WORKLOADS
+from fastmeta.bench.catalogue import FAMILIES, MEMORY, ON_GPU, SMALL, USUAL, WORKLOADS
 from fastmeta.bench.ceilings import Ceilings
+from fastmeta.bench.device import CPU, ieee_products
 from fastmeta.bench.machine import describe_machine, only_cores
 from fastmeta.bench.memory import memory_in_steps
 from fastmeta.bench.operations import OPERATIONS, Operation
@@ -53,6 +54,7 @@ def run(
     quick: bool = False,
     seconds: float | None = None,
     *,
+    device: torch.device = CPU,
     progress: Progress = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
     """Measure fastmeta and its rivals, with ``torch.get_num_threads()`` threads for everyone.
@@ -64,6 +66,7 @@ def run(
             operations PyTorch's own are the rivals.
         quick: for a short time, without the memory of each rival.
         seconds: time for one rival at one workload.
+        device: the CPU, or a GPU, which has usual workloads of its own.
         progress: is told what goes on, a line at a time.
 
     Returns:
@@ -75,9 +78,12 @@ def run(
         Interrupted: Ctrl-C after at least one workload.
     """
     if workloads is None:
-        workloads = SMALL if quick else [*USUAL, *OPERATIONS]
+        usual = USUAL if device.type == "cpu" else ON_GPU
+        workloads = SMALL if quick else [*usual, *OPERATIONS]
     if rivals is None:
-        rivals = [name for name, rival in RIVALS.items() if not (quick and rival.compiles)]
+        rivals, compile_too = list(RIVALS), not quick
+    else:
+        compile_too = True
     chosen, chosen_rivals = _chosen_points(workloads), _chosen_rivals(rivals)
     settings = Settings(
         seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
@@ -85,18 +91,20 @@ def run(
         threads=torch.get_num_threads(),
         quick=quick,
         progress=progress,
+        device=device,
+        compile_too=compile_too,
     )
-    machine = describe_machine(settings.threads)
+    machine = describe_machine(settings.threads, device)
     points: list[Point] = []
     memory: list[dict[str, Any]] = []
     interrupted = False
-    with only_cores(settings.threads), _fresh_compile_cache():
+    with only_cores(settings.threads), _fresh_compile_cache(), ieee_products():
         try:
             for each in chosen:
                 points.append(_measure(each, chosen_rivals, settings))
             for workload in _measured_for_memory(points):
                 progress(f"{workload.name}: memory of fastmeta over inner steps")
-                memory.append(memory_in_steps(workload, settings.threads))
+                memory.append(memory_in_steps(workload, settings.threads, device))
         except KeyboardInterrupt:
             if not points:
                 raise
@@ -161,13 +169,21 @@ def _results(
             "quick": settings.quick,
             "seconds": settings.seconds,
             "threads": settings.threads,
+            "device": str(settings.device),
         },
-        "ceilings": {"mm_flops_per_s": best.mm, "copy_bytes_per_s": best.copy},
+        "ceilings": _told(best),
         "points": [asdict(point) for point in of_workloads],
         "operations": [asdict(point) for point in of_operations],
         "memory_in_steps": list(memory),
         "notes": _notes(of_workloads, rivals),
     }
+
+
+def _told(best: Ceilings) -> dict[str, float]:
+    told = {"mm_flops_per_s": best.mm, "copy_bytes_per_s": best.copy}
+    if best.bf16:
+        told |= {"tf32_flops_per_s": best.tf32, "bf16_flops_per_s": best.bf16}
+    return told
 
 
 def _notes(points: Sequence[Point], rivals: Sequence[Rival]) -> list[str]:

@@ -171,7 +171,7 @@ def test_memory_that_cannot_be_measured_loses_no_results(monkeypatch):
 
 def test_memory_is_measured_for_the_families_that_were(monkeypatch):
     monkeypatch.setattr(suite, "MEMORY", (TINY["relu"], TINY["conv"]))
-    monkeypatch.setattr(suite, "memory_in_steps", lambda workload, threads: workload.name)
+    monkeypatch.setattr(suite, "memory_in_steps", lambda workload, *_: workload.name)
     assert run(("tanh",))["memory_in_steps"] == []
     assert run(("relu",))["memory_in_steps"] == ["relu"]
 

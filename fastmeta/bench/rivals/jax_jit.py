@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastmeta.bench.rivals.jax_network import task_loss
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step, needs
 from fastmeta.bench.workloads import Problem, Workload
@@ -89,9 +92,16 @@ def _as_step(problem: Problem, function: MetaStep) -> Step:
     import jax
     import jax.numpy as jnp
 
-    parameters = [jnp.asarray(p.numpy()) for p in problem.parameters.values()]
+    # XLA multiplies float32 in TF32 on a GPU unless told not to.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    place = jax.devices("gpu" if problem.device.type == "cuda" else "cpu")[0]
+
+    def array(tensor: Tensor) -> Any:
+        return jax.device_put(jnp.asarray(tensor.cpu().numpy()), place)
+
+    parameters = [array(p) for p in problem.parameters.values()]
     tasks = (problem.support_x, problem.query_x, problem.support_y, problem.query_y)
-    data = [jnp.asarray(tensor.numpy()) for tensor in tasks]
+    data = [array(tensor) for tensor in tasks]
     names = [*problem.parameters, "support_x", "query_x"]
 
     def step() -> Outcome:
@@ -121,10 +131,23 @@ def _why_not(workload: Workload) -> str | None:
     return needs("jax")(workload)
 
 
+def _why_not_on(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return None
+    import jax
+
+    try:
+        jax.devices("gpu")
+    except RuntimeError as error:
+        return f"JAX sees no GPU: {str(error).splitlines()[0]}"
+    return None
+
+
 RIVAL = Rival(
     "jax",
     "JAX jit",
     build,
     _why_not,
     hides_memory="JAX keeps the buffers of earlier calls, and a step shows only what it adds",
+    why_not_on=_why_not_on,
 )

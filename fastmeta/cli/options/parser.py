@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from fastmeta.cli.options.common import add_command, add_machine
+from fastmeta.cli.options.common import add_command, add_device, add_machine
 from fastmeta.cli.options.evaluate import add_evaluate
 from fastmeta.cli.options.images import add_image_sources
 from fastmeta.cli.options.kinds import positive, positive_number
@@ -81,4 +81,5 @@ def _add_bench(commands: Any) -> None:
         "--seconds", type=positive_number, default=None, help="time for one rival at one workload"
     )
     bench.add_argument("--json", metavar="FILE", help="write the results too")
+    add_device(bench, default="cpu")
     bench.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")
