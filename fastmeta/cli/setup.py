@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastmeta import ANIL, MAML, MetaSGD, Reptile
+from fastmeta.cli.device import chosen_device
 from fastmeta.cli.network import head_of, loss_of, make_network
 from fastmeta.training import Checkpoint, Run, Schedule, Source, Validation
 
@@ -132,12 +133,12 @@ def load_meta(checkpoint: Checkpoint, engine: str) -> MAML:
     config = checkpoint.config
     meta = make_meta({**config, "meta": {**config["meta"], "engine": engine}})
     meta.load_state_dict(checkpoint.meta)
-    return meta
+    return meta.to(chosen_device())
 
 
 def make_run(job: Job) -> Run:
-    """Return the run at step 0."""
-    meta = make_meta(job.config)
+    """Return the run at step 0, on the device that was chosen."""
+    meta = make_meta(job.config).to(chosen_device())
     training = job.config["training"]
     return Run(
         meta,

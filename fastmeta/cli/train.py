@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import UsageError, usage_errors
 from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import check_writable, make_run, set_threads
@@ -33,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     set_threads(options.threads)
     with usage_errors():
+        choose_device(options.device)
         options.curve = options.curve or _curve_beside(options.checkpoint)
         _check_files(options)
         job = _prepare(options)
@@ -80,6 +82,7 @@ def _prepare(options: argparse.Namespace) -> Run:
         job.resume(options.checkpoint)
         if job.step > options.steps:
             raise ValueError(f"{options.checkpoint} is at step {job.step}, past --steps")
+    print(f"device    {chosen_device()}")
     print(f"engine    {job.meta.choice().name}", flush=True)
     return job
 
