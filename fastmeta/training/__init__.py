@@ -11,6 +11,7 @@ from fastmeta.training.evaluate import (
     interval,
     student_t,
 )
+from fastmeta.training.graphed import GraphedStep, StepOutcome, rates_on_device
 from fastmeta.training.loop import Log, best_checkpoint, train
 from fastmeta.training.plot import check_picture, plot_curve
 from fastmeta.training.run import Run, TrainingDiverged
@@ -22,12 +23,14 @@ from fastmeta.training.validation import Score, Validation
 __all__ = [
     "Checkpoint",
     "Curve",
+    "GraphedStep",
     "Interval",
     "Log",
     "Run",
     "Schedule",
     "Score",
     "Source",
+    "StepOutcome",
     "TensorBoard",
     "TrainingDiverged",
     "Validation",
@@ -40,6 +43,7 @@ __all__ = [
     "interval",
     "load_checkpoint",
     "plot_curve",
+    "rates_on_device",
     "read_curve",
     "save_checkpoint",
     "student_t",

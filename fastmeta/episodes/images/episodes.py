@@ -107,7 +107,7 @@ class ImageEpisodes:
             _for_each(n_tasks, self._support_y),
             x[support.size :].view(n_tasks, -1, *shape),
             _for_each(n_tasks, self._query_y),
-        )
+        ).with_known_ways(self.ways)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream stands: the state of its generator (uint8)."""
