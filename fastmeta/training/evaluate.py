@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.algorithms import MAML
+from fastmeta.algorithms import MAML, ProtoMAML
 from fastmeta.episodes import TableEpisodes
 from fastmeta.functional.losses import mse_loss
 from fastmeta.tasks import TaskBatch
+from fastmeta.training.learner import MetaLearner, in_evaluation
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def error_by_step(meta: MAML, tasks: TaskBatch, steps: int) -> Tensor:
         )
 
 
-def accuracy_by_step(meta: MAML, tasks: TaskBatch, steps: int) -> Tensor:
+def accuracy_by_step(meta: MAML | ProtoMAML, tasks: TaskBatch, steps: int) -> Tensor:
     """Return the query accuracy after 0, 1, ..., `steps` inner steps, [steps + 1, T]."""
     with torch.no_grad():
         return torch.stack([meta(tasks, inner_steps=k).accuracy for k in range(steps + 1)])
@@ -111,14 +112,14 @@ def cross_validated_error(
     return torch.cat(errors).mean().item()
 
 
-def adaptation_seconds(meta: MAML, tasks: TaskBatch, repeats: int = 5) -> float:
+def adaptation_seconds(meta: MetaLearner, tasks: TaskBatch, repeats: int = 5) -> float:
     """Return the seconds that adapting to one task takes when T tasks are adapted at once.
 
     The fastest of `repeats` calls after one to warm up, divided by T.
     """
     support = (tasks.support_x, tasks.support_y, tasks.support_weight)
     times = []
-    with torch.no_grad():
+    with torch.no_grad(), in_evaluation(meta):
         for _ in range(repeats + 1):
             start = time.perf_counter()
             meta.adapt(*support)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastmeta.algorithms import MAML
 from fastmeta.training.checkpoint import (
     Checkpoint,
     check_same_run,
     load_checkpoint,
     save_checkpoint,
 )
+from fastmeta.training.learner import MetaLearner
 from fastmeta.training.schedule import Schedule
 from fastmeta.training.source import Source
 from fastmeta.training.validation import Score, Validation
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(
         self,
-        meta: MAML,
+        meta: MetaLearner,
         source: Source,
         optimizer: torch.optim.Optimizer,
         *,
@@ -131,6 +131,7 @@ class Run:
         check_same_run(path, saved.config, self.config)
         self.meta.load_state_dict(saved.meta)
         self.optimizer.load_state_dict(dict(saved.optimizer))
+        _lay_out_like_parameters(self.optimizer)
         streams = dict(saved.streams)
         torch.set_rng_state(streams.pop("torch"))
         self.source.load_state_dict(streams)
@@ -143,3 +144,11 @@ class Run:
         factor = self.schedule.factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
             group["lr"] = rate * factor
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the strides of their parameters: fused optimizers take them for the same."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

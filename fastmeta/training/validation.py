@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmeta.algorithms import MAML
 from fastmeta.tasks import MetaOutput
+from fastmeta.training.learner import MetaLearner, in_evaluation
 from fastmeta.training.source import Source
 
 
@@ -61,16 +61,17 @@ class Validation:
         self._source = source
         self._start = source.state_dict()
 
-    def score(self, meta: MAML, step: int) -> Score:
-        """Judge `meta`, which has done `step` meta-steps."""
+    def score(self, meta: MetaLearner, step: int) -> Score:
+        """Judge `meta` in eval() mode, when it has done `step` meta-steps."""
         self._source.load_state_dict(self._start)
-        outputs = [self._output(meta, first) for first in range(0, self.tasks, self.batch)]
+        with in_evaluation(meta):
+            outputs = [self._output(meta, first) for first in range(0, self.tasks, self.batch)]
         loss = torch.cat([output.loss for output in outputs]).mean().item()
         if outputs[0].targets.is_floating_point():
             return Score(step, loss)
         accuracy = torch.cat([output.accuracy for output in outputs])
         return Score(step, loss, accuracy.double().mean().item())
 
-    def _output(self, meta: MAML, first: int) -> MetaOutput:
+    def _output(self, meta: MetaLearner, first: int) -> MetaOutput:
         with torch.no_grad():
             return meta(self._source.sample(min(self.batch, self.tasks - first)))

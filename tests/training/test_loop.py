@@ -261,3 +261,52 @@ def test_the_curve_is_never_behind_the_checkpoint(tmp_path):
     saved = []
     train(run, steps=9, checkpoint=path, save_every=4, logs=[Curve(curve)])
     assert saved == [4, 8, 9]
+
+
+class Lines:
+    """Two classes of images that differ in the direction of a line."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def sample(self, n_tasks):
+        x = 0.3 * torch.randn(n_tasks, 4, 2, 4, 4, generator=self.generator)
+        x[:, ::2, :, 1] += 1
+        x[:, 1::2, :, :, 1] += 1
+        y = torch.tensor([0, 1]).expand(n_tasks, 2)
+        return fm.TaskBatch(x[:, :2], y, x[:, 2:], y)
+
+    def state_dict(self):
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state):
+        self.generator.set_state(state["generator"])
+
+
+def make_proto_run():
+    """Channels last, so that parameters are not contiguous; norms with running statistics."""
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Dropout(), torch.nn.Flatten())
+    meta = fm.ProtoNet(torch.nn.Sequential(*layers).to(memory_format=torch.channels_last))
+    optimizer = torch.optim.AdamW(meta.parameters(), lr=1e-2, fused=True)
+    validation = Validation(Lines(), every=3, tasks=2)
+    return Run(meta, Lines(), optimizer, meta_batch=2, validation=validation)
+
+
+def test_a_metric_learner_resumes_bit_for_bit(tmp_path):
+    train(make_proto_run(), steps=12, checkpoint=tmp_path / "straight")
+    train(make_proto_run(), steps=5, checkpoint=tmp_path / "resumed")
+    run = make_proto_run()
+    run.resume(tmp_path / "resumed")
+    train(run, steps=12, checkpoint=tmp_path / "resumed")
+    assert (tmp_path / "straight").read_bytes() == (tmp_path / "resumed").read_bytes()
+    assert run.meta.training and run.meta.encoder[1].num_batches_tracked == 12
+
+
+def test_validation_is_in_eval_mode():
+    run = make_proto_run()
+    run.advance()
+    statistics = run.meta.encoder[1].running_mean.clone()
+    scores = {run.validation.score(run.meta, 1) for _ in range(2)}
+    assert len(scores) == 1  # dropout would make two
+    assert torch.equal(run.meta.encoder[1].running_mean, statistics)
