@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -55,6 +56,7 @@ def run(
     seconds: float | None = None,
     *,
     device: torch.device = CPU,
+    time_limit: float | None = None,
     progress: Progress = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
     """Measure fastmeta and its rivals, with ``torch.get_num_threads()`` threads for everyone.
@@ -67,6 +69,8 @@ def run(
         quick: for a short time, without the memory of each rival.
         seconds: time for one rival at one workload.
         device: the CPU, or a GPU, which has usual workloads of its own.
+        time_limit: no workload begins that would end after so many seconds, as far as the longest
+            one so far tells; the results say how many were left out.
         progress: is told what goes on, a line at a time.
 
     Returns:
@@ -78,8 +82,9 @@ def run(
         Interrupted: Ctrl-C after at least one workload.
     """
     if workloads is None:
-        usual = USUAL if device.type == "cpu" else ON_GPU
-        workloads = SMALL if quick else [*usual, *OPERATIONS]
+        on_gpu = device.type == "cuda"
+        small, usual = (ON_GPU, ON_GPU) if on_gpu else (SMALL, USUAL)
+        workloads = small if quick else [*usual, *OPERATIONS]
     if rivals is None:
         rivals, compile_too = list(RIVALS), not quick
     else:
@@ -98,11 +103,17 @@ def run(
     points: list[Point] = []
     memory: list[dict[str, Any]] = []
     interrupted = False
+    start, longest = time.monotonic(), 0.0
     with only_cores(settings.threads), _fresh_compile_cache(), ieee_products():
         try:
             for each in chosen:
+                begun = time.monotonic()
+                if time_limit is not None and begun + longest > start + time_limit:
+                    break
                 points.append(_measure(each, chosen_rivals, settings))
-            for workload in _measured_for_memory(points):
+                longest = max(longest, time.monotonic() - begun)
+            in_time = time_limit is None or time.monotonic() < start + time_limit
+            for workload in _measured_for_memory(points) if in_time else ():
                 progress(f"{workload.name}: memory of fastmeta over inner steps")
                 memory.append(memory_in_steps(workload, settings.threads, device))
         except KeyboardInterrupt:
@@ -110,8 +121,10 @@ def run(
                 raise
             interrupted = True
     results = _results(machine, settings, points, memory, chosen_rivals)
+    if len(points) < len(chosen):
+        why = "Interrupted" if interrupted else "The time was over"
+        results["notes"].append(f"{why}: {len(points)} of {len(chosen)} workloads.")
     if interrupted:
-        results["notes"].append(f"Interrupted: {len(points)} of {len(chosen)} workloads.")
         raise Interrupted(results)
     return results
 

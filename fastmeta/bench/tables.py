@@ -30,6 +30,16 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def summary(results: dict[str, Any]) -> str:
+    """A line a workload and an operation, as text."""
+    blocks = [_heading(results)]
+    if results["points"]:
+        blocks.append(_aligned(_summary(results)))
+    if _operations(results):
+        blocks.append(_aligned(_operation_rows(results)))
+    return "\n".join(blocks)
+
+
 def markdown(results: dict[str, Any]) -> str:
     """Markdown tables, of ratios and of times, under a line that says where and with what."""
     blocks = [_heading(results)]

@@ -24,7 +24,12 @@ def run(options: argparse.Namespace) -> int:
     status = 0
     try:
         results = bench.run(
-            options.workload, options.rival, options.quick, options.seconds, device=device
+            options.workload,
+            options.rival,
+            options.quick,
+            options.seconds,
+            device=device,
+            time_limit=options.time_limit,
         )
     except bench.Interrupted as stop:
         results, status = stop.results, INTERRUPTED

@@ -100,7 +100,7 @@ def _plot(meta: MAML, seed: int, path: Path) -> None:
     support = (tasks.support_x, tasks.support_y)
     with torch.no_grad():
         curves = {k: meta.adapt(*support, inner_steps=k)(x).cpu() for k in SHOWN_STEPS}
-    x, y, support = x.cpu(), y.cpu(), tuple(values.cpu() for values in support)
+    x, y, support = x.cpu(), y.cpu(), (support[0].cpu(), support[1].cpu())
     colours = {0: "#9aa0a6", 1: "#f2a03d", 5: "#d1335b"}
     styles = {0: ":", 1: "--", 5: "-"}
 

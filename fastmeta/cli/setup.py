@@ -136,7 +136,7 @@ def load_meta(checkpoint: Checkpoint, engine: str) -> MAML:
     return meta.to(chosen_device())
 
 
-def make_run(job: Job) -> Run:
+def make_run(job: Job, cuda_graph: bool = True) -> Run:
     """Return the run at step 0, on the device that was chosen."""
     meta = make_meta(job.config).to(chosen_device())
     training = job.config["training"]
@@ -150,6 +150,7 @@ def make_run(job: Job) -> Run:
         validation=_validation(job.validation, training["validation"]),
         config=job.config,
         notes=job.notes,
+        cuda_graph=cuda_graph,
     )
 
 
@@ -165,4 +166,5 @@ def _optimizer(meta: MAML, lr: float, weight_decay: float) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    on_gpu = chosen_device().type == "cuda"
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=on_gpu)

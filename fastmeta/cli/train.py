@@ -77,14 +77,21 @@ def _prepare(options: argparse.Namespace) -> Run:
         kind = saved["source"]["kind"]
         if kind != options.source:
             raise ValueError(f"{options.checkpoint} was trained on {kind}, not {options.source}")
-    job = make_run(module_of(options.source).prepare(options, saved))
+    job = make_run(module_of(options.source).prepare(options, saved), options.cuda_graph)
     if options.resume:
         job.resume(options.checkpoint)
         if job.step > options.steps:
             raise ValueError(f"{options.checkpoint} is at step {job.step}, past --steps")
-    print(f"device    {chosen_device()}")
+    print(f"device    {chosen_device()}{_graph_of(job)}")
     print(f"engine    {job.meta.choice().name}", flush=True)
     return job
+
+
+def _graph_of(job: Run) -> str:
+    if chosen_device().type == "cpu":
+        return ""
+    reason = job.why_no_graph
+    return ", meta-steps in a CUDA graph" if reason is None else f", no CUDA graph: {reason}"
 
 
 def _tensorboard(folder: str, after: int) -> TensorBoard:

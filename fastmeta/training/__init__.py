@@ -12,4 +12,45 @@ from fastmeta.training.evaluate import (
     interval,
     student_t,
 )
+from fastmeta.training.graphed import GraphedStep, StepOutcome, rates_on_device
+from fastmeta.training.learner import MetaLearner, in_evaluation
+from fastmeta.training.loop import Log, best_checkpoint, train
+from fastmeta.training.plot import check_picture, plot_curve
+from fastmeta.training.run import Run, TrainingDiverged
+from fastmeta.training.schedule import Schedule
+from fastmeta.training.source import Source
+from fastmeta.training.tensorboard import TensorBoard
+from fastmeta.training.validation import Score, Validation
+
+__all__ = [
+    "Checkpoint",
+    "Curve",
+    "GraphedStep",
+    "Interval",
+    "Log",
+    "MetaLearner",
+    "Run",
+    "Schedule",
+    "Score",
+    "Source",
+    "StepOutcome",
+    "TensorBoard",
+    "TrainingDiverged",
+    "Validation",
+    "accuracy_by_step",
+    "adaptation_seconds",
+    "best_checkpoint",
+    "check_picture",
+    "cross_validated_error",
+    "error_by_step",
+    "in_evaluation",
+    "interval",
+    "load_checkpoint",
+    "plot_curve",
     "plot_embedding",
+    "rates_on_device",
+    "read_curve",
+    "save_checkpoint",
+    "student_t",
+    "train",
+]

@@ -7,7 +7,16 @@ from tape import Tape, pretend_to_capture
 import fastmeta as fm
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
-from fastmeta.training import GraphedStep, StepOutcome, graphed, rates_on_device
+from fastmeta.training import (
+    GraphedStep,
+    Run,
+    Schedule,
+    StepOutcome,
+    TrainingDiverged,
+    graphed,
+    rates_on_device,
+    train,
+)
 
 
 def make_meta(engine="vmap", seed=0, **options):
@@ -210,3 +219,42 @@ def test_an_optimizer_that_a_graph_cannot_run_is_told_what_it_lacks():
     assert "fused=True" in graphed._why_never(adam(parameters), [OnGpu])
     assert "capturable=True" in graphed._why_never(adam(parameters, fused=True), [OnGpu])
     assert graphed._why_never(torch.optim.SGD(parameters, lr=0.1, fused=True), [OnGpu]) is None
+
+
+def make_run(**options):
+    meta = make_meta()
+    source = Sinusoid(shots=4, queries=4, seed=1)
+    schedule = Schedule("cosine", 20)
+    return Run(
+        meta, source, make_optimizer(meta), meta_batch=3, schedule=schedule, **options
+    )  # fmt: skip
+
+
+def test_a_run_replays_one_graph_whatever_its_schedule(on_tape):
+    runs = make_run(), make_run(cuda_graph=False)
+    found, wanted = ([run.advance() for _ in range(12)] for run in runs)
+    assert len(on_tape) == 1
+    assert runs[0].why_no_graph is None and "switched off" in runs[1].why_no_graph
+    # A rate on the device is in float32.
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_run_in_a_graph_resumes_bit_for_bit(on_tape, tmp_path):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train(make_run(), steps=14, checkpoint=straight)
+    train(make_run(), steps=6, checkpoint=resumed)
+    again = make_run()
+    again.resume(resumed)
+    train(again, steps=14, checkpoint=resumed)
+    assert straight.read_bytes() == resumed.read_bytes()
+
+
+def test_a_run_in_a_graph_tells_when_it_diverges(on_tape):
+    run = make_run()
+    for _ in range(6):
+        run.advance()
+    with torch.no_grad():
+        next(run.meta.parameters()).fill_(1e30)
+    with pytest.raises(TrainingDiverged, match="step 7"):
+        run.advance()
+    assert run.step == 6

@@ -26,6 +26,17 @@ def add_device(parser: Any, default: str) -> None:
     )
 
 
+def add_cuda_graph(parser: argparse.ArgumentParser) -> None:
+    """Add whether meta-steps are captured."""
+    parser.add_argument(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, replay whole meta-steps from a CUDA graph where they can be captured "
+        "(default: yes)",
+    )
+
+
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add seed, device, threads and engine."""
     group = parser.add_argument_group("machine")

@@ -80,6 +80,12 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--seconds", type=positive_number, default=None, help="time for one rival at one workload"
     )
+    bench.add_argument(
+        "--time-limit",
+        type=positive_number,
+        metavar="SECONDS",
+        help="begin no workload that would end later",
+    )
     bench.add_argument("--json", metavar="FILE", help="write the results too")
     add_device(bench, default="cpu")
     bench.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fastmeta.cli.options.common import add_machine
+from fastmeta.cli.options.common import add_cuda_graph, add_machine
 from fastmeta.cli.options.kinds import natural, number_from_0, positive, positive_number
 
 ALGORITHMS = ("maml", "fomaml", "anil", "metasgd", "reptile")
@@ -22,6 +22,7 @@ def add_training(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
         _add_validation(parser)
     _add_files(parser)
     add_machine(parser)
+    add_cuda_graph(parser)
 
 
 def add_mlp(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
