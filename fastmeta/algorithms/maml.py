@@ -17,6 +17,7 @@ from fastmeta.functional.losses import Loss
 from fastmeta.inner_loop.checks import check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_grad_mode, check_rates
+from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -132,8 +133,9 @@ class MAML(nn.Module):
         if not isinstance(tasks, TaskBatch):
             raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
         plan, parameters, rates = self._prepare(tasks, inner_steps)
-        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        loss, predictions = plan.engine.meta_loss(plan.loop, inner, rates, tasks)
+        with telling_how_to_shrink(plan.loop, tasks.support_x):
+            inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+            loss, predictions = plan.engine.meta_loss(plan.loop, inner, rates, tasks)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
 
     @runs_eagerly
@@ -158,10 +160,11 @@ class MAML(nn.Module):
         """
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
         plan, parameters, rates = self._prepare(tasks, inner_steps)
-        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        fast = plan.engine.adapt(
-            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-        )
+        with telling_how_to_shrink(plan.loop, tasks.support_x):
+            inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+            fast = plan.engine.adapt(
+                plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
+            )
         return Adapted(self.model, {**parameters, **fast}, len(tasks), self.randomness)
 
     def choice(self, device: torch.device | str | None = None) -> Choice:

@@ -210,7 +210,9 @@ def test_out_of_memory_is_told_with_the_size_and_the_way_out():
     tasks = 2 * total // (width * width * 4)
     meta = fm.MAML(nn.Linear(width, width), loss="mse", engine="vmap").to(CUDA)
     x = torch.zeros(1, 1, width, device=CUDA).expand(tasks, 1, width)
-    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate|GiB"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match="fast weights of .* What takes less: fewer tasks"
+    ):
         meta(fm.TaskBatch(x, x, x, x))
     gc.collect()
     torch.cuda.empty_cache()
