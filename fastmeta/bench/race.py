@@ -25,6 +25,8 @@ from fastmeta.bench.workloads import Problem, Workload, make_problem
 # A loop over tasks that would take too long is timed on so many of them.
 PART = 64
 OPERATION_SECONDS = 1.0
+# The profiler takes seconds for the events of a loop over many tasks.
+LONGEST_PROFILED_S = 0.5
 
 Progress = Callable[[str], None]
 
@@ -116,6 +118,8 @@ class _Race:
         problem = self._affordable(rival)
         entry.measured_tasks = problem.workload.tasks
         entry.extrapolated = problem is not self.problem
+        if self.settings.on_gpu:
+            torch.cuda.empty_cache()  # graphs keep memory that the cache does not see
         start = time.perf_counter()
         with peak_memory(self.settings.device) as peak:
             step = rival.build(problem)
@@ -164,6 +168,8 @@ def _write_timing(entry: Entry, timing: Timing, tasks: int) -> None:
 
 
 def _write_work(entry: Entry, step: Step, device: torch.device) -> None:
+    if entry.median_s is None or entry.median_s > LONGEST_PROFILED_S:
+        return
     work = work_of(step, device)
     if work is not None:
         entry.launches, entry.kernels, entry.busy_s = work

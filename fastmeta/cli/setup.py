@@ -14,6 +14,7 @@ import torch
 from fastmeta import ANIL, MAML, MetaSGD, Reptile
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.network import head_of, loss_of, make_network
+from fastmeta.episodes import ImageEpisodes
 from fastmeta.training import Checkpoint, Run, Schedule, Source, Validation
 
 
@@ -139,10 +140,13 @@ def load_meta(checkpoint: Checkpoint, engine: str) -> MAML:
 def make_run(job: Job, cuda_graph: bool = True) -> Run:
     """Return the run at step 0, on the device that was chosen."""
     meta = make_meta(job.config).to(chosen_device())
+    source = job.source
+    if chosen_device().type == "cuda" and isinstance(source, ImageEpisodes):
+        source = source.drawn_on_device()  # in the graph of a meta-step
     training = job.config["training"]
     return Run(
         meta,
-        job.source,
+        source,
         _optimizer(meta, training["lr"], training["weight_decay"]),
         meta_batch=training["meta_batch"],
         clip=training["clip"],

@@ -91,6 +91,7 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(race, "work_of", lambda step, device: device_work(step))
     monkeypatch.setattr(race, "peak_memory", lambda device: fixed_peak())
     monkeypatch.setattr(race, "engine", lambda workload, device: "resident")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     told = ceilings.Ceilings(1e12, 1e11, 2e12, 3e12)
     monkeypatch.setattr(race, "measure_ceilings", lambda device: told)
     judged = race.judge

@@ -5,7 +5,8 @@ import torch
 from tape import Tape, pretend_to_capture
 
 import fastmeta as fm
-from fastmeta.episodes import Sinusoid
+from fastmeta.backends import cpu
+from fastmeta.episodes import ImageClasses, ImageEpisodes, Sinusoid
 from fastmeta.models import mlp
 from fastmeta.training import (
     GraphedStep,
@@ -258,3 +259,27 @@ def test_a_run_in_a_graph_tells_when_it_diverges(on_tape):
     with pytest.raises(TrainingDiverged, match="step 7"):
         run.advance()
     assert run.step == 6
+
+
+def test_sampling_of_images_is_in_the_graph(on_tape, monkeypatch):
+    # A tape does not see the native kernels.
+    monkeypatch.setattr(cpu, "native", None)
+    monkeypatch.setattr(cpu, "unavailable", lambda: "off for this test")
+    pictures = torch.arange(5 * 6 * 64).remainder(251).to(torch.uint8).view(5, 6, 1, 8, 8)
+    classes = ImageClasses.of({str(c): images for c, images in enumerate(pictures)})
+
+    def losses(enabled):
+        torch.manual_seed(0)
+        meta = fm.ProtoNet(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4)))
+        learned = [p for p in meta.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(learned, lr=1e-2, fused=True)
+        source = ImageEpisodes(classes, ways=3, shots=1, queries=2, seed=3).drawn_on_device()
+        step = GraphedStep(
+            meta, optimizer, lambda: source.sample(4), generators=source.generators,
+            enabled=enabled,
+        )  # fmt: skip
+        return [step().loss.item() for _ in range(8)]
+
+    found = losses(True)
+    assert len(on_tape) == 1 and len(set(found)) == 8
+    assert found == losses(False)
