@@ -30,12 +30,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """``quick``: without memory. ``longest_step``: of a loop over all tasks, in seconds."""
+    """How a run measures.
+
+    ``quick``: without memory. ``compiles``: also rivals that take seconds to minutes to compile.
+    ``longest_step``: of a loop over all tasks, in seconds.
+    """
 
     seconds: float
     longest_step: float
     threads: int
     quick: bool
+    compiles: bool
     progress: Progress
 
 
@@ -79,7 +84,7 @@ class _Race:
     def enter(self, rival: Rival) -> Entry:
         """Build the rival, run it once, and let it through the gate if it is right."""
         entry = Entry(rival.name, rival.title, "timed")
-        reason = rival.why_not(self.problem.workload)
+        reason = self._why_not(rival)
         if reason is not None:
             entry.status, entry.reason = "skipped", reason
             return entry
@@ -95,6 +100,12 @@ class _Race:
         else:
             entry.status = "wrong"
         return entry
+
+    def _why_not(self, rival: Rival) -> str | None:
+        workload = self.problem.workload
+        if rival.compiles(workload) and not self.settings.compiles:
+            return "a quick run leaves out what compiles; --rival asks for it"
+        return rival.why_not(workload)
 
     def _first_call(self, rival: Rival, entry: Entry) -> tuple[Step, Outcome]:
         problem = self._affordable(rival)

@@ -76,14 +76,14 @@ def run(
     """
     if workloads is None:
         workloads = SMALL if quick else [*USUAL, *OPERATIONS]
-    if rivals is None:
-        rivals = [name for name, rival in RIVALS.items() if not (quick and rival.compiles)]
-    chosen, chosen_rivals = _chosen_points(workloads), _chosen_rivals(rivals)
+    chosen = _chosen_points(workloads)
+    chosen_rivals = _chosen_rivals([*RIVALS] if rivals is None else rivals)
     settings = Settings(
         seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
         longest_step=QUICK_LONGEST_STEP_S if quick else LONGEST_STEP_S,
         threads=torch.get_num_threads(),
         quick=quick,
+        compiles=rivals is not None or not quick,
         progress=progress,
     )
     machine = describe_machine(settings.threads)
@@ -177,7 +177,7 @@ def _notes(points: Sequence[Point], rivals: Sequence[Rival]) -> list[str]:
     ]
     left_out = [name for name in RIVALS if name not in {rival.name for rival in rivals}]
     if left_out:
-        notes.append(f"Not asked for, or left out of a quick run: {', '.join(left_out)}.")
+        notes.append(f"Not asked for: {', '.join(left_out)}.")
     for point in points:
         parts = [e.name for e in point.entries if e.extrapolated]
         if parts:
