@@ -33,15 +33,19 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """``quick``: without memory. ``longest_step``: of a loop over all tasks, in seconds."""
+    """How a run measures.
+
+    ``quick``: without memory. ``compiles``: also rivals that take seconds to minutes to compile.
+    ``longest_step``: of a loop over all tasks, in seconds.
+    """
 
     seconds: float
     longest_step: float
     threads: int
     quick: bool
+    compiles: bool
     progress: Progress
     device: torch.device = CPU
-    compile_too: bool = True  # let rivals run that compile for long
 
     @property
     def on_gpu(self) -> bool:
@@ -109,10 +113,9 @@ class _Race:
 
     def _why_not(self, rival: Rival) -> str | None:
         workload = self.problem.workload
-        reason = rival.why_not(workload) or rival.why_not_on(self.settings.device)
-        if reason is None and rival.compiles(workload) and not self.settings.compile_too:
-            return "it compiles, and a quick run leaves that out"
-        return reason
+        if rival.compiles(workload) and not self.settings.compiles:
+            return "a quick run leaves out what compiles; --rival asks for it"
+        return rival.why_not(workload) or rival.why_not_on(self.settings.device)
 
     def _first_call(self, rival: Rival, entry: Entry) -> tuple[Step, Outcome]:
         problem = self._affordable(rival)

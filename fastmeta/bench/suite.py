@@ -85,19 +85,16 @@ def run(
         on_gpu = device.type == "cuda"
         small, usual = (ON_GPU, ON_GPU) if on_gpu else (SMALL, USUAL)
         workloads = small if quick else [*usual, *OPERATIONS]
-    if rivals is None:
-        rivals, compile_too = list(RIVALS), not quick
-    else:
-        compile_too = True
-    chosen, chosen_rivals = _chosen_points(workloads), _chosen_rivals(rivals)
+    chosen = _chosen_points(workloads)
+    chosen_rivals = _chosen_rivals([*RIVALS] if rivals is None else rivals)
     settings = Settings(
         seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
         longest_step=QUICK_LONGEST_STEP_S if quick else LONGEST_STEP_S,
         threads=torch.get_num_threads(),
         quick=quick,
+        compiles=rivals is not None or not quick,
         progress=progress,
         device=device,
-        compile_too=compile_too,
     )
     machine = describe_machine(settings.threads, device)
     points: list[Point] = []
@@ -206,7 +203,7 @@ def _notes(points: Sequence[Point], rivals: Sequence[Rival]) -> list[str]:
     ]
     left_out = [name for name in RIVALS if name not in {rival.name for rival in rivals}]
     if left_out:
-        notes.append(f"Not asked for, or left out of a quick run: {', '.join(left_out)}.")
+        notes.append(f"Not asked for: {', '.join(left_out)}.")
     for point in points:
         parts = [e.name for e in point.entries if e.extrapolated]
         if parts:

@@ -183,6 +183,15 @@ def test_a_quick_run_measures_the_small_workloads(monkeypatch):
     assert results["operations"] == []
 
 
+def test_a_quick_run_leaves_out_what_compiles_unless_it_is_asked_for(monkeypatch):
+    compiled = replace(RIVALS["loop"], name="compiled", compiles=lambda w: w.name == "head")
+    monkeypatch.setattr(suite, "RIVALS", {"compiled": compiled})
+    relu, head = (entries(run(("relu", "head")), point)["compiled"] for point in range(2))
+    assert relu["status"] == "timed"
+    assert head["status"] == "skipped" and "compiles" in head["reason"]
+    assert entries(run(("head",), rivals=["compiled"]))["compiled"]["status"] == "timed"
+
+
 def test_a_full_run_measures_the_usual_workloads_and_all_operations(monkeypatch):
     monkeypatch.setattr(suite, "RIVALS", {})
     monkeypatch.setattr(race, "peak_bytes", lambda *_: 1)

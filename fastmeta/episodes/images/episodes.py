@@ -87,9 +87,7 @@ class ImageEpisodes:
         )
         self._rows: RowStream | DeviceRowStream = RowStream(self._first, self._sizes, **self._draw)
         self.generators: tuple[torch.Generator, ...] = ()
-        way = torch.arange(ways, device=self._images.device)
-        self._support_y = way.repeat_interleave(shots)
-        self._query_y = way.repeat_interleave(queries)
+        self._labels = self._labels_of(0)
 
     def sample(self, n_tasks: int) -> TaskBatch:
         """Draw the next `n_tasks` tasks, class after class within a task.
@@ -106,12 +104,13 @@ class ImageEpisodes:
         # Support first, so that one gather gives two contiguous tensors.
         order = torch.cat([support.flatten(), query.flatten()])
         x = self.scale.take(self._images, order.to(self._images.device))
-        shape, size = x.shape[1:], support.numel()
+        support_x, query_x = x.split_with_sizes([support.numel(), query.numel()])
+        if len(self._labels[0]) != n_tasks:
+            self._labels = self._labels_of(n_tasks)
+        support_y, query_y = self._labels
+        shape = (n_tasks, -1, *x.shape[1:])
         return TaskBatch(
-            x[:size].view(n_tasks, -1, *shape),
-            _for_each(n_tasks, self._support_y),
-            x[size:].view(n_tasks, -1, *shape),
-            _for_each(n_tasks, self._query_y),
+            support_x.view(shape), support_y.clone(), query_x.view(shape), query_y.clone()
         ).with_known_ways(self.ways)
 
     def drawn_on_device(self) -> ImageEpisodes:
@@ -129,6 +128,12 @@ class ImageEpisodes:
         other.generators = (other._rows.generator,)
         return other
 
+    def _labels_of(self, n_tasks: int) -> tuple[Tensor, Tensor]:
+        """Of support [T, N * K] and query [T, N * Q], the same for every task."""
+        way = torch.arange(self.ways, device=self._images.device)
+        support, query = way.repeat_interleave(self.shots), way.repeat_interleave(self.queries)
+        return support.repeat(n_tasks, 1), query.repeat(n_tasks, 1)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream stands: the state of its generator (uint8)."""
         return {"generator": self._rows.state()}
@@ -143,10 +148,6 @@ def _turned(images: Tensor) -> Tensor:
     if images.shape[-2] != images.shape[-1]:
         raise ValueError(f"rotations need square images, not {list(images.shape[-2:])}")
     return torch.cat([torch.rot90(images, k, (-2, -1)) for k in range(QUARTER_TURNS)])
-
-
-def _for_each(n_tasks: int, labels: Tensor) -> Tensor:
-    return labels.expand(n_tasks, -1).clone(memory_format=torch.contiguous_format)
 
 
 def _check_sizes(classes: ImageClasses, shots: int, queries: int) -> None:
