@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from fastmeta.bench import operations
+from fastmeta.bench import operations, prototypes
 from fastmeta.bench.catalogue import FAMILIES, MEMORY, ON_GPU, SMALL, USUAL, WORKLOADS
 from fastmeta.bench.ceilings import Ceilings
 from fastmeta.bench.device import CPU, ieee_products
 from fastmeta.bench.machine import describe_machine, only_cores
 from fastmeta.bench.memory import memory_in_steps
 from fastmeta.bench.operations import OPERATIONS, Operation
+from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.race import (
     PART,
     Progress,
@@ -46,7 +47,8 @@ class Interrupted(KeyboardInterrupt):
 
 def selectable() -> list[str]:
     """What ``run`` takes as a workload: names of families, of workloads and of operations."""
-    return list(dict.fromkeys([*FAMILIES, operations.FAMILY, *WORKLOADS, *OPERATIONS]))
+    families = [*FAMILIES, operations.FAMILY, prototypes.FAMILY]
+    return list(dict.fromkeys([*families, *WORKLOADS, *OPERATIONS, *prototypes.OPERATIONS]))
 
 
 def run(
@@ -83,8 +85,8 @@ def run(
     """
     if workloads is None:
         on_gpu = device.type == "cuda"
-        small, usual = (ON_GPU, ON_GPU) if on_gpu else (SMALL, USUAL)
-        workloads = small if quick else [*usual, *OPERATIONS]
+        small, usual = ((*ON_GPU, *prototypes.OPERATIONS), ON_GPU) if on_gpu else (SMALL, USUAL)
+        workloads = small if quick else [*usual, *OPERATIONS, *prototypes.OPERATIONS]
     chosen = _chosen_points(workloads)
     chosen_rivals = _chosen_rivals([*RIVALS] if rivals is None else rivals)
     settings = Settings(
@@ -126,10 +128,16 @@ def run(
     return results
 
 
-def _chosen_points(asked: Iterable[str]) -> list[Workload | Operation]:
+def _chosen_points(asked: Iterable[str]) -> list[Workload | Operation | Prototypes]:
     """The workloads and operations of these names, families in full."""
-    families = {**FAMILIES, operations.FAMILY: list(OPERATIONS)}
-    known: dict[str, Workload | Operation] = {**WORKLOADS, **OPERATIONS}
+    families = {
+        **FAMILIES,
+        operations.FAMILY: list(OPERATIONS),
+        prototypes.FAMILY: list(prototypes.OPERATIONS),
+    }
+    known: dict[str, Workload | Operation | Prototypes] = {
+        **WORKLOADS, **OPERATIONS, **prototypes.OPERATIONS,
+    }  # fmt: skip
     members = [member for name in asked for member in families.get(name, [name])]
     unknown = [name for name in members if name not in known]
     if unknown:
@@ -145,8 +153,10 @@ def _chosen_rivals(asked: Sequence[str]) -> list[Rival]:
     return [RIVALS[name] for name in asked]
 
 
-def _measure(what: Workload | Operation, rivals: Sequence[Rival], settings: Settings) -> Point:
-    if isinstance(what, Operation):
+def _measure(
+    what: Workload | Operation | Prototypes, rivals: Sequence[Rival], settings: Settings
+) -> Point:
+    if not isinstance(what, Workload):
         return measure_operation(what, settings)
     return measure_workload(what, rivals, settings)
 
@@ -170,7 +180,7 @@ def _results(
     best = Ceilings(*(max(column) for column in zip(*(p.ceilings for p in points), strict=True)))
     for point in points:
         derive(point, best)
-    of_operations = [point for point in points if isinstance(point.workload, Operation)]
+    of_operations = [point for point in points if not isinstance(point.workload, Workload)]
     of_workloads = [point for point in points if isinstance(point.workload, Workload)]
     return {
         "schema": SCHEMA,

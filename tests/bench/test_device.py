@@ -13,7 +13,7 @@ from fastmeta.bench.catalogue import LARGE, ON_GPU, USUAL, WORKLOADS
 from fastmeta.bench.device import CPU, count_work, ieee_products, peak_memory, work_of
 from fastmeta.bench.results import Entry, Point
 from fastmeta.bench.rivals import FASTMETA, FASTMETA_GRAPH, RIVALS
-from fastmeta.bench.tables import format_table, markdown
+from fastmeta.bench.tables import format_table, markdown, summary
 from fastmeta.bench.timing import measure
 
 CUDA = torch.autograd.DeviceType.CUDA
@@ -137,6 +137,8 @@ def test_a_run_on_a_gpu_reports_what_a_gpu_has(pretended_gpu, tmp_path):
     text = format_table(bench.read_json(tmp_path / "gpu.json"))
     assert "NVIDIA H200" in text and "makes 2 launches, 7 kernels run" in text
     assert "NVIDIA H200" in markdown(found)
+    found["operations"] = found["points"]
+    assert summary(found).count("relu") == 2
 
 
 def test_our_two_ways_are_not_each_others_rival():

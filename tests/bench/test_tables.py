@@ -121,14 +121,15 @@ def test_memory_line(results):
 def test_operations(results):
     operation = {
         "workload": {"name": "conv2d"},
+        "roofline": {"arithmetic_s": 0.0005, "data_s": 0.001},
         "entries": [
             entry("fastmeta"), entry("grouped", times_fastmeta=2.5), entry("per-task", "wrong",
             reason="the result is off by 1.0e+00"),
         ],
     }  # fmt: skip
     results["operations"] = [operation]
-    assert cells(format_table(results), "conv2d") == ["conv2d", "2", "5", "5", "2.50", "-"]
-    assert "| conv2d | 2 | 5 | 5 | 2.50 | - |" in markdown(results)
+    assert cells(format_table(results), "conv2d") == ["conv2d", "2", "5", "5", "50", "2.50", "-"]
+    assert "| conv2d | 2 | 5 | 5 | 50 | 2.50 | - |" in markdown(results)
     for text in (format_table(results), markdown(results)):
         assert "per-task wrong: the result is off by 1.0e+00" in text
 
