@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from fastmeta.models import (
     ACTIVATIONS,
     ResidualBlock,
+    ResidualMLP,
     Sine,
     conv4,
     mlp,
@@ -147,3 +148,19 @@ def test_siren_starts_as_in_the_paper():
 def test_what_makes_no_network_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_a_residual_perceptron_adds_to_its_input():
+    model = ResidualMLP(3, [5, 4], "tanh", dropout=0.5)
+    x = torch.randn(6, 3)
+    assert parameters(model) == (15 + 5) + (20 + 4) + (12 + 3)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    torch.testing.assert_close(model(x), x + model.layers(x))
+    for wrong in ({"hidden": [0]}, {"hidden": [], "activation": "x"}, {"hidden": [], "dropout": 1}):
+        with pytest.raises(ValueError):
+            ResidualMLP(3, **wrong)
+
+
+def test_omniglot_fc_without_a_head():
+    assert omniglot_fc(None)(torch.randn(4, 1, 28, 28)).shape == (4, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,8 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
     norms, padding and the number of classes see `SharedEncoder`.
 
     With `mean` and `normalize` it is SimpleShot (Wang, Chao, Weinberger, van der Maaten 2019,
-    section 3): "CL2N" with both and the mean of the training classes' features,
-    ``net.mean = net.encoder(training_images).mean(0)``; "L2N" with `normalize` alone.
+    section 3): "CL2N" with both and the mean of the training classes' features, "L2N" with
+    `normalize` alone; `simple_shot` sets them.
 
     Args:
         encoder: any module that makes features [n, D] of samples [n, ...].
@@ -90,6 +91,19 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
         self.temperature = Positive("temperature", temperature, learn_temperature)
         self.register_buffer("mean", mean)
 
+    def simple_shot(self, inputs: Iterable[Tensor] | None = None) -> None:
+        """Compare features as SimpleShot does: "CL2N" with inputs, "L2N" without.
+
+        Args:
+            inputs: batches [n, ...] of all samples of the training classes; features, as in
+                eval(), are centred on their mean.
+
+        Raises:
+            ValueError: no batches.
+        """
+        self.normalize = True
+        self.mean = None if inputs is None else self._mean_feature(inputs)
+
     def extra_repr(self) -> str:
         return f"metric={self.metric}, normalize={self.normalize}"
 
@@ -104,6 +118,19 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
             n_way=n_way, metric=self.metric, temperature=self.temperature(features.query_x),
             support_weight=features.support_weight, query_weight=features.query_weight,
         )  # fmt: skip
+
+    def _mean_feature(self, inputs: Iterable[Tensor]) -> Tensor:
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            features = [self.encoder(x) for x in inputs]
+        self.train(training)
+        if not features:
+            raise ValueError("inputs must hold a batch of samples")
+        count = sum(map(len, features))
+        # Double: a sum of many numbers of one sign.
+        total = torch.stack([part.double().sum(0) for part in features]).sum(0)
+        return (total / count).to(features[0].dtype)
 
     def _encode(self, *sets: tuple[Tensor, Tensor | None]) -> list[Tensor]:
         return [self._centred(features) for features in super()._encode(*sets)]

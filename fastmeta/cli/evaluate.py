@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fastmeta.cli.device import choose_device
-from fastmeta.cli.errors import usage_errors
+from fastmeta.cli.errors import UsageError, usage_errors
 from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.cli.sources import module_of
 from fastmeta.training import load_checkpoint
@@ -22,8 +22,18 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             check_writable(Path(options.json))
     print(f"{options.checkpoint}, {checkpoint.step} meta-steps")
-    source = module_of(checkpoint.config["source"]["kind"])
+    kind = checkpoint.config["source"]["kind"]
+    _check_few_shot(kind, options)
+    source = module_of(kind)
     numbers = {"meta_steps": checkpoint.step, **source.evaluate(checkpoint, options)}
     if options.json:
         Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n")
     return 0
+
+
+def _check_few_shot(kind: str, options: argparse.Namespace) -> None:
+    if kind not in ("sinusoid", "table"):
+        return
+    for name in ("ways", "shots", "queries", "embedding"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name}: the tasks of {kind} are not classification")

@@ -30,7 +30,7 @@ SETTINGS = {
     "images": ("channels", "image_size", "split_seed"),
     "npz": ("split_seed",),
 }
-EPISODE = ("ways", "shots", "queries", "rotations")
+EPISODE = ("ways", "shots", "queries", "rotations", "eval_ways", "eval_shots")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class ImageData:
     told: dict[str, Any]
     places: dict[str, Any]
 
-    def episodes(self, side: str, classes: ImageClasses, queries: int, seed: int) -> ImageEpisodes:
+    def episodes(
+        self, side: str, classes: ImageClasses, seed: int, *, ways: int, shots: int, queries: int
+    ) -> ImageEpisodes:
         """Return episodes of the classes of one side of the split.
 
         Raises:
@@ -57,8 +59,8 @@ class ImageData:
         try:
             return ImageEpisodes(
                 classes,
-                ways=self.told["ways"],
-                shots=self.told["shots"],
+                ways=ways,
+                shots=shots,
                 queries=queries,
                 rotations=None if turns == "none" else turns,
                 scale=self.scale,

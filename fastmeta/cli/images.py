@@ -3,59 +3,77 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmeta import MAML
+from fastmeta import ProtoNet
 from fastmeta.cli.errors import usage_errors
+from fastmeta.cli.few_shot import (
+    QUERIES,
+    SAMPLES_AT_ONCE,
+    TASKS_AT_ONCE,
+    asked_of_evaluation,
+    check_for_learner,
+    check_ways,
+    described,
+    draw_embedding,
+    evaluate_tasks,
+    tasks_at_once,
+)
 from fastmeta.cli.image_data import ImageData, data_of_checkpoint, data_of_options
+from fastmeta.cli.learners import ANY_WAYS
 from fastmeta.cli.network import image_config
-from fastmeta.cli.one_shot import evaluate_one_shot
+from fastmeta.cli.one_shot import WAYS, evaluate_one_shot
+from fastmeta.cli.options.algorithms import METRIC
 from fastmeta.cli.setup import Job, load_meta, meta_config, training_config
 from fastmeta.episodes import ImageClasses, ImageEpisodes
-from fastmeta.training import (
-    Checkpoint,
-    Interval,
-    accuracy_by_step,
-    adaptation_seconds,
-    interval,
-)
-
-# For validation and evaluation, whatever the training has.
-QUERIES = 15
-TASKS, TASKS_AT_ONCE = 600, 20
-
+from fastmeta.training import Checkpoint, MetaLearner, in_evaluation
 
 # ---- training -----------------------------------------------------------------------------------
 
 
 def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job:
     """Return the job that the options describe."""
+    meta = meta_config(options)
+    check_ways(options.algorithm, options.ways, options.eval_ways, "--eval-ways")
     data = data_of_options(options)
     channels, size = _shape(data.splits.train)
     train, validation, test = data.splits
-    source = data.episodes("train", train, options.queries, options.seed)
-    judge = None
+    counts = {name: data.told[name] for name in ("ways", "shots", "queries")}
+    source = data.episodes("train", train, options.seed, **counts)
+    ways, shots = (data.told[f"eval_{name}"] or counts[name] for name in ("ways", "shots"))
+    judge, batch = None, 0
     if len(validation):
-        judge = _judge(data, "validation", validation, options.seed)
-    _judge(data, "test", test, seed=0)  # what cannot be evaluated is told now
+        judge = _judge(data, "validation", validation, options.seed, ways, shots)
+        metric = options.algorithm in METRIC
+        batch = tasks_at_once(ways, shots, judge.queries) if metric else TASKS_AT_ONCE
+    _judge(data, "test", test, 0, ways, shots)  # what cannot be evaluated is told now
     config = {
         "source": data.told,
         "model": image_config(options, channels, size),
-        "meta": meta_config(options),
-        "training": training_config(options, TASKS_AT_ONCE if judge else 0),
+        "meta": meta,
+        "training": training_config(options, batch),
     }
     _describe(data, options)
     return Job(source, config, notes=data.places, validation=judge)
 
 
-def _judge(data: ImageData, side: str, classes: ImageClasses, seed: int) -> ImageEpisodes:
+def _judge(
+    data: ImageData,
+    side: str,
+    classes: ImageClasses,
+    seed: int,
+    ways: int,
+    shots: int,
+    queries: int | None = None,
+) -> ImageEpisodes:
     """Episodes with as many queries as the smallest class has, but no more than 15."""
-    spare = int(classes.sizes.min()) - data.told["shots"]
-    return data.episodes(side, classes, min(QUERIES, max(spare, 1)), seed)
+    spare = int(classes.sizes.min()) - shots
+    queries = queries or min(QUERIES, max(spare, 1))
+    return data.episodes(side, classes, seed, ways=ways, shots=shots, queries=queries)
 
 
 def _shape(classes: ImageClasses) -> tuple[int, int]:
@@ -71,61 +89,43 @@ def _describe(data: ImageData, options: argparse.Namespace) -> None:
     shape = "x".join(map(str, data.splits.train.images.shape[1:]))
     print(f"images    {len(data.splits.train.images)} to learn from, {shape}")
     print(f"classes   {train} to learn from, {validation} for validation, {test} for test{turned}")
-    print(f"tasks     {_described(options.ways, options.shots, options.queries)}")
-
-
-def _described(ways: int, shots: int, queries: int) -> str:
-    plural = "" if shots == 1 else "s"
-    return f"{ways} ways, {shots} shot{plural}, {queries} queries a class"
+    print(f"tasks     {described(options.ways, options.shots, options.queries)}")
 
 
 # ---- evaluation ---------------------------------------------------------------------------------
 
 
 def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
-    """Print the accuracy by inner step on classes not seen before, and return the numbers."""
+    """Print the accuracy on classes not seen before, and return the numbers."""
+    told, algorithm = checkpoint.config["source"], checkpoint.config["meta"]["algorithm"]
+    told = {"eval_ways": None, "eval_shots": None, **told}
     with usage_errors():
-        data = data_of_checkpoint(checkpoint.config["source"], checkpoint.notes, options.data)
+        data = data_of_checkpoint(told, checkpoint.notes, options.data)
         meta = load_meta(checkpoint, options.engine)
-        source = _judge(data, "test", data.splits.test, options.seed)
-        steps = options.inner_steps or _steps(meta)
-        accuracy = _accuracy(meta, source, options.tasks or TASKS, steps)
-    print(f"{accuracy.shape[1]} tasks of {source.n_classes} classes that were not learned from,")
-    print(f"{_described(source.ways, source.shots, source.queries)}\n")
-    rows = [interval(row) for row in accuracy]
-    _print(rows, meta.inner_steps)
-    seconds = adaptation_seconds(meta, source.sample(TASKS_AT_ONCE))
-    print(f"\nadaptation: {seconds * 1e6:.3g} us a task ({TASKS_AT_ONCE} tasks at once)")
-    numbers = {
-        "accuracy_by_step": [vars(row) for row in rows],
-        "inner_steps": meta.inner_steps,
-        "tasks": accuracy.shape[1],
-        "queries": source.queries,
-        "adaptation_seconds_per_task": seconds,
-    }
-    if data.told["kind"] == "omniglot":
-        numbers["one_shot_runs"] = evaluate_one_shot(meta, data.told["ways"], data)
+        check_for_learner(meta, options)
+        ways, shots = asked_of_evaluation(told, algorithm, options)
+        test = data.splits.test
+        source = _judge(data, "test", test, options.seed, ways, shots, options.queries)
+    _set_features(meta, options.features, data)
+    numbers = evaluate_tasks(meta, source, options)
+    draw_embedding(meta, source, options.embedding)
+    if told["kind"] == "omniglot":
+        with in_evaluation(meta):
+            ways = WAYS if algorithm in ANY_WAYS else told["ways"]
+            numbers["one_shot_runs"] = evaluate_one_shot(meta, ways, data)
     return numbers
 
 
-def _steps(meta: MAML) -> int:
-    """Beyond those of training, as MAML's paper: 3 for 1, 10 for 5; rates a step end there."""
-    return meta.inner_steps if meta.per_step_lr else max(3, 2 * meta.inner_steps)
+def _set_features(meta: MetaLearner, kind: str, data: ImageData) -> None:
+    """Let a ProtoNet compare features as SimpleShot does."""
+    if kind != "un":
+        assert isinstance(meta, ProtoNet)
+        meta.simple_shot(_learned_from(data) if kind == "cl2n" else None)
 
 
-def _accuracy(meta: MAML, source: ImageEpisodes, tasks: int, steps: int) -> Tensor:
-    """Accuracy [steps + 1, tasks]."""
-    parts = range(0, tasks, TASKS_AT_ONCE)
-    found = [
-        accuracy_by_step(meta, source.sample(min(TASKS_AT_ONCE, tasks - first)), steps)
-        for first in parts
-    ]
-    return torch.cat(found, dim=1)
-
-
-def _print(rows: Sequence[Interval], trained: int) -> None:
-    print(f"{'inner steps':<13}{'accuracy':<10} 95 % interval over tasks")
-    for step, row in enumerate(rows):
-        mean, low, high = (100 * value for value in (row.mean, row.low, row.high))
-        mark = "   as in training" if step == trained else ""
-        print(f"{step:<13}{mean:6.2f} %   {low:.2f} .. {high:.2f}{mark}")
+def _learned_from(data: ImageData) -> Iterator[Tensor]:
+    """Every image to learn from, turned too where turned classes are classes."""
+    turns = range(4 if data.told["rotations"] != "none" else 1)
+    for images in data.splits.train.images.split(SAMPLES_AT_ONCE):
+        for k in turns:
+            yield data.scale(torch.rot90(images, k, (-2, -1)))

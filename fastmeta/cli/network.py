@@ -6,12 +6,16 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastmeta import models
+from fastmeta.cli.options.algorithms import FIXED_HEAD, METRIC
 
 # Of the paper that each is from; Conv4 with 32 filters is MAML's for miniImageNet.
 FILTERS = {"conv4": 32, "conv4-stride": 32, "resnet12": 64}
+# ... and with 64 that of Vinyals et al. and of Snell et al.
+ENCODER_FILTERS = 64
 
 # ---- options to plain values --------------------------------------------------------------------
 
@@ -35,11 +39,40 @@ def image_config(options: argparse.Namespace, channels: int, size: int) -> dict[
         raise ValueError(f"--filters: {options.model} has none")
     return {
         "kind": options.model,
-        "ways": options.ways,
+        "ways": _outputs(options),
         "channels": channels,
         "image_size": size,
-        "filters": options.filters or FILTERS.get(options.model),
+        "filters": options.filters or _filters(options),
     }
+
+
+def vector_config(options: argparse.Namespace, inputs: int) -> dict[str, Any]:
+    """Return the settings of a classifier, or an encoder, of vectors.
+
+    Raises:
+        ValueError: dropout in a network that adapts.
+    """
+    if options.dropout and options.algorithm not in METRIC:
+        raise ValueError(f"--dropout: {options.algorithm} adapts its network, without dropout")
+    return {
+        "kind": "vector-mlp",
+        "ways": _outputs(options),
+        "features": inputs,
+        "hidden": options.hidden,
+        "activation": options.activation,
+        "dropout": options.dropout,
+    }
+
+
+def _outputs(options: argparse.Namespace) -> int | None:
+    """None: an encoder without a head."""
+    return options.ways if options.algorithm in FIXED_HEAD else None
+
+
+def _filters(options: argparse.Namespace) -> int | None:
+    if options.model in FILTERS and options.algorithm in METRIC:
+        return ENCODER_FILTERS
+    return FILTERS.get(options.model)
 
 
 # ---- plain values to what runs ------------------------------------------------------------------
@@ -54,6 +87,8 @@ def make_network(config: Mapping[str, Any]) -> nn.Module:
     kind = config["kind"]
     if kind == "mlp":
         return models.mlp(config["sizes"], config["activation"])
+    if kind == "vector-mlp":
+        return _vector_network(config)
     ways, channels, size, filters = (
         config[name] for name in ("ways", "channels", "image_size", "filters")
     )
@@ -64,6 +99,20 @@ def make_network(config: Mapping[str, Any]) -> nn.Module:
         return models.resnet12(ways, channels, widths)
     pool = "stride" if kind == "conv4-stride" else "max"
     return models.conv4(ways, channels, filters, size, pool)
+
+
+def _vector_network(config: Mapping[str, Any]) -> nn.Module:
+    width, hidden, activation = (config[name] for name in ("features", "hidden", "activation"))
+    if config["ways"] is None:
+        return models.ResidualMLP(width, hidden, activation, config["dropout"])
+    return models.mlp([width, *hidden, config["ways"]], activation)
+
+
+def sample_input(config: Mapping[str, Any]) -> Tensor:
+    """Return an input of the network, [1, ...]."""
+    if config["kind"] == "vector-mlp":
+        return torch.zeros(1, config["features"])
+    return torch.zeros(1, config["channels"], config["image_size"], config["image_size"])
 
 
 def loss_of(config: Mapping[str, Any]) -> str:

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta import MAML, TaskBatch
+from fastmeta import TaskBatch
 from fastmeta.cli.image_data import ImageData
 from fastmeta.episodes import ONE_SHOT_RUNS, ImageClasses, one_shot_runs
+from fastmeta.training import MetaLearner
 
 WAYS = 20
 ROUNDS = 20
 
 
-def evaluate_one_shot(meta: MAML, ways: int, data: ImageData) -> list[dict[str, Any]]:
+def evaluate_one_shot(meta: MetaLearner, ways: int, data: ImageData) -> list[dict[str, Any]]:
     """Print the accuracy of each run, and return the numbers; none if it has too many ways.
 
     Args:
@@ -42,7 +43,7 @@ def evaluate_one_shot(meta: MAML, ways: int, data: ImageData) -> list[dict[str, 
     return rows
 
 
-def grouped_scores(meta: MAML, tasks: TaskBatch, ways: int, rounds: int) -> Tensor:
+def grouped_scores(meta: MetaLearner, tasks: TaskBatch, ways: int, rounds: int) -> Tensor:
     """Scores [T, Q, N] of the queries in one-shot tasks of N classes, by a network of fewer ways.
 
     The classes are dealt at random into groups of `ways`; the network adapts to each group, and
@@ -69,7 +70,7 @@ def grouped_scores(meta: MAML, tasks: TaskBatch, ways: int, rounds: int) -> Tens
     return total / dealt
 
 
-def _outputs(meta: MAML, tasks: TaskBatch, group: Tensor) -> Tensor:
+def _outputs(meta: MetaLearner, tasks: TaskBatch, group: Tensor) -> Tensor:
     """Outputs [T, Q, ways] for all queries, of the network adapted to some of the classes."""
     labels = torch.arange(len(group), device=tasks.support_x.device).repeat(len(tasks), 1)
     unknown = torch.zeros_like(tasks.query_y)

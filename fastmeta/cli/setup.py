@@ -13,9 +13,11 @@ import torch
 
 from fastmeta import ANIL, MAML, MetaSGD, Reptile
 from fastmeta.cli.device import chosen_device
-from fastmeta.cli.network import head_of, loss_of, make_network
+from fastmeta.cli.learners import ANY_WAYS, make_learner
+from fastmeta.cli.network import head_of, loss_of, make_network, sample_input
+from fastmeta.cli.options.algorithms import ALL_SETTINGS, SETTINGS
 from fastmeta.episodes import ImageEpisodes
-from fastmeta.training import Checkpoint, Run, Schedule, Source, Validation
+from fastmeta.training import Checkpoint, MetaLearner, Run, Schedule, Source, Validation
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,20 @@ def check_writable(path: Path) -> None:
 
 
 def meta_config(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of the inner loop.
+    """Return the settings of the algorithm.
 
     Raises:
-        ValueError: Reptile with one inner step, which is no meta-learning.
+        ValueError: Reptile with one inner step, which is no meta-learning, or a setting that the
+            algorithm has not.
     """
+    own = SETTINGS[options.algorithm]
+    for name in ALL_SETTINGS:
+        if name not in own and getattr(options, name, None) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: {options.algorithm} has no such setting")
     if options.algorithm == "reptile" and options.inner_steps == 1:
         raise ValueError("reptile with one inner step is joint training: give --inner-steps")
-    names = ("algorithm", "inner_lr", "inner_steps", "learn_inner_lr", "per_step_lr", "engine")
-    return {name: getattr(options, name) for name in (*names, "seed")}
+    return {name: getattr(options, name) for name in ("algorithm", *own, "engine", "seed")}
 
 
 def training_config(options: argparse.Namespace, validation_batch: int = 0) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def _validation_config(options: argparse.Namespace, batch: int) -> dict[str, int
 # ---- plain values to what runs ------------------------------------------------------------------
 
 
-def make_meta(config: Mapping[str, Any]) -> MAML:
+def make_meta(config: Mapping[str, Any]) -> MetaLearner:
     """Build the meta-learner, initialised from its seed.
 
     Args:
@@ -107,6 +114,8 @@ def make_meta(config: Mapping[str, Any]) -> MAML:
     torch.manual_seed(settings["seed"])
     model = make_network(config["model"])
     algorithm = settings["algorithm"]
+    if algorithm in ANY_WAYS:
+        return make_learner(settings, model, sample_input(config["model"]))
     common: dict[str, Any] = {
         "inner_lr": settings["inner_lr"],
         "inner_steps": settings["inner_steps"],
@@ -125,7 +134,7 @@ def make_meta(config: Mapping[str, Any]) -> MAML:
     return MAML(model, order=1 if algorithm == "fomaml" else 2, **common)
 
 
-def load_meta(checkpoint: Checkpoint, engine: str) -> MAML:
+def load_meta(checkpoint: Checkpoint, engine: str) -> MetaLearner:
     """Return the meta-learner of a checkpoint, to be run by this engine.
 
     Raises:
@@ -135,6 +144,12 @@ def load_meta(checkpoint: Checkpoint, engine: str) -> MAML:
     meta = make_meta({**config, "meta": {**config["meta"], "engine": engine}})
     meta.load_state_dict(checkpoint.meta)
     return meta.to(chosen_device())
+
+
+def as_maml(meta: MetaLearner) -> MAML:
+    """The meta-learner of a source that has no other ones, as what it is."""
+    assert isinstance(meta, MAML)
+    return meta
 
 
 def make_run(job: Job, cuda_graph: bool = True) -> Run:
@@ -162,8 +177,9 @@ def _validation(source: Source | None, settings: Mapping[str, int] | None) -> Va
     return None if source is None or settings is None else Validation(source, **settings)
 
 
-def _optimizer(meta: MAML, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    matrices = [p for p in meta.model.parameters() if p.dim() > 1]
+def _optimizer(meta: MetaLearner, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    network = meta.model if isinstance(meta, MAML) else meta.encoder
+    matrices = [p for p in network.parameters() if p.dim() > 1]
     chosen = {id(p) for p in matrices}
     others = [p for p in meta.parameters() if id(p) not in chosen]
     groups = [

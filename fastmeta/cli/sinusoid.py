@@ -9,7 +9,7 @@ from typing import Any
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.network import mlp_config
-from fastmeta.cli.setup import Job, load_meta, meta_config, training_config
+from fastmeta.cli.setup import Job, as_maml, load_meta, meta_config, training_config
 from fastmeta.episodes import Sinusoid
 from fastmeta.training import Checkpoint, adaptation_seconds, error_by_step, interval
 
@@ -38,7 +38,7 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     """Print the error by inner step over fresh waves, and return the numbers."""
     told = checkpoint.config["source"]
     with usage_errors():
-        meta = load_meta(checkpoint, options.engine)
+        meta = as_maml(load_meta(checkpoint, options.engine))
         source = Sinusoid(
             shots=told["shots"],
             queries=100,

@@ -18,7 +18,14 @@ from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.network import mlp_config
 from fastmeta.cli.options.training import WEIGHT_DECAYS
 from fastmeta.cli.progress import Progress
-from fastmeta.cli.setup import Job, load_meta, make_run, meta_config, training_config
+from fastmeta.cli.setup import (
+    Job,
+    as_maml,
+    load_meta,
+    make_run,
+    meta_config,
+    training_config,
+)
 from fastmeta.episodes import (
     Standardisation,
     Table,
@@ -155,7 +162,7 @@ def _cross_validate(
         run = make_run(Job(data.episodes(tasks, seed), {**config, "training": training}))
         for _ in range(steps):
             progress.advance(run.advance())
-        return run.meta
+        return as_maml(run.meta)
 
     try:
         return cross_validated_error(
@@ -193,7 +200,7 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     config = checkpoint.config
     with usage_errors():
         data = _data_of(checkpoint, options.data)
-        meta = load_meta(checkpoint, options.engine)
+        meta = as_maml(load_meta(checkpoint, options.engine))
         steps = options.inner_steps or meta.inner_steps
         source = data.episodes(data.held_out, options.seed + EVALUATION)
         error_by_step(meta, source.sample(), steps)  # tells at once what cannot run
@@ -253,7 +260,7 @@ def _joint_network(data: TableData, config: Mapping[str, Any], steps: int) -> MA
     run = make_run(Job(data.episodes(data.train, meta["seed"]), config))
     for _ in range(steps):
         run.advance()
-    return run.meta
+    return as_maml(run.meta)
 
 
 def _errors(

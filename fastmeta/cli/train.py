@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from fastmeta import MAML
 from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import UsageError, usage_errors
 from fastmeta.cli.progress import Progress, described
@@ -82,8 +83,9 @@ def _prepare(options: argparse.Namespace) -> Run:
         job.resume(options.checkpoint)
         if job.step > options.steps:
             raise ValueError(f"{options.checkpoint} is at step {job.step}, past --steps")
-    print(f"device    {chosen_device()}{_graph_of(job)}")
-    print(f"engine    {job.meta.choice().name}", flush=True)
+    print(f"device    {chosen_device()}{_graph_of(job)}", flush=True)
+    if isinstance(job.meta, MAML):
+        print(f"engine    {job.meta.choice().name}", flush=True)
     return job
 
 

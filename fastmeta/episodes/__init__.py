@@ -21,6 +21,7 @@ from fastmeta.episodes.table import (
     split_tasks,
     tasks_with_rows,
 )
+from fastmeta.episodes.vectors import VectorClasses, VectorEpisodes, read_vectors
 
 __all__ = [
     "ONE_SHOT_RUNS",
@@ -34,6 +35,8 @@ __all__ = [
     "Standardisation",
     "Table",
     "TableEpisodes",
+    "VectorClasses",
+    "VectorEpisodes",
     "check_rows",
     "choose_support_norm",
     "cifar_fs",
@@ -46,6 +49,7 @@ __all__ = [
     "read_images",
     "read_npz",
     "read_table",
+    "read_vectors",
     "split_classes",
     "split_omniglot",
     "split_tasks",

@@ -13,14 +13,14 @@ __all__ = ["omniglot_fc"]
 _HIDDEN = (256, 128, 64, 64)
 
 
-def omniglot_fc(ways: int, inputs: int = 28 * 28) -> nn.Sequential:
+def omniglot_fc(ways: int | None, inputs: int = 28 * 28) -> nn.Sequential:
     """Four hidden layers of 256, 128, 64 and 64 with batch norm and ReLU, and a linear head.
 
     "MAML, no conv" (Finn, Abbeel, Levine 2017, section 5.2). Weights start as in the paper's code:
     normal with deviation 0.01, cut at two deviations, and biases at 0.
 
     Args:
-        ways: classes of a task.
+        ways: classes of a task; None leaves out the head, for an encoder.
         inputs: pixels of an image.
 
     Raises:
@@ -32,12 +32,15 @@ def omniglot_fc(ways: int, inputs: int = 28 * 28) -> nn.Sequential:
                       nn.Linear(784, 256), nn.BatchNorm1d(256, track_running_stats=False),
                       nn.ReLU(), ..., nn.Linear(64, ways))
     """
-    check_positive(ways=ways, inputs=inputs)
+    check_positive(inputs=inputs)
     layers: list[nn.Module] = [nn.Flatten()]
     for width, following in pairwise((inputs, *_HIDDEN)):
         norm = nn.BatchNorm1d(following, track_running_stats=False)
         layers += [_linear(width, following), norm, nn.ReLU()]
-    return nn.Sequential(*layers, _linear(_HIDDEN[-1], ways))
+    if ways is not None:
+        check_positive(ways=ways)
+        layers.append(_linear(_HIDDEN[-1], ways))
+    return nn.Sequential(*layers)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

@@ -63,6 +63,19 @@ def test_the_mean_is_a_buffer_that_can_be_set():
         net(tasks.to(dtype=torch.float32))
 
 
+def test_simple_shot_centres_on_the_mean_of_all_batches_in_eval_mode():
+    encoder = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double()
+    net, x = fm.ProtoNet(encoder), torch.randn(7, 2, dtype=DOUBLE)
+    net.simple_shot(x.split([2, 5]))
+    assert net.training and net.normalize and encoder[1].num_batches_tracked == 0
+    torch.testing.assert_close(net.mean, encoder.eval()(x).mean(0))
+    assert not net.mean.requires_grad
+    net.simple_shot()
+    assert net.mean is None and net.normalize
+    with pytest.raises(ValueError, match="inputs must hold a batch"):
+        net.simple_shot([])
+
+
 def test_prototypes_are_there_after_adapting():
     net, tasks = fm.ProtoNet(mlp([2, 5, 3])).double(), episodes()
     head = net.adapt(tasks.support_x, tasks.support_y).head

@@ -4,9 +4,9 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from command_line import pictures, train_until, write_npz
 from PIL import Image
 
 import fastmeta as fm
@@ -15,25 +15,9 @@ from fastmeta.cli.one_shot import grouped_scores
 from fastmeta.episodes import ImageClasses, ImageSplits
 from fastmeta.training import load_checkpoint
 
-SIZE = 12
 SMALL = "--model conv4-stride --filters 4 --meta-batch 2 --queries 2 --inner-lr 0.4".split()
 SMALL += "--ways 3 --validation-tasks 4 --validate-every 3".split()
 FILE, BEST = "fastmeta-npz.safetensors", "fastmeta-npz.best.safetensors"
-
-
-def pictures(classes=20, images=6, channels=1, seed=0):
-    """Classes are bright squares at different places, under noise; [classes, images, H, W, C]."""
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 80, (classes, images, SIZE, SIZE, channels))
-    for c in range(classes):
-        row, column = generator.integers(0, SIZE - 4, 2)
-        pixels[c, :, row : row + 4, column : column + 4] += 150
-    return pixels.astype(np.uint8)
-
-
-def write_npz(path, pixels):
-    np.savez(path, images=pixels, names=np.array([f"c{i:02d}" for i in range(len(pixels))]))
-    return path
 
 
 @pytest.fixture
@@ -73,25 +57,6 @@ def test_resume_writes_the_same_bytes(fastmeta, archive, tmp_path, options):
     for kind in ("{}", "{}.best", "{}.curve.csv"):
         one, other = (tmp_path / kind.format(name) for name in "ab")
         assert one.read_bytes() == other.read_bytes()
-
-
-def train_until(fastmeta, step, *line):
-    """As if Ctrl-C had come at that step."""
-    import signal
-
-    from fastmeta.training import Run
-
-    advance = Run.advance
-
-    def counting(run):
-        loss = advance(run)
-        if run.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "advance", counting)
-        assert fastmeta(*line)[0] == 130
 
 
 def test_what_is_trained_on_is_printed(fastmeta, archive):

@@ -286,9 +286,10 @@ class Lines:
 def make_proto_run():
     """Channels last, so that parameters are not contiguous; norms with running statistics."""
     torch.manual_seed(0)
-    norm = torch.nn.BatchNorm2d(3)
-    layers = (torch.nn.Conv2d(2, 3, 3), norm, torch.nn.Dropout(), torch.nn.Flatten())
-    meta = fm.ProtoNet(torch.nn.Sequential(*layers).to(memory_format=torch.channels_last))
+    encoder = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.Dropout(), torch.nn.Flatten()
+    )
+    meta = fm.ProtoNet(encoder.to(memory_format=torch.channels_last))
     optimizer = torch.optim.AdamW(meta.parameters(), lr=1e-2, fused=True)
     validation = Validation(Lines(), every=3, tasks=2)
     return Run(meta, Lines(), optimizer, meta_batch=2, validation=validation)

@@ -44,6 +44,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"must lie between 0 and 1, not {text!r}")
+    return value
+
+
 def norm(text: str) -> float:
     """A finite number from 1 on."""
     value = _number(text)

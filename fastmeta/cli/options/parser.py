@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from fastmeta.cli.options.common import add_command, add_device, add_machine
@@ -11,9 +12,22 @@ from fastmeta.cli.options.images import add_image_sources
 from fastmeta.cli.options.kinds import positive, positive_number
 from fastmeta.cli.options.sinusoid import add_sinusoid
 from fastmeta.cli.options.table import add_table
+from fastmeta.cli.options.vectors import add_vectors
 
 
 class _Parser(argparse.ArgumentParser):
+    # Defaults that depend on --algorithm, where there is one; the first is that of the source.
+    by_algorithm: Mapping[str, Mapping[str, Any]] = {}
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self.by_algorithm:
+            first = next(iter(self.by_algorithm))
+            chosen = self.by_algorithm.get(_algorithm(args) or first, self.by_algorithm[first])
+            self.set_defaults(**chosen)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
@@ -24,6 +38,13 @@ class _Version(argparse.Action):
 
         print(f"fastmeta {__version__}")
         parser.exit()
+
+
+def _algorithm(args: Sequence[str] | None) -> str | None:
+    """What --algorithm says, known before the rest is read, so that --help shows its defaults."""
+    glance = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    glance.add_argument("--algorithm", nargs="?")
+    return glance.parse_known_args(args)[0].algorithm
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,6 +90,7 @@ def _add_train(commands: Any) -> None:
     add_sinusoid(sources)
     add_table(sources)
     add_image_sources(sources)
+    add_vectors(sources)
 
 
 def _add_bench(commands: Any) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
+from fastmeta.cli.options.algorithms import FIXED_HEAD
 from fastmeta.cli.options.common import add_cuda_graph, add_machine
 from fastmeta.cli.options.kinds import natural, number_from_0, positive, positive_number
 
-ALGORITHMS = ("maml", "fomaml", "anil", "metasgd", "reptile")
 SCHEDULES = ("constant", "cosine", "halving")
 WEIGHT_DECAYS = (0.01, 1.0, 30.0)
 
 
-def add_training(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+def add_training(
+    parser: argparse.ArgumentParser,
+    defaults: dict[str, Any],
+    algorithms: Sequence[str] = FIXED_HEAD,
+) -> None:
     """Add all that `train` takes for any source."""
     parser.set_defaults(**defaults)
+    parser.add_argument("--algorithm", choices=algorithms, help="default: %(default)s")
     _add_inner_loop(parser)
     _add_outer_loop(parser, defaults)
     if "validate_every" in defaults:
@@ -44,7 +50,6 @@ def add_mlp(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
 
 def _add_inner_loop(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inner loop")
-    group.add_argument("--algorithm", choices=ALGORITHMS, help="default: %(default)s")
     group.add_argument(
         "--inner-lr", type=positive_number, help="inner learning rate (default: %(default)s)"
     )
@@ -75,7 +80,7 @@ def _add_outer_loop(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -
         "--meta-batch",
         type=positive,
         metavar="TASKS",
-        help=f"tasks a meta-step (default: {defaults['meta_batch'] or 'all'})",
+        help=f"tasks a meta-step (default: {'%(default)s' if defaults['meta_batch'] else 'all'})",
     )
     group.add_argument("--lr", type=positive_number, help="of Adam (default: %(default)s)")
     group.add_argument(
