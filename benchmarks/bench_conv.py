@@ -2,11 +2,11 @@
 
 import pytest
 
-from fastmeta.bench import OPERATIONS, WORKLOADS
+from fastmeta.bench import FAMILIES, OPERATIONS, WORKLOADS
 from fastmeta.bench.gate import TOLERANCE, relative_error
 from fastmeta.bench.operations import CONTESTANTS, exact_result, make_arrays
 
-IMAGES = [workload for workload in WORKLOADS.values() if workload.image]
+IMAGES = [WORKLOADS[name] for family in ("omniglot", "mini-imagenet") for name in FAMILIES[family]]
 
 
 @pytest.mark.parametrize("workload", IMAGES, ids=lambda workload: workload.name)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fastmeta.bench import WORKLOADS
+from fastmeta.bench import FAMILIES, WORKLOADS
 
-FAMILY = [workload for workload in WORKLOADS.values() if workload.family == "sinusoid"]
+FAMILY = [WORKLOADS[name] for name in FAMILIES["sinusoid"]]
 
 
 @pytest.mark.parametrize("workload", FAMILY, ids=lambda workload: workload.name)

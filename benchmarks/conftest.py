@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastmeta.bench import RIVALS, make_problem
+from fastmeta.bench.device import CPU
 from fastmeta.bench.gate import exact_outcome, judge
 from fastmeta.bench.rivals import FASTMETA
 from fastmeta.bench.timing import seconds_of
@@ -29,7 +30,7 @@ def meta_step(benchmark):
     """`meta_step(rival, workload)`: skip with the reason, fail if wrong, else time."""
 
     def meta_step(rival, workload):
-        reason = rival.why_not(workload)
+        reason = rival.why_not(workload) or rival.why_not_on(CPU)
         if reason is not None:
             pytest.skip(reason)
         torch.compiler.reset()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.forward import task_forward
 
 __all__ = ["Adapted", "MetaOutput", "TaskBatch"]
@@ -21,6 +22,10 @@ class TaskBatch:
     Ragged tasks are padded to S and Q, and weight 0 marks the padding. Padding may hold anything,
     NaN and label -1 too: it is replaced here by a copy of the task's first real sample, which
     weight 0 keeps out of every result.
+
+    What looks at values, weights here and labels where a learner takes them, waits for a GPU once a
+    batch. In a CUDA graph nobody can look: there the GPU checks at each replay, and ends in an
+    error before a label outside its range is used.
 
     Args:
         support_x: [T, S, ...]. Inputs, targets and weights are on one device, and the floating
@@ -146,17 +151,35 @@ class TaskBatch:
 
     def check_labels(self, n_way: int) -> None:
         """ValueError if an integer label is outside [0, n_way); remembered, so once a batch."""
-        seen = (n_way, _version(self.support_y), _version(self.query_y))
-        if self._labels_seen == seen and -1 not in seen:
+        known = self.known_ways
+        if known is not None and known <= n_way:
             return
-        for name in ("support_y", "query_y"):
-            low, high = getattr(self, name).aminmax()
+        bounds = {name: getattr(self, name).aminmax() for name in ("support_y", "query_y")}
+        if is_capturing(self.support_y):
+            for name, (low, high) in bounds.items():
+                assert_later((low >= 0) & (high < n_way), f"{name} has labels outside its classes")
+            return
+        for name, (low, high) in bounds.items():
             if int(low) < 0 or int(high) >= n_way:
                 raise ValueError(
                     f"{name} has labels from {int(low)} to {int(high)}, but the module's "
                     f"{n_way} outputs make them [0, {n_way})"
                 )
-        _set(self, "_labels_seen", seen)
+        self.with_known_ways(n_way)
+
+    def with_known_ways(self, n_way: int) -> TaskBatch:
+        """Itself, remembering that labels are in [0, n_way): for sources that made them so."""
+        versions = _version(self.support_y), _version(self.query_y)
+        _set(self, "_labels_seen", (n_way, *versions))
+        return self
+
+    @property
+    def known_ways(self) -> int | None:
+        """An N for which labels were found in [0, N) and have not been changed since, or None."""
+        versions = _version(self.support_y), _version(self.query_y)
+        if self._labels_seen is None or -1 in versions or self._labels_seen[1:] != versions:
+            return None
+        return self._labels_seen[0]
 
     def with_inputs(self, support_x: Tensor, query_x: Tensor) -> TaskBatch:
         """The same tasks seen through features: [T, S, ...] and [T, Q, ...]."""
@@ -343,6 +366,10 @@ def _has_padding(kind: str, weight: Tensor, x: Tensor) -> bool:
     if weight.device != x.device or (x.is_floating_point() and weight.dtype is not x.dtype):
         raise TypeError(f"{name} is {_describe(weight)}, {kind}_x {_describe(x)}")
     values = weight.detach()
+    if is_capturing(values):
+        usable = (values >= 0) & (values < math.inf) & (values.amax(1, keepdim=True) > 0)
+        assert_later(usable, f"{name} is negative, not finite, or 0 for all samples of a task")
+        return True
     low, high = (bound.item() for bound in values.aminmax())
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"{name} must be finite and not negative")

@@ -19,6 +19,21 @@ settings.register_profile(
 settings.load_profile("fastmeta")
 
 
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    absent = pytest.mark.skip(reason="PyTorch sees no NVIDIA GPU here")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(absent)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["cpu", "cuda"])
+def device(request):
+    """Each device here that a test shall hold on: the CPU, and a GPU if there is one."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -31,16 +31,25 @@ FASTMETA_NO_FMA void scale(Real* __restrict out, const std::uint8_t* __restrict 
     for (i64 i = 0; i < n; ++i) out[i] = Real(in[i]) * factor + shift;
 }
 
+// Images lie anywhere in the store, so the next one is asked for while this one is scaled.
+void fetch(const std::uint8_t* image, i64 bytes) {
+  constexpr i64 line = 64, most = i64(4) << 10;
+  for (i64 i = 0; i < smaller(bytes, most); i += line) __builtin_prefetch(image + i);
+}
+
 }  // namespace
 
 void take_pixels(const Pixels<Real>& p) {
   // A thread is woken for no less than 64 KiB of bytes: a few microseconds of work.
   const i64 image = p.channels * p.area, block = ceil_div(i64(64) << 10, image);
   parallel(ceil_div(p.n, block), p.threads, [&](i64, i64 b) {
-    for (i64 i = b * block; i < smaller(p.n, (b + 1) * block); ++i)
+    const i64 end = smaller(p.n, (b + 1) * block);
+    for (i64 i = b * block; i < end; ++i) {
+      if (i + 1 < end) fetch(p.images + p.rows[i + 1] * image, image);
       for (i64 c = 0; c < p.channels; ++c)
         scale(p.out + i * image + c * p.area, p.images + p.rows[i] * image + c * p.area, p.area,
               p.factor[c], p.shift[c]);
+    }
   });
 }
 

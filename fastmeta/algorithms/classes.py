@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["count_classes"]
+from fastmeta.functional.capture import assert_later, is_capturing
+from fastmeta.tasks import TaskBatch
+
+__all__ = ["asked_ways", "count_classes"]
+
+
+def asked_ways(tasks: TaskBatch, n_way: int | None) -> int | None:
+    """What `count_classes` is to be given: in a CUDA graph, what the tasks' source said."""
+    return tasks.known_ways if n_way is None and is_capturing(tasks.support_y) else n_way
 
 
 def count_classes(
@@ -23,6 +31,8 @@ def count_classes(
         ValueError: a label outside [0, n_way), or a class without support, named with its task.
     """
     _check_form("support_y", support_y)
+    if is_capturing(support_y) and n_way is None:
+        raise RuntimeError("a CUDA graph cannot look for the number of classes: give n_way")
     if n_way is None:
         n_way = int(support_y.max()) + 1
     elif isinstance(n_way, bool) or not isinstance(n_way, int) or n_way < 1:
@@ -43,6 +53,9 @@ def _check_form(name: str, labels: Tensor) -> None:
 
 
 def _check_range(name: str, labels: Tensor, n_way: int) -> None:
+    if is_capturing(labels):
+        assert_later((labels >= 0) & (labels < n_way), f"{name} has labels outside its classes")
+        return
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= n_way:
         raise ValueError(
@@ -54,6 +67,9 @@ def _check_range(name: str, labels: Tensor, n_way: int) -> None:
 def _check_support(support_y: Tensor, n_way: int) -> None:
     shots = support_y.new_zeros(len(support_y), n_way)
     shots.scatter_add_(1, support_y, torch.ones_like(support_y))
+    if is_capturing(support_y):
+        assert_later(shots > 0, "support_y has no sample of some class in some task")
+        return
     if bool(shots.all()):
         return
     task, label = (shots == 0).nonzero()[0].tolist()

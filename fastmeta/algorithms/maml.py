@@ -23,6 +23,7 @@ from fastmeta.inner_loop.loop import (
     check_grad_mode,
     check_rates,
 )
+from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -286,17 +287,19 @@ class MAML(nn.Module):
 def _meta_loss(
     plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor]:
-    inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-    return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
+    with telling_how_to_shrink(plan.loop, tasks.support_x):
+        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+        return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
 
 
 def _adapt(
     plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> dict[str, Tensor]:
-    inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-    return plan.engine.adapt(
-        plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-    )
+    with telling_how_to_shrink(plan.loop, tasks.support_x):
+        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
+        return plan.engine.adapt(
+            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
+        )
 
 
 def _above(

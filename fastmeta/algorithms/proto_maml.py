@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from fastmeta.algorithms.classes import count_classes
+from fastmeta.algorithms.classes import asked_ways, count_classes
 from fastmeta.algorithms.shared_encoder import check_input
 from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import runs_eagerly
@@ -99,7 +99,7 @@ class ProtoMAML(nn.Module):
         """
         if not isinstance(tasks, TaskBatch):
             raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
-        n_way = count_classes(tasks.support_y, tasks.query_y, n_way)
+        n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
         engine, loop, parameters = self._start(tasks, n_way, inner_steps)
         loss, predictions = engine.meta_loss(loop, parameters, self.inner_lr, tasks)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)

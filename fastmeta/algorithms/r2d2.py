@@ -95,5 +95,10 @@ def _ridge_regression(x: Tensor, y: Tensor, share: Tensor, ridge: Tensor) -> Ten
     product = share * x @ x.mT if dual else x.mT @ (share * x)
     system = product + ridge * torch.eye(product.shape[-1], dtype=x.dtype, device=x.device)
     if dual:
-        return x.mT @ torch.linalg.solve(system, share * y)
-    return torch.linalg.solve(system, x.mT @ (share * y))
+        return x.mT @ _solution(system, share * y)
+    return _solution(system, x.mT @ (share * y))
+
+
+def _solution(system: Tensor, right: Tensor) -> Tensor:
+    # The ridge keeps the system regular; `solve` would wait for a GPU to be told so.
+    return torch.linalg.solve_ex(system, right).result

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.algorithms.classes import count_classes
+from fastmeta.algorithms.classes import asked_ways, count_classes
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
@@ -59,7 +59,7 @@ class SharedEncoder(nn.Module, Generic[Head]):
         """
         if not isinstance(tasks, TaskBatch):
             raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
-        n_way = count_classes(tasks.support_y, tasks.query_y, n_way)
+        n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
         features = _featured(tasks, *self.embed(tasks))
         with _full_precision(features.query_x):
             loss, predictions = self._judge(features, n_way)

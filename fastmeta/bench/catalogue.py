@@ -61,6 +61,12 @@ def _conv4(
     )
 
 
+# For GPUs alone: nobody waits for a CPU's loop over these.
+LARGE: tuple[Workload, ...] = (
+    sinusoid(tasks=65536, steps=5),
+    *(omniglot(64, 32, *shape) for shape in product((1, 5), (5, 25), (25, 75))),
+)
+
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
@@ -78,13 +84,19 @@ WORKLOADS: dict[str, Workload] = {
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),
         mini_imagenet(tasks=4),
         mini_imagenet(tasks=1),
+        *LARGE,
     )
 }
 
+_LARGE = [workload.name for workload in LARGE]
 FAMILIES: dict[str, list[str]] = {
-    family: [name for name, workload in WORKLOADS.items() if workload.family == family]
+    family: [
+        name
+        for name, workload in WORKLOADS.items()
+        if workload.family == family and name not in _LARGE
+    ]
     for family in dict.fromkeys(workload.family for workload in WORKLOADS.values())
-}
+} | {"large": _LARGE}
 
 # What a quick run measures.
 SMALL = (
@@ -99,8 +111,15 @@ _STANDING_FOR_OMNIGLOT = (
 USUAL = tuple(
     name
     for name, workload in WORKLOADS.items()
-    if workload.family != "omniglot" or name in _STANDING_FOR_OMNIGLOT
+    if name not in _LARGE and (workload.family != "omniglot" or name in _STANDING_FOR_OMNIGLOT)
 )
+
+# What a run on a GPU measures, what matters most first.
+ON_GPU = (
+    "sinusoid-T1024-K5", "sinusoid-T25-K5", "rl", "conv64-T32-K1-S5-Q25", "conv64-T32-K5-S25-Q75",
+    "sinusoid-T65536-K5", "head-1600", "per-user", "conv64-T32-K1-S25-Q75",
+    "conv64-T32-K5-S5-Q25", "mini-T4-K5-S5-Q75", "head-64",
+)  # fmt: skip
 
 # One for each family where it is known whether memory stays flat in the number of inner steps.
 MEMORY = (sinusoid(tasks=256, steps=5), WORKLOADS["conv32-T4-K5-S5-Q75"])

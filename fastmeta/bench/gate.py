@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.bench.device import CPU
 from fastmeta.bench.rivals import Outcome, Rival, loop, vmap_forward
 from fastmeta.bench.workloads import BLOCKS, Problem, Workload, make_problem
 
@@ -22,7 +23,7 @@ TOLERANCE = 1e-4
 COARSE_GRADIENT, COARSE_LOSS = 0.2, 1e-2
 ZERO = 1e-10
 LOOPED_TASKS = 64
-CHUNK = 256
+CHUNK, GPU_CHUNK = 256, 8192
 FEW_PIXELS = 28
 DRAWS = 6
 
@@ -60,7 +61,13 @@ class Verdict(NamedTuple):
     reason: str | None
 
 
-def judge(rival: Rival, workload: Workload, outcome: Outcome, exact: Outcome) -> Verdict:
+def judge(
+    rival: Rival,
+    workload: Workload,
+    outcome: Outcome,
+    exact: Outcome,
+    device: torch.device = CPU,
+) -> Verdict:
     """Is a rival right, judged by its outcome at a workload?
 
     On images ReLU and max-pool decide millions of times, some near a tie, where float32 may decide
@@ -71,7 +78,7 @@ def judge(rival: Rival, workload: Workload, outcome: Outcome, exact: Outcome) ->
     found = errors(outcome, exact)
     if not workload.image:
         return Verdict(found, None, found.wrong())
-    on_few_samples = _errors_on_few_samples(rival, _few_samples(workload))
+    on_few_samples = _errors_on_few_samples(rival, _few_samples(workload), device)
     reason = on_few_samples.wrong() or found.far_off()
     return Verdict(on_few_samples, found.overall, reason)
 
@@ -92,20 +99,20 @@ def _few_samples(workload: Workload) -> Workload:
 
 
 @cache
-def _errors_on_few_samples(rival: Rival, workload: Workload) -> Errors:
+def _errors_on_few_samples(rival: Rival, workload: Workload, device: torch.device) -> Errors:
     """At the first draw where the rival is right, or else at the one where it is closest."""
     found = []
     for seed in range(DRAWS):
-        outcome = rival.build(make_problem(workload, seed))()
-        found.append(errors(outcome, _exact_on_few_samples(workload, seed)))
+        outcome = rival.build(make_problem(workload, seed, device))()
+        found.append(errors(outcome, _exact_on_few_samples(workload, seed, device)))
         if found[-1].wrong() is None:
             break
     return min(found, key=lambda each: max(each.loss, each.gradient))
 
 
 @cache
-def _exact_on_few_samples(workload: Workload, seed: int) -> Outcome:
-    return exact_outcome(make_problem(workload, seed))
+def _exact_on_few_samples(workload: Workload, seed: int, device: torch.device) -> Outcome:
+    return exact_outcome(make_problem(workload, seed, device))
 
 
 def errors(outcome: Outcome, exact: Outcome) -> Errors:
@@ -163,7 +170,8 @@ def exact_outcome(problem: Problem) -> Outcome:
 def _chunked(problem: Problem) -> Outcome:
     """vmap forward + autograd in float64, a chunk of tasks at a time: memory stays bounded."""
     tasks = problem.workload.tasks
-    parts = [problem.part(start, start + CHUNK) for start in range(0, tasks, CHUNK)]
+    chunk = GPU_CHUNK if problem.device.type == "cuda" else CHUNK
+    parts = [problem.part(start, start + chunk) for start in range(0, tasks, chunk)]
     shares = [part.workload.tasks / tasks for part in parts]
     outcomes = [vmap_forward.build(part)() for part in parts]
     gradients: dict[str, Any] = {
@@ -200,5 +208,5 @@ def _as_float64(value: Any) -> np.ndarray:
     if isinstance(value, list):
         return np.stack([_as_float64(each) for each in value])
     if isinstance(value, Tensor):
-        value = value.detach().numpy()
+        value = value.detach().cpu().numpy()
     return np.asarray(value, dtype=np.float64)

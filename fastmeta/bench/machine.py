@@ -17,14 +17,18 @@ import torch
 
 import fastmeta
 from fastmeta.backends.cpu import native
+from fastmeta.bench.device import CPU
 
-PACKAGES = ("torch", "numpy", "jax", "jaxlib", "higher", "torchopt", "learn2learn")
+PACKAGES = ("torch", "triton", "numpy", "jax", "jaxlib", "higher", "torchopt", "learn2learn")
 
 
-def describe_machine(threads: int) -> dict[str, Any]:
-    """Processor, threads, versions of everything, commit and date."""
+def describe_machine(threads: int, device: torch.device = CPU) -> dict[str, Any]:
+    """Processor, threads, GPU, versions of everything, commit and date."""
+    gpu = describe_gpu(device) if device.type == "cuda" else {}
+    name = gpu.get("gpu") or f"cpu-{cpu_model()}-{threads}-threads"
     return {
-        "device": f"cpu-{_slug(cpu_model())}-{threads}-threads",
+        "device": _slug(name),
+        **gpu,
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "native_kernels": None if native is None else native.variant(),
@@ -35,6 +39,39 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def describe_gpu(device: torch.device) -> dict[str, Any]:
+    """Name, size, driver, and clocks in MHz as the driver's tool gives them."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_bytes": properties.total_memory,
+        "gpu_multiprocessors": properties.multi_processor_count,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        **_driver_says(device.index or 0),
+    }
+
+
+_DRIVER_FIELDS = (
+    "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem",
+    "power.limit", "temperature.gpu",
+)  # fmt: skip
+
+
+def _driver_says(index: int) -> dict[str, str]:
+    """What nvidia-smi tells, or nothing."""
+    query = [f"--query-gpu={','.join(_DRIVER_FIELDS)}", "--format=csv,noheader", f"--id={index}"]
+    try:
+        answer = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return {}
+    values = [value.strip() for value in answer.stdout.split(",")]
+    if answer.returncode != 0 or len(values) != len(_DRIVER_FIELDS):
+        return {}
+    names = (f"gpu_{field.replace('.', '_')}" for field in _DRIVER_FIELDS)
+    return dict(zip(names, values, strict=True))
 
 
 def versions() -> dict[str, str | None]:

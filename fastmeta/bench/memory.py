@@ -8,8 +8,11 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
+from fastmeta.bench.device import CPU, peak_memory
 from fastmeta.bench.rivals import FASTMETA
-from fastmeta.bench.workloads import Workload
+from fastmeta.bench.workloads import Workload, make_problem
 
 TIMEOUT_S = 600
 FEW_STEPS, MANY_STEPS = 5, 50
@@ -38,7 +41,19 @@ def peak_bytes(workload: Workload, rival: str, threads: int) -> int:
     return int(answer.stdout.split()[-1])
 
 
-def memory_in_steps(workload: Workload, threads: int) -> dict[str, Any]:
+def _peak(workload: Workload, threads: int, device: torch.device) -> int:
+    if device.type == "cpu":
+        return peak_bytes(workload, FASTMETA.name, threads)
+    problem = make_problem(workload, device=device)
+    step = FASTMETA.build(problem)
+    step()
+    with peak_memory(device) as peak:
+        step()
+    assert peak.bytes is not None
+    return peak.bytes
+
+
+def memory_in_steps(workload: Workload, threads: int, device: torch.device = CPU) -> dict[str, Any]:
     """Does fastmeta's memory stay flat in the number of inner steps? Peaks at K = 5 and K = 50.
 
     The fast weights theta_1 .. theta_K must be kept (theta_0 is shared); nothing else may grow:
@@ -46,7 +61,7 @@ def memory_in_steps(workload: Workload, threads: int) -> dict[str, Any]:
     """
     few, many = (replace(workload, steps=steps) for steps in (FEW_STEPS, MANY_STEPS))
     try:
-        peaks = {w.steps: peak_bytes(w, FASTMETA.name, threads) for w in (few, many)}
+        peaks = {w.steps: _peak(w, threads, device) for w in (few, many)}
     except RuntimeError as error:
         return {"workload": workload.name, "reason": str(error)}
     kept = {w.steps: w.tasks * w.parameter_count * 4 * w.steps for w in (few, many)}

@@ -12,13 +12,14 @@ import torch
 
 from fastmeta.bench import operations, prototypes
 from fastmeta.bench.ceilings import Ceilings, measure_ceilings
+from fastmeta.bench.device import CPU, peak_memory, waits_for, work_of
 from fastmeta.bench.flops import useful_flops
 from fastmeta.bench.gate import TOLERANCE, exact_outcome, judge
 from fastmeta.bench.memory import peak_bytes
 from fastmeta.bench.operations import Operation
 from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import Entry, Point
-from fastmeta.bench.rivals import FASTMETA, Outcome, Rival, Step, engine
+from fastmeta.bench.rivals import FASTMETA, FASTMETA_GRAPH, Outcome, Rival, Step, engine
 from fastmeta.bench.roofline import native_share, one_thread_seconds
 from fastmeta.bench.timing import Timing, measure, seconds_of
 from fastmeta.bench.workloads import Problem, Workload, make_problem
@@ -26,45 +27,59 @@ from fastmeta.bench.workloads import Problem, Workload, make_problem
 # A loop over tasks that would take too long is timed on so many of them.
 PART = 64
 OPERATION_SECONDS = 1.0
+# The profiler takes seconds for the events of a loop over many tasks.
+LONGEST_PROFILED_S = 0.5
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``quick``: without memory. ``longest_step``: of a loop over all tasks, in seconds."""
+    """How a run measures.
+
+    ``quick``: without memory. ``compiles``: also rivals that take seconds to minutes to compile.
+    ``longest_step``: of a loop over all tasks, in seconds.
+    """
 
     seconds: float
     longest_step: float
     threads: int
     quick: bool
+    compiles: bool
     progress: Progress
+    device: torch.device = CPU
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
 
 def measure_workload(workload: Workload, rivals: Sequence[Rival], settings: Settings) -> Point:
     """Fastmeta and its rivals at a workload."""
     torch.compiler.reset()  # each workload compiles anew, far from the limit on recompilations
     settings.progress(f"{workload.name}: float64 reference")
-    race = _Race(make_problem(workload), settings)
-    ceilings = measure_ceilings()
-    entries = [race.enter(rival) for rival in (FASTMETA, *rivals)]
+    race = _Race(make_problem(workload, device=settings.device), settings)
+    ceilings = measure_ceilings(settings.device)
+    everyone = (FASTMETA, *([FASTMETA_GRAPH] if settings.on_gpu else ()), *rivals)
+    entries = [race.enter(rival) for rival in everyone]
     settings.progress(f"{workload.name}: timing {', '.join(race.steps)}")
-    timings = measure(race.steps, settings.seconds)
+    timings = measure(race.steps, settings.seconds, waits_for(settings.device))
     for entry in entries:
         if entry.name in timings:
             _write_timing(entry, timings[entry.name], workload.tasks)
+            _write_work(entry, race.steps[entry.name], settings.device)
     point = Point(
         workload=workload,
-        engine=engine(workload),
+        engine=engine(workload, settings.device),
         useful_flops=useful_flops(workload),
         data_bytes=race.problem.data_bytes,
         ceilings=ceilings,
         entries=entries,
     )
-    if FASTMETA.name in race.steps:
+    if FASTMETA.name in race.steps and not settings.on_gpu:
         point.roofline = _roofline(race, settings)
-    if not settings.quick:
-        for rival, entry in zip((FASTMETA, *rivals), entries, strict=True):
+    if not settings.quick and not settings.on_gpu:
+        for rival, entry in zip(everyone, entries, strict=True):
             _measure_memory(rival, entry, workload, settings)
     return point
 
@@ -81,7 +96,7 @@ class _Race:
     def enter(self, rival: Rival) -> Entry:
         """Build the rival, run it once, and let it through the gate if it is right."""
         entry = Entry(rival.name, rival.title, "timed")
-        reason = rival.why_not(self.problem.workload)
+        reason = self._why_not(rival)
         if reason is not None:
             entry.status, entry.reason = "skipped", reason
             return entry
@@ -98,14 +113,25 @@ class _Race:
             entry.status = "wrong"
         return entry
 
+    def _why_not(self, rival: Rival) -> str | None:
+        workload = self.problem.workload
+        if rival.compiles(workload) and not self.settings.compiles:
+            return "a quick run leaves out what compiles; --rival asks for it"
+        return rival.why_not(workload) or rival.why_not_on(self.settings.device)
+
     def _first_call(self, rival: Rival, entry: Entry) -> tuple[Step, Outcome]:
         problem = self._affordable(rival)
         entry.measured_tasks = problem.workload.tasks
         entry.extrapolated = problem is not self.problem
+        if self.settings.on_gpu:
+            torch.cuda.empty_cache()  # graphs keep memory that the cache does not see
         start = time.perf_counter()
-        step = rival.build(problem)
-        outcome = step()
+        with peak_memory(self.settings.device) as peak:
+            step = rival.build(problem)
+            outcome = step()
         entry.first_call_s = time.perf_counter() - start
+        entry.memory_reason = rival.hides_memory
+        entry.peak_bytes = peak.bytes if rival.hides_memory is None else None
         return step, outcome
 
     def _affordable(self, rival: Rival) -> Problem:
@@ -116,7 +142,7 @@ class _Race:
         part = self.problem.part(0, PART)
         step = rival.build(part)
         step()
-        predicted = seconds_of(step) * tasks / PART
+        predicted = seconds_of(step, waits_for(self.settings.device)) * tasks / PART
         return part if predicted > self.settings.longest_step else self.problem
 
     def _judge(self, rival: Rival, outcome: Outcome, entry: Entry) -> str | None:
@@ -124,7 +150,9 @@ class _Race:
         assert tasks is not None
         if tasks not in self._exact:
             self._exact[tasks] = exact_outcome(self.problem.part(0, tasks))
-        verdict = judge(rival, self.problem.workload, outcome, self._exact[tasks])
+        verdict = judge(
+            rival, self.problem.workload, outcome, self._exact[tasks], self.settings.device
+        )
         entry.loss_error = _finite(verdict.errors.loss)
         entry.gradient_error = _finite(verdict.errors.gradient)
         entry.whole_error = _finite(verdict.whole_error)
@@ -142,6 +170,14 @@ def _write_timing(entry: Entry, timing: Timing, tasks: int) -> None:
     entry.median_s, entry.low_s = timing.median * scale, timing.low * scale
     entry.high_s, entry.fastest_s = timing.high * scale, timing.fastest * scale
     entry.samples, entry.calls_per_sample = timing.samples, timing.calls_per_sample
+
+
+def _write_work(entry: Entry, step: Callable[[], Any], device: torch.device) -> None:
+    if entry.median_s is None or entry.median_s > LONGEST_PROFILED_S:
+        return
+    work = work_of(step, device)
+    if work is not None:
+        entry.launches, entry.kernels, entry.busy_s = work
 
 
 def _roofline(race: _Race, settings: Settings) -> dict[str, float | None]:
@@ -172,22 +208,30 @@ def measure_operation(operation: Operation | Prototypes, settings: Settings) -> 
     settings.progress(operation.name)
     kit: Any = prototypes if isinstance(operation, Prototypes) else operations
     arrays = kit.make_arrays(operation)
+    arrays = type(arrays)(*(each.to(settings.device) for each in arrays))
     exact = kit.exact_result(operation, arrays)
-    ceilings = measure_ceilings()
+    ceilings = measure_ceilings(settings.device)
     entries, calls = [], {}
     for contestant in kit.contestants(operation):
         if contestant.why_not(operation) or (settings.quick and contestant.compiles):
             entries.append(_skipped(contestant, operation))
             continue
         settings.progress(f"{operation.name}: {contestant.name}")
-        call = contestant.build(operation, arrays)
+        try:
+            call = contestant.build(operation, arrays)
+        except Exception as error:  # one that is not for this device, say
+            failed = Entry(contestant.name, contestant.title, "failed", _one_line(error))
+            entries.append(failed)
+            continue
         entries.append(_operation_entry(contestant, operation, call, exact))
         if entries[-1].reason is None:
             calls[contestant.name] = call
-    timings = measure(calls, min(settings.seconds, OPERATION_SECONDS))
+    seconds = min(settings.seconds, OPERATION_SECONDS)
+    timings = measure(calls, seconds, waits_for(settings.device))
     for entry in entries:
         if entry.name in timings:
             _write_timing(entry, timings[entry.name], operation.tasks)
+            _write_work(entry, calls[entry.name], settings.device)
     return Point(
         workload=operation,
         engine=None,
@@ -223,15 +267,16 @@ def _operation_entry(
 
 def derive(point: Point, best: Ceilings) -> None:
     """Write the rates and ratios that follow from the times."""
-    ours = next(entry for entry in point.entries if entry.name == FASTMETA.name)
     timed = [entry for entry in point.entries if entry.median_s]
+    ours = [entry for entry in timed if entry.name in (FASTMETA.name, FASTMETA_GRAPH.name)]
+    fastest_of_ours = min((entry.median_s or math.inf for entry in ours), default=None)
     for entry in timed:
         assert entry.median_s is not None
         entry.useful_flops_per_s = point.useful_flops / entry.median_s
         entry.share_of_mm = entry.useful_flops_per_s / best.mm
-        if ours.median_s:
-            entry.times_fastmeta = entry.median_s / ours.median_s
-    rivals = [entry for entry in timed if entry is not ours]
+        if fastest_of_ours:
+            entry.times_fastmeta = entry.median_s / fastest_of_ours
+    rivals = [entry for entry in timed if entry not in ours]
     if rivals:
         fastest = min(rivals, key=lambda entry: entry.median_s or math.inf)
         point.best_rival, point.times_best_rival = fastest.name, fastest.times_fastmeta

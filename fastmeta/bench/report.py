@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastmeta.bench.results import read_json
-from fastmeta.bench.tables import format_table, markdown
+from fastmeta.bench.tables import format_table, markdown, summary
 
 
 def main() -> None:
@@ -13,9 +13,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m fastmeta.bench.report", description=main.__doc__)
     parser.add_argument("file", help="what `fastmeta bench --json` wrote")
     parser.add_argument("--text", action="store_true", help="the full text report instead")
+    parser.add_argument("--short", action="store_true", help="a line a workload, as text")
     options = parser.parse_args()
     results = read_json(options.file)
-    print(format_table(results) if options.text else markdown(results))
+    form = summary if options.short else format_table if options.text else markdown
+    print(form(results))
 
 
 if __name__ == "__main__":

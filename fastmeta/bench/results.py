@@ -47,6 +47,10 @@ class Entry:
     times_fastmeta: float | None = None  # its median over fastmeta's
     peak_bytes: int | None = None
     memory_reason: str | None = None  # why the peak is not known
+    # On a GPU, of one step: see `device.Work`
+    launches: int | None = None
+    kernels: int | None = None
+    busy_s: float | None = None
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 
 from fastmeta.bench import operations, prototypes
-from fastmeta.bench.catalogue import FAMILIES, MEMORY, SMALL, USUAL, WORKLOADS
+from fastmeta.bench.catalogue import FAMILIES, MEMORY, ON_GPU, SMALL, USUAL, WORKLOADS
 from fastmeta.bench.ceilings import Ceilings
+from fastmeta.bench.device import CPU, ieee_products
 from fastmeta.bench.machine import describe_machine, only_cores
 from fastmeta.bench.memory import memory_in_steps
 from fastmeta.bench.operations import OPERATIONS, Operation
@@ -55,6 +57,8 @@ def run(
     quick: bool = False,
     seconds: float | None = None,
     *,
+    device: torch.device = CPU,
+    time_limit: float | None = None,
     progress: Progress = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
     """Measure fastmeta and its rivals, with ``torch.get_num_threads()`` threads for everyone.
@@ -66,6 +70,9 @@ def run(
             operations PyTorch's own are the rivals.
         quick: for a short time, without the memory of each rival.
         seconds: time for one rival at one workload.
+        device: the CPU, or a GPU, which has usual workloads of its own.
+        time_limit: no workload begins that would end after so many seconds, as far as the longest
+            one so far tells; the results say how many were left out.
         progress: is told what goes on, a line at a time.
 
     Returns:
@@ -77,35 +84,46 @@ def run(
         Interrupted: Ctrl-C after at least one workload.
     """
     if workloads is None:
-        workloads = SMALL if quick else [*USUAL, *OPERATIONS, *prototypes.OPERATIONS]
-    if rivals is None:
-        rivals = [name for name, rival in RIVALS.items() if not (quick and rival.compiles)]
-    chosen, chosen_rivals = _chosen_points(workloads), _chosen_rivals(rivals)
+        on_gpu = device.type == "cuda"
+        small, usual = ((*ON_GPU, *prototypes.OPERATIONS), ON_GPU) if on_gpu else (SMALL, USUAL)
+        workloads = small if quick else [*usual, *OPERATIONS, *prototypes.OPERATIONS]
+    chosen = _chosen_points(workloads)
+    chosen_rivals = _chosen_rivals([*RIVALS] if rivals is None else rivals)
     settings = Settings(
         seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
         longest_step=QUICK_LONGEST_STEP_S if quick else LONGEST_STEP_S,
         threads=torch.get_num_threads(),
         quick=quick,
+        compiles=rivals is not None or not quick,
         progress=progress,
+        device=device,
     )
-    machine = describe_machine(settings.threads)
+    machine = describe_machine(settings.threads, device)
     points: list[Point] = []
     memory: list[dict[str, Any]] = []
     interrupted = False
-    with only_cores(settings.threads), _fresh_compile_cache():
+    start, longest = time.monotonic(), 0.0
+    with only_cores(settings.threads), _fresh_compile_cache(), ieee_products():
         try:
             for each in chosen:
+                begun = time.monotonic()
+                if time_limit is not None and begun + longest > start + time_limit:
+                    break
                 points.append(_measure(each, chosen_rivals, settings))
-            for workload in _measured_for_memory(points):
+                longest = max(longest, time.monotonic() - begun)
+            in_time = time_limit is None or time.monotonic() < start + time_limit
+            for workload in _measured_for_memory(points) if in_time else ():
                 progress(f"{workload.name}: memory of fastmeta over inner steps")
-                memory.append(memory_in_steps(workload, settings.threads))
+                memory.append(memory_in_steps(workload, settings.threads, device))
         except KeyboardInterrupt:
             if not points:
                 raise
             interrupted = True
     results = _results(machine, settings, points, memory, chosen_rivals)
+    if len(points) < len(chosen):
+        why = "Interrupted" if interrupted else "The time was over"
+        results["notes"].append(f"{why}: {len(points)} of {len(chosen)} workloads.")
     if interrupted:
-        results["notes"].append(f"Interrupted: {len(points)} of {len(chosen)} workloads.")
         raise Interrupted(results)
     return results
 
@@ -171,13 +189,21 @@ def _results(
             "quick": settings.quick,
             "seconds": settings.seconds,
             "threads": settings.threads,
+            "device": str(settings.device),
         },
-        "ceilings": {"mm_flops_per_s": best.mm, "copy_bytes_per_s": best.copy},
+        "ceilings": _told(best),
         "points": [asdict(point) for point in of_workloads],
         "operations": [asdict(point) for point in of_operations],
         "memory_in_steps": list(memory),
         "notes": _notes(of_workloads, rivals),
     }
+
+
+def _told(best: Ceilings) -> dict[str, float]:
+    told = {"mm_flops_per_s": best.mm, "copy_bytes_per_s": best.copy}
+    if best.bf16:
+        told |= {"tf32_flops_per_s": best.tf32, "bf16_flops_per_s": best.bf16}
+    return told
 
 
 def _notes(points: Sequence[Point], rivals: Sequence[Rival]) -> list[str]:
@@ -187,7 +213,7 @@ def _notes(points: Sequence[Point], rivals: Sequence[Rival]) -> list[str]:
     ]
     left_out = [name for name in RIVALS if name not in {rival.name for rival in rivals}]
     if left_out:
-        notes.append(f"Not asked for, or left out of a quick run: {', '.join(left_out)}.")
+        notes.append(f"Not asked for: {', '.join(left_out)}.")
     for point in points:
         parts = [e.name for e in point.entries if e.extrapolated]
         if parts:

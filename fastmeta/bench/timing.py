@@ -37,43 +37,56 @@ class _Schedule:
         return (round_index + 1) * self.visits // ROUNDS > round_index * self.visits // ROUNDS
 
 
-def measure(steps: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Timing]:
+def nothing_to_wait_for() -> None:
+    """A CPU is done when the call returns."""
+
+
+def measure(
+    steps: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    wait: Callable[[], None] = nothing_to_wait_for,
+) -> dict[str, Timing]:
     """Time every step for about ``seconds``, but for three samples at least.
 
-    The steps must be warm: compiled, gated, called once.
+    The steps must be warm: compiled, gated, called once. ``wait`` returns when the device has done
+    what it was given; the clock of a sample stops after it.
     """
-    schedules = {name: _schedule(step, seconds) for name, step in steps.items()}
+    schedules = {name: _schedule(step, seconds, wait) for name, step in steps.items()}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     with _quiet_garbage_collector():
         for round_index in range(ROUNDS):
             for name, schedule in schedules.items():
                 if schedule.is_due(round_index):
-                    samples[name].append(_sample(schedule))
+                    samples[name].append(_sample(schedule, wait))
     return {name: _summary(samples[name], schedules[name].calls) for name in steps}
 
 
-def seconds_of(step: Callable[[], Any]) -> float:
+def seconds_of(step: Callable[[], Any], wait: Callable[[], None] = nothing_to_wait_for) -> float:
     """Seconds of one call."""
+    wait()
     start = time.perf_counter()
     step()
+    wait()
     return time.perf_counter() - start
 
 
-def _schedule(step: Callable[[], Any], seconds: float) -> _Schedule:
-    estimate = seconds_of(step)
+def _schedule(step: Callable[[], Any], seconds: float, wait: Callable[[], None]) -> _Schedule:
+    estimate = seconds_of(step, wait)
     if estimate < seconds / 100:
-        estimate = min(seconds_of(step) for _ in range(10))
+        estimate = min(seconds_of(step, wait) for _ in range(10))
     visits = min(ROUNDS, max(FEWEST_SAMPLES, int(seconds / estimate)))
     return _Schedule(step, visits, max(1, int(seconds / visits / estimate)))
 
 
-def _sample(schedule: _Schedule) -> float:
+def _sample(schedule: _Schedule, wait: Callable[[], None]) -> float:
     gc.collect()
     if schedule.calls > 1:
         schedule.step()  # caches and thread pools come back from whoever ran before
+    wait()
     start = time.perf_counter()
     for _ in range(schedule.calls):
         schedule.step()
+    wait()
     return (time.perf_counter() - start) / schedule.calls
 
 

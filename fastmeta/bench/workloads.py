@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmeta.bench.device import CPU
 from fastmeta.models import conv4
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -131,9 +132,13 @@ class Problem:
 
     def module(self) -> nn.Sequential:
         """The network as an ordinary module with this problem's parameters (copied)."""
-        module = self.workload.module().to(self.support_x.dtype)
+        module = self.workload.module().to(self.device, self.support_x.dtype)
         module.load_state_dict(self.parameters)
         return module
+
+    @property
+    def device(self) -> torch.device:
+        return self.support_x.device
 
     @property
     def data_bytes(self) -> int:
@@ -143,13 +148,15 @@ class Problem:
         return targets + inputs * (2 if self.workload.learns_inputs else 1)
 
 
-def make_problem(workload: Workload, seed: int = 0) -> Problem:
-    """Draw parameters (the module's own initialisation) and tasks in float32."""
+def make_problem(workload: Workload, seed: int = 0, device: torch.device = CPU) -> Problem:
+    """Draw parameters (the module's own initialisation) and tasks in float32, alike everywhere."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parameters = {name: p.detach() for name, p in workload.module().named_parameters()}
         draw = _sinusoids if workload.family == "sinusoid" else _random_tasks
-        return Problem(workload, parameters, *draw(workload))
+        tensors = [tensor.to(device) for tensor in draw(workload)]
+    on_device = {name: p.to(device) for name, p in parameters.items()}
+    return Problem(workload, on_device, *tensors)
 
 
 def _sinusoids(workload: Workload) -> tuple[Tensor, Tensor, Tensor, Tensor]:

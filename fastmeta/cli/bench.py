@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fastmeta import bench
+from fastmeta.backends.device import find_device
 from fastmeta.cli.errors import INTERRUPTED, UsageError, usage_errors
 from fastmeta.cli.setup import check_writable, set_threads
 
@@ -16,12 +17,20 @@ def run(options: argparse.Namespace) -> int:
     set_threads(options.threads)
     _check_names("--workload", options.workload, bench.selectable())
     _check_names("--rival", options.rival, bench.RIVALS)
-    if options.json:
-        with usage_errors():
+    with usage_errors():
+        device = find_device(options.device)
+        if options.json:
             check_writable(Path(options.json))
     status = 0
     try:
-        results = bench.run(options.workload, options.rival, options.quick, options.seconds)
+        results = bench.run(
+            options.workload,
+            options.rival,
+            options.quick,
+            options.seconds,
+            device=device,
+            time_limit=options.time_limit,
+        )
     except bench.Interrupted as stop:
         results, status = stop.results, INTERRUPTED
     print(bench.format_table(results))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta import MAML, TaskBatch
+from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.progress import Progress
 from fastmeta.cli.setup import check_writable, set_threads
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             inner_steps=INNER_STEPS,
             loss="mse",
             engine=options.engine,
-        )
+        ).to(choose_device(options.device))
         check_writable(plot)
         engine = meta.choice().name
     print(f"learning to learn sine waves from {SHOTS} points: network 1-40-40-1, MAML with exact")
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     steps = _learn(meta, options.steps, options.seed)
     print(f"\n{steps} meta-steps in {time.perf_counter() - start:.1f} s\n")
 
-    unseen = Sinusoid(shots=SHOTS, queries=100, seed=options.seed + 1_000_003).sample(1000)
+    unseen = _waves(options.seed + 1_000_003, queries=100).sample(1000)
     _print_errors(meta, unseen)
     _plot(meta, options.seed, plot)
     print(f"\nplot: {plot}\n")
@@ -55,10 +56,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _waves(seed: int, queries: int = SHOTS) -> Sinusoid:
+    return Sinusoid(shots=SHOTS, queries=queries, seed=seed, device=chosen_device())
+
+
 def _learn(meta: MAML, steps: int, seed: int) -> int:
     """Train for `steps`, or as many as fit into `LEARNING_SECONDS`; return how many."""
     optimizer = torch.optim.Adam(meta.parameters(), lr=1e-3, fused=True)
-    source = Sinusoid(shots=SHOTS, queries=SHOTS, seed=seed)
+    source = _waves(seed)
     run = Run(meta, source, optimizer, meta_batch=TASKS)
     end = time.perf_counter() + LEARNING_SECONDS
     with Progress("learning", steps) as progress:
@@ -89,12 +94,13 @@ def _plot(meta: MAML, seed: int, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = Sinusoid(shots=SHOTS, queries=400, seed=seed + 7).sample(3)
+    tasks = _waves(seed + 7, queries=400).sample(3)
     order = tasks.query_x.argsort(dim=1)
     x, y = tasks.query_x.gather(1, order), tasks.query_y.gather(1, order)
     support = (tasks.support_x, tasks.support_y)
     with torch.no_grad():
-        curves = {k: meta.adapt(*support, inner_steps=k)(x) for k in SHOWN_STEPS}
+        curves = {k: meta.adapt(*support, inner_steps=k)(x).cpu() for k in SHOWN_STEPS}
+    x, y, support = x.cpu(), y.cpu(), (support[0].cpu(), support[1].cpu())
     colours = {0: "#9aa0a6", 1: "#f2a03d", 5: "#d1335b"}
     styles = {0: ":", 1: "--", 5: "-"}
 
@@ -136,7 +142,7 @@ def _plot(meta: MAML, seed: int, path: Path) -> None:
 
 def _print_speed(meta: MAML, seed: int) -> None:
     """Time whole meta-steps of fastmeta and of plain PyTorch, and compare their numbers."""
-    tasks = Sinusoid(shots=SHOTS, queries=SHOTS, seed=seed).sample(TASKS)
+    tasks = _waves(seed).sample(TASKS)
     parameters = list(meta.model.parameters())
 
     def ours() -> Tensor:
@@ -148,7 +154,9 @@ def _print_speed(meta: MAML, seed: int) -> None:
     losses, gradients = zip(*(_outcome(step, parameters) for step in (ours, plain)), strict=True)
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     fast, slow = (_steps_per_second(step, parameters) for step in (ours, plain))
-    print(f"meta-steps per second, measured now ({torch.get_num_threads()} threads):")
+    where = chosen_device()
+    place = f"{torch.get_num_threads()} threads" if where.type == "cpu" else str(where)
+    print(f"meta-steps per second, measured now ({place}):")
     print(f"  fastmeta            {fast:9.1f}")
     print(f"  plain PyTorch loop  {slow:9.1f}")
     print(f"  ratio               {fast / slow:9.1f}")
@@ -193,6 +201,7 @@ def _steps_per_second(step: Callable[[], Tensor], parameters: Sequence[Tensor]) 
     _outcome(step, parameters)
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < TIMED_SECONDS:
-        _outcome(step, parameters)
+        loss, _ = _outcome(step, parameters)
+        loss.item()  # a GPU may be behind
         count += 1
     return count / elapsed

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from fastmeta.cli.device import choose_device
 from fastmeta.cli.errors import UsageError, usage_errors
 from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.cli.sources import module_of
@@ -16,6 +17,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate a checkpoint on tasks that it was not trained on."""
     set_threads(options.threads)
     with usage_errors():
+        choose_device(options.device)
         checkpoint = load_checkpoint(options.checkpoint)
         if options.json:
             check_writable(Path(options.json))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmeta.cli.device import chosen_device
 from fastmeta.episodes import (
     ImageClasses,
     ImageEpisodes,
@@ -114,6 +115,10 @@ def data_of_checkpoint(
 
 
 def _read(told: Mapping[str, Any], places: Mapping[str, Any]) -> ImageSplits:
+    return ImageSplits(*(side.to(chosen_device()) for side in _read_here(told, places)))
+
+
+def _read_here(told: Mapping[str, Any], places: Mapping[str, Any]) -> ImageSplits:
     kind, path = told["kind"], places["data"]
     if kind == "omniglot":
         return omniglot(path, split=told["split"])

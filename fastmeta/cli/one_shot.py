@@ -59,8 +59,8 @@ def grouped_scores(meta: MetaLearner, tasks: TaskBatch, ways: int, rounds: int) 
     """
     n_classes = tasks.support_y.shape[1]
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(*tasks.query_y.shape, n_classes)
-    dealt = torch.zeros(n_classes)
+    total = torch.zeros(*tasks.query_y.shape, n_classes, device=tasks.query_x.device)
+    dealt = torch.zeros(n_classes, device=total.device)
     for _ in range(1 if ways == n_classes else rounds):
         order = torch.randperm(n_classes, generator=generator)
         missing = -n_classes % ways  # the last group is filled with classes of the first
@@ -72,7 +72,7 @@ def grouped_scores(meta: MetaLearner, tasks: TaskBatch, ways: int, rounds: int) 
 
 def _outputs(meta: MetaLearner, tasks: TaskBatch, group: Tensor) -> Tensor:
     """Outputs [T, Q, ways] for all queries, of the network adapted to some of the classes."""
-    labels = torch.arange(len(group)).repeat(len(tasks), 1)
+    labels = torch.arange(len(group), device=tasks.support_x.device).repeat(len(tasks), 1)
     unknown = torch.zeros_like(tasks.query_y)
     part = TaskBatch(tasks.support_x[:, group], labels, tasks.query_x, unknown)
     with torch.no_grad():

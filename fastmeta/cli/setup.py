@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from fastmeta import ANIL, MAML, MetaSGD, Reptile
+from fastmeta.cli.device import chosen_device
 from fastmeta.cli.learners import ANY_WAYS, make_learner
 from fastmeta.cli.network import head_of, loss_of, make_network, sample_input
 from fastmeta.cli.options.algorithms import ALL_SETTINGS, SETTINGS
+from fastmeta.episodes import ImageEpisodes
 from fastmeta.training import Checkpoint, MetaLearner, Run, Schedule, Source, Validation
 
 
@@ -141,7 +143,7 @@ def load_meta(checkpoint: Checkpoint, engine: str) -> MetaLearner:
     config = checkpoint.config
     meta = make_meta({**config, "meta": {**config["meta"], "engine": engine}})
     meta.load_state_dict(checkpoint.meta)
-    return meta
+    return meta.to(chosen_device())
 
 
 def as_maml(meta: MetaLearner) -> MAML:
@@ -150,13 +152,16 @@ def as_maml(meta: MetaLearner) -> MAML:
     return meta
 
 
-def make_run(job: Job) -> Run:
-    """Return the run at step 0."""
-    meta = make_meta(job.config)
+def make_run(job: Job, cuda_graph: bool = True) -> Run:
+    """Return the run at step 0, on the device that was chosen."""
+    meta = make_meta(job.config).to(chosen_device())
+    source = job.source
+    if chosen_device().type == "cuda" and isinstance(source, ImageEpisodes):
+        source = source.drawn_on_device()  # in the graph of a meta-step
     training = job.config["training"]
     return Run(
         meta,
-        job.source,
+        source,
         _optimizer(meta, training["lr"], training["weight_decay"]),
         meta_batch=training["meta_batch"],
         clip=training["clip"],
@@ -164,6 +169,7 @@ def make_run(job: Job) -> Run:
         validation=_validation(job.validation, training["validation"]),
         config=job.config,
         notes=job.notes,
+        cuda_graph=cuda_graph,
     )
 
 
@@ -180,4 +186,5 @@ def _optimizer(meta: MetaLearner, lr: float, weight_decay: float) -> torch.optim
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    on_gpu = chosen_device().type == "cuda"
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=on_gpu)

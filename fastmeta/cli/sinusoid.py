@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.network import mlp_config
 from fastmeta.cli.setup import Job, as_maml, load_meta, meta_config, training_config
@@ -27,9 +28,9 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
         "training": training_config(options, validation_batch=options.validation_tasks),
     }
     return Job(
-        Sinusoid(**numbers, seed=options.seed),
+        Sinusoid(**numbers, seed=options.seed, device=chosen_device()),
         config,
-        validation=Sinusoid(**numbers, seed=options.seed + VALIDATION),
+        validation=Sinusoid(**numbers, seed=options.seed + VALIDATION, device=chosen_device()),
     )
 
 
@@ -38,7 +39,12 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     told = checkpoint.config["source"]
     with usage_errors():
         meta = as_maml(load_meta(checkpoint, options.engine))
-        source = Sinusoid(shots=told["shots"], queries=100, seed=options.seed + EVALUATION)
+        source = Sinusoid(
+            shots=told["shots"],
+            queries=100,
+            seed=options.seed + EVALUATION,
+            device=chosen_device(),
+        )
         tasks = source.sample(options.tasks or TASKS)
         errors = error_by_step(meta, tasks, options.inner_steps or meta.inner_steps)
     print(f"{len(tasks)} waves not seen before, {told['shots']} support points, mean squared")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import MAML, TaskBatch
+from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.network import mlp_config
 from fastmeta.cli.options.training import WEIGHT_DECAYS
@@ -73,6 +74,7 @@ class TableData:
             shots=self.shots,
             support_norm=self.support_norm,
             seed=seed,
+            device=chosen_device(),
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastmeta import MAML
+from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import UsageError, usage_errors
 from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import check_writable, make_run, set_threads
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     set_threads(options.threads)
     with usage_errors():
+        choose_device(options.device)
         options.curve = options.curve or _curve_beside(options.checkpoint)
         _check_files(options)
         job = _prepare(options)
@@ -76,14 +78,22 @@ def _prepare(options: argparse.Namespace) -> Run:
         kind = saved["source"]["kind"]
         if kind != options.source:
             raise ValueError(f"{options.checkpoint} was trained on {kind}, not {options.source}")
-    job = make_run(module_of(options.source).prepare(options, saved))
+    job = make_run(module_of(options.source).prepare(options, saved), options.cuda_graph)
     if options.resume:
         job.resume(options.checkpoint)
         if job.step > options.steps:
             raise ValueError(f"{options.checkpoint} is at step {job.step}, past --steps")
+    print(f"device    {chosen_device()}{_graph_of(job)}", flush=True)
     if isinstance(job.meta, MAML):
         print(f"engine    {job.meta.choice().name}", flush=True)
     return job
+
+
+def _graph_of(job: Run) -> str:
+    if chosen_device().type == "cpu":
+        return ""
+    reason = job.why_no_graph
+    return ", meta-steps in a CUDA graph" if reason is None else f", no CUDA graph: {reason}"
 
 
 def _tensorboard(folder: str, after: int) -> TensorBoard:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ProtoNet
+from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.few_shot import (
     QUERIES,
@@ -108,7 +109,7 @@ def _episodes(
 ) -> VectorEpisodes:
     counts = {name: told[name] for name in ("ways", "shots", "queries")}
     try:
-        return VectorEpisodes(classes, **counts, seed=seed)
+        return VectorEpisodes(classes, **counts, seed=seed, device=chosen_device())
     except ValueError as error:
         raise ValueError(f"{side}: {error}") from error
 

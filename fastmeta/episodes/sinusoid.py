@@ -26,6 +26,10 @@ class Sinusoid:
         queries: query points a task, at least 1.
         seed: seed of the stream.
         dtype: a floating dtype.
+        device: where waves are drawn and stay. A seed gives other waves on a GPU than on a CPU.
+
+    Attributes:
+        generators: of the random numbers, for a CUDA graph that draws them.
 
     Raises:
         ValueError: `shots` or `queries` below 1.
@@ -39,6 +43,7 @@ class Sinusoid:
         queries: int = 10,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("shots", shots), ("queries", queries)):
             if value < 1:
@@ -48,7 +53,9 @@ class Sinusoid:
         self.shots = shots
         self.queries = queries
         self.dtype = dtype
-        self._generator = torch.Generator().manual_seed(seed)
+        self.device = torch.device(device)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self.generators = (self._generator,)
 
     def sample(self, n_tasks: int) -> TaskBatch:
         """Draw the next `n_tasks` waves: support [T, shots, 1], query [T, queries, 1]."""
@@ -66,10 +73,16 @@ class Sinusoid:
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a state that `state_dict` gave."""
+        """Continue from a state that `state_dict` gave.
+
+        Raises:
+            ValueError: it is of a stream on another kind of device.
+        """
+        if state["generator"].shape != self._generator.get_state().shape:
+            raise ValueError(f"the stream stood on another kind of device than {self.device}")
         self._generator.set_state(state["generator"])
 
     def _uniform(self, bounds: tuple[float, float], *shape: int) -> Tensor:
         low, high = bounds
-        unit = torch.rand(shape, generator=self._generator, dtype=self.dtype)
+        unit = torch.rand(shape, generator=self._generator, dtype=self.dtype, device=self.device)
         return low + (high - low) * unit

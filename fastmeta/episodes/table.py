@@ -142,6 +142,7 @@ class TableEpisodes:
             centre in this norm (`centre_weights`); 2: all alike, and no weights are given.
         seed: seed of the stream of episodes.
         dtype: a floating dtype.
+        device: where episodes go. They are drawn on the CPU, alike for every device.
 
     Raises:
         ValueError: a task is unknown or has fewer than ``shots + 1`` rows, `tasks` is empty, or
@@ -158,6 +159,7 @@ class TableEpisodes:
         support_norm: float = 2.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         if shots < 1:
             raise ValueError(f"shots must be at least 1, not {shots}")
@@ -168,6 +170,7 @@ class TableEpisodes:
         self.tasks = tuple(tasks)
         self.shots = shots
         self.support_norm = support_norm
+        self.device = torch.device(device)
         self._generator = torch.Generator().manual_seed(seed)
         self._x, self._y, self._present = _padded(table, self.tasks, scale, dtype)
 
@@ -215,7 +218,7 @@ class TableEpisodes:
             y[:, query],
             support_weight=self._support_weight(y[:, support, 0]),
             query_weight=weight[:, query],
-        )
+        ).to(self.device)
 
     def _support_weight(self, targets: Tensor) -> Tensor | None:
         return None if self.support_norm == 2 else centre_weights(targets, self.support_norm)
@@ -238,7 +241,7 @@ def centre_weights(values: Tensor, norm: float) -> Tensor:
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     spread = (high - low).clamp_min(torch.finfo(values.dtype).tiny)
     # The centre lies where the sum of pulls changes sign; four rounds find it to spread / 16**4.
-    part = torch.linspace(0, 1, 17, dtype=values.dtype)
+    part = torch.linspace(0, 1, 17, dtype=values.dtype, device=values.device)
     for _ in range(4):
         points = low + (high - low) * part  # [T, 17]
         away = values[:, :, None] - points[:, None, :]

@@ -124,6 +124,7 @@ class VectorEpisodes:
         shots: support vectors a class, K.
         queries: query vectors a class.
         seed: seed of the stream.
+        device: where tasks go. They are drawn on the CPU, alike for every device.
 
     Raises:
         ValueError: fewer classes than `ways`, a class with fewer vectors than
@@ -138,6 +139,7 @@ class VectorEpisodes:
         shots: int = 1,
         queries: int = 5,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             if value < 1:
@@ -148,6 +150,7 @@ class VectorEpisodes:
         self.ways, self.shots, self.queries = ways, shots, queries
         self.n_classes = len(classes)
         self._features = classes.features
+        self.device = torch.device(device)
         self._rows = RowStream(
             (classes.sizes.cumsum(0) - classes.sizes).numpy()[None],
             classes.sizes.numpy(),
@@ -172,7 +175,7 @@ class VectorEpisodes:
         return TaskBatch(
             support.flatten(1, 2), self._labels(n_tasks, self.shots),
             query.flatten(1, 2), self._labels(n_tasks, self.queries),
-        )  # fmt: skip
+        ).to(self.device).with_known_ways(self.ways)  # fmt: skip
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream stands: the state of its generator (uint8)."""

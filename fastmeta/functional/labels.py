@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.transforms import fold_batch, unfold_batch
 
 __all__ = ["check_labels", "check_weight", "labels_in_range", "without_padding"]
@@ -70,7 +71,9 @@ class _LabelsInRange(Function):
             _check_weights(weight, name)
             real = weight > 0
         outside = real & ((labels < 0) | (labels >= n_way))
-        if outside.any():
+        if is_capturing(labels):
+            assert_later(~outside, f"{name} has a label outside its classes")
+        elif outside.any():
             task, sample = outside.nonzero()[0].tolist()
             raise ValueError(
                 f"{name} has a label outside [0, {n_way}): {int(labels[task, sample])} for sample "
@@ -81,7 +84,9 @@ class _LabelsInRange(Function):
             samples = labels.new_zeros(len(labels), n_way)
             samples.scatter_add_(1, labels, real.to(labels.dtype))
             missing = samples == 0
-            if missing.any():
+            if is_capturing(labels):
+                assert_later(~missing, f"{name} has no sample of some class in some task")
+            elif missing.any():
                 task, label = missing.nonzero()[0].tolist()
                 raise ValueError(f"{name} has no sample of class {label} in task {task}")
         return labels
@@ -108,6 +113,10 @@ class _LabelsInRange(Function):
 
 def _check_weights(weight: Tensor, name: str) -> None:
     wrong = ~((weight >= 0) & (weight < torch.inf))
+    if is_capturing(weight):
+        usable = ~wrong & (weight.amax(1, keepdim=True) > 0)
+        assert_later(usable, f"a weight beside {name} is negative or not finite, or all are 0")
+        return
     if wrong.any():
         task, sample = wrong.nonzero()[0].tolist()
         raise ValueError(

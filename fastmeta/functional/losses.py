@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmeta.functional.capture import assert_later, is_capturing
+
 __all__ = ["LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "takes_weight", "task_loss"]
 
 Loss = str | Callable[..., Tensor]
@@ -39,7 +41,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
         )
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, not {labels.dtype}")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
+    if is_capturing(labels):
+        assert_later((labels >= 0) & (labels < logits.shape[-1]), "labels outside their classes")
+    elif labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
         raise ValueError(f"labels outside [0, {logits.shape[-1]}): {labels.unique().tolist()}")
     _check_weight(weight, logits)
     return _weighted_mean(_cross_entropies(logits, labels), weight)

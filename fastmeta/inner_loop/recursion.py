@@ -16,6 +16,7 @@ from torch import Tensor
 from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, rate_at, refuse_graph
+from fastmeta.inner_loop.memory import telling_how_to_shrink
 
 __all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
 
@@ -210,10 +211,11 @@ class _Descent(torch.autograd.Function):
         inputs = ctx.layout.unflatten(tensors)
         needs = ctx.layout.unflatten(ctx.needs_input_grad[3:])
         adjoint = _Adjoint(ctx.forward, loop, inputs, needs, outer_gradient)
-        for step in reversed(range(loop.steps)):
-            points = [later[step - 1] for later in path] if step else inputs.theta.values()
-            with ctx.replays[step].again():
-                adjoint.step_back(step, dict(zip(loop.adapted, points, strict=True)))
+        with telling_how_to_shrink(loop, inputs.support[0]):
+            for step in reversed(range(loop.steps)):
+                points = [later[step - 1] for later in path] if step else inputs.theta.values()
+                with ctx.replays[step].again():
+                    adjoint.step_back(step, dict(zip(loop.adapted, points, strict=True)))
         return None, None, None, *adjoint.gradients()
 
 

@@ -12,6 +12,7 @@ from fastmeta.training.evaluate import (
     interval,
     student_t,
 )
+from fastmeta.training.graphed import GraphedStep, StepOutcome, rates_on_device
 from fastmeta.training.learner import MetaLearner, in_evaluation
 from fastmeta.training.loop import Log, best_checkpoint, train
 from fastmeta.training.plot import check_picture, plot_curve
@@ -24,6 +25,7 @@ from fastmeta.training.validation import Score, Validation
 __all__ = [
     "Checkpoint",
     "Curve",
+    "GraphedStep",
     "Interval",
     "Log",
     "MetaLearner",
@@ -31,6 +33,7 @@ __all__ = [
     "Schedule",
     "Score",
     "Source",
+    "StepOutcome",
     "TensorBoard",
     "TrainingDiverged",
     "Validation",
@@ -45,6 +48,7 @@ __all__ = [
     "load_checkpoint",
     "plot_curve",
     "plot_embedding",
+    "rates_on_device",
     "read_curve",
     "save_checkpoint",
     "student_t",

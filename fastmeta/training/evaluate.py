@@ -123,5 +123,7 @@ def adaptation_seconds(meta: MetaLearner, tasks: TaskBatch, repeats: int = 5) ->
         for _ in range(repeats + 1):
             start = time.perf_counter()
             meta.adapt(*support)
+            if tasks.support_x.is_cuda:
+                torch.cuda.synchronize(tasks.support_x.device)
             times.append(time.perf_counter() - start)
     return min(times[1:]) / len(tasks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta.training.checkpoint import (
     Checkpoint,
@@ -17,6 +17,7 @@ from fastmeta.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fastmeta.training.graphed import GraphedStep, rates_on_device
 from fastmeta.training.learner import MetaLearner
 from fastmeta.training.schedule import Schedule
 from fastmeta.training.source import Source
@@ -37,6 +38,8 @@ class Run:
         meta_batch: tasks a step.
         clip: largest norm of the meta-gradient, or None.
         schedule: of the outer rate; None leaves it to the caller.
+        cuda_graph: whether whole meta-steps are replayed from a CUDA graph (`GraphedStep`) where
+            that is possible: on a GPU, with a fused, capturable optimizer.
         validation: judges the meta-learner now and then, or None.
         config: plain values that say what the run does; a checkpoint is only taken up by a run
             with the same config.
@@ -56,6 +59,7 @@ class Run:
         meta_batch: int,
         clip: float | None = None,
         schedule: Schedule | None = None,
+        cuda_graph: bool = True,
         validation: Validation | None = None,
         config: Mapping[str, Any] | None = None,
         notes: Mapping[str, Any] | None = None,
@@ -72,6 +76,21 @@ class Run:
         self.step = 0
         self.best: Score | None = None
         self._first_rates = [group["lr"] for group in optimizer.param_groups]
+        self._graphed = GraphedStep(
+            meta,
+            optimizer,
+            lambda: source.sample(meta_batch),
+            clip=clip,
+            generators=getattr(source, "generators", ()),
+            enabled=cuda_graph,
+        )
+        if self._graphed.reason is None:
+            rates_on_device(optimizer)
+
+    @property
+    def why_no_graph(self) -> str | None:
+        """Why meta-steps are not replayed from a CUDA graph, or None."""
+        return self._graphed.reason
 
     def advance(self) -> float:
         """Do one meta-step and return its loss, the mean over the tasks.
@@ -79,18 +98,13 @@ class Run:
         Raises:
             TrainingDiverged: the loss or the meta-gradient is not finite; nothing was updated.
         """
-        self.optimizer.zero_grad()
-        loss = self.meta(self.source.sample(self.meta_batch)).loss.mean()
-        loss.backward()
-        limit = math.inf if self.clip is None else self.clip
-        norm = nn.utils.clip_grad_norm_(self.meta.parameters(), limit)
-        value = loss.item()
-        if not math.isfinite(value) or not math.isfinite(norm.item()):
+        self._set_rates()
+        outcome = self._graphed()
+        value, norm = torch.stack(outcome).tolist()  # the one wait for a GPU in a step
+        if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {self.step + 1}: the loss is {value:g}, its gradient has norm {norm:g}"
             )
-        self._set_rates()
-        self.optimizer.step()
         self.step += 1
         return value
 
@@ -110,13 +124,15 @@ class Run:
             # Layers may draw too: dropout in the vmap engine uses the global generator.
             "torch": torch.get_rng_state(),
         }
+        if self._device.type == "cuda":
+            streams["cuda"] = torch.cuda.get_rng_state(self._device)
         state = Checkpoint(
             step=self.step,
             config=self.config,
             notes=self.notes,
             best=None if self.best is None else asdict(self.best),
             meta=self.meta.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=_plain(self.optimizer.state_dict()),
             streams=streams,
         )
         save_checkpoint(path, state)
@@ -130,20 +146,46 @@ class Run:
         saved = load_checkpoint(path)
         check_same_run(path, saved.config, self.config)
         self.meta.load_state_dict(saved.meta)
+        groups = self.optimizer.param_groups
+        capturable = [group.get("capturable") for group in groups]  # of this run's device
         self.optimizer.load_state_dict(dict(saved.optimizer))
+        for group, own in zip(self.optimizer.param_groups, capturable, strict=True):
+            if own is not None:
+                group["capturable"] = own
         _lay_out_like_parameters(self.optimizer)
+        if self._graphed.reason is None:
+            rates_on_device(self.optimizer)
         streams = dict(saved.streams)
         torch.set_rng_state(streams.pop("torch"))
+        on_gpu = streams.pop("cuda", None)
+        if on_gpu is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(on_gpu, self._device)
         self.source.load_state_dict(streams)
         self.step = saved.step
         self.best = None if saved.best is None else Score(**saved.best)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.meta.parameters()).device
 
     def _set_rates(self) -> None:
         if self.schedule is None:
             return
         factor = self.schedule.factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self._first_rates, strict=True):
-            group["lr"] = rate * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's state with rates that are tensors on a device as numbers."""
+    groups = [
+        {name: v.item() if isinstance(v, Tensor) else v for name, v in group.items()}
+        for group in state["param_groups"]
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

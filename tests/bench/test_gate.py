@@ -5,16 +5,19 @@ import torch
 from tiny_workloads import FIRST_ORDER, TINY
 
 from fastmeta.bench import gate
-from fastmeta.bench.catalogue import WORKLOADS
+from fastmeta.bench.catalogue import LARGE, WORKLOADS
+from fastmeta.bench.device import CPU
 from fastmeta.bench.gate import errors, exact_outcome, judge
 from fastmeta.bench.rivals import FASTMETA, RIVALS, Outcome, Rival, loop
+from fastmeta.bench.rivals.rival import always
 from fastmeta.bench.workloads import make_problem
 
 WRONG = RIVALS["vmap-fused"]
 INSTANT = [
-    FASTMETA, *(rival for rival in RIVALS.values() if not rival.compiles and rival is not WRONG)
-]  # fmt: skip
-COMPILED = [rival for rival in RIVALS.values() if rival.compiles]
+    FASTMETA,
+    *(rival for rival in RIVALS.values() if rival.compiles is not always and rival is not WRONG),
+]
+COMPILED = [rival for rival in RIVALS.values() if rival.compiles is always]
 # JAX compiles for seconds: workloads that between them have all it knows.
 PAIRS = [
     pytest.param(
@@ -31,12 +34,13 @@ PAIRS = [
 ONE_OF_A_SHAPE = [
     workload
     for workload in WORKLOADS.values()
-    if not workload.image or workload.name in ("conv32-T4-K1-S5-Q25", "mini-T1-K5-S5-Q75")
+    if workload not in LARGE
+    and (not workload.image or workload.name in ("conv32-T4-K1-S5-Q25", "mini-T1-K5-S5-Q75"))
 ]
 
 
 def gated(rival, workload):
-    reason = rival.why_not(workload)
+    reason = rival.why_not(workload) or rival.why_not_on(CPU)
     if reason is not None:
         pytest.skip(reason)
     problem = make_problem(workload)

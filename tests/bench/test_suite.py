@@ -171,7 +171,7 @@ def test_memory_that_cannot_be_measured_loses_no_results(monkeypatch):
 
 def test_memory_is_measured_for_the_families_that_were(monkeypatch):
     monkeypatch.setattr(suite, "MEMORY", (TINY["relu"], TINY["conv"]))
-    monkeypatch.setattr(suite, "memory_in_steps", lambda workload, threads: workload.name)
+    monkeypatch.setattr(suite, "memory_in_steps", lambda workload, *_: workload.name)
     assert run(("tanh",))["memory_in_steps"] == []
     assert run(("relu",))["memory_in_steps"] == ["relu"]
 
@@ -181,6 +181,15 @@ def test_a_quick_run_measures_the_small_workloads(monkeypatch):
     results = run(workloads=None)
     assert [point["workload"]["name"] for point in results["points"]] == ["relu", "head"]
     assert results["operations"] == []
+
+
+def test_a_quick_run_leaves_out_what_compiles_unless_it_is_asked_for(monkeypatch):
+    compiled = replace(RIVALS["loop"], name="compiled", compiles=lambda w: w.name == "head")
+    monkeypatch.setattr(suite, "RIVALS", {"compiled": compiled})
+    relu, head = (entries(run(("relu", "head")), point)["compiled"] for point in range(2))
+    assert relu["status"] == "timed"
+    assert head["status"] == "skipped" and "compiles" in head["reason"]
+    assert entries(run(("head",), rivals=["compiled"]))["compiled"]["status"] == "timed"
 
 
 def test_a_full_run_measures_the_usual_workloads_and_all_operations(monkeypatch):

@@ -6,8 +6,8 @@ from fastmeta import bench
 def test_names_and_results_are_passed_on(fastmeta, tmp_path, monkeypatch):
     asked = []
 
-    def run(workloads, rivals, quick, seconds):
-        asked.append((workloads, rivals, quick, seconds))
+    def run(workloads, rivals, quick, seconds, *, device, time_limit):
+        asked.append((workloads, rivals, quick, seconds, str(device), time_limit))
         return {"points": []}
 
     workload, rival = next(iter(bench.WORKLOADS)), next(iter(bench.RIVALS))
@@ -15,9 +15,9 @@ def test_names_and_results_are_passed_on(fastmeta, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "format_table", lambda results: f"table of {results}")
     monkeypatch.setattr(bench, "write_json", lambda results, path: path.write_text("{}"))
     line = ["bench", "--quick", "--workload", workload, "--rival", rival, "--json", "new/b.json"]
-    status, out, _ = fastmeta(*line, "--seconds", "0.5")
+    status, out, _ = fastmeta(*line, "--seconds", "0.5", "--time-limit", "9")
     assert status == 0 and "table of {'points': []}" in out
-    assert asked == [([workload], [rival], True, 0.5)]
+    assert asked == [([workload], [rival], True, 0.5, "cpu", 9.0)]
     assert json.loads((tmp_path / "new/b.json").read_text()) == {}
 
 
@@ -29,7 +29,7 @@ def test_unknown_names_are_told_with_those_there_are(fastmeta):
 
 
 def test_ctrl_c_keeps_what_was_measured(fastmeta, tmp_path, monkeypatch):
-    def run(*_):
+    def run(*_, **__):
         raise bench.Interrupted({"points": [1]})
 
     monkeypatch.setattr(bench, "run", run)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import fastmeta as fm
 
@@ -127,3 +128,25 @@ def test_python_m_fastmeta_with_a_reader_that_goes_away():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("fastmeta")
     assert "Traceback" not in done.stderr and done.returncode in (0, 141)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train sinusoid --device cuda",
+        "demo --device cuda:1",
+        "train sinusoid --device tpu",
+        "bench --device cuda",
+    ],
+)
+def test_a_device_that_is_not_there_is_told_in_a_line(fastmeta, line):
+    status, _, err = fastmeta(*line.split())
+    assert status == 2 and err.count("\n") == 1 and "device" in err
+
+
+def test_the_device_is_printed_and_no_part_of_the_run(fastmeta):
+    status, out, _ = fastmeta(*"train sinusoid --steps 2 --hidden 4 --device cpu".split())
+    assert status == 0 and "device    cpu" in out
+    line = "train sinusoid --steps 3 --hidden 4 --resume --device auto".split()
+    assert torch.cuda.is_available() or fastmeta(*line)[0] == 0

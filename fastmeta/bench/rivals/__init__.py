@@ -3,6 +3,8 @@
 from fastmeta.bench.rivals import (
     bmm,
     bmm_compiled,
+    bmm_graph,
+    fastmeta_graph,
     fastmeta_maml,
     higher_loop,
     jax_jit,
@@ -11,15 +13,19 @@ from fastmeta.bench.rivals import (
     torchopt_loop,
     vmap_compiled,
     vmap_forward,
+    vmap_forward_graph,
     vmap_fused,
     vmap_grad,
+    vmap_reduce_overhead,
 )
 from fastmeta.bench.rivals.fastmeta_maml import engine
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step
 
-__all__ = ["FASTMETA", "RIVALS", "Outcome", "Rival", "Step", "engine"]
+__all__ = ["FASTMETA", "FASTMETA_GRAPH", "RIVALS", "Outcome", "Rival", "Step", "engine"]
 
 FASTMETA = fastmeta_maml.RIVAL
+# On a GPU that is one call of the library; the training loop replays a CUDA graph of it.
+FASTMETA_GRAPH = fastmeta_graph.RIVAL
 
 RIVALS: dict[str, Rival] = {
     module.RIVAL.name: module.RIVAL
@@ -31,6 +37,9 @@ RIVALS: dict[str, Rival] = {
         vmap_fused,
         bmm,
         bmm_compiled,
+        vmap_forward_graph,
+        bmm_graph,
+        vmap_reduce_overhead,
         jax_jit,
         higher_loop,
         torchopt_loop,

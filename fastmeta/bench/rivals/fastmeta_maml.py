@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from fastmeta import MAML, TaskBatch
+from fastmeta.bench.device import CPU
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step, make_leaves
 from fastmeta.bench.workloads import Problem, Workload
 
@@ -24,9 +26,9 @@ def build(problem: Problem) -> Step:
     return step
 
 
-def engine(workload: Workload) -> str:
-    """The engine that fastmeta takes for a workload here."""
-    return _maml(workload, workload.module()).choice().name
+def engine(workload: Workload, device: torch.device = CPU) -> str:
+    """The engine that fastmeta takes for a workload on a device."""
+    return _maml(workload, workload.module().to(device)).choice().name
 
 
 def _maml(workload: Workload, module: nn.Module) -> MAML:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastmeta.bench.workloads import Problem, Workload
@@ -28,6 +29,10 @@ Step = Callable[[], Outcome]
 
 
 def nothing(workload: Workload) -> str | None:
+    return None
+
+
+def anywhere(device: torch.device) -> str | None:
     return None
 
 
@@ -55,6 +60,7 @@ class Rival:
     compiles: Callable[[Workload], bool] = never
     loops_over_tasks: bool = False  # time is proportional to the number of tasks
     hides_memory: str | None = None  # why resident memory does not show what a step needs
+    why_not_on: Callable[[torch.device], str | None] = anywhere  # likewise, for a device
 
 
 class Leaves(NamedTuple):
@@ -98,7 +104,7 @@ def needs(package: str) -> Callable[[Workload], str | None]:
 
 
 def needs_compiler(workload: Workload) -> str | None:
-    """``why_not`` of a rival that uses ``torch.compile`` on the CPU."""
+    """``why_not`` of a rival that uses ``torch.compile``."""
     candidates = [os.environ.get("CXX"), "g++", "clang++", "cl"]
     if any(name and shutil.which(name) for name in candidates):
         return None

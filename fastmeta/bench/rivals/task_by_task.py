@@ -38,7 +38,7 @@ def as_step(problem: Problem, parameters: Mapping[str, Tensor], task_loss: TaskL
     def step() -> Outcome:
         for leaf in leaves:
             leaf.grad = None
-        total = torch.zeros((), dtype=problem.query_x.dtype)
+        total = torch.zeros((), dtype=problem.query_x.dtype, device=problem.device)
         for task in tasks:
             loss = task_loss(*task) / len(tasks)
             loss.backward()

@@ -6,7 +6,7 @@ import torch
 
 from fastmeta.bench.rivals import vmap_grad
 from fastmeta.bench.rivals.rival import Rival, Step, always, needs_compiler
-from fastmeta.bench.workloads import Problem, Workload
+from fastmeta.bench.workloads import Problem
 
 
 def build(problem: Problem) -> Step:
@@ -15,10 +15,4 @@ def build(problem: Problem) -> Step:
     return vmap_grad.as_step(problem, compiled)
 
 
-def _why_not(workload: Workload) -> str | None:
-    if workload.image:
-        return "torch.compile cannot trace vmap of this step of images"
-    return needs_compiler(workload)
-
-
-RIVAL = Rival("vmap-compiled", "torch.compile(vmap(grad))", build, _why_not, compiles=always)
+RIVAL = Rival("vmap-compiled", "torch.compile(vmap(grad))", build, needs_compiler, compiles=always)

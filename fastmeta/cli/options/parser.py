@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from fastmeta.cli.options.common import add_command, add_machine
+from fastmeta.cli.options.common import add_command, add_device, add_machine
 from fastmeta.cli.options.evaluate import add_evaluate
 from fastmeta.cli.options.images import add_image_sources
 from fastmeta.cli.options.kinds import positive, positive_number
@@ -102,5 +102,12 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--seconds", type=positive_number, default=None, help="time for one rival at one workload"
     )
+    bench.add_argument(
+        "--time-limit",
+        type=positive_number,
+        metavar="SECONDS",
+        help="begin no workload that would end later",
+    )
     bench.add_argument("--json", metavar="FILE", help="write the results too")
+    add_device(bench, default="cpu")
     bench.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastmeta.cli.options.algorithms import FIXED_HEAD
-from fastmeta.cli.options.common import add_machine
+from fastmeta.cli.options.common import add_cuda_graph, add_machine
 from fastmeta.cli.options.kinds import natural, number_from_0, positive, positive_number
 
 SCHEDULES = ("constant", "cosine", "halving")
@@ -28,6 +28,7 @@ def add_training(
         _add_validation(parser)
     _add_files(parser)
     add_machine(parser)
+    add_cuda_graph(parser)
 
 
 def add_mlp(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastmeta.episodes.images.classes import ImageClasses
+from fastmeta.episodes.images.device_rows import DeviceRowStream
 from fastmeta.episodes.images.rows import RowStream
 from fastmeta.episodes.images.scale import PixelScale
 from fastmeta.tasks import TaskBatch
@@ -20,8 +24,9 @@ class ImageEpisodes:
 
     A task has `ways` different classes in random order, labelled 0, 1, ..., and of each class
     `shots + queries` different images, in random order. Images stay where `classes` holds them,
-    the CPU or a GPU; only row numbers are drawn, always on the CPU. So one seed gives the same
-    tasks on every device, and whatever the batch sizes are.
+    the CPU or a GPU; only row numbers are drawn, on the CPU. So one seed gives the same tasks on
+    every device, and whatever the batch sizes are. See `drawn_on_device` for other tasks that are
+    drawn where the images are.
 
     Rotations, after Vinyals et al. 2016 ("Matching networks", section 4.1.1), keep copies of the
     images turned by 90, 180 and 270 degrees, which take four times the memory:
@@ -40,6 +45,7 @@ class ImageEpisodes:
 
     Attributes:
         n_classes: how many classes tasks are drawn from, turned ones included.
+        generators: those of the device that draw, for a CUDA graph; none where the CPU draws.
 
     Raises:
         ValueError: fewer classes than `ways`, a class with fewer images than
@@ -74,17 +80,14 @@ class ImageEpisodes:
 
         self._images = _turned(classes.images) if rotations else classes.images.contiguous()
         turn_begins = np.arange(0, len(self._images), len(classes.images))
-        self._rows = RowStream(
-            turn_begins[:, None] + classes.offsets[:-1].numpy(),
-            classes.sizes.numpy(),
-            ways=ways,
-            images=shots + queries,
-            random_turn=rotations == "random",
-            seed=seed,
+        self._first = turn_begins[:, None] + classes.offsets[:-1].numpy()
+        self._sizes = classes.sizes.numpy()
+        self._draw: dict[str, Any] = dict(
+            ways=ways, images=shots + queries, random_turn=rotations == "random", seed=seed
         )
-        way = torch.arange(ways, device=self._images.device)
-        self._support_y = way.repeat_interleave(shots)
-        self._query_y = way.repeat_interleave(queries)
+        self._rows: RowStream | DeviceRowStream = RowStream(self._first, self._sizes, **self._draw)
+        self.generators: tuple[torch.Generator, ...] = ()
+        self._labels = self._labels_of(0)
 
     def sample(self, n_tasks: int) -> TaskBatch:
         """Draw the next `n_tasks` tasks, class after class within a task.
@@ -96,18 +99,40 @@ class ImageEpisodes:
         """
         if n_tasks < 1:
             raise ValueError(f"n_tasks must be at least 1, not {n_tasks}")
-        rows = self._rows.next(n_tasks)  # [T, N, K + Q]
+        rows = torch.as_tensor(self._rows.next(n_tasks))  # [T, N, K + Q]
         support, query = rows[..., : self.shots], rows[..., self.shots :]
         # Support first, so that one gather gives two contiguous tensors.
-        order = torch.from_numpy(np.concatenate([support.ravel(), query.ravel()]))
+        order = torch.cat([support.flatten(), query.flatten()])
         x = self.scale.take(self._images, order.to(self._images.device))
-        shape = x.shape[1:]
+        support_x, query_x = x.split_with_sizes([support.numel(), query.numel()])
+        if len(self._labels[0]) != n_tasks:
+            self._labels = self._labels_of(n_tasks)
+        support_y, query_y = self._labels
+        shape = (n_tasks, -1, *x.shape[1:])
         return TaskBatch(
-            x[: support.size].view(n_tasks, -1, *shape),
-            _for_each(n_tasks, self._support_y),
-            x[support.size :].view(n_tasks, -1, *shape),
-            _for_each(n_tasks, self._query_y),
+            support_x.view(shape), support_y.clone(), query_x.view(shape), query_y.clone()
+        ).with_known_ways(self.ways)
+
+    def drawn_on_device(self) -> ImageEpisodes:
+        """The same from its beginning, drawn where the images are: other tasks for one seed.
+
+        A CUDA graph can then draw too (`training.GraphedStep`).
+        """
+        other = copy(self)
+        other._rows = DeviceRowStream(
+            torch.from_numpy(self._first),
+            torch.from_numpy(self._sizes),
+            **self._draw,
+            device=self._images.device,
         )
+        other.generators = (other._rows.generator,)
+        return other
+
+    def _labels_of(self, n_tasks: int) -> tuple[Tensor, Tensor]:
+        """Of support [T, N * K] and query [T, N * Q], the same for every task."""
+        way = torch.arange(self.ways, device=self._images.device)
+        support, query = way.repeat_interleave(self.shots), way.repeat_interleave(self.queries)
+        return support.repeat(n_tasks, 1), query.repeat(n_tasks, 1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream stands: the state of its generator (uint8)."""
@@ -123,10 +148,6 @@ def _turned(images: Tensor) -> Tensor:
     if images.shape[-2] != images.shape[-1]:
         raise ValueError(f"rotations need square images, not {list(images.shape[-2:])}")
     return torch.cat([torch.rot90(images, k, (-2, -1)) for k in range(QUARTER_TURNS)])
-
-
-def _for_each(n_tasks: int, labels: Tensor) -> Tensor:
-    return labels.expand(n_tasks, -1).clone(memory_format=torch.contiguous_format)
 
 
 def _check_sizes(classes: ImageClasses, shots: int, queries: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastmeta.episodes.images.draws import distinct
 
 # Drawing for so many tasks costs little more than for one.
-TASKS_AHEAD = 64
+TASKS_AHEAD = 256
 
 
 class RowStream:

@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# All that a machine with a GPU is asked once: build, tests, sanitizers, benchmarks with rivals.
+# Offline, from a clean tree, in under nine minutes; it goes on after a failure and says what failed.
+#
+#   benchmarks/gpu.sh                                   everything
+#   STAGES="build bench" benchmarks/gpu.sh              some of it
+#   WORKLOADS="rl large" RIVALS="bmm-graph" STAGES=bench benchmarks/gpu.sh
+#   DEVICE=cpu TINY=1 benchmarks/gpu.sh                 what a CPU can do of it, on small workloads
+#
+# OUT: where results and logs go. PYTHON: the interpreter. SECONDS_EACH: of a rival at a workload.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+DEVICE="${DEVICE:-cuda}"
+OUT="${OUT:-benchmarks/results/tmp}"
+PYTHON="${PYTHON:-python3}"
+STAGES="${STAGES:-machine build tests sanitize bench compiled}"
+[ "$DEVICE" = cpu ] && LIMIT="${LIMIT:-3000}"  # a CPU may be slow, and nobody pays for it
+LIMIT="${LIMIT:-530}"
+TINY="${TINY:-}"
+SECONDS_EACH="${SECONDS_EACH:-0.3}"
+WORKLOADS="${WORKLOADS:-}"
+RIVALS="${RIVALS:-}"
+if [ -n "$TINY" ]; then
+    SECONDS_EACH=0.02
+    WORKLOADS="${WORKLOADS:-sinusoid-T1-K1 sinusoid-T25-K1}"
+    RIVALS="${RIVALS:-loop bmm}"
+fi
+
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # JAX would take most of the GPU's memory
+[ "$DEVICE" != cpu ] && export FASTMETA_ISAS="${FASTMETA_ISAS:-avx2 avx512}"
+
+mkdir -p "$OUT"
+BEGUN=$(date +%s)
+DONE=() FAILED=() SKIPPED=()
+
+left() { echo $((BEGUN + LIMIT - $(date +%s))); }
+wanted() { case " $STAGES " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+skip() { SKIPPED+=("$1: $2"); echo "== $1 skipped: $2"; }
+
+# stage NAME SECONDS COMMAND...: run it for so long at most, with its output in OUT/NAME.log too
+stage() {
+    local name=$1 box=$2 start=$SECONDS code
+    shift 2
+    [ "$DEVICE" = cpu ] && box=$((box * 5))
+    [ "$(left)" -lt "$box" ] && box=$(left)
+    if [ "$box" -lt 5 ]; then
+        skip "$name" "no time left"
+        return
+    fi
+    echo "== $name (at most $box s)"
+    timeout -k 10 "$box" "$@" 2>&1 | tee "$OUT/$name.log"
+    code=${PIPESTATUS[0]}
+    if [ "$code" -eq 0 ]; then
+        DONE+=("$name $((SECONDS - start)) s")
+    else
+        [ "$code" -eq 124 ] && code="time over"
+        FAILED+=("$name: $code after $((SECONDS - start)) s, see $OUT/$name.log")
+        echo "== $name FAILED: $code"
+    fi
+}
+
+on_gpu() { [ "$DEVICE" != cpu ]; }
+
+machine() {
+    if command -v nvidia-smi >/dev/null; then nvidia-smi; else echo "no nvidia-smi"; fi
+    "$PYTHON" - "$DEVICE" <<'PY'
+import json, sys
+import torch
+from fastmeta.backends.device import find_device
+from fastmeta.bench.machine import describe_machine
+print(json.dumps(describe_machine(torch.get_num_threads(), find_device(sys.argv[1])), indent=1))
+PY
+}
+
+build() { # installed, kernels/ is fastmeta.kernels; where that fails, at least csrc/ is built
+    "$PYTHON" -m pip install -q --no-build-isolation --no-deps -e . ||
+        "$PYTHON" tools/build_native.py || return
+    "$PYTHON" -m fastmeta doctor
+}
+
+bench() { # bench FILE SECONDS WORKLOADS RIVALS...: what was measured when time is over is kept
+    local file=$1 limit=$2 workloads=$3 options=()
+    shift 3
+    [ "$limit" -gt "$(left)" ] && limit=$(left)
+    [ -n "$workloads" ] && options+=(--workload $workloads)
+    [ $# -gt 0 ] && options+=(--rival "$@")
+    "$PYTHON" -m fastmeta bench --device "$DEVICE" --quick --seconds "$SECONDS_EACH" \
+        --time-limit "$((limit - limit / 5))" --json "$OUT/$file" "${options[@]}"
+}
+
+sanitized() { # sanitized TOOL
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
+        --print-limit 20 "$PYTHON" benchmarks/sanitized.py --device "$DEVICE"
+}
+
+export DEVICE OUT PYTHON LIMIT SECONDS_EACH BEGUN
+export -f machine build bench sanitized left
+
+wanted machine && stage machine 40 bash -c machine
+
+if wanted build; then
+    stage build 120 bash -c build
+fi
+
+if wanted tests; then
+    if on_gpu; then
+        stage tests 90 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests
+    else
+        stage tests 300 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/gpu
+    fi
+fi
+
+if wanted sanitize; then
+    if ! on_gpu; then
+        stage sanitize 120 "$PYTHON" benchmarks/sanitized.py --device cpu
+        skip memcheck,racecheck,initcheck "compute-sanitizer needs a GPU"
+    elif ! command -v compute-sanitizer >/dev/null; then
+        skip sanitize "compute-sanitizer is not in PATH"
+    else
+        for tool in memcheck racecheck initcheck; do
+            stage "$tool" 40 bash -c "sanitized $tool"
+        done
+    fi
+fi
+
+name=$("$PYTHON" - "$DEVICE" <<'PY' 2>/dev/null || echo "$DEVICE"
+import sys
+import torch
+from fastmeta.backends.device import find_device
+from fastmeta.bench.machine import describe_machine
+print(describe_machine(torch.get_num_threads(), find_device(sys.argv[1]))["device"])
+PY
+)
+
+if wanted bench; then
+    stage bench 170 bash -c "bench '$name.json' 170 '$WORKLOADS' $RIVALS"
+fi
+
+if wanted compiled; then
+    if [ -n "$TINY" ]; then
+        skip compiled "torch.compile takes minutes"
+    else
+        small="${WORKLOADS:-sinusoid-T25-K5 sinusoid-T1024-K5 rl}"
+        stage compiled 110 bash -c \
+            "bench '$name-compiled.json' 110 '$small' vmap-compiled vmap-reduce-overhead bmm-compiled"
+    fi
+fi
+
+echo
+echo "== results in $OUT, $(($(date +%s) - BEGUN)) s"
+for file in "$OUT/$name.json" "$OUT/$name-compiled.json"; do
+    [ -f "$file" ] && "$PYTHON" -m fastmeta.bench.report --short "$file"
+done
+printf 'done:    %s\n' "${DONE[@]:-nothing}"
+[ ${#SKIPPED[@]} -gt 0 ] && printf 'skipped: %s\n' "${SKIPPED[@]}"
+[ ${#FAILED[@]} -gt 0 ] && printf 'FAILED:  %s\n' "${FAILED[@]}"
+[ ${#FAILED[@]} -eq 0 ]

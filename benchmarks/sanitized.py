@@ -1,0 +1,77 @@
+"""A small set of everything that runs kernels, for compute-sanitizer: each result is checked.
+
+Sizes are odd, so that tiles end in the middle; the reference is float64 on the CPU.
+"""
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+import fastmeta as fm
+from fastmeta.backends.device import find_device
+from fastmeta.models import conv4, mlp
+
+TOLERANCE = 1e-3
+
+
+def regression() -> tuple[nn.Module, fm.TaskBatch]:
+    x, y = torch.randn(3, 13, 5), torch.randn(3, 13, 3)
+    return mlp([5, 17, 3], "tanh"), fm.TaskBatch(x[:, :6], y[:, :6], x[:, 6:], y[:, 6:])
+
+
+def images() -> tuple[nn.Module, fm.TaskBatch]:
+    x, y = torch.randn(2, 21, 1, 20, 20), torch.arange(21).remainder(3).repeat(2, 1)
+    return conv4(3, 1, 5, 20), fm.TaskBatch(x[:, :9], y[:, :9], x[:, 9:], y[:, 9:])
+
+
+def gradients(learner: nn.Module, tasks: fm.TaskBatch) -> tuple[Tensor, list[Tensor]]:
+    """The mean loss and its gradients."""
+    loss = learner(tasks).loss.mean()
+    learned = [p for p in learner.parameters() if p.requires_grad]
+    return loss.detach(), list(torch.autograd.grad(loss, learned))
+
+
+def check(name: str, learner: nn.Module, tasks: fm.TaskBatch, device: torch.device) -> None:
+    """One meta-step on the device against float64 on the CPU."""
+    exact = gradients(learner.double(), tasks.to(dtype=torch.float64))
+    loss, found = gradients(learner.float().to(device), tasks.to(device))
+    wanted = torch.cat([g.flatten() for g in exact[1]])
+    got = torch.cat([g.double().cpu().flatten() for g in found])
+    error = float((got - wanted).norm() / wanted.norm())
+    print(f"{name:<24} loss {float(loss):.5f}, meta-gradient off by {error:.1e}", flush=True)
+    assert error < TOLERANCE, (name, error)
+    assert abs(float(loss) - float(exact[0])) < TOLERANCE * abs(float(exact[0])), name
+
+
+def main() -> None:
+    """Run everything on one device."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto")
+    device = find_device(parser.parse_args().device)
+    torch.backends.cudnn.allow_tf32 = False
+    for order in (1, 2):
+        for steps in (1, 3):
+            torch.manual_seed(0)
+            model, tasks = regression()
+            maml = fm.MAML(model, inner_lr=0.05, inner_steps=steps, loss="mse", order=order)
+            check(f"mlp, order {order}, K={steps}", maml, tasks, device)
+    for engine in ("auto", "layered", "vmap"):
+        torch.manual_seed(0)
+        model, tasks = images()
+        check(f"conv4, {engine}", fm.MAML(model, inner_lr=0.05, engine=engine), tasks, device)
+    torch.manual_seed(0)
+    model, tasks = images()
+    check("prototypes", fm.ProtoNet(nn.Sequential(*list(model.children())[:-1])), tasks, device)
+    prototypes, queries = torch.randn(1, 1001, 33), torch.randn(1, 65, 33)
+    values, indices = fm.functional.nearest_prototype(
+        queries.to(device), prototypes.to(device), k=3, metric="sqeuclidean"
+    )
+    exact = torch.cdist(queries.double(), prototypes.double()).square().topk(3, largest=False)
+    assert torch.equal(indices.cpu(), exact.indices), "nearest"
+    assert float((values.double().cpu() - exact.values).abs().max()) < TOLERANCE
+    print("nearest prototypes       ok")
+
+
+if __name__ == "__main__":
+    main()
