@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from fastmeta.backends import requested_backend, triton
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.rewrite import Program, rewrite
@@ -29,6 +30,8 @@ def can_run(
         return "it draws no random numbers"
     if any(torch.is_autocast_enabled(p.device.type) for p in parameters.values()):
         return "autocast is on, and it computes in the dtype of the inputs"
+    if requested_backend() == "triton" and (reason := triton.refusal(*parameters.values())):
+        return reason
     dtypes = {p.dtype for p in parameters.values()}
     if not dtypes.issubset(_DTYPES) or len(dtypes) > 1:
         return f"the parameters are {', '.join(map(str, dtypes))}, and it takes float32 or float64"
