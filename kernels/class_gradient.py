@@ -38,15 +38,15 @@ def class_gradient_kernel(
 
 
 def class_gradient(
-    grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Tensor, like: Tensor
+    grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Tensor
 ) -> Tensor:
-    """[T, N, D], labels and weight [T, S], mass [T, N] -> [T, S, D] of the dtype of `like`.
+    """[T, N, D], labels and weight [T, S], mass [T, N] -> [T, S, D].
 
     0 for a sample of weight 0 or with a label outside [0, N).
     """
     tasks, n_way, width = grad.shape
     samples = labels.shape[1]
-    out = like.new_empty(tasks, samples, width)
+    out = grad.new_empty(tasks, samples, width)
     given = labels if weight is None else weight
     block = sum_block(samples, width)
     grid = (tasks * triton.cdiv(samples, block.S), triton.cdiv(width, block.D))

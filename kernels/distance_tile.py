@@ -3,13 +3,15 @@
 import triton
 import triton.language as tl
 
-__all__ = ["COSINE", "DOT", "EUCLIDEAN", "METRICS", "SQEUCLIDEAN", "distances", "row_scales"]
+__all__ = ["COSINE", "EUCLIDEAN", "METRICS", "SQEUCLIDEAN", "distances", "rows_at"]
 
-METRICS = {"sqeuclidean": 0, "euclidean": 1, "cosine": 2, "dot": 3}
+# "unit" is "cosine" of vectors that have length 1 or 0 already.
+METRICS = {"sqeuclidean": 0, "euclidean": 1, "cosine": 2, "dot": 3, "unit": 4}
 SQEUCLIDEAN = tl.constexpr(0)
 EUCLIDEAN = tl.constexpr(1)
 COSINE = tl.constexpr(2)
 DOT = tl.constexpr(3)
+UNIT = tl.constexpr(4)
 
 
 @triton.jit
@@ -69,6 +71,8 @@ def distances(
         total = tl.sqrt_rn(total) if ACC == tl.float32 else tl.sqrt(total)
     if METRIC == DOT:
         total = -total
+    if METRIC == UNIT:
+        total = 1.0 - total
     if METRIC == COSINE:
         x_factor = inverse_root(tl.sum(x_square, 1), ACC)
         y_factor = inverse_root(tl.sum(y_square, 1), ACC)

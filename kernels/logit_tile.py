@@ -8,8 +8,8 @@ __all__ = ["logit_gradients"]
 
 @triton.jit
 def logit_gradients(
-    logits_ptr, log_sum_ptr, labels_ptr, weight_ptr, mass_ptr, grad_loss_ptr, grad_logits_ptr,
-    t, q, inside, Q, N, labels_t, labels_q, weight_t, weight_q,
+    logits_ptr, peak_ptr, total_ptr, labels_ptr, weight_ptr, mass_ptr, grad_loss_ptr,
+    grad_logits_ptr, t, q, inside, Q, N, labels_t, labels_q, weight_t, weight_q,
     grad_loss_t, grad_logits_t, grad_logits_q, grad_logits_n,
     HAS_WEIGHT: tl.constexpr, HAS_LOSS: tl.constexpr, HAS_LOGITS: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -27,10 +27,12 @@ def logit_gradients(
     grad = tl.zeros_like(logits)
     if HAS_LOSS:
         label = tl.load(labels_ptr + t * labels_t + q * labels_q, mask=real, other=-1)
-        log_sum = tl.load(log_sum_ptr + t * Q + q, mask=inside, other=0.0)
+        peak = tl.load(peak_ptr + t * Q + q, mask=inside, other=0.0)
+        total = tl.load(total_ptr + t * Q + q, mask=inside, other=1.0)
         outer = tl.load(grad_loss_ptr + t * grad_loss_t).to(ACC)
         share = share * (outer / tl.load(mass_ptr + t))
-        probability = tl.exp(tl.where(there, logits - log_sum[:, None], float("-inf")))
+        probability = tl.exp(tl.where(there, logits - peak[:, None], float("-inf")))
+        probability = probability / total[:, None]
         error = tl.where(n[None, :] == label[:, None], probability - 1.0, probability)
         grad = tl.where(there & real[:, None], error * share[:, None], 0.0)
     if HAS_LOGITS:

@@ -29,6 +29,14 @@ def keys_of(distance, n):
 
 
 @triton.jit
+def distances_of(keys):
+    """The distances that `keys_of` was given, but for the sign of 0."""
+    ordered = (keys >> 32).to(tl.int32)
+    bits = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def keep_lowest(lowest, keys):
     """The lowest [Q, K] of `lowest`, in no order, and `keys` [Q, N], all different."""
     candidate = tl.min(keys, 1)
@@ -76,10 +84,10 @@ def nearest_kernel(
 
 @triton.jit
 def merge_kernel(
-    keys_ptr, indices_ptr, rows, candidates, k,
+    keys_ptr, values_ptr, indices_ptr, rows, candidates, k,
     K: tl.constexpr, BQ: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Of candidates [rows, candidates] the k lowest in order, as indices. A program a few rows."""
+    """Of candidates [rows, candidates] the k lowest in order. A program a few rows."""
     row = (tl.program_id(0) * BQ + tl.arange(0, BQ)).to(tl.int64)
     lowest = nothing_yet(BQ, K)
     for first in range(0, candidates, BC):
@@ -91,14 +99,15 @@ def merge_kernel(
         lowest = keep_lowest(lowest, keys)
     for place in range(0, k):
         first_of = tl.min(lowest, 1)
+        tl.store(values_ptr + row * k + place, distances_of(first_of), mask=row < rows)
         tl.store(indices_ptr + row * k + place, first_of & 0xFFFFFFFF, mask=row < rows)
         lowest = tl.where(lowest == first_of[:, None], _LAST, lowest)
 
 
-def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> Tensor:
-    """The indices [T, Q, k] of the nearest of [T, N, D] to [T, Q, D], nearest first.
+def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """The k least distances [T, Q, k], float32, of [T, Q, D] to [T, N, D], and their indices.
 
-    Distances in float32, k at most `MOST` and N, and N below 2^31.
+    k is at most `MOST` and N, and N below 2^31.
     """
     tasks, queries, width = x.shape
     bank = prototypes.shape[1]
@@ -111,9 +120,10 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> Tensor:
         x, prototypes, keys, queries, bank, width, block.part, *x.stride(), *prototypes.stride(),
         METRIC=METRICS[metric], K=K, BQ=block.Q, BN=block.N, BD=block.D, num_warps=4,
     )  # fmt: skip
+    values = x.new_empty(tasks, queries, k, dtype=torch.float32)
     indices = x.new_empty(tasks, queries, k, dtype=torch.int64)
     rows = 4
     merge_kernel[(triton.cdiv(tasks * queries, rows),)](
-        keys, indices, tasks * queries, parts * K, k, K=K, BQ=rows, BC=128, num_warps=4,
+        keys, values, indices, tasks * queries, parts * K, k, K=K, BQ=rows, BC=128, num_warps=4,
     )  # fmt: skip
-    return indices
+    return values, indices

@@ -23,7 +23,8 @@ class PrototypeLoss(NamedTuple):
     loss: Tensor  # [T]
     accuracy: Tensor  # [T]
     logits: Tensor  # [T, Q, N]
-    log_sum: Tensor  # [T, Q], of exp(logits)
+    peak: Tensor  # [T, Q], the largest logit
+    total: Tensor  # [T, Q], the sum of exp(logits - peak)
     mass: Tensor  # [T], sums of weights
     query_factor: Tensor | None  # [T, Q], 1 / |query|, for cosine
     mean_factor: Tensor | None  # [T, N]
@@ -32,7 +33,7 @@ class PrototypeLoss(NamedTuple):
 @triton.jit
 def prototype_kernel(
     query_ptr, means_ptr, labels_ptr, weight_ptr, temperature_ptr,
-    logits_ptr, log_sum_ptr, loss_ptr, correct_ptr, query_factor_ptr, mean_factor_ptr, Q, N, D,
+    logits_ptr, peak_ptr, total_ptr, loss_ptr, correct_ptr, query_factor_ptr, mean_factor_ptr, Q, N, D,
     query_t, query_q, query_d, means_t, means_n, means_d,
     labels_t, labels_q, weight_t, weight_q, temperature_t,
     HAS_WEIGHT: tl.constexpr, METRIC: tl.constexpr,
@@ -80,10 +81,11 @@ def prototype_kernel(
         at_label = tl.sum(tl.where(is_label, logits, 0.0), 1)
         chosen = tl.where((label >= first) & (label < first + BN) & (label < N), at_label, chosen)
 
-    log_sum = largest + tl.log(total)
     at = t * Q + q
-    tl.store(log_sum_ptr + at, log_sum, mask=q < Q)
-    tl.store(loss_ptr + at, tl.where(real, log_sum - chosen, 0.0), mask=q < Q)
+    tl.store(peak_ptr + at, largest, mask=q < Q)
+    tl.store(total_ptr + at, total, mask=q < Q)
+    loss = tl.log(total) + (largest - chosen)  # logits far from 0 lose nothing to their sum
+    tl.store(loss_ptr + at, tl.where(real, loss, 0.0), mask=q < Q)
     tl.store(correct_ptr + at, (real & (best == label)).to(ACC), mask=q < Q)
 
 
@@ -99,18 +101,18 @@ def prototype_loss(
     tasks, queries, width = query.shape
     n_way = means.shape[1]
     logits = sums.new_empty(tasks, queries, n_way)
-    log_sum, losses, correct = (sums.new_empty(tasks, queries) for _ in range(3))
+    peak, total, losses, correct = (sums.new_empty(tasks, queries) for _ in range(4))
     factors: tuple[Tensor | None, Tensor | None] = (None, None)
     if metric == "cosine":
         factors = sums.new_empty(tasks, queries), sums.new_empty(tasks, n_way)
     given = labels if weight is None else weight
     block = distance_block(tasks * queries, n_way, width)
     prototype_kernel[(tasks * triton.cdiv(queries, block.Q),)](
-        query, means, labels, given, temperature, logits, log_sum, losses, correct,
+        query, means, labels, given, temperature, logits, peak, total, losses, correct,
         *(logits if f is None else f for f in factors), queries, n_way, width,
         *query.stride(), *means.stride(), *labels.stride(), *given.stride(), *temperature.stride(),
         HAS_WEIGHT=weight is not None, METRIC=METRICS[metric],
         BQ=block.Q, BN=block.N, BD=block.D, num_warps=block.num_warps,
     )  # fmt: skip
     loss, accuracy, mass = task_mean(losses, correct, weight)
-    return PrototypeLoss(loss, accuracy, logits, log_sum, mass, *factors)
+    return PrototypeLoss(loss, accuracy, logits, peak, total, mass, *factors)

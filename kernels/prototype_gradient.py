@@ -24,7 +24,7 @@ __all__ = ["MOST_CLASSES", "prototype_gradient"]
 @triton.jit
 def prototype_gradient_kernel(
     query_ptr, means_ptr, labels_ptr, weight_ptr, temperature_ptr,
-    logits_ptr, log_sum_ptr, mass_ptr, query_factor_ptr, mean_factor_ptr,
+    logits_ptr, peak_ptr, total_ptr, mass_ptr, query_factor_ptr, mean_factor_ptr,
     grad_loss_ptr, grad_logits_ptr, for_query_ptr, for_means_ptr, for_temperature_ptr,
     T, Q, N, D, chunk,
     query_t, query_q, query_d, means_t, means_n, means_d,
@@ -55,7 +55,7 @@ def prototype_gradient_kernel(
     for first in range(0, chunk, BQ):
         q = part * chunk + first + tl.arange(0, BQ)
         grad, logits, real = logit_gradients(
-            logits_ptr, log_sum_ptr, labels_ptr, weight_ptr, mass_ptr, grad_loss_ptr,
+            logits_ptr, peak_ptr, total_ptr, labels_ptr, weight_ptr, mass_ptr, grad_loss_ptr,
             grad_logits_ptr, t, q, q < end, Q, N, labels_t, labels_q, weight_t, weight_q,
             grad_loss_t, grad_logits_t, grad_logits_q, grad_logits_n,
             HAS_WEIGHT, HAS_LOSS, HAS_LOGITS, BN,
@@ -116,7 +116,8 @@ def prototype_gradient(
     on_loss, on_logits = (logits if g is None else g for g in (grad_loss, grad_logits))
     factors = (logits if f is None else f for f in (found.query_factor, found.mean_factor))
     prototype_gradient_kernel[(tasks * chunks, triton.cdiv(width, block.D))](
-        query, means, labels, given, temperature, logits, found.log_sum, found.mass, *factors,
+        query, means, labels, given, temperature, logits, found.peak, found.total, found.mass,
+        *factors,
         on_loss, on_logits, for_query, for_means, for_temperature,
         tasks, queries, n_way, width, block.chunk,
         *query.stride(), *means.stride(), *labels.stride(), *given.stride(), *temperature.stride(),
