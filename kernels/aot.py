@@ -16,12 +16,22 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["TARGETS", "AotCase", "Report", "all_cases", "compile_case"]
+import torch
+
+__all__ = [
+    "TARGETS",
+    "AotCase",
+    "Report",
+    "all_cases",
+    "cases_of",
+    "compile_case",
+    "launches",
+]
 
 TARGETS = (80, 90, 100)  # sm_80 (A100), sm_90 (H100, H200), sm_100 (B200)
 
@@ -69,12 +79,67 @@ class Report:
     error: str = ""
 
 
+def cases_of(name: str, launch: Callable[[], Any], **expected: Any) -> list[AotCase]:
+    """The kernels that `launch` starts on meta tensors, which are not run, as cases.
+
+    What the launch would specialise, the cases do: whole numbers that are 1 or divisible by 16.
+    """
+    return [
+        _case_of(name if not i else f"{name} [{i}]", *started, **expected)
+        for i, started in enumerate(launches(launch))
+    ]
+
+
+def launches(run: Callable[[], Any]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """What `run` starts: kernel, arguments and options of each launch, none of which happens."""
+    from triton.runtime.jit import KernelInterface
+
+    started = []
+
+    def record(kernel: Any, grid: Any) -> Callable[..., None]:
+        return lambda *args, **options: started.append((kernel, args, options))
+
+    whole = KernelInterface.__getitem__
+    KernelInterface.__getitem__ = record  # type: ignore[method-assign]
+    try:
+        run()
+    finally:
+        KernelInterface.__getitem__ = whole  # type: ignore[method-assign]
+    return started
+
+
+def _case_of(
+    name: str, kernel: Any, args: tuple[Any, ...], options: dict[str, Any], **expected: Any
+) -> AotCase:
+    launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
+    given = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
+    signature, constants, aligned = {}, {}, []
+    for key, value in given.items():
+        if isinstance(value, torch.Tensor):
+            signature[key] = "*" + _TYPES[value.dtype]
+        elif key in options or value == 1:
+            constants[key] = value
+        elif isinstance(value, int):
+            signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned += [key] if value % 16 == 0 else []
+        else:
+            signature[key] = "fp32"
+    return AotCase(name, kernel, signature, constants, aligned, **launch, **expected)
+
+
+_TYPES = {
+    torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
+    torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8", torch.int8: "i8", torch.bool: "i1",
+}  # fmt: skip
+
+
 def all_cases() -> list[AotCase]:
-    """Those of every file of this folder."""
+    """Those of every file of this folder: its `AOT`, or what its function `aot()` returns."""
     folder = str(__package__)
     names = [m.name for m in pkgutil.iter_modules(importlib.import_module(folder).__path__)]
     modules = [importlib.import_module(f"{folder}.{name}") for name in sorted(names)]
-    return [case for module in modules for case in getattr(module, "AOT", ())]
+    listed = [case for module in modules for case in getattr(module, "AOT", ())]
+    return listed + [case for module in modules if hasattr(module, "aot") for case in module.aot()]
 
 
 def compile_case(case: AotCase, target: int) -> Report:

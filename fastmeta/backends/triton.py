@@ -32,8 +32,10 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def refusal(*tensors: Tensor | None) -> str | None:
-    """None if Triton kernels can read these, else the reason why not."""
+def refusal(*tensors: Tensor | None, precision: str = "fp32") -> str | None:
+    """None if Triton kernels can take these, with products in a precision; else why not."""
+    if precision == "bf16" and interprets():
+        return "Triton's interpreter has no products in bfloat16"
     device = "cpu" if interprets() else "cuda"
     for tensor in tensors:
         if tensor is None:
@@ -44,24 +46,30 @@ def refusal(*tensors: Tensor | None) -> str | None:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
         if tensor.numel() == 0:
             return "a tensor is empty"
+        if precision != "fp32" and tensor.dtype is not torch.float32:
+            return f"the tensors are {tensor.dtype}, which no other precision than fp32 is for"
     return unavailable()
 
 
-def takes(*tensors: Tensor | None) -> bool:
+def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
     """Whether the Triton kernels are to run on these: where they can, on a GPU or by demand.
 
     Raises:
-        ValueError: the backend "triton" is demanded and cannot run this, with the reason.
+        ValueError: the backend "triton" is demanded, or a precision that only it has, and it cannot
+            run this; with the reason.
     """
     requested = requested_backend()
+    reason: str | None = None
     if requested not in (None, "triton"):
-        return False
-    on_gpu = all(tensor is None or tensor.is_cuda for tensor in tensors)
-    if requested is None and not on_gpu:
-        return False
-    reason = refusal(*tensors)
+        reason = f'the backend "{requested}" is in force'
+    elif requested is None and not all(tensor is None or tensor.is_cuda for tensor in tensors):
+        reason = "the tensors are not on a GPU"
+    else:
+        reason = refusal(*tensors, precision=precision)
     if reason is not None and requested == "triton":
         raise ValueError(f'the backend "triton" was demanded but cannot run this: {reason}')
+    if reason is not None and precision != "fp32":
+        raise ValueError(f'precision "{precision}" needs the Triton kernels: {reason}')
     return reason is None
 
 
