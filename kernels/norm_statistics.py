@@ -17,13 +17,14 @@ def norm_statistics_kernel(
 ):  # fmt: skip
     """A program a block of channels and `chunk` pixels.
 
-    Means and deviations of tiles are merged as Chan, Golub and LeVeque 1983 do, so that a common
-    offset of the pixels loses nothing.
+    Means and deviations of tiles are merged as Chan, Golub and LeVeque 1983 do, of differences to
+    the channel's first pixel, so that a common offset loses nothing in rounding.
     """
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     t, c = channels_of(C, BC)
     part = tl.program_id(1)
     end = tl.minimum((part + 1) * chunk, S * H * W)
+    origin = tl.load(x_ptr + t * x_t + c * x_c, mask=c < C, other=0.0).to(ACC)
     count = 0.0
     mean = tl.zeros([BC], ACC)
     deviation = tl.zeros([BC], ACC)
@@ -34,7 +35,7 @@ def norm_statistics_kernel(
         there = there & (row < end)[:, None, None]
         x = tl.load(pointers, mask=there, other=0.0).to(ACC)
         new = tl.minimum(end - first, BR).to(ACC)
-        x = tl.sum(x, 1)  # of one pixel: [BR, BC]
+        x = tl.where((row < end)[:, None], tl.sum(x, 1) - origin[None, :], 0.0)
         of_tile = tl.sum(x, 0) / new
         off = tl.where((row < end)[:, None], x - of_tile[None, :], 0.0)
         shift = of_tile - mean
@@ -43,7 +44,7 @@ def norm_statistics_kernel(
         deviation += tl.sum(off * off, 0) + shift * shift * (count * new / total)
         count = total
     at = (part.to(tl.int64) * T + t) * C + c
-    tl.store(mean_ptr + at, mean, mask=c < C)
+    tl.store(mean_ptr + at, origin + mean, mask=c < C)
     tl.store(deviation_ptr + at, deviation, mask=c < C)
 
 

@@ -88,7 +88,7 @@ def test_the_error_is_that_of_the_same_mathematics_in_plain_pytorch(channels_las
 
 
 def test_block_has_derivatives_of_any_order(device):
-    inputs = problem((2, 2, 2, 2, 3), device)
+    inputs = problem((1, 2, 1, 2, 2), device)
 
     def call(*z):
         return fmF.batch_norm_pool(*z, EPS, 0.0, 2)
@@ -97,15 +97,15 @@ def test_block_has_derivatives_of_any_order(device):
         return torch.autograd.grad(call(*z).sin().sum(), z, create_graph=True)
 
     assert gradcheck(call, inputs, fast_mode=True)
-    assert gradgradcheck(call, inputs, fast_mode=True)
+    assert gradcheck(slope, inputs, fast_mode=True)
     assert gradgradcheck(slope, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
 def test_norms(norm, device):
-    x, weight, bias = problem((2, 2, 4, 1, 3), device)
+    x, weight, bias = problem((1, 2, 2, 1, 3), device)
     if norm == "layer":
-        weight, bias = (p[:, :3].detach().requires_grad_() for p in (weight, bias))
+        weight, bias = (torch.randn(1, 3).to(x).requires_grad_() for _ in range(2))
 
     def call(*z):
         if norm == "layer":
@@ -118,7 +118,6 @@ def test_norms(norm, device):
     with fm.use_backend("reference"):
         right = derivatives(call, (x, weight, bias))
     torch.testing.assert_close(ours, right)
-    assert gradgradcheck(call, (x, weight, bias), fast_mode=True)
 
 
 def test_a_channel_with_one_value_has_no_gradient(device):
