@@ -1,8 +1,8 @@
 """Counts what a meta-step of Conv4-64 starts on a GPU, without one.
 
-The layered engine runs with the backend "triton" on CPU tensors; its Triton kernels are counted and
-not run, and every operation of PyTorch that is no view and no allocation counts as one launch. So it
-is a count by design, not a measurement.
+The layered engine runs with the backend "triton" on CPU tensors; its Triton kernels are counted
+and not run, and every operation of PyTorch that is no view and no allocation counts as a launch. So
+it is a count by design, not a measurement.
 
     python docs/notes/conv4_launches.py [STEPS ...]
 """
@@ -14,10 +14,10 @@ from collections import Counter
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+from fastmeta.kernels.aot import launches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmeta as fm
-from fastmeta.kernels.aot import launches
 from fastmeta.models import conv4
 
 NO_LAUNCH = ("empty", "detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "resolve")

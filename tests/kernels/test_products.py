@@ -7,6 +7,8 @@ operations at large is in tests/functional.
 import pytest
 import torch
 import torch.nn.functional as F
+from fastmeta.kernels import conv2d as conv2d_kernels
+from fastmeta.kernels import linear as linear_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import DOUBLE, relative_error
@@ -16,8 +18,6 @@ from torch.func import grad, jvp, vmap
 import fastmeta as fm
 from fastmeta import functional as fmF
 from fastmeta.functional.conv2d import conv2d_input_gradient, conv2d_weight_gradient
-from fastmeta.kernels import conv2d as conv2d_kernels
-from fastmeta.kernels import linear as linear_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
