@@ -10,7 +10,9 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
-__all__ = ["fold_batch", "nobody_differentiates", "refuse_nested_jvp", "unfold_batch"]
+__all__ = [
+    "fold_batch", "nobody_differentiates", "nobody_transforms", "refuse_nested_jvp", "unfold_batch",
+]  # fmt: skip
 
 
 def fold_batch(
@@ -35,8 +37,12 @@ def unfold_batch(size: int, tensor: Tensor) -> Tensor:
 
 def nobody_differentiates() -> bool:
     """Whether what is computed now is a plain number to everyone: no graph, no transform."""
-    transformed = forward_ad._current_level >= 0 or get_interpreter_stack() is not None
-    return not (torch.is_grad_enabled() or transformed)
+    return not torch.is_grad_enabled() and nobody_transforms()
+
+
+def nobody_transforms() -> bool:
+    """Whether tensors are plain ones: no transform of torch.func, no forward derivative."""
+    return forward_ad._current_level < 0 and get_interpreter_stack() is None
 
 
 def refuse_nested_jvp() -> None:
