@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastmeta.backends import triton_norm
-from fastmeta.functional.norms import batch_norm, check_batch, per_task
 from fastmeta.functional.normalize import Gradients, Statistics, as_function_of, second_backward
+from fastmeta.functional.norms import batch_norm, check_batch, per_task
 from fastmeta.functional.pooling import gather, largest, max_pool2d, scatter, window_of
 from fastmeta.functional.transforms import nobody_differentiates, nobody_transforms
 
@@ -97,12 +97,12 @@ class _BlockBackward(Function):
         return triton_norm.backward(grad, x, weight, bias, mean, rstd, slope, pool)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad, x, weight, bias, mean, rstd = ctx.saved_tensors
         eps, slope, pool = ctx.options
         if nobody_differentiates():
             of_grad, of_x, of_weight = triton_norm.second_backward(
-                grads, grad, x, weight, bias, mean, rstd, slope, pool  # type: ignore[arg-type]
+                grads, grad, x, weight, bias, mean, rstd, slope, pool
             )
         else:
             statistics = Statistics(mean, rstd, eps)
