@@ -1,10 +1,14 @@
 """Triton kernels of fastmeta, importable as `fastmeta.kernels`.
 
-There is no Triton kernel yet: this package holds their place. The kernels that exist are the C++
-ones in csrc/, reached through `fastmeta.backends`.
+One file an op: its kernel, the functions that launch it on tensors, and under AOT the forms that
+are compiled ahead of time by the tests. These files know tensors and nothing of autograd, and check
+nothing; the public, differentiable ops are in `fastmeta.functional`. Block sizes are in `configs`.
 
-To come: one file an op, each with its kernel, its launch and the choice of its configuration.
-These files know tensors and nothing of autograd; the public, differentiable ops are in
-`fastmeta.functional`. In the top folder, and not inside fastmeta/, so that kernels of every
-language (csrc/, kernels/) stand beside each other; the build maps it into the package.
+Names of dimensions are single capitals, the same everywhere: T tasks, S samples, Q queries,
+N classes, D features, C and O channels of input and output, H and W height and width, I inputs.
+Images lie in memory with their channels last, [T, S, H, W, C]. Offsets are 64-bit.
+
+Only what uses a kernel imports its file, so that Triton is neither needed nor loaded before. In the
+top folder, and not inside fastmeta/, so that kernels of every language (csrc/, kernels/) stand
+beside each other; the build maps it into the package.
 """

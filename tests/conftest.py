@@ -1,5 +1,6 @@
 """What every test shares: fixed seeds, and property tests that give the same cases each time."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import torch
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `oracle`
+
+# Without a GPU Triton's interpreter runs its kernels, in all of this process: Triton reads the
+# variable when it is imported and when a kernel's file is.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile(
     "fastmeta",

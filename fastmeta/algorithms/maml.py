@@ -14,6 +14,7 @@ from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss
+from fastmeta.functional.precision import PRECISIONS
 from fastmeta.inner_loop.checks import check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
 from fastmeta.inner_loop.loop import (
@@ -63,7 +64,10 @@ class MAML(nn.Module):
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
         adapt_parameters: names of the parameters that adapt, or a predicate on names; None: all.
         engine: "auto", "resident", "layered", "vmap" or "reference".
-        precision: "fp32": products in the dtype of the inputs, float64 included.
+        precision: of the products: "fp32" is that of the inputs, float64 included. On NVIDIA GPUs
+            float32 inputs can be rounded to "tf32" or "bf16", or taken in three parts, "tf32x3"
+            (near float32); sums and all that is kept are float32. Layers below those that adapt
+            are not touched by it.
         randomness: for a model with dropout in training mode under engine="vmap": "different" or
             "same" masks over tasks.
 
@@ -236,6 +240,7 @@ class MAML(nn.Module):
         x, y = tasks.support_x, tasks.support_y
         return (
             steps, self.order, self.loss, self.adapt_parameters, self.engine, self.randomness,
+            self.precision,
             requested_backend(),
             torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
             x.dtype, x.device, x.shape[2:], y.dtype,
@@ -258,7 +263,9 @@ class MAML(nn.Module):
     def _loop(self, parameters: Mapping[str, Tensor], steps: int) -> InnerLoop:
         chosen = parameters if self.adapt_parameters is None else self.adapt_parameters
         adapted = tuple(name for name in chosen if parameters[name].requires_grad)
-        return InnerLoop(self.model, self.loss, steps, self.order, adapted, self.randomness)
+        return InnerLoop(
+            self.model, self.loss, steps, self.order, adapted, self.randomness, self.precision
+        )
 
     def _cut(self, loop: InnerLoop) -> tuple[Prefix, nn.Sequential] | None:
         """The model as the layers below the inner loop and those in it, where that is exact."""
@@ -355,7 +362,7 @@ def _check_options(
     if per_step_lr and learn_inner_lr is None:
         raise ValueError('per_step_lr needs rates to learn: learn_inner_lr="tensor" or "element"')
     check_engine(engine)
-    if precision != "fp32":
-        raise ValueError(f'precision must be "fp32" in this version, not {precision!r}')
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {[*PRECISIONS]}, not {precision!r}")
     if randomness is not None and engine != "vmap":
         raise ValueError(f'randomness needs engine="vmap", not "{engine}"')

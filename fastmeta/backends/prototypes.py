@@ -14,7 +14,7 @@ from torch import Tensor
 from fastmeta.backends import cpu
 
 __all__ = [
-    "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project", "pull",
+    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project", "pull",
     "squared",
 ]  # fmt: skip
 
@@ -36,6 +36,11 @@ def can_run(*tensors: Tensor | None) -> str | None:
         if tensor.numel() == 0:
             return "a tensor is empty"
     return cpu.unavailable()
+
+
+def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:
+    """None if `nearest` takes these, else the reason why not."""
+    return can_run(x, prototypes)
 
 
 def class_means(

@@ -16,7 +16,7 @@ import torch
 import fastmeta
 from fastmeta.backends.cpu import native
 
-PACKAGES = ("torch", "numpy", "safetensors", "tqdm", "matplotlib")
+PACKAGES = ("torch", "numpy", "triton", "safetensors", "tqdm", "matplotlib")
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16")
 
 

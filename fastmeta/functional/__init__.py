@@ -16,6 +16,7 @@ from fastmeta.functional.inner_sgd import inner_sgd
 from fastmeta.functional.linear import linear
 from fastmeta.functional.losses import bce, cross_entropy, mse_loss
 from fastmeta.functional.nearest import nearest_prototype
+from fastmeta.functional.norm_pool import batch_norm_pool
 from fastmeta.functional.norms import batch_norm, group_norm, instance_norm, layer_norm
 from fastmeta.functional.pooling import adaptive_avg_pool2d, avg_pool2d, flatten, max_pool2d
 from fastmeta.functional.prototype_loss import prototype_loss
@@ -25,6 +26,7 @@ __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
     "batch_norm",
+    "batch_norm_pool",
     "bce",
     "conv2d",
     "conv2d_input_gradient",

@@ -7,16 +7,20 @@ each derivative of one of the three is another of them. So three products give e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends import convolution, requested_backend
 from fastmeta.functional.checks import check_parameter, check_samples, pair
-from fastmeta.functional.layout import in_channels, of_tasks
+from fastmeta.functional.conv_products import (
+    Window,
+    as_one_task,
+    convolve,
+    input_gradient,
+    weight_gradient,
+)
+from fastmeta.functional.precision import product_precision
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 
 __all__ = ["conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"]
@@ -113,63 +117,7 @@ def conv2d_weight_gradient(
     window = _window(x.shape[-2:], pair("kernel_size", kernel_size, 1), stride, padding)
     _check_gradient(grad, window, grad.shape[2])
     _check_like(grad, "x", x, (*grad.shape[:2], *x.shape[2:]))
-    return _WeightGradient.apply(grad, x, window)
-
-
-class _Window(NamedTuple):
-    size: tuple[int, int]  # of the input
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-
-# ---- the three products, per-task weights ------------------------------------------------------
-# Native where that can run. Otherwise as one grouped convolution: measured against a convolution a
-# task and against unfold and bmm, it is the fastest of them where nothing has to be copied into its
-# layout, see `in_channels`.
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
-    if _is_native(x, weight):
-        return convolution.convolve(x, weight, bias, window.stride, window.padding)
-    tasks = len(x)
-    rows = None if bias is None else bias.flatten()
-    y = F.conv2d(
-        in_channels(x), weight.flatten(0, 1), rows, window.stride, window.padding, groups=tasks
-    )
-    return of_tasks(y, tasks)
-
-
-def _input_gradient(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
-    if _is_native(grad, weight):
-        return convolution.input_gradient(
-            grad, weight, window.size, window.stride, window.padding
-        )
-    tasks, samples = grad.shape[:2]
-    like = grad.new_empty(1).expand(samples, tasks * weight.shape[2], *window.size)
-    wanted, _, _ = torch.ops.aten.convolution_backward(
-        in_channels(grad), like, weight.flatten(0, 1), None, window.stride, window.padding,
-        [1, 1], False, [0, 0], tasks, [True, False, False],
-    )  # fmt: skip
-    return of_tasks(wanted, tasks)
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, window: _Window) -> Tensor:
-    if _is_native(grad, x):
-        return convolution.weight_gradient(
-            grad, x, window.kernel, window.stride, window.padding
-        )
-    tasks, outputs = len(x), grad.shape[2]
-    like = grad.new_empty(1).expand(tasks * outputs, x.shape[2], *window.kernel)
-    _, wanted, _ = torch.ops.aten.convolution_backward(
-        in_channels(grad), in_channels(x), like, None, window.stride, window.padding,
-        [1, 1], False, [0, 0], tasks, [False, True, False],
-    )  # fmt: skip
-    return wanted.unflatten(0, (tasks, outputs))
-
-
-def _is_native(*tensors: Tensor) -> bool:
-    return requested_backend() != "reference" and convolution.can_run(*tensors) is None
+    return _WeightGradient.apply(grad, x, False, window)[0]
 
 
 # ---- autograd ----------------------------------------------------------------------------------
@@ -179,8 +127,8 @@ class _Convolve(Function):
     """(x, weight, bias) -> y"""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
-        return _convolve(x, weight, bias, window)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+        return convolve(x, weight, bias, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -192,12 +140,13 @@ class _Convolve(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        return (
-            _InputGradient.apply(grad, weight, ctx.window) if needs_x else None,
-            _WeightGradient.apply(grad, x, ctx.window) if needs_weight else None,
-            grad.sum((1, 3, 4)) if needs_bias else None,
-            None,
-        )
+        of_x = _InputGradient.apply(grad, weight, ctx.window) if needs_x else None
+        of_weight = of_bias = None
+        if needs_weight:
+            of_weight, of_bias = _WeightGradient.apply(grad, x, needs_bias, ctx.window)
+        elif needs_bias:
+            of_bias = grad.sum((1, 3, 4))
+        return of_x, of_weight, of_bias, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, dweight: Tensor, dbias: Tensor | None, _: None) -> Tensor:
@@ -217,8 +166,8 @@ class _InputGradient(Function):
     """(gradient for y, weight) -> gradient for x"""
 
     @staticmethod
-    def forward(grad: Tensor, weight: Tensor, window: _Window) -> Tensor:
-        return _input_gradient(grad, weight, window)
+    def forward(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
+        return input_gradient(grad, weight, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -232,7 +181,7 @@ class _InputGradient(Function):
         needs_grad, needs_weight, _ = ctx.needs_input_grad
         return (
             _Convolve.apply(grad_x, weight, None, ctx.window) if needs_grad else None,
-            _WeightGradient.apply(grad, grad_x, ctx.window) if needs_weight else None,
+            _WeightGradient.apply(grad, grad_x, False, ctx.window)[0] if needs_weight else None,
             None,
         )
 
@@ -251,48 +200,60 @@ class _InputGradient(Function):
 
 
 class _WeightGradient(Function):
-    """(gradient for y, x) -> gradient for weight"""
+    """(gradient for y, x) -> gradients for weight and bias, for the bias None unless asked for"""
 
     @staticmethod
-    def forward(grad: Tensor, x: Tensor, window: _Window) -> Tensor:
-        return _weight_gradient(grad, x, window)
+    def forward(
+        grad: Tensor, x: Tensor, with_bias: bool, window: Window
+    ) -> tuple[Tensor, Tensor | None]:
+        return weight_gradient(grad, x, with_bias, window)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad, x, ctx.window = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad, x, ctx.with_bias, ctx.window = inputs
         ctx.save_for_backward(grad, x)
         ctx.save_for_forward(grad, x)
 
     @staticmethod
-    def backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_weight: Tensor, grad_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         grad, x = ctx.saved_tensors
-        needs_grad, needs_x, _ = ctx.needs_input_grad
+        needs_grad, needs_x, _, _ = ctx.needs_input_grad
         return (
-            _Convolve.apply(x, grad_weight, None, ctx.window) if needs_grad else None,
+            _Convolve.apply(x, grad_weight, grad_bias, ctx.window) if needs_grad else None,
             _InputGradient.apply(grad, grad_weight, ctx.window) if needs_x else None,
+            None,
             None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, dgrad: Tensor, dx: Tensor, _: None) -> Tensor:
+    def jvp(ctx: Any, dgrad: Tensor, dx: Tensor, _: None, __: None) -> tuple[Tensor, Tensor | None]:
         refuse_nested_jvp()
         grad, x = ctx.saved_tensors
-        through_grad = _WeightGradient.apply(dgrad, x, ctx.window)
-        return through_grad + _WeightGradient.apply(grad, dx, ctx.window)
+        of_weight, of_bias = _WeightGradient.apply(dgrad, x, ctx.with_bias, ctx.window)
+        return of_weight + _WeightGradient.apply(grad, dx, False, ctx.window)[0], of_bias
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        *tensors, window = inputs
-        grad_weight = _WeightGradient.apply(*fold_batch(info.batch_size, in_dims, tensors), window)
-        return unfold_batch(info.batch_size, grad_weight), 0
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:
+        *tensors, with_bias, window = inputs
+        folded = fold_batch(info.batch_size, in_dims, tensors)
+        of_weight, of_bias = _WeightGradient.apply(*folded, with_bias, window)
+        unfolded = unfold_batch(info.batch_size, of_weight)
+        if of_bias is None:
+            return (unfolded, None), (0, None)
+        return (unfolded, unfold_batch(info.batch_size, of_bias)), (0, 0)
 
 
-def _with_one_weight(x: Tensor, weight: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
+def _with_one_weight(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """One weight for all tasks: to the products, one task that has all the samples."""
-    rows = x.transpose(0, 1).flatten(0, 1).unsqueeze(0)
+    rows, together = as_one_task(x, window)
     shared_bias = bias.unsqueeze(0) if bias is not None and bias.dim() == 1 else None
-    y = _Convolve.apply(rows, weight.unsqueeze(0), shared_bias, window)
-    y = y[0].unflatten(0, (-1, len(x))).transpose(0, 1)
+    y = _Convolve.apply(rows, weight.unsqueeze(0), shared_bias, window)[0]
+    if together:
+        y = y.unflatten(0, (len(x), -1))
+    else:
+        y = y.unflatten(0, (-1, len(x))).transpose(0, 1)
     if bias is None or shared_bias is not None:
         return y
     return y + bias[:, None, :, None, None]
@@ -312,11 +273,11 @@ def _outputs_and_kernel(
     return outputs, (height, width)
 
 
-def _window(size: Sequence[int], kernel: tuple[int, int], stride: Pair, padding: Pair) -> _Window:
+def _window(size: Sequence[int], kernel: tuple[int, int], stride: Pair, padding: Pair) -> Window:
     height, width = size
     steps, borders = pair("stride", stride, 1), pair("padding", padding, 0)
-    window = _Window((height, width), kernel, steps, borders)
-    if min(_output_size(window)) < 1:
+    window = Window((height, width), kernel, steps, borders, product_precision())
+    if min(window.output_size) < 1:
         raise ValueError(
             f"a kernel of {list(kernel)} with padding {list(borders)} does not fit into "
             f"images of {list(size)}"
@@ -324,13 +285,8 @@ def _window(size: Sequence[int], kernel: tuple[int, int], stride: Pair, padding:
     return window
 
 
-def _output_size(window: _Window) -> tuple[int, int]:
-    height, width = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(*window, strict=True))
-    return height, width
-
-
-def _check_gradient(grad: Tensor, window: _Window, outputs: int) -> None:
-    wanted = [outputs, *_output_size(window)]
+def _check_gradient(grad: Tensor, window: Window, outputs: int) -> None:
+    wanted = [outputs, *window.output_size]
     if list(grad.shape[2:]) != wanted:
         raise ValueError(
             f"grad must be [T, S, {', '.join(map(str, wanted))}] for images of "

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends import prototypes as native
-from fastmeta.backends import requested_backend
+from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.precision import for_sums
@@ -119,29 +118,25 @@ def _differences(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:
     """[q, n] = |x_q - y_n|^2"""
-    if _is_native(x, y):
-        return native.squared(x, y)
+    if kernels := kernels_for(x, y):
+        return kernels.squared(x, y)
     return torch.cat([d.square().sum(-1) for _, d in _differences(x, y)], 1)
 
 
 def _pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[q, d] = sum over n of h_qn (x_q - y_n)_d"""
-    if _is_native(h, x, y):
-        return native.pull(h, x, y)
+    if kernels := kernels_for(h, x, y):
+        return kernels.pull(h, x, y)
     rows = [(h[:, some, None] @ d).squeeze(2) for some, d in _differences(x, y)]
     return torch.cat(rows, 1)
 
 
 def _project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[q, n] = a_q . (x_q - y_n)"""
-    if _is_native(a, x, y):
-        return native.project(a, x, y)
+    if kernels := kernels_for(a, x, y):
+        return kernels.project(a, x, y)
     rows = [(d @ a[:, some, :, None]).squeeze(3) for some, d in _differences(x, y)]
     return torch.cat(rows, 1)
-
-
-def _is_native(*tensors: Tensor) -> bool:
-    return requested_backend() != "reference" and native.can_run(*tensors) is None
 
 
 # ---- autograd ----------------------------------------------------------------------------------

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from fastmeta.backends import prototypes as native
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_metric, check_pair, distance, root, unit
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.prototypes import is_native
+from fastmeta.functional.prototypes import native_for
 
 __all__ = ["nearest_prototype"]
 
@@ -57,8 +58,9 @@ def nearest_prototype(
         raise ValueError(f"k is {k}, and there are {prototypes.shape[1]} prototypes")
     # Roots have the order of the squares, and make some of them equal.
     order = "sqeuclidean" if metric == "euclidean" else metric
-    if is_native(x, prototypes, weight=None):
-        values, indices = _native(x.detach(), prototypes.detach(), k, order)
+    kernels = native_for(x, prototypes, weight=None)
+    if kernels is not None and kernels.can_find(x, prototypes, k) is None:
+        values, indices = _native(kernels, x.detach(), prototypes.detach(), k, order)
         if torch.is_grad_enabled() and (x.requires_grad or prototypes.requires_grad):
             values = _distances_to(x, prototypes, indices, order)
     else:
@@ -68,10 +70,12 @@ def nearest_prototype(
     return values.reshape(*shape, k), indices.reshape(*shape, k)
 
 
-def _native(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+def _native(
+    kernels: ModuleType, x: Tensor, prototypes: Tensor, k: int, metric: str
+) -> tuple[Tensor, Tensor]:
     if metric == "cosine":
         x, prototypes = unit(x), unit(prototypes)
-    return native.nearest(x, prototypes, k, metric)
+    return kernels.nearest(x, prototypes, k, metric)
 
 
 def _nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastmeta.backends import triton_norm
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.transforms import (
     fold_batch,
@@ -24,7 +25,7 @@ from fastmeta.functional.transforms import (
     unfold_batch,
 )
 
-__all__ = ["normalize"]
+__all__ = ["Gradients", "Statistics", "as_function_of", "normalize", "second_backward"]
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -46,13 +47,13 @@ def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     return _Normalize.apply(x, weight, bias, eps)[0]
 
 
-class _Statistics(NamedTuple):
+class Statistics(NamedTuple):
     mean: Tensor  # [T, C]
     rstd: Tensor
     eps: float
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
     x: Tensor  # [T, S, C, L]
     weight: Tensor  # [T, C]
     bias: Tensor
@@ -63,34 +64,47 @@ class _Gradients(NamedTuple):
 
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, _Statistics]:
+) -> tuple[Tensor, Statistics]:
+    if triton_norm.takes(x, weight, bias):
+        y, mean, rstd = triton_norm.forward(x.unsqueeze(3), weight, bias, eps, 1.0, 1)
+        return y.squeeze(3), Statistics(mean, rstd, eps)
     tasks, rows = len(x), in_channels(x)
     y, mean, rstd = torch.native_batch_norm(
         rows, _flat(weight), _flat(bias), None, None, True, 0.0, eps
     )
-    return of_tasks(y, tasks), _Statistics(_by_task(mean, tasks), _by_task(rstd, tasks), eps)
+    return of_tasks(y, tasks), Statistics(_by_task(mean, tasks), _by_task(rstd, tasks), eps)
 
 
-def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, statistics: _Statistics
-) -> _Gradients:
+def _backward(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
+    if triton_norm.takes(grad, x, weight):
+        mean, rstd, _ = statistics
+        of_x, of_weight, of_bias = triton_norm.backward(
+            grad.unsqueeze(3), x.unsqueeze(3), weight, None, mean, rstd, 1.0, 1
+        )
+        return Gradients(of_x.squeeze(3), of_weight, of_bias)
     tasks = len(x)
     of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
         in_channels(grad), in_channels(x), _flat(weight), None, None,
         statistics.mean.flatten(), statistics.rstd.flatten(), True, 0.0, [True, True, True],
     )  # fmt: skip
-    return _Gradients(of_tasks(of_x, tasks), _by_task(of_weight, tasks), _by_task(of_bias, tasks))
+    return Gradients(of_tasks(of_x, tasks), _by_task(of_weight, tasks), _by_task(of_bias, tasks))
 
 
-def _second_backward(
-    grads: _Gradients, grad: Tensor, x: Tensor, weight: Tensor | None, statistics: _Statistics
+def second_backward(
+    grads: Gradients, grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for (grad, x, weight), from those for what `_backward` returns.
 
     Differentiable in turn, where `statistics` are a differentiable function of x.
     """
-    n = x.shape[1] * x.shape[3]
     mean, rstd, _ = statistics
+    if nobody_differentiates() and triton_norm.takes(x, *grads, grad, weight):
+        along = (grads.x.unsqueeze(3), grads.weight, grads.bias)
+        for_grad, for_x, for_weight = triton_norm.second_backward(
+            along, grad.unsqueeze(3), x.unsqueeze(3), weight, None, mean, rstd, 1.0, 1
+        )
+        return for_grad.squeeze(3), for_x.squeeze(3), for_weight
+    n = x.shape[1] * x.shape[3]
     scale = rstd if weight is None else weight * rstd
     of_grad_x = _gradients(grads.x, x, weight, statistics)
     of_grad = _gradients(grad, x, weight, statistics)
@@ -107,7 +121,7 @@ def _second_backward(
     return for_grad, for_x, n * rstd * curvature
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor, statistics: _Statistics) -> Tensor:
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, statistics: Statistics) -> Tensor:
     """weight * x' + bias"""
     scale = weight * statistics.rstd
     return _combine(bias - scale * statistics.mean, (scale, x))
@@ -137,10 +151,8 @@ def _by_task(values: Tensor, tasks: int) -> Tensor:
 # ---- autograd ----------------------------------------------------------------------------------
 
 
-def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor | None, statistics: _Statistics
-) -> _Gradients:
-    return _Gradients(*_NormalizeBackward.apply(grad, x, weight, *statistics))
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
+    return Gradients(*_NormalizeBackward.apply(grad, x, weight, *statistics))
 
 
 class _Normalize(Function):
@@ -165,7 +177,7 @@ class _Normalize(Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         _, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        of = _gradients(grad, x, weight, _Statistics(mean, rstd, ctx.eps))
+        of = _gradients(grad, x, weight, Statistics(mean, rstd, ctx.eps))
         return of.x, of.weight if needs_weight else None, of.bias if needs_bias else None, None
 
     @staticmethod
@@ -174,7 +186,7 @@ class _Normalize(Function):
     ) -> tuple[Tensor, None, None]:
         refuse_nested_jvp()
         x, weight, mean, rstd = ctx.saved_tensors
-        statistics = _as_function_of(x, _Statistics(mean, rstd, ctx.eps))
+        statistics = as_function_of(x, Statistics(mean, rstd, ctx.eps))
         dy = _gradients(dx, x, weight, statistics).x
         if dweight is not None:
             dy = dy + _affine(x, dweight, torch.zeros_like(dweight), statistics)
@@ -197,7 +209,7 @@ class _NormalizeBackward(Function):
     def forward(
         grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _backward(grad, x, weight, _Statistics(mean, rstd, eps))
+        return _backward(grad, x, weight, Statistics(mean, rstd, eps))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -208,8 +220,8 @@ class _NormalizeBackward(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, weight, mean, rstd = ctx.saved_tensors
-        statistics = _as_function_of(x, _Statistics(mean, rstd, ctx.eps))
-        of_grad, of_x, of_weight = _second_backward(_Gradients(*grads), grad, x, weight, statistics)
+        statistics = as_function_of(x, Statistics(mean, rstd, ctx.eps))
+        of_grad, of_x, of_weight = second_backward(Gradients(*grads), grad, x, weight, statistics)
         return of_grad, of_x, None if weight is None else of_weight, None, None, None
 
     @staticmethod
@@ -218,12 +230,12 @@ class _NormalizeBackward(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         refuse_nested_jvp()
         grad, x, weight, mean, rstd = ctx.saved_tensors
-        statistics = _as_function_of(x, _Statistics(mean, rstd, ctx.eps))
+        statistics = as_function_of(x, Statistics(mean, rstd, ctx.eps))
         through_grad = _gradients(dgrad, x, weight, statistics)
         # The gradients for x, weight and bias are of one scalar: their derivative is symmetric.
         zero = torch.zeros_like(mean)
-        direction = _Gradients(dx, zero if dweight is None else dweight, zero)
-        _, of_x, of_weight = _second_backward(direction, grad, x, weight, statistics)
+        direction = Gradients(dx, zero if dweight is None else dweight, zero)
+        _, of_x, of_weight = second_backward(direction, grad, x, weight, statistics)
         return through_grad.x + of_x, through_grad.weight + of_weight, through_grad.bias
 
     @staticmethod
@@ -233,9 +245,9 @@ class _NormalizeBackward(Function):
         return tuple(unfold_batch(info.batch_size, out) for out in outputs), 0
 
 
-def _as_function_of(x: Tensor, statistics: _Statistics) -> _Statistics:
+def as_function_of(x: Tensor, statistics: Statistics) -> Statistics:
     """The same numbers, differentiable in x where somebody may differentiate them."""
     if nobody_differentiates():
         return statistics
     variance, mean = torch.var_mean(x, (1, 3), correction=0)
-    return _Statistics(mean, (variance + statistics.eps).rsqrt(), statistics.eps)
+    return Statistics(mean, (variance + statistics.eps).rsqrt(), statistics.eps)

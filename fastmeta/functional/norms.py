@@ -10,7 +10,9 @@ from torch import Tensor
 from fastmeta.functional.checks import check_parameter, check_samples, count_of
 from fastmeta.functional.normalize import normalize
 
-__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm"]
+__all__ = [
+    "batch_norm", "check_batch", "group_norm", "instance_norm", "layer_norm", "per_task",
+]  # fmt: skip
 
 
 def batch_norm(
@@ -36,14 +38,19 @@ def batch_norm(
         torch.stack([F.batch_norm(x[t], None, None, weight[t], bias[t], training=True, eps=eps)
                      for t in range(T)])
     """
+    check_batch(x, weight, bias)
+    pixels = x.unsqueeze(3) if x.dim() == 3 else x.flatten(3)
+    y = normalize(pixels, per_task(weight, x), per_task(bias, x), eps)
+    return y.reshape(x.shape)
+
+
+def check_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    """TypeError or ValueError unless `batch_norm` takes these."""
     check_samples("x", x, "[T, S, C, ...]")
     channels = x.shape[2]
     _check_affine(weight, bias, (channels,), x)
     if channels == 0 or x.numel() // (len(x) * channels) < 2:
         raise ValueError(f"x {list(x.shape)} needs more than one value a channel, T and C aside")
-    pixels = x.unsqueeze(3) if x.dim() == 3 else x.flatten(3)
-    y = normalize(pixels, _per_task(weight, x), _per_task(bias, x), eps)
-    return y.reshape(x.shape)
 
 
 def layer_norm(
@@ -173,7 +180,8 @@ def _aligned(parameter: Tensor | None, rank: int, before: int, after: int) -> Te
     return parameter.reshape(-1, *[1] * before, *own, *[1] * after)
 
 
-def _per_task(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+def per_task(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """[C] or [T, C] as [T, C]."""
     return None if parameter is None else parameter.expand(len(x), -1)
 
 

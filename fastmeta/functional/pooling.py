@@ -14,7 +14,10 @@ from fastmeta.functional.checks import check_samples, pair
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 
-__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "flatten", "max_pool2d"]
+__all__ = [
+    "adaptive_avg_pool2d", "avg_pool2d", "flatten", "gather", "largest", "max_pool2d", "scatter",
+    "window_of",
+]  # fmt: skip
 
 Pair = int | Sequence[int]
 
@@ -145,7 +148,7 @@ def _check_images(x: Tensor) -> None:
 # ---- the max-pool's three passes ---------------------------------------------------------------
 
 
-def _largest(x: Tensor, window: _Pool) -> tuple[Tensor, Tensor]:
+def largest(x: Tensor, window: _Pool) -> tuple[Tensor, Tensor]:
     """The largest pixel of each window, and its number in the image."""
     images = in_channels(x)
     if x.device.type == "cpu":
@@ -172,6 +175,21 @@ def _scatter(y: Tensor, at: Tensor, window: _Pool, size: tuple[int, int]) -> Ten
     return of_tasks(x, len(y))
 
 
+def window_of(size: int) -> _Pool:
+    """Square windows side by side."""
+    return _Pool((size, size), (size, size), (0, 0))
+
+
+def gather(x: Tensor, at: Tensor, window: _Pool) -> Tensor:
+    """The pixels of x at the places that `largest` found, differentiable to any order."""
+    return _Gather.apply(x, at, window)
+
+
+def scatter(y: Tensor, at: Tensor, window: _Pool, size: tuple[int, int]) -> Tensor:
+    """Images of `size` with y at these places, differentiable to any order."""
+    return _Scatter.apply(y, at, window, size)
+
+
 # ---- autograd: scatter and gather are linear, and each the other's transpose -------------------
 
 
@@ -180,7 +198,7 @@ class _MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, window: _Pool) -> tuple[Tensor, Tensor]:
-        return _largest(x, window)
+        return largest(x, window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

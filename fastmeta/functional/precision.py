@@ -1,11 +1,40 @@
-"""Half precision: read as it is, summed and given back in float32."""
+"""In which precision products and sums are taken."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["for_sums"]
+__all__ = ["PRECISIONS", "for_sums", "product_precision", "products_in"]
+
+# As users call it: what the kernels call it.
+PRECISIONS = {"fp32": "ieee", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
+
+_of_products: ContextVar[str] = ContextVar("product_precision", default="fp32")
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Take the products of `linear` and `conv2d` inside the block in one of `PRECISIONS`.
+
+    Their derivatives are taken in the precision of the forward, wherever they run. "fp32" is the
+    precision of the tensors, float64 included. The others are for float32 on NVIDIA GPUs: inputs
+    are rounded, sums are float32, and what is kept is float32.
+    """
+    token = _of_products.set(precision)
+    try:
+        yield
+    finally:
+        _of_products.reset(token)
+
+
+def product_precision() -> str:
+    """That of the innermost `products_in` of this thread; "fp32" outside of any."""
+    return _of_products.get()
 
 _HALF = (torch.bfloat16, torch.float16)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends import prototypes as native
 from fastmeta.backends.prototypes import Task
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_metric, check_pair, distance
@@ -22,7 +22,7 @@ from fastmeta.functional.labels import (
 )
 from fastmeta.functional.losses import task_loss
 from fastmeta.functional.precision import for_sums
-from fastmeta.functional.prototypes import class_means, is_native, refuse_labels
+from fastmeta.functional.prototypes import class_means, native_for, refuse_labels
 
 __all__ = ["prototype_loss"]
 
@@ -87,10 +87,9 @@ def prototype_loss(
         check_weight("query_weight", query_weight, "query", query)
         query_weight = for_sums(query_weight)
     task = Task(support_sums, support_y, support_weight, query_sums, query_y, query_weight)
-    if is_native(support_sums, query_sums, weight=support_weight) and not (
-        query_weight is not None and query_weight.requires_grad
-    ):
-        return _fused(task, n_way, metric, temperature)
+    kernels = native_for(support_sums, query_sums, weight=support_weight)
+    if kernels is not None and not (query_weight is not None and query_weight.requires_grad):
+        return _fused(kernels, task, n_way, metric, temperature)
     return _composed(task, n_way, metric, temperature)
 
 
@@ -114,21 +113,22 @@ def _composed(
 
 
 def _fused(
-    task: Task, n_way: int, metric: str, temperature: float | Tensor
+    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     task = task.contiguous()
     of_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
     wants_gradient = task.support.requires_grad or task.query.requires_grad or of_temperature
     if not (wants_gradient and torch.is_grad_enabled()):
-        loss, logits, _ = _forward(task, n_way, metric, temperature, False)
+        loss, logits, _ = _forward(kernels, task, n_way, metric, temperature, False)
         return loss, logits
-    return _Fused.apply(temperature, n_way, metric, *task)
+    return _Fused.apply(kernels, temperature, n_way, metric, *task)
 
 
 def _forward(
-    task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
-) -> tuple[Tensor, Tensor, Any]:
-    found = native.loss_forward(task, n_way, metric, temperature, differentiable)
+    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
+    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable)
     if found is None:
         labels_in_range("query_y", task.query_y, task.query_weight, n_way, every_class=False)
         refuse_labels("support_y", task.support_y, task.support_weight, n_way)
@@ -136,14 +136,16 @@ def _forward(
 
 
 class _Fused(Function):
-    """(temperature, n_way, metric, *task) -> loss, logits"""
+    """(kernels, temperature, n_way, metric, *task) -> loss, logits"""
 
     @staticmethod
     def forward(
-        ctx: Any, temperature: float | Tensor, n_way: int, metric: str, *tensors: Any
-    ) -> tuple[Tensor, Tensor]:
-        loss, logits, ctx.record = _forward(Task(*tensors), n_way, metric, temperature, True)
-        ctx.n_way, ctx.metric, ctx.temperature = n_way, metric, temperature
+        ctx: Any, kernels: ModuleType, temperature: float | Tensor, n_way: int, metric: str,
+        *tensors: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        task = Task(*tensors)
+        loss, logits, ctx.record = _forward(kernels, task, n_way, metric, temperature, True)
+        ctx.kernels, ctx.n_way, ctx.metric, ctx.temperature = kernels, n_way, metric, temperature
         learned = isinstance(temperature, Tensor)
         if learned:
             ctx.temperature = None
@@ -157,18 +159,18 @@ class _Fused(Function):
     ) -> tuple[Tensor | None, ...]:
         *tensors, temperature = ctx.saved_tensors
         task = Task(*tensors)
-        of_temperature, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
+        _, of_temperature, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
         wanted = (of_support, of_query, of_temperature)
         if grad_loss is None and grad_logits is None:
-            return (None,) * 9
+            return (None,) * 10
         if grad_loss is None or grad_logits is not None or torch.is_grad_enabled():
             found = _composed_gradients(ctx, task, temperature, (grad_loss, grad_logits), wanted)
         else:
-            found = native.loss_backward(ctx.record, task, grad_loss, wanted)
+            found = ctx.kernels.loss_backward(ctx.record, task, grad_loss, wanted)
         support, query, per_task = found
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
-        return per_task, None, None, support, None, None, query, None, None
+        return None, per_task, None, None, support, None, None, query, None, None
 
 
 def _composed_gradients(

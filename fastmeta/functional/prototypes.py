@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends import prototypes as native
-from fastmeta.backends import requested_backend
+from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
@@ -21,7 +21,7 @@ from fastmeta.functional.labels import (
 from fastmeta.functional.precision import for_sums
 from fastmeta.functional.transforms import nobody_transforms
 
-__all__ = ["class_means", "is_native", "prototypes", "refuse_labels"]
+__all__ = ["class_means", "native_for", "prototypes", "refuse_labels"]
 
 
 @runs_eagerly
@@ -58,20 +58,18 @@ def prototypes(
         check_weight("weight", weight, "features", features)
         weight = for_sums(weight)
     x = for_sums(features)
-    if is_native(x, weight=weight):
-        return _Means.apply(x, labels, n_way, weight)
+    kernels = native_for(x, weight=weight)
+    if kernels is not None:
+        return _Means.apply(x, labels, n_way, weight, kernels)
     labels = labels_in_range("labels", labels, weight, n_way, every_class=True)
     return class_means(without_padding(x, weight), labels, n_way, weight)
 
 
-def is_native(*tensors: Tensor, weight: Tensor | None) -> bool:
-    """Whether the native code does it: plain tensors, and no gradient for the weights."""
-    return (
-        requested_backend() != "reference"
-        and nobody_transforms()
-        and not (weight is not None and weight.requires_grad)
-        and native.can_run(*tensors) is None
-    )
+def native_for(*tensors: Tensor, weight: Tensor | None) -> ModuleType | None:
+    """The kernels that do it, if any: of plain tensors, and without a gradient for the weights."""
+    if not nobody_transforms() or (weight is not None and weight.requires_grad):
+        return None
+    return kernels_for(*tensors)
 
 
 def refuse_labels(name: str, labels: Tensor, weight: Tensor | None, n_way: int) -> NoReturn:
@@ -94,11 +92,13 @@ def class_means(x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) ->
 
 
 class _Means(Function):
-    """(features, labels, n_way, weight) -> means, linear in the features"""
+    """(features, labels, n_way, weight, kernels) -> means, linear in the features"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) -> Tensor:
-        means = native.class_means(x, labels, n_way, weight)
+    def forward(
+        ctx: Any, x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None, kernels: ModuleType
+    ) -> Tensor:
+        means = kernels.class_means(x, labels, n_way, weight)
         if means is None:
             refuse_labels("labels", labels, weight, n_way)
         ctx.n_way = n_way
@@ -113,4 +113,4 @@ class _Means(Function):
         of_class = own.new_zeros(len(own), ctx.n_way).scatter_add_(1, labels, own)
         share = own / of_class.gather(1, labels)
         rows = labels.unsqueeze(2).expand(-1, -1, grad.shape[2])
-        return share.unsqueeze(2) * grad.gather(1, rows), None, None, None
+        return share.unsqueeze(2) * grad.gather(1, rows), None, None, None, None

@@ -18,7 +18,7 @@ __all__ = ["ENGINES", "Choice", "choose"]
 # Fastest first. Each has can_run, adapt and meta_loss.
 ENGINES: dict[str, ModuleType] = {"resident": resident, "layered": layered, "vmap": vmap}
 # The engine that runs a backend's kernels.
-_ENGINE_OF_BACKEND = {"cpu": "resident"}
+_ENGINE_OF_BACKEND = {"cpu": "resident", "triton": "layered"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def choose(
     """
     check_engine(engine)
     backend = requested_backend()
+    if "reference" in (backend, engine) and loop.precision != "fp32":
+        raise ValueError(f'precision="{loop.precision}" is of Triton kernels, not of the reference')
     if backend == "reference":
         return _only("reference", 'the backend "reference" is in force')
     if backend is not None:
@@ -73,7 +75,7 @@ def choose(
     if engine == "reference":
         return _only("reference", 'engine="reference" was asked for')
     if engine != "auto":
-        reason = ENGINES[engine].can_run(loop, tasks, parameters, rates)
+        reason = _reason(engine, loop, tasks, parameters, rates)
         if reason is not None:
             raise ValueError(f'the engine "{engine}" was demanded but cannot run this: {reason}')
         return _only(engine, f'"{engine}" was asked for')
@@ -85,13 +87,27 @@ def _fastest(
 ) -> Choice:
     passed_over: dict[str, str] = {}
     for name, engine in ENGINES.items():
-        reason = engine.can_run(loop, tasks, parameters, rates)
+        reason = _reason(name, loop, tasks, parameters, rates)
         if reason is None:
             slower = [other for other in (*ENGINES, "reference") if other not in passed_over]
             passed_over |= {other: f"{name} is faster" for other in slower if other != name}
             return Choice(name, engine, passed_over)
         passed_over[name] = reason
+    if loop.precision != "fp32":
+        raise ValueError(
+            f'no engine can run this with precision="{loop.precision}"; '
+            f"layered: {passed_over['layered']}"
+        )
     return Choice("reference", reference, passed_over)
+
+
+def _reason(
+    name: str, loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+) -> str | None:
+    """Why an engine cannot run this, or None."""
+    if loop.precision != "fp32" and name != "layered":
+        return f'precision="{loop.precision}" is of the Triton kernels, which it does not use'
+    return ENGINES[name].can_run(loop, tasks, parameters, rates)
 
 
 def _engine_for(backend: str, engine: str) -> str:

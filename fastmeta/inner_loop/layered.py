@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from fastmeta.backends import requested_backend, triton
+from fastmeta.functional.precision import products_in
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.rewrite import Program, rewrite
@@ -29,6 +31,10 @@ def can_run(
         return "it draws no random numbers"
     if any(torch.is_autocast_enabled(p.device.type) for p in parameters.values()):
         return "autocast is on, and it computes in the dtype of the inputs"
+    if requested_backend() == "triton" or loop.precision != "fp32":
+        reason = triton.refusal(*parameters.values(), precision=loop.precision)
+        if reason is not None:
+            return reason
     dtypes = {p.dtype for p in parameters.values()}
     if not dtypes.issubset(_DTYPES) or len(dtypes) > 1:
         return f"the parameters are {', '.join(map(str, dtypes))}, and it takes float32 or float64"
@@ -60,6 +66,11 @@ def meta_loss(
 
 
 def _forward(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    with products_in(loop.precision):
+        return _run(loop, parameters, x)
+
+
+def _run(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     program = _program(loop)
     if isinstance(program, str):
         raise RuntimeError(
@@ -114,7 +125,7 @@ def _trial(
         one = own if own.dim() == len(shape) else own[0]
         per_task[name] = one.expand(2, *shape) if name in loop.adapted else one
     try:
-        with torch.no_grad():
+        with torch.no_grad(), products_in(loop.precision):
             program.run(per_task, first.expand(2, *first.shape[1:]))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"its forward does not run for several tasks: {str(error).splitlines()[0]}"

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
+from fastmeta.functional.precision import PRECISIONS
 
 __all__ = [
     "InnerLoop", "Rates", "UnknownTensors", "check_grad_mode", "rate_at", "refuse_batched",
@@ -35,6 +36,7 @@ class InnerLoop:
         order: 2 for the exact meta-gradient, 1 to take inner gradients as constants (FOMAML).
         adapted: names of the parameters that take the steps.
         randomness: what random layers do over tasks, "same" or "different"; None: an error.
+        precision: of products: "fp32", "tf32x3", "tf32" or "bf16"; see `products_in`.
         shapes: of the module's parameters, by name.
         memory: what the engines find out about this loop and want to know again.
 
@@ -48,6 +50,7 @@ class InnerLoop:
     order: int
     adapted: tuple[str, ...]
     randomness: str | None = None
+    precision: str = "fp32"
     shapes: Mapping[str, torch.Size] = field(init=False, repr=False)
     memory: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
@@ -68,6 +71,8 @@ class InnerLoop:
             raise ValueError(
                 f'randomness must be None, "same" or "different", not {self.randomness!r}'
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {[*PRECISIONS]}, not {self.precision!r}")
         object.__setattr__(self, "shapes", _shapes(self.module))
         self._check_adapted()
 

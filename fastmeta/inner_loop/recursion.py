@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
-from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, rate_at, refuse_graph
+from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
+from fastmeta.inner_loop.updates import room_for_path, scaled, stepped, subtract
 
 __all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
 
@@ -178,9 +179,7 @@ class _Descent(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = layout.unflatten(tensors)
         theta, wants_gradient = inputs.theta, layout.grad_mode and loop.order == 2
-        # One block for all steps: small tensors that stay, each made between the large ones of a
-        # step that go, would leave the allocator with holes and the process growing.
-        path = {n: p.new_empty(loop.steps - 1, *p.shape) for n, p in theta.items()}
+        room, path = room_for_path(theta, loop.steps), []
         ctx.replays = []
         for step in range(loop.steps):
             replay = _Replay(loop, inputs.support[0].device)
@@ -190,16 +189,10 @@ class _Descent(torch.autograd.Function):
                     forward, loop, theta, inputs.detached(), create_graph=False,
                     whole=wants_gradient and step == 0,
                 )  # fmt: skip
-            theta = {
-                name: torch.sub(
-                    theta[name],
-                    rate_at(inputs.rates, name, step) * gradient[name],
-                    out=path[name][step] if step < loop.steps - 1 else None,
-                )
-                for name in loop.adapted
-            }
+            path += theta.values() if step else ()
+            theta = stepped(theta, gradient, inputs.rates, step, room[step])
         ctx.forward, ctx.loop, ctx.layout, ctx.n_inputs = forward, loop, layout, len(tensors)
-        ctx.save_for_backward(*tensors, *path.values())
+        ctx.save_for_backward(*tensors, *path)
         ctx.set_materialize_grads(False)
         return tuple(theta.values())
 
@@ -213,7 +206,8 @@ class _Descent(torch.autograd.Function):
         adjoint = _Adjoint(ctx.forward, loop, inputs, needs, outer_gradient)
         with telling_how_to_shrink(loop, inputs.support[0]):
             for step in reversed(range(loop.steps)):
-                points = [later[step - 1] for later in path] if step else inputs.theta.values()
+                at = (step - 1) * len(loop.adapted)
+                points = path[at : at + len(loop.adapted)] if step else inputs.theta.values()
                 with ctx.replays[step].again():
                     adjoint.step_back(step, dict(zip(loop.adapted, points, strict=True)))
         return None, None, None, *adjoint.gradients()
@@ -255,10 +249,7 @@ class _Adjoint:
         )
         self._add_to_rates(step, gradient)
         if self.loop.order == 2:
-            direction = {
-                name: rate_at(self.inputs.rates, name, step) * self.lambdas[name]
-                for name in self.loop.adapted
-            }
+            direction = scaled(self.lambdas, self.inputs.rates, step)
             self._add_curvature(gradient, direction, leaves, others)
 
     def gradients(self) -> list[Tensor | None]:
@@ -290,16 +281,16 @@ class _Adjoint:
         leaves: dict[str, Tensor],
         others: dict[Any, Tensor],
     ) -> None:
-        with torch.enable_grad():
-            terms = [(gradient[name] * direction[name]).sum() for name in self.loop.adapted]
-            slope = torch.stack(terms).sum()
-        if not slope.requires_grad:  # a loss linear in theta has no curvature
+        curved = [name for name in self.loop.adapted if gradient[name].requires_grad]
+        if not curved:  # a loss linear in theta has no curvature
             return
         products = torch.autograd.grad(
-            slope, [*leaves.values(), *others.values()], materialize_grads=True
+            [gradient[name] for name in curved],
+            [*leaves.values(), *others.values()],
+            grad_outputs=[direction[name] for name in curved],
+            materialize_grads=True,
         )
-        for name, product in zip(leaves, products, strict=False):
-            self.lambdas[name] = self.lambdas[name] - product
+        self.lambdas = subtract(self.lambdas, list(products[: len(leaves)]))
         for key, product in zip(others, products[len(leaves) :], strict=True):
             self.of_others[key] -= product
 

@@ -291,7 +291,7 @@ def test_first_order_never_comes_silently(engine):
         ({"adapt_parameters": "0.weight"}, TypeError, "several names"),
         ({"adapt_parameters": lambda name: False}, ValueError, "no parameter adapts"),
         ({"engine": "gpu"}, ValueError, "engine must be"),
-        ({"precision": "bf16"}, ValueError, 'precision must be "fp32"'),
+        ({"precision": "fp8"}, ValueError, "precision must be one of"),
         ({"randomness": "same"}, ValueError, 'needs engine="vmap"'),
         ({"randomness": "other", "engine": "vmap"}, ValueError, "randomness must be"),
     ],

@@ -1,0 +1,93 @@
+"""The Triton kernels: whether they can run here, and on which tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from fastmeta.backends.registry import requested_backend
+
+__all__ = ["interprets", "refusal", "takes", "unavailable"]
+
+_OLDEST = (3, 4)  # earlier ones take no small products
+_CAPABILITY = (8, 0)
+_DTYPES = (torch.float32, torch.float64)
+
+
+def unavailable() -> str | None:
+    """Why no Triton kernel can run here, or None."""
+    return _without_triton() or (None if interprets() else _without_gpu())
+
+
+def interprets() -> bool:
+    """Whether Triton runs kernels in Python, on CPU tensors: for tests.
+
+    Triton reads the variable when it is imported; this module only asks what it will have read.
+    """
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def refusal(*tensors: Tensor | None, precision: str = "fp32") -> str | None:
+    """None if Triton kernels can take these, with products in a precision; else why not."""
+    if precision == "bf16" and interprets():
+        return "Triton's interpreter has no products in bfloat16"
+    device = "cpu" if interprets() else "cuda"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != device:
+            return f"the tensors are on {tensor.device}, and the kernels run on {device}"
+        if tensor.dtype not in _DTYPES:
+            return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
+        if tensor.numel() == 0:
+            return "a tensor is empty"
+        if precision != "fp32" and tensor.dtype is not torch.float32:
+            return f"the tensors are {tensor.dtype}, which no other precision than fp32 is for"
+    return unavailable()
+
+
+def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
+    """Whether the Triton kernels are to run on these: where they can, on a GPU or by demand.
+
+    Raises:
+        ValueError: the backend "triton" is demanded, or a precision that only it has, and it cannot
+            run this; with the reason.
+    """
+    requested = requested_backend()
+    reason: str | None = None
+    if requested not in (None, "triton"):
+        reason = f'the backend "{requested}" is in force'
+    elif requested is None and not all(tensor is None or tensor.is_cuda for tensor in tensors):
+        reason = "the tensors are not on a GPU"
+    else:
+        reason = refusal(*tensors, precision=precision)
+    if reason is not None and requested == "triton":
+        raise ValueError(f'the backend "triton" was demanded but cannot run this: {reason}')
+    if reason is not None and precision != "fp32":
+        raise ValueError(f'precision "{precision}" needs the Triton kernels: {reason}')
+    return reason is None
+
+
+@cache
+def _without_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    found = version("triton")
+    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
+        return f"triton is {found}, and the kernels need {'.'.join(map(str, _OLDEST))}"
+    return None
+
+
+@cache
+def _without_gpu() -> str | None:
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "no NVIDIA GPU; TRITON_INTERPRET=1 runs the kernels slowly on the CPU"
+    best = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+    if best < _CAPABILITY:
+        return f"the GPU's compute capability is {best}, and the kernels need {_CAPABILITY}"
+    return None

@@ -1,0 +1,183 @@
+"""Prototypes of many tasks in the Triton kernels: the raw functions of `backends.prototypes`.
+
+T tasks, S support samples, Q queries, N classes, D features. The same functions with the same
+meaning, on the GPU. Whether labels and weights fit is read back once a call, after all else has
+been launched; inside a CUDA graph that cannot be, and a label that does not fit makes the loss NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmeta.backends import triton
+
+__all__ = [
+    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project",
+    "pull", "squared",
+]  # fmt: skip
+
+_MOST_NEAREST = 64
+
+
+def can_run(*tensors: Tensor | None) -> str | None:
+    """None if the Triton kernels take these, else the reason why not."""
+    return triton.refusal(*tensors)
+
+
+def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:
+    """None if `nearest` takes these, else the reason why not."""
+    if x.dtype is not torch.float32:
+        return f"the tensors are {x.dtype}, and the kernel orders float32"
+    if k > _MOST_NEAREST:
+        return f"k is {k}, and the kernel keeps at most {_MOST_NEAREST}"
+    if prototypes.shape[1] >= 2**31:
+        return f"there are {prototypes.shape[1]} prototypes, and the kernel numbers 2^31"
+    return can_run(x, prototypes)
+
+
+def class_means(
+    features: Tensor, labels: Tensor, n_way: int, weight: Tensor | None
+) -> Tensor | None:
+    """[T, S, D], [T, S], and weights [T, S] -> [T, N, D]; None if labels or weights do not fit."""
+    from fastmeta.kernels.class_means import class_means as kernel
+    from fastmeta.kernels.labels_fit import misfits
+
+    means, mass = kernel(features, labels, weight, n_way, features)
+    return means if _all_fit(misfits(labels, weight, n_way, mass)) else None
+
+
+def squared(x: Tensor, y: Tensor) -> Tensor:
+    """[T, Q, D], [T, N, D] -> |x_q - y_n|^2, [T, Q, N]"""
+    from fastmeta.kernels.pairwise import pairwise
+
+    return pairwise(x, y, "sqeuclidean", x)
+
+
+def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """[T, Q, D], [T, Q, D], [T, N, D] -> a_q . (x_q - y_n), [T, Q, N]"""
+    from fastmeta.kernels.project import project as kernel
+
+    return kernel(a, x, y)
+
+
+def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """[T, Q, N], [T, Q, D], [T, N, D] -> sum over n of h_qn (x_q - y_n), [T, Q, D]"""
+    from fastmeta.kernels.pull import pull as kernel
+
+    return kernel(h, x, y)
+
+
+# support, support_y, support_weight, query, query_y, query_weight: as `backends.prototypes.Task`
+_Task = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
+
+
+class _Record(NamedTuple):
+    """What a forward leaves for its backward."""
+
+    temperature: Tensor  # [T]
+    metric: str
+    means: Tensor  # [T, N, D]
+    mass: Tensor  # [T, N], sums of weights
+    found: Any  # a PrototypeLoss
+
+
+def loss_forward(
+    task: _Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor, Any] | None:
+    """The loss [T], the logits [T, Q, N] and what `loss_backward` needs.
+
+    None if labels or weights do not fit. support [T, S, D], query [T, Q, D], labels and weights
+    [T, S] and [T, Q]; a temperature that is a tensor is [] or [T].
+    """
+    from fastmeta.kernels.class_means import class_means as means_of
+    from fastmeta.kernels.labels_fit import misfits
+    from fastmeta.kernels.prototype import prototype_loss
+
+    support, support_y, support_weight, query, query_y, query_weight = task
+    if not isinstance(temperature, Tensor):
+        temperature = query.new_full((1,), temperature)
+    temperature = temperature.reshape(-1).expand(len(query))
+    means, mass = means_of(support, support_y, support_weight, n_way, query)
+    found = prototype_loss(query, means, query_y, query_weight, temperature, metric, query)
+    wrong = misfits(support_y, support_weight, n_way, mass)
+    if not _all_fit(wrong, misfits(query_y, query_weight, n_way, None)):
+        return None
+    return found.loss, found.logits, _Record(temperature, metric, means, mass, found)
+
+
+def loss_backward(
+    record: Any, task: _Task, grad_loss: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients for support, query and the temperatures [T], of a gradient [T] for the loss.
+
+    record: of `loss_forward` for the same task. wanted: which of the three.
+    """
+    from fastmeta.kernels.class_gradient import class_gradient
+    from fastmeta.kernels.prototype_gradient import MOST_CLASSES, prototype_gradient
+
+    r: _Record = record
+    support, support_y, support_weight, query, query_y, query_weight = task
+    if r.means.shape[1] <= MOST_CLASSES:
+        for_query, for_means, slopes = prototype_gradient(
+            grad_loss, None, query, r.means, query_y, query_weight, r.temperature, r.metric, r.found
+        )  # fmt: skip
+    else:
+        for_query, for_means, slopes = _gradient_of_many(r, query, query_y, query_weight, grad_loss)
+    return (
+        class_gradient(for_means, support_y, support_weight, r.mass) if wanted[0] else None,
+        for_query if wanted[1] else None,
+        slopes.sum(1) if wanted[2] else None,
+    )
+
+
+def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """The k least distances [T, Q, k] and their indices; ties by lowest index, NaN last.
+
+    x [T, Q, D], prototypes [T, N, D]; unit vectors (or zeros) under "cosine".
+    """
+    from fastmeta.kernels.nearest import nearest as kernel
+
+    return kernel(x, prototypes, k, "unit" if metric == "cosine" else metric)
+
+
+def _gradient_of_many(
+    r: _Record, query: Tensor, labels: Tensor, weight: Tensor | None, grad_loss: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For more classes than a program holds: the gradient for the logits first, then sums."""
+    found = r.found
+    temperature = r.temperature[:, None, None]
+    share = torch.ones_like(found.total) if weight is None else weight
+    share = share * (grad_loss / found.mass)[:, None]
+    is_label = torch.arange(found.logits.shape[2], device=share.device) == labels[:, :, None]
+    probability = (found.logits - found.peak[:, :, None]).exp() / found.total[:, :, None]
+    error = probability - is_label.to(share.dtype)
+    grad = share[:, :, None] * error
+    slopes = -(grad * found.logits).sum(2) / r.temperature[:, None]
+    h = grad / temperature
+    if weight is not None:
+        query = torch.where((weight > 0)[:, :, None], query, 0)
+    if r.metric == "sqeuclidean":
+        h = -2 * h
+    elif r.metric == "euclidean":
+        distance = -found.logits * temperature
+        h = torch.where(distance == 0, 0, -h / torch.where(distance == 0, 1, distance))
+    if r.metric in ("sqeuclidean", "euclidean"):
+        return pull(h, query, r.means), pull(h.mT, r.means, query), slopes
+    if r.metric == "dot":
+        return h @ r.means, h.mT @ query, slopes
+    x_factor, y_factor = found.query_factor[:, :, None], found.mean_factor[:, :, None]
+    along = h * (1 + temperature * found.logits)
+    h = h * x_factor * y_factor.mT
+    for_query = h @ r.means - query * x_factor**2 * along.sum(2, keepdim=True)
+    for_means = h.mT @ query - r.means * y_factor**2 * along.sum(1)[:, :, None]
+    return for_query, for_means, slopes
+
+
+def _all_fit(*wrong: Tensor) -> bool:
+    """Whether nothing is wrong; True where it cannot be read, inside a CUDA graph."""
+    if wrong[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return True
+    return not bool(torch.stack(wrong).any())

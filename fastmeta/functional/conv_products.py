@@ -1,0 +1,111 @@
+"""The three products of a convolution with weights of their own for each task, and what runs them.
+
+On a GPU the Triton kernels, on the CPU the native ones, each where it can run. Otherwise it is one
+grouped convolution: measured against a convolution a task and against unfold and bmm, that is the
+fastest of them where nothing has to be copied into its layout, see `in_channels`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmeta.backends import convolution, requested_backend, triton
+from fastmeta.functional.layout import in_channels, of_tasks
+from fastmeta.functional.precision import PRECISIONS
+
+__all__ = ["Window", "as_one_task", "convolve", "input_gradient", "weight_gradient"]
+
+
+class Window(NamedTuple):
+    """What a convolution is beside its tensors."""
+
+    size: tuple[int, int]  # of the input
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    precision: str
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Of the result: H', W'."""
+        height, width = (
+            (n + 2 * p - k) // s + 1 for n, k, s, p in zip(*self[:4], strict=True)
+        )  # fmt: skip
+        return height, width
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """[T, S, C, H, W] * [T, O, C, kh, kw] + [T, O] -> [T, S, O, H', W']"""
+    if triton.takes(x, weight, bias, precision=window.precision):
+        from fastmeta.kernels.conv2d import convolve as on_gpu
+
+        return on_gpu(x, weight, bias, window.stride, window.padding, _kernels_name(window))
+    if _is_native(x, weight):
+        return convolution.convolve(x, weight, bias, window.stride, window.padding)
+    tasks = len(x)
+    rows = None if bias is None else bias.flatten()
+    y = F.conv2d(
+        in_channels(x), weight.flatten(0, 1), rows, window.stride, window.padding, groups=tasks
+    )
+    return of_tasks(y, tasks)
+
+
+def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
+    size, stride, padding = window.size, window.stride, window.padding
+    if triton.takes(grad, weight, precision=window.precision):
+        from fastmeta.kernels.conv2d_input_gradient import input_gradient as on_gpu
+
+        return on_gpu(grad, weight, size, stride, padding, _kernels_name(window))
+    if _is_native(grad, weight):
+        return convolution.input_gradient(grad, weight, size, stride, padding)
+    tasks, samples = grad.shape[:2]
+    like = grad.new_empty(1).expand(samples, tasks * weight.shape[2], *size)
+    wanted, _, _ = torch.ops.aten.convolution_backward(
+        in_channels(grad), like, weight.flatten(0, 1), None, stride, padding,
+        [1, 1], False, [0, 0], tasks, [True, False, False],
+    )  # fmt: skip
+    return of_tasks(wanted, tasks)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, with_bias: bool, window: Window
+) -> tuple[Tensor, Tensor | None]:
+    """[T, S, O, H', W'] and [T, S, C, H, W] -> [T, O, C, kh, kw], and that of the bias [T, O]"""
+    kernel, stride, padding = window.kernel, window.stride, window.padding
+    if triton.takes(grad, x, precision=window.precision):
+        from fastmeta.kernels.conv2d_weight_gradient import weight_gradient as on_gpu
+
+        return on_gpu(grad, x, kernel, stride, padding, with_bias, _kernels_name(window))
+    of_bias = grad.sum((1, 3, 4)) if with_bias else None
+    if _is_native(grad, x):
+        return convolution.weight_gradient(grad, x, kernel, stride, padding), of_bias
+    tasks, outputs = len(x), grad.shape[2]
+    like = grad.new_empty(1).expand(tasks * outputs, x.shape[2], *kernel)
+    _, wanted, _ = torch.ops.aten.convolution_backward(
+        in_channels(grad), in_channels(x), like, None, stride, padding,
+        [1, 1], False, [0, 0], tasks, [False, True, False],
+    )  # fmt: skip
+    return wanted.unflatten(0, (tasks, outputs)), of_bias
+
+
+def as_one_task(x: Tensor, window: Window) -> tuple[Tensor, bool]:
+    """[T, S, ...] as [1, samples, ...], and whether a task's samples lie together in it.
+
+    In the order in which what runs the products lays out its results, so that nothing is copied.
+    """
+    if triton.takes(x, precision=window.precision):
+        return x.flatten(0, 1).unsqueeze(0), True
+    return x.transpose(0, 1).flatten(0, 1).unsqueeze(0), False
+
+
+def _is_native(*tensors: Tensor) -> bool:
+    return requested_backend() != "reference" and convolution.can_run(*tensors) is None
+
+
+def _kernels_name(window: Window) -> str:
+    return PRECISIONS[window.precision]

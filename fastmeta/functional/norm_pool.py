@@ -1,0 +1,138 @@
+"""Batch norm, activation and max-pool in one: the block of convolutional few-shot networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from fastmeta.backends import triton_norm
+from fastmeta.functional.normalize import Gradients, Statistics, as_function_of, second_backward
+from fastmeta.functional.norms import batch_norm, check_batch, per_task
+from fastmeta.functional.pooling import gather, largest, max_pool2d, scatter, window_of
+from fastmeta.functional.transforms import nobody_differentiates, nobody_transforms
+
+__all__ = ["batch_norm_pool"]
+
+
+def batch_norm_pool(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    negative_slope: float = 0.0, pool: int = 2,
+) -> Tensor:  # fmt: skip
+    """Normalise each channel with the task's statistics, then relu, then max-pool.
+
+    In one pass over x after that for its statistics, where the Triton kernels run; else one
+    operation after another.
+
+    Args:
+        x: [T, S, C, H, W], floating, with more than one value a channel.
+        weight, bias: [T, C], or [C] shared by all tasks, or None for 1 and 0.
+        eps: added to the variance.
+        negative_slope: of the activation below 0, between 0 (relu) and 1 (none).
+        pool: pixels of a window's side, 1 (none) or 2.
+
+    Returns:
+        [T, S, C, H // pool, W // pool], differentiable to any order.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+
+    Equivalent to::
+
+        max_pool2d(F.leaky_relu(batch_norm(x, weight, bias, eps), negative_slope), pool)
+    """
+    check_batch(x, weight, bias)
+    if x.dim() != 5:
+        raise ValueError(f"x must be [T, S, C, H, W], not {list(x.shape)}")
+    if not 0 <= negative_slope <= 1:
+        raise ValueError(f"negative_slope must be between 0 and 1, not {negative_slope!r}")
+    if pool not in (1, 2) or min(x.shape[3:]) < pool:
+        raise ValueError(f"pool must be 1 or 2 and fit into x {list(x.shape)}, not {pool!r}")
+    scale, shift = per_task(weight, x), per_task(bias, x)
+    if nobody_transforms() and triton_norm.takes(x, scale, shift):
+        return _Block.apply(x, scale, shift, eps, float(negative_slope), pool)[0]
+    y = F.leaky_relu(batch_norm(x, weight, bias, eps), negative_slope)
+    return y if pool == 1 else max_pool2d(y, pool)
+
+
+class _Block(Function):
+    """(x, weight, bias) -> (y, mean, rstd)"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float,
+        pool: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        y, mean, rstd = triton_norm.forward(x, weight, bias, eps, slope, pool)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.options = (eps, slope, pool)
+        return y, mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        of = _BlockBackward.apply(grad, *ctx.saved_tensors, *ctx.options)
+        return (
+            of[0], of[1] if needs_weight else None, of[2] if needs_bias else None, None, None, None
+        )  # fmt: skip
+
+
+class _BlockBackward(Function):
+    """(gradient for y, x, weight, bias, mean, rstd) -> gradients for (x, weight, bias)
+
+    What depends on mean and rstd counts as depending on x, whose they are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+        mean: Tensor, rstd: Tensor, eps: float, slope: float, pool: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        ctx.save_for_backward(grad, x, weight, bias, mean, rstd)
+        ctx.options = (eps, slope, pool)
+        return triton_norm.backward(grad, x, weight, bias, mean, rstd, slope, pool)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad, x, weight, bias, mean, rstd = ctx.saved_tensors
+        eps, slope, pool = ctx.options
+        if nobody_differentiates():
+            of_grad, of_x, of_weight = triton_norm.second_backward(
+                grads, grad, x, weight, bias, mean, rstd, slope, pool
+            )
+        else:
+            statistics = Statistics(mean, rstd, eps)
+            of_grad, of_x, of_weight = _composed(
+                Gradients(*grads), grad, x, weight, bias, statistics, slope, pool
+            )
+        needs_weight = weight is not None and ctx.needs_input_grad[2]
+        return (
+            of_grad, of_x, of_weight if needs_weight else None,
+            None, None, None, None, None, None,
+        )  # fmt: skip
+
+
+def _composed(
+    grads: Gradients, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+    statistics: Statistics, slope: float, pool: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients for (grad, x, weight) made of differentiable operations."""
+    size = (x.shape[3], x.shape[4])
+    with torch.no_grad():
+        z = batch_norm(x, weight, bias, statistics.eps)
+        steep = torch.where(z > 0, 1.0, slope).to(x.dtype)
+        at = largest(z * steep, window_of(pool))[1] if pool > 1 else None
+    window = window_of(pool)
+    through_pool = grad if at is None else scatter(grad, at, window, size)
+    flat = x.flatten(3)
+    of_z, of_x, of_weight = second_backward(
+        Gradients(grads.x.flatten(3), grads.weight, grads.bias),
+        (steep * through_pool).flatten(3), flat, weight, as_function_of(flat, statistics),
+    )  # fmt: skip
+    of_z = steep * of_z.unflatten(3, size)
+    of_grad = of_z if at is None else gather(of_z, at, window)
+    return of_grad, of_x.unflatten(3, size), of_weight

@@ -1,0 +1,74 @@
+"""The mean of each class of each task: Snell et al. 2017, equation 1."""
+
+import triton
+import triton.language as tl
+from fastmeta.kernels.prototype_configs import sum_block
+from torch import Tensor
+
+__all__ = ["class_means"]
+
+
+@triton.jit
+def class_means_kernel(
+    x_ptr, labels_ptr, weight_ptr, means_ptr, mass_ptr, S, D, N,
+    x_t, x_s, x_d, labels_t, labels_s, weight_t, weight_s,
+    HAS_WEIGHT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """A program a class and block of D. Of x it reads the rows of its class alone."""
+    ACC: tl.constexpr = means_ptr.dtype.element_ty
+    t = (tl.program_id(0) // N).to(tl.int64)
+    n = tl.program_id(0) % N
+    d = (tl.program_id(1) * BD + tl.arange(0, BD)).to(tl.int64)
+    x_ptr += t * x_t
+    labels_ptr += t * labels_t
+    weight_ptr += t * weight_t
+
+    # Sums of differences: those of features with a large common offset would lose it in rounding.
+    known = d < D
+    if HAS_WEIGHT:
+        known = known & (tl.load(weight_ptr + tl.zeros([BD], tl.int64)) > 0)
+    origin = tl.load(x_ptr + d * x_d, mask=known, other=0.0).to(ACC)
+
+    total = tl.zeros([BD], ACC)
+    mass = tl.zeros([BS], ACC)
+    for begin in range(0, S, BS):
+        s = (begin + tl.arange(0, BS)).to(tl.int64)
+        label = tl.load(labels_ptr + s * labels_s, mask=s < S, other=-1)
+        share = (label == n).to(ACC)
+        if HAS_WEIGHT:
+            weight = tl.load(weight_ptr + s * weight_s, mask=s < S, other=0.0).to(ACC)
+            share = tl.where(weight > 0, share * weight, 0.0)
+        member = share > 0
+        x = tl.load(
+            x_ptr + s[:, None] * x_s + d[None, :] * x_d,
+            mask=member[:, None] & (d < D)[None, :], other=0.0,
+        ).to(ACC)  # fmt: skip
+        difference = tl.where(member[:, None], x - origin[None, :], 0.0)
+        total += tl.sum(share[:, None] * difference, 0)
+        mass += share
+    whole = tl.sum(mass, 0)
+    at = t * N + n
+    tl.store(means_ptr + at * D + d, origin + total / whole, mask=d < D)
+    if tl.program_id(1) == 0:
+        tl.store(mass_ptr + at, whole)
+
+
+def class_means(
+    x: Tensor, labels: Tensor, weight: Tensor | None, n_way: int, sums: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[T, S, D], [T, S] and [T, S] or None -> the means [T, N, D] and sums of weights [T, N].
+
+    In the dtype of `sums`, any tensor in the precision of sums. A class without a sample of
+    weight above 0 has mean NaN and sum 0; a label outside [0, N) belongs to no class.
+    """
+    tasks, samples, width = x.shape
+    means, mass = sums.new_empty(tasks, n_way, width), sums.new_empty(tasks, n_way)
+    given = labels if weight is None else weight
+    block = sum_block(samples, width)
+    grid = (tasks * n_way, triton.cdiv(width, block.D))
+    class_means_kernel[grid](
+        x, labels, given, means, mass, samples, width, n_way,
+        *x.stride(), *labels.stride(), *given.stride(),
+        HAS_WEIGHT=weight is not None, BS=block.S, BD=block.D, num_warps=block.num_warps,
+    )  # fmt: skip
+    return means, mass

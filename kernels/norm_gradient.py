@@ -1,0 +1,176 @@
+"""Norm, activation and pool: the backward and the second backward.
+
+With x' the normalised pixels, g the gradient for the norm's output (that for the pool's, sent back
+through pool and activation), scale = weight * rstd, and m(.) means over the pixels of a channel,
+
+    backward       for x: scale (g - m(g) - x' m(g x'));  for weight: sum of g x';  for bias: of g
+
+and, from gradients a, u, v for what the backward returns for x, weight and bias,
+
+    second         for g: u x' + v + scale (a - m(a) - x' m(a x'))
+                   for x: p (g - m(g)) + q (a - m(a)) + k x'
+                   for weight: n rstd e
+        where      e = m(a g) - m(a) m(g) - m(a x') m(g x'),  p = rstd (u - scale m(a x')),
+                   q = -scale rstd m(g x'),  k = rstd ((2 scale m(a x') - u) m(g x') - scale e)
+"""
+
+import triton
+import triton.language as tl
+from fastmeta.kernels.norm_configs import NormBlock, norm_block
+from fastmeta.kernels.norm_forward import like_pixels
+from fastmeta.kernels.norm_sums import norm_sums
+from fastmeta.kernels.norm_tile import (
+    channels_of,
+    is_largest,
+    normalized,
+    pixels_at,
+    pooled,
+    through_pool,
+    windows,
+)
+from torch import Tensor
+
+__all__ = ["norm_gradient", "norm_second"]
+
+
+@triton.jit
+def sum_of_parts(ptr, parts, which: tl.constexpr, COUNT: tl.constexpr, t, c, T, C):
+    """[BC]: sum number `which` of COUNT, over the parts in their order."""
+    ACC: tl.constexpr = ptr.dtype.element_ty
+    total = tl.zeros([c.shape[0]], ACC)
+    for part in range(0, parts):
+        at = ((tl.full([1], part, tl.int64) * COUNT + which) * T + t) * C + c
+        total += tl.load(ptr + at, mask=c < C, other=0.0)
+    return total
+
+
+@triton.jit
+def norm_gradient_kernel(
+    x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_ptr, sums_ptr,
+    a_ptr, u_ptr, v_ptr, for_x_ptr, for_grad_ptr, for_weight_ptr, for_bias_ptr,
+    T, S, H, W, C, parts,
+    x_t, x_s, x_c, x_h, x_w, grad_t, grad_s, grad_c, grad_h, grad_w,
+    a_t, a_s, a_c, a_h, a_w, for_x_t, for_x_s, for_x_c, for_x_h, for_x_w,
+    for_grad_t, for_grad_s, for_grad_c, for_grad_h, for_grad_w,
+    weight_t, weight_c, bias_t, bias_c, u_t, u_c, v_t, v_c,
+    SLOPE: tl.constexpr, P: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SECOND: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """A program a block of channels and of windows."""
+    COUNT: tl.constexpr = 5 if SECOND else 2
+    t, c = channels_of(C, BC)
+    known = c < C
+    mean = tl.load(mean_ptr + t * C + c, mask=known, other=0.0)
+    rstd = tl.load(rstd_ptr + t * C + c, mask=known, other=0.0)
+    weight = tl.full([BC], 1.0, mean.dtype)
+    bias = tl.zeros([BC], mean.dtype)
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + t * weight_t + c * weight_c, mask=known, other=0.0)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + t * bias_t + c * bias_c, mask=known, other=0.0)
+    scale = weight * rstd
+    n = (S * H * W).to(mean.dtype)
+    m_g = sum_of_parts(sums_ptr, parts, 0, COUNT, t, c, T, C) / n
+    m_gx = sum_of_parts(sums_ptr, parts, 1, COUNT, t, c, T, C) / n
+
+    s, h, w, whole = windows(tl.program_id(1) * BR + tl.arange(0, BR), S, H, W, P)
+    pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
+    x = tl.load(pointers, mask=there, other=0.0)
+    normal = normalized(x, mean, rstd)
+    z = normal * weight[None, None, :] + bias[None, None, :]
+    chosen = is_largest(x, there, scale, P)
+    i, j = (h // P).to(tl.int64), (w // P).to(tl.int64)
+    output = whole[:, None] & known[None, :]
+    place = s.to(tl.int64) * grad_s + i * grad_h + j * grad_w
+    grad = tl.load(
+        grad_ptr + t * grad_t + place[:, None] + (c * grad_c)[None, :], mask=output, other=0.0
+    )  # fmt: skip
+    g = through_pool(grad, z, chosen, SLOPE)
+    if SECOND:
+        m_a = sum_of_parts(sums_ptr, parts, 2, COUNT, t, c, T, C) / n
+        m_ax = sum_of_parts(sums_ptr, parts, 3, COUNT, t, c, T, C) / n
+        m_ag = sum_of_parts(sums_ptr, parts, 4, COUNT, t, c, T, C) / n
+        u = tl.load(u_ptr + t * u_t + c * u_c, mask=known, other=0.0)
+        v = tl.load(v_ptr + t * v_t + c * v_c, mask=known, other=0.0)
+        pointers, _ = pixels_at(a_ptr + t * a_t, s, h, w, c, S, H, W, C, a_s, a_c, a_h, a_w, P)
+        a = tl.load(pointers, mask=there, other=0.0) - m_a[None, None, :]
+        e = m_ag - m_a * m_g - m_ax * m_gx
+        of_g = rstd * (u - scale * m_ax)
+        of_a = -scale * rstd * m_gx
+        of_x = rstd * ((2.0 * scale * m_ax - u) * m_gx - scale * e)
+        for_x = (
+            of_g[None, None, :] * (g - m_g[None, None, :])
+            + of_a[None, None, :] * a
+            + of_x[None, None, :] * normal
+        )
+        for_g = (
+            (u - scale * m_ax)[None, None, :] * normal + v[None, None, :] + scale[None, None, :] * a
+        )
+        steep = tl.where(z > 0, 1.0, SLOPE).to(for_g.dtype)
+        place = s.to(tl.int64) * for_grad_s + i * for_grad_h + j * for_grad_w
+        pointers = for_grad_ptr + t * for_grad_t + place[:, None] + (c * for_grad_c)[None, :]
+        tl.store(pointers, pooled(for_g * steep, chosen), mask=output)
+        if tl.program_id(1) == 0:
+            tl.store(for_weight_ptr + t * C + c, n * rstd * e, mask=known)
+    else:
+        for_x = scale[None, None, :] * (g - m_g[None, None, :] - normal * m_gx[None, None, :])
+        if tl.program_id(1) == 0:
+            tl.store(for_weight_ptr + t * C + c, n * m_gx, mask=known)
+            tl.store(for_bias_ptr + t * C + c, n * m_g, mask=known)
+    pointers, _ = pixels_at(
+        for_x_ptr + t * for_x_t, s, h, w, c, S, H, W, C, for_x_s, for_x_c, for_x_h, for_x_w, P
+    )  # fmt: skip
+    tl.store(pointers, for_x, mask=there)
+
+
+def norm_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
+    rstd: Tensor, slope: float, pool: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients for x, weight [T, C] and bias [T, C], from that for y of `norm_forward`."""
+    block = norm_block(x)
+    sums = norm_sums(grad, x, weight, bias, mean, rstd, None, slope, pool, block)
+    for_x = like_pixels(x, *x.shape[3:])
+    for_weight, for_bias = mean.new_empty(mean.shape), mean.new_empty(mean.shape)
+    _launch(
+        block, False, slope, pool, (x, weight, bias, mean, rstd, grad, sums),
+        (x, mean, mean), (for_x, grad, for_weight, for_bias),
+    )  # fmt: skip
+    return for_x, for_weight, for_bias
+
+
+def norm_second(
+    a: Tensor, u: Tensor, v: Tensor, grad: Tensor, x: Tensor, weight: Tensor | None,
+    bias: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, pool: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients for grad, x and weight, from those (a, u, v) for what `norm_gradient` returns."""
+    block = norm_block(x)
+    sums = norm_sums(grad, x, weight, bias, mean, rstd, a, slope, pool, block)
+    for_x, for_grad = like_pixels(x, *x.shape[3:]), like_pixels(x, *grad.shape[3:])
+    for_weight = mean.new_empty(mean.shape)
+    _launch(
+        block, True, slope, pool, (x, weight, bias, mean, rstd, grad, sums),
+        (a, u, v), (for_x, for_grad, for_weight, for_weight),
+    )  # fmt: skip
+    return for_grad, for_x, for_weight
+
+
+def _launch(
+    block: NormBlock, second: bool, slope: float, pool: int,
+    given: tuple, directions: tuple, out: tuple,
+) -> None:  # fmt: skip
+    x, weight, bias, mean, rstd, grad, sums = given
+    a, u, v = directions
+    for_x, for_grad, for_weight, for_bias = out
+    tasks, samples, channels, height, width = x.shape
+    affine = [mean if p is None else p for p in (weight, bias)]
+    rows = block.windows(pool)
+    count = samples * triton.cdiv(height, pool) * triton.cdiv(width, pool)
+    norm_gradient_kernel[(tasks * triton.cdiv(channels, block.C), triton.cdiv(count, rows))](
+        x, *affine, mean, rstd, grad, sums, a, u, v, for_x, for_grad, for_weight, for_bias,
+        tasks, samples, height, width, channels, len(sums),
+        *x.stride(), *grad.stride(), *a.stride(), *for_x.stride(), *for_grad.stride(),
+        *affine[0].stride(), *affine[1].stride(), *u.stride(), *v.stride(),
+        SLOPE=slope, P=pool, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+        SECOND=second, BR=rows, BC=block.C, num_warps=block.num_warps,
+    )  # fmt: skip

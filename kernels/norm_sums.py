@@ -1,0 +1,99 @@
+"""Norm, activation and pool: the sums over pixels that the backward and its backward stand on."""
+
+import triton
+import triton.language as tl
+from fastmeta.kernels.norm_configs import NormBlock
+from fastmeta.kernels.norm_tile import (
+    channels_of,
+    is_largest,
+    normalized,
+    pixels_at,
+    through_pool,
+    windows,
+)
+from torch import Tensor
+
+__all__ = ["norm_sums"]
+
+
+@triton.jit
+def norm_sums_kernel(
+    x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_ptr, a_ptr, sums_ptr,
+    T, S, H, W, C, chunk,
+    x_t, x_s, x_c, x_h, x_w, grad_t, grad_s, grad_c, grad_h, grad_w,
+    a_t, a_s, a_c, a_h, a_w, weight_t, weight_c, bias_t, bias_c,
+    SLOPE: tl.constexpr, P: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SECOND: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """A program a block of channels and `chunk` windows; see `norm_gradient` for the names."""
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    COUNT: tl.constexpr = 5 if SECOND else 2
+    t, c = channels_of(C, BC)
+    known = c < C
+    mean = tl.load(mean_ptr + t * C + c, mask=known, other=0.0)
+    rstd = tl.load(rstd_ptr + t * C + c, mask=known, other=0.0)
+    weight = tl.full([BC], 1.0, ACC)
+    bias = tl.zeros([BC], ACC)
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + t * weight_t + c * weight_c, mask=known, other=0.0)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + t * bias_t + c * bias_c, mask=known, other=0.0)
+    sum_g = tl.zeros([BC], ACC)
+    sum_gx = tl.zeros([BC], ACC)
+    sum_a = tl.zeros([BC], ACC)
+    sum_ax = tl.zeros([BC], ACC)
+    sum_ag = tl.zeros([BC], ACC)
+    part = tl.program_id(1)
+    for first in range(part * chunk, (part + 1) * chunk, BR):
+        s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
+        pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
+        x = tl.load(pointers, mask=there, other=0.0)
+        normal = tl.where(there, normalized(x, mean, rstd), 0.0)
+        z = normal * weight[None, None, :] + bias[None, None, :]
+        chosen = is_largest(x, there, weight * rstd, P)
+        place = s.to(tl.int64) * grad_s + (h // P).to(tl.int64) * grad_h
+        place += (w // P).to(tl.int64) * grad_w
+        grad = tl.load(
+            grad_ptr + t * grad_t + place[:, None] + (c * grad_c)[None, :],
+            mask=whole[:, None] & known[None, :], other=0.0,
+        )  # fmt: skip
+        g = through_pool(grad, z, chosen, SLOPE)
+        sum_g += tl.sum(tl.sum(g, 1), 0)
+        sum_gx += tl.sum(tl.sum(g * normal, 1), 0)
+        if SECOND:
+            pointers, _ = pixels_at(a_ptr + t * a_t, s, h, w, c, S, H, W, C, a_s, a_c, a_h, a_w, P)
+            a = tl.load(pointers, mask=there, other=0.0)
+            sum_a += tl.sum(tl.sum(a, 1), 0)
+            sum_ax += tl.sum(tl.sum(a * normal, 1), 0)
+            sum_ag += tl.sum(tl.sum(a * g, 1), 0)
+    at = (part.to(tl.int64) * COUNT * T + t) * C + c
+    step = T.to(tl.int64) * C
+    tl.store(sums_ptr + at, sum_g, mask=known)
+    tl.store(sums_ptr + at + step, sum_gx, mask=known)
+    if SECOND:
+        tl.store(sums_ptr + at + 2 * step, sum_a, mask=known)
+        tl.store(sums_ptr + at + 3 * step, sum_ax, mask=known)
+        tl.store(sums_ptr + at + 4 * step, sum_ag, mask=known)
+
+
+def norm_sums(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
+    rstd: Tensor, a: Tensor | None, slope: float, pool: int, block: NormBlock,
+) -> Tensor:  # fmt: skip
+    """Sums of g and g x', and, given a, of a, a x' and a g: [parts, 2 or 5, T, C]"""
+    tasks, samples, channels, height, width = x.shape
+    rows = block.windows(pool)
+    chunk = block.chunk // (block.rows // rows)
+    count = samples * triton.cdiv(height, pool) * triton.cdiv(width, pool)
+    parts = triton.cdiv(count, chunk)
+    sums = mean.new_empty(parts, 2 if a is None else 5, tasks, channels)
+    affine = [mean if p is None else p for p in (weight, bias)]
+    other = x if a is None else a
+    norm_sums_kernel[(tasks * triton.cdiv(channels, block.C), parts)](
+        x, *affine, mean, rstd, grad, other, sums,
+        tasks, samples, height, width, channels, chunk,
+        *x.stride(), *grad.stride(), *other.stride(), *affine[0].stride(), *affine[1].stride(),
+        SLOPE=slope, P=pool, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+        SECOND=a is not None, BR=rows, BC=block.C, num_warps=block.num_warps,
+    )  # fmt: skip
+    return sums

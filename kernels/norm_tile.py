@@ -1,0 +1,84 @@
+"""What the kernels of norm, activation and pool share, inside a kernel: no kernel itself.
+
+A task's rows are windows of P x P pixels, P = 1 without a pool; the windows at the lower and right
+edge may be cut off, and have no output. A tile holds BR windows, their K = P * P pixels and BC
+channels. Of equal pixels the first is the largest, as in PyTorch.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["channels_of", "normalized", "pixels_at", "pooled", "through_pool", "windows"]
+
+
+@triton.jit
+def channels_of(C, BC: tl.constexpr):
+    """This program's task and channels, from the first dimension of the grid."""
+    blocks = tl.cdiv(C, BC)
+    t = (tl.program_id(0) // blocks).to(tl.int64)
+    c = ((tl.program_id(0) % blocks) * BC + tl.arange(0, BC)).to(tl.int64)
+    return t, c
+
+
+@triton.jit
+def windows(row, S, H, W, P: tl.constexpr):
+    """Of windows [BR]: sample, line and column of their first pixel, and whether they are whole."""
+    down = tl.cdiv(H, P)
+    across = tl.cdiv(W, P)
+    s = row // (down * across)
+    h = row // across % down * P
+    w = row % across * P
+    whole = (s < S) & (h + P <= H) & (w + P <= W)
+    return s, h, w, whole
+
+
+@triton.jit
+def pixels_at(ptr, s, h, w, c, S, H, W, C, stride_s, stride_c, stride_h, stride_w, P: tl.constexpr):
+    """Pointers [BR, K, BC] to the pixels of windows, and which of them are there."""
+    k = tl.arange(0, P * P)
+    line = h[:, None] + k[None, :] // P
+    column = w[:, None] + k[None, :] % P
+    there = (s < S)[:, None] & (line < H) & (column < W)
+    place = (
+        s[:, None].to(tl.int64) * stride_s
+        + line.to(tl.int64) * stride_h
+        + column.to(tl.int64) * stride_w
+    )
+    pointers = ptr + place[:, :, None] + (c * stride_c)[None, None, :]
+    return pointers, there[:, :, None] & (c < C)[None, None, :]
+
+
+@triton.jit
+def normalized(x, mean, rstd):
+    return (x - mean[None, None, :]) * rstd[None, None, :]
+
+
+@triton.jit
+def is_largest(x, there, scale, P: tl.constexpr):
+    """Which pixel of each window is the largest after the norm, as a mask [BR, K, BC].
+
+    Found in x itself: a norm keeps the order, or turns it around where its scale is negative.
+    """
+    if P == 1:
+        chosen = there
+    else:
+        sign = tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0)).to(x.dtype)
+        signed = tl.where(there, x * sign[None, None, :], float("-inf"))
+        largest = tl.max(signed, 1)
+        k = tl.arange(0, P * P)[None, :, None]
+        first = tl.min(tl.where(signed == largest[:, None, :], k, P * P), 1)
+        chosen = there & (k == first[:, None, :])
+    return chosen
+
+
+@triton.jit
+def pooled(values, chosen):
+    """The chosen pixel of each window, [BR, BC]."""
+    return tl.sum(tl.where(chosen, values, 0.0), 1)
+
+
+@triton.jit
+def through_pool(grad, z, chosen, SLOPE: tl.constexpr):
+    """The gradient [BR, K, BC] for the norm's output, from that for the pool's [BR, BC]."""
+    steep = tl.where(z > 0, 1.0, SLOPE).to(grad.dtype)
+    return tl.where(chosen, grad[:, None, :] * steep, 0.0)

@@ -1,0 +1,106 @@
+"""Block sizes of the prototype kernels. Chosen by count, not measured: see `configs`.
+
+A block of distances keeps Q x N x D sums in registers; 64 of them a thread leave room for the
+operands without spills (compiled ahead of time for each target, see the tests).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = [
+    "MOST_CLASSES", "DistanceBlock", "GradientBlock", "SumBlock", "distance_block",
+    "gradient_block", "power_of_2", "pull_block", "sum_block",
+]  # fmt: skip
+
+
+class DistanceBlock(NamedTuple):
+    """Rows, prototypes and features of a step, and the warps that share them."""
+
+    Q: int
+    N: int
+    D: int
+    num_warps: int = 4
+
+
+class SumBlock(NamedTuple):
+    """Samples and features of a step of a sum over samples."""
+
+    S: int
+    D: int
+    num_warps: int = 4
+
+
+class GradientBlock(NamedTuple):
+    """Queries of a step, prototypes, features, and the queries of a program."""
+
+    Q: int
+    N: int
+    D: int
+    chunk: int
+
+
+class NearestBlock(NamedTuple):
+    """Queries, prototypes and features of a step, and the prototypes of a program."""
+
+    Q: int
+    N: int
+    D: int
+    part: int
+
+
+# A wider gradient keeps prototypes and their gradients of more than 32 classes in registers.
+MOST_CLASSES = 32
+_BLOCKS = 132 * 4  # of four warps, before blocks get larger than they must be
+_PROGRAMS = 132 * 12  # of one warp: 12 a multiprocessor hide the latency of their loads
+
+
+def distance_block(rows: int, prototypes: int, width: int) -> DistanceBlock:
+    """For distances of `rows`, those of all tasks together, to `prototypes` of a task.
+
+    Columns of D lie in 8 to 32 threads. Fewer mean fewer steps of the last sum, more mean longer
+    rows a load: 8 features of float32 are the 32 bytes that memory moves at least.
+    """
+    D = 8 if width <= 128 else 32
+    N = min(max(power_of_2(prototypes), 4), 32)
+    most = min(64, 8192 // (N * D))
+    return DistanceBlock(Q=min(most, max(4, power_of_2(rows // _BLOCKS))), N=N, D=D)
+
+
+def sum_block(samples: int, width: int) -> SumBlock:
+    """For the means of classes and their gradients."""
+    D = min(max(power_of_2(width), 16), 128)
+    return SumBlock(S=min(max(power_of_2(samples), 8), 32), D=D)
+
+
+def pull_block(prototypes: int, width: int) -> DistanceBlock:
+    """For sums over prototypes: a program of one warp, so that they stay within threads."""
+    D = min(128, max(32, power_of_2(width)))
+    N = min(4, max(2, power_of_2(prototypes)))
+    return DistanceBlock(Q=max(1, 1024 // (N * D)), N=N, D=D, num_warps=1)
+
+
+def gradient_block(tasks: int, queries: int, prototypes: int, width: int) -> GradientBlock:
+    """For the gradient of the loss: a program of one warp, so that sums stay within threads."""
+    N = max(power_of_2(prototypes), 2)
+    D = min(128, max(32, 512 // N), max(32, power_of_2(width)))
+    Q = max(1, min(4, 1024 // (N * D)))
+    programs = tasks * -(-width // D)
+    chunks = min(-(-_PROGRAMS // programs), -(-queries // 8))
+    chunk = -(-queries // max(1, chunks))
+    return GradientBlock(Q, N, D, -(-chunk // Q) * Q)
+
+
+def nearest_block(rows: int, bank: int, width: int) -> NearestBlock:
+    """For the nearest of a bank: parts of it to programs, enough of them to fill the card."""
+    D = 8 if width <= 128 else 32
+    Q = min(32, max(4, power_of_2(rows)))
+    N = 32 if D == 8 else 8
+    parts = min(-(-bank // (8 * N)), max(1, _BLOCKS // max(1, -(-rows // Q))), 1024)
+    part = -(-bank // max(1, parts))
+    return NearestBlock(Q, N, D, -(-part // N) * N)
+
+
+def power_of_2(n: int) -> int:
+    """The lowest that is at least n."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,60 @@
+"""The backend "triton": what it says where it cannot run, and what it demands."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastmeta as fm
+from fastmeta.backends import triton
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def test_without_triton_it_says_so(monkeypatch):
+    triton._without_triton.cache_clear()
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+    try:
+        assert fm.available_backends()["triton"] == "triton is not installed"
+    finally:
+        triton._without_triton.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "no NVIDIA GPU; TRITON_INTERPRET=1" in fm.available_backends()["triton"]
+
+
+def test_only_a_demand_takes_it_to_the_cpu(interpreter):
+    x = torch.ones(2)
+    assert not triton.takes(x)
+    with fm.use_backend("triton"):
+        assert triton.takes(x, None)
+    for other in ("reference", "cpu"):
+        with fm.use_backend(other):
+            assert not triton.takes(x)
+
+
+def test_what_it_cannot_run_is_an_error_where_it_is_demanded(interpreter):
+    with fm.use_backend("triton"):
+        with pytest.raises(ValueError, match="cannot run this: the tensors are torch.bfloat16"):
+            triton.takes(torch.ones(2, dtype=torch.bfloat16))
+        with pytest.raises(ValueError, match="cannot run this: a tensor is empty"):
+            triton.takes(torch.ones(0))
+        with pytest.raises(ValueError, match="cannot run this: the tensors are on meta"):
+            triton.takes(torch.ones(2, device="meta"))
+
+
+def test_fastmeta_does_not_load_triton():
+    program = (
+        "import sys, torch, fastmeta as fm; fm.MAML(torch.nn.Linear(1, 1)); "
+        "fm.available_backends(); assert 'triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

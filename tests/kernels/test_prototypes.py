@@ -1,0 +1,293 @@
+"""The prototype kernels against plain PyTorch in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import DOUBLE
+
+import fastmeta as fm
+from fastmeta import functional as fmF
+from fastmeta.backends import triton_prototypes as raw
+
+METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
+SHAPES = [(2, 7, 5, 6, 3), (1, 1, 1, 1, 1), (2, 6, 3, 140, 5), (1, 45, 3, 3, 40)]  # T, S, Q, D, N
+WEIGHTED = [*zip(SHAPES, [False, False, True, True], strict=True)]
+NAN = float("nan")
+
+
+def task(shape, device, dtype=DOUBLE, weighted=False):
+    """support, support_y, support_weight, query, query_y, query_weight, as for `loss_forward`."""
+    T, S, Q, D, N = shape
+    any_class = torch.randint(N, (T, S - N))
+    order = torch.stack([torch.randperm(S) for _ in range(T)])
+    support_y = torch.cat([torch.arange(N).expand(T, N), any_class], 1).gather(1, order)
+    support, query = torch.randn(T, S, D, dtype=dtype), torch.randn(T, Q, D, dtype=dtype)
+    query_y = torch.randint(N, (T, Q))
+    weights = [torch.rand(T, n, dtype=dtype) + 0.5 if weighted else None for n in (S, Q)]
+    given = (support, support_y, weights[0], query, query_y, weights[1])
+    return tuple(z if z is None else z.to(device) for z in given)
+
+
+def plain(support, support_y, support_weight, query, query_y, query_weight, n_way, metric, tau):
+    """Loss [T] and logits, class by class."""
+    ones = torch.ones_like(support[..., 0]) if support_weight is None else support_weight
+    means = torch.stack([
+        torch.stack([
+            (ones[t][y == n, None] * support[t][y == n]).sum(0) / ones[t][y == n].sum()
+            for n in range(n_way)
+        ])
+        for t, y in enumerate(support_y)
+    ])  # fmt: skip
+    logits = -plain_distance(query, means, metric) / tau[:, None, None]
+    losses = torch.stack([F.cross_entropy(z, y, reduction="none")
+                          for z, y in zip(logits, query_y, strict=True)])  # fmt: skip
+    if query_weight is None:
+        return losses.mean(1), logits
+    return (losses * query_weight).sum(1) / query_weight.sum(1), logits
+
+
+def plain_distance(x, y, metric):
+    x, y = x[:, :, None], y[:, None]
+    if metric == "dot":
+        return -(x * y).sum(-1)
+    if metric == "cosine":
+        return 1 - F.cosine_similarity(x, y, -1)
+    square = (x - y).square().sum(-1)
+    return square if metric == "sqeuclidean" else square.sqrt()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape, weighted", WEIGHTED)
+def test_loss_and_gradients(shape, metric, weighted, device, poisoned):
+    given = task(shape, device, weighted=weighted)
+    tau = torch.linspace(0.5, 1.5, shape[0], dtype=DOUBLE, device=device).requires_grad_()
+    loss, logits, record = raw.loss_forward(given, shape[-1], metric, tau.detach(), True)
+    support, query = given[0].clone().requires_grad_(), given[3].clone().requires_grad_()
+    leaves = (support, query, tau)
+    right, right_logits = plain(
+        support, *given[1:3], query, *given[4:], shape[-1], metric, tau
+    )  # fmt: skip
+    close = torch.testing.assert_close
+    close(loss, right.detach())
+    close(logits, right_logits.detach())
+    hits = (right_logits.argmax(2) == given[4]).double()
+    weight = torch.ones_like(hits) if given[5] is None else given[5]
+    close(record.found.accuracy, (hits * weight).sum(1) / weight.sum(1))
+    outer = torch.randn_like(loss)
+    found = raw.loss_backward(record, given, outer, (True, True, True))
+    close(found, torch.autograd.grad(right, leaves, outer))
+    assert raw.loss_backward(record, given, outer, (False, False, False)) == (None, None, None)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_error_is_that_of_the_same_mathematics_in_plain_pytorch(metric, device):
+    shape = (2, 20, 6, 64, 5)
+    exact = task(shape, device)
+    given = tuple(z if z is None or not z.is_floating_point() else z.float() for z in exact)
+    exact = tuple(z if z is None or not z.is_floating_point() else z.double() for z in given)
+    tau = torch.ones(2, device=device)
+
+    def slopes(of, kind):
+        leaves = [z.clone().requires_grad_() for z in (of[0], of[3])]
+        loss, _ = plain(leaves[0], *of[1:3], leaves[1], *of[4:], 5, metric, tau.to(kind))
+        return torch.autograd.grad(loss.sum(), leaves)
+
+    _, _, record = raw.loss_forward(given, 5, metric, 1.0, True)
+    ours = raw.loss_backward(record, given, torch.ones(2, device=device), (True, True, False))
+    right, ordinary = slopes(exact, DOUBLE), slopes(given, torch.float32)
+    for mine, theirs, true in zip(ours, ordinary, right, strict=False):
+        budget = 2 * (theirs - true).norm() + 1e-7 * true.norm()
+        assert (mine - true).norm() <= budget
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_sums_over_pairs(metric, device, poisoned):
+    from fastmeta.kernels.pairwise import pairwise
+
+    for T, _, Q, D, N in SHAPES:
+        x = torch.randn(T, D, Q, dtype=DOUBLE, device=device).mT  # not contiguous
+        y = torch.randn(N, D, dtype=DOUBLE, device=device).expand(T, N, D)  # shared by all tasks
+        torch.testing.assert_close(pairwise(x, y, metric, x), plain_distance(x, y, metric))
+        difference = x[:, :, None] - y[:, None]
+        h = torch.randn(T, N, Q, dtype=DOUBLE, device=device).mT
+        torch.testing.assert_close(raw.pull(h, x, y), (h[..., None] * difference).sum(2))
+        torch.testing.assert_close(
+            raw.project(2 * x, x, y), 2 * (x[:, :, None] * difference).sum(3)
+        )
+
+
+def test_a_large_common_offset_loses_nothing(device):
+    given = task((1, 8, 5, 16, 4), device, torch.float32)
+    near = [None if z is None else z.double() if z.is_floating_point() else z for z in given]
+    far = list(given)
+    far[0], far[3] = given[0] + 1e4, given[3] + 1e4
+    near[0], near[3] = far[0].double() - 1e4, far[3].double() - 1e4  # what the sum was rounded to
+    one = torch.ones(1, dtype=DOUBLE, device=device)
+    right, logits = plain(*near, 4, "sqeuclidean", one)
+    loss, found, record = raw.loss_forward(tuple(far), 4, "sqeuclidean", 1.0, True)
+    # The means are rounded to float32 at 1e4: half a unit is 5e-4, and of D = 16 features.
+    assert (found - logits).abs().max() < 2 * 16 * 5e-4 * 8
+    assert raw.loss_backward(record, tuple(far), loss, (True, True, False))[1].isfinite().all()
+
+
+def test_labels_out_of_range_are_neither_read_nor_written(device, poisoned):
+    given = list(task((2, 7, 5, 4, 3), device, weighted=True))
+    good = [z.clone() for z in given]
+    for place, bad in ((0, 10**12), (1, -(10**12))):  # would be far outside of any tensor
+        given[1][:, place], given[4][:, place] = bad, bad
+    assert raw.loss_forward(tuple(given), 3, "sqeuclidean", 1.0, True) is None
+    assert raw.class_means(given[0], given[1], 3, given[2]) is None
+    for weights, samples in ((2, 0), (5, 3)):  # as padding they may be anything
+        for of in (given, good):
+            of[weights][:, :2] = 0
+            of[samples][:, :2] = NAN if of is given else 0.0
+    good[1][:, :2] = good[4][:, :2] = 0
+    if raw.loss_forward(tuple(good), 3, "cosine", 1.0, True) is None:
+        good[1][:, 2:5] = given[1][:, 2:5] = torch.arange(3, device=device)
+    for metric in ("euclidean", "cosine"):
+        loss, _, record = raw.loss_forward(tuple(given), 3, metric, 1.0, True)
+        right, _, other = raw.loss_forward(tuple(good), 3, metric, 1.0, True)
+        torch.testing.assert_close(loss, right)
+        outer = torch.ones_like(loss)
+        found = raw.loss_backward(record, tuple(given), outer, (True, True, True))
+        torch.testing.assert_close(
+            found, raw.loss_backward(other, tuple(good), outer, (True, True, True))
+        )
+
+
+def test_what_does_not_fit_is_told(device):
+    features, labels = task((2, 7, 5, 4, 3), device)[:2]
+    weight = torch.ones(2, 7, dtype=DOUBLE, device=device)
+
+    def fits(labels=labels, weight=None):
+        return raw.class_means(features, labels, 3, weight) is not None
+
+    assert fits() and fits(weight=weight)
+    assert not fits(labels.clamp(max=1))  # a class without a sample
+    assert not fits(labels + 1)
+    for wrong in (-1.0, NAN, float("inf")):
+        bad = weight.clone()
+        bad[1, 3] = wrong
+        assert not fits(weight=bad)
+    assert not fits(weight=0 * weight)
+
+
+def test_vectors_of_zeros_have_cosine_distance_1_and_gradient_0(device):
+    given = list(task((1, 3, 4, 5, 3), device))
+    given[0][0, 0], given[3][0, 0] = 0, 0
+    _, logits, record = raw.loss_forward(tuple(given), 3, "cosine", 1.0, True)
+    assert (logits[0, 0] == -1).all() and (logits[0, :, given[1][0, 0]] == -1).all()
+    of_support, of_query, _ = raw.loss_backward(
+        record, tuple(given), torch.ones(1, dtype=DOUBLE, device=device), (True, True, True)
+    )
+    assert (of_query[0, 0] == 0).all() and (of_support[0, 0] == 0).all()
+    assert of_query.isfinite().all() and of_support.isfinite().all()
+
+
+def test_half_precision_is_summed_in_float32(device):
+    from fastmeta.kernels.class_means import class_means
+    from fastmeta.kernels.prototype import prototype_loss
+    from fastmeta.kernels.prototype_gradient import prototype_gradient
+
+    given = task((2, 7, 5, 33, 3), device, torch.bfloat16)
+    wide = tuple(z.float() if z is not None and z.is_floating_point() else z for z in given)
+    sums, tau = wide[0], torch.ones(2, device=device)
+    means, mass = class_means(*given[:3], 3, sums)
+    right, right_mass = class_means(*wide[:3], 3, sums)
+    torch.testing.assert_close((means, mass), (right, right_mass), rtol=0, atol=0)
+    found = prototype_loss(given[3], means, given[4], None, tau, "sqeuclidean", sums)
+    same = prototype_loss(wide[3], means, given[4], None, tau, "sqeuclidean", sums)
+    torch.testing.assert_close(found.loss, same.loss, rtol=0, atol=0)
+    outer = torch.ones(2, device=device)
+    of_query, of_means, _ = prototype_gradient(
+        outer, None, given[3], means, given[4], None, tau, "sqeuclidean", found
+    )
+    wanted, right, _ = prototype_gradient(
+        outer, None, wide[3], means, given[4], None, tau, "sqeuclidean", found
+    )
+    torch.testing.assert_close(of_means, right, rtol=0, atol=0)
+    # To the nearest on the card; the interpreter cuts off, which is a unit of 8 bits at most.
+    torch.testing.assert_close(of_query.float(), wanted, rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 150, 10), (1, 1, 1, 1, 1), (1, 2, 3, 70, 64)])
+def test_nearest(shape, metric, device, poisoned):
+    T, Q, D, N, k = shape
+    if metric == "cosine":  # of unit vectors, all of whose products are exact: many ties
+        x, y = (F.one_hot(torch.randint(D, (T, n)), D).float().to(device) for n in (Q, N))
+    else:
+        x, y = (torch.randint(-2, 3, (T, n, D)).float().to(device) for n in (Q, N))
+    y[:, N // 2 :: 7] = NAN
+    assert raw.can_find(x, y, k) is None
+    values, indices = raw.nearest(x, y, k, metric)
+    right = fmF.pairwise_distance(x, y, metric) if metric != "cosine" else 1 - x @ y.mT
+    right, order = right.sort(dim=2, stable=True)
+    torch.testing.assert_close(indices, order[..., :k])
+    torch.testing.assert_close(values, right[..., :k], equal_nan=True)
+
+
+@pytest.fixture
+def on_triton():
+    with fm.use_backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
+def test_the_public_loss_has_derivatives_of_any_order(metric, device, on_triton):
+    given = task((1, 2, 2, 2, 2), device, weighted=True)
+    tau = torch.full((1,), 0.7, dtype=DOUBLE, device=device)
+    leaves = [z.requires_grad_() for z in (given[0], given[3], tau)]
+
+    def loss(support, query, tau):
+        return fmF.prototype_loss(
+            support, given[1], query, given[4], n_way=2, metric=metric, temperature=tau,
+            support_weight=given[2], query_weight=given[5],
+        )[0]  # fmt: skip
+
+    def derivatives(of):
+        first = torch.autograd.grad(of(*leaves).sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)
+        return [*torch.autograd.grad(of(*leaves).sum(), leaves), *first, *second]
+
+    ours = derivatives(loss)
+    right = derivatives(lambda s, q, tau: plain(s, *given[1:3], q, *given[4:], 2, metric, tau)[0])
+    torch.testing.assert_close(ours, right)
+
+
+def test_the_public_functions_reach_the_kernels(device, on_triton, monkeypatch):
+    from fastmeta.kernels import class_means, nearest, pairwise, prototype
+
+    reached = []
+
+    def telling(name, kernel):
+        def told(*args):
+            reached.append(name)
+            return kernel(*args)
+
+        return told
+
+    modules = {"class_means": class_means, "nearest": nearest, "pairwise": pairwise,
+               "prototype_loss": prototype}  # fmt: skip
+    for name, module in modules.items():
+        monkeypatch.setattr(module, name, telling(name, getattr(module, name)))
+    x, y, _, query, query_y, _ = task((2, 3, 2, 4, 3), device, torch.bfloat16)
+    means = fmF.prototypes(x, y, 3)
+    fmF.pairwise_distance(query, means)
+    fmF.prototype_loss(x, y, query, query_y, n_way=3)
+    values, indices = fmF.nearest_prototype(query, means[0], 2, "cosine")
+    assert reached == ["class_means", "pairwise", "class_means", "prototype_loss", "nearest"]
+    with fm.use_backend("reference"):
+        right = fmF.nearest_prototype(query, means[0], 2, "cosine")
+    torch.testing.assert_close((values, indices), right)
+    with pytest.raises(ValueError, match="no sample of class"):
+        fmF.prototypes(x, y.clamp(max=1), 3)
+    with pytest.raises(ValueError, match="outside"):
+        fmF.prototype_loss(x, y, query, query_y + 3, n_way=3)
+
+
+def test_what_nearest_does_not_take():
+    x, y = torch.zeros(1, 2, 3), torch.zeros(1, 100, 3)
+    assert "float64" in raw.can_find(x.double(), y.double(), 1)
+    assert "at most 64" in raw.can_find(x, y, 65)
+    assert "2^31" in raw.can_find(x, torch.zeros(1, 1, 3).expand(1, 2**31, 3), 1)
