@@ -256,3 +256,34 @@ def test_another_image_size_is_another_network():
         ours = gradients(meta, batch, inputs)
         with fm.use_backend("reference"):
             assert relative_error(ours, gradients(meta, batch, inputs)) < 1e-11
+
+
+ODD = {
+    "stride past the kernel": nn.Conv2d(2, 4, 2, stride=4),
+    "padding past the kernel": nn.Conv2d(2, 4, 2, padding=3),
+    "a kernel larger than the image": nn.Conv2d(2, 4, 9, padding=4),
+    "images of one pixel after it": nn.Conv2d(2, 4, 8),
+    "a flat kernel": nn.Conv2d(2, 4, (1, 3), padding=(0, 4)),
+}
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("engine", ["resident", "layered"])
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_convolutions_are_exact(odd, engine, samples):
+    conv = copy.deepcopy(ODD[odd])
+    pixels = conv(torch.zeros(1, 2, 8, 8)).numel()
+    model = nn.Sequential(conv, nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(pixels, 3))
+    meta = fm.MAML(model.double(), inner_lr=0.05, inner_steps=2, engine=engine)
+    batch = classification_tasks((2, 8, 8), t=2, s=samples, q=samples)
+    inputs = [*meta.parameters()]
+    with fm.use_backend("reference"):
+        right = gradients(meta, batch, inputs)
+    assert relative_error(gradients(meta, batch, inputs), right) < 1e-9
+
+
+@pytest.mark.parametrize("side", [nn.Conv2d(2, 4, 9), nn.MaxPool2d(9)], ids=["conv", "pool"])
+def test_windows_that_do_not_fit_are_refused(side):
+    meta = fm.MAML(nn.Sequential(side, nn.Flatten(), nn.Linear(4, 3)).double())
+    with pytest.raises(ValueError, match="cannot take a task's support_x"):
+        meta(classification_tasks((2, 8, 8), t=2, s=3, q=3))
