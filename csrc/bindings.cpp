@@ -19,11 +19,6 @@ using namespace fastmeta;
 
 namespace {
 
-template <class T>
-T* pointer(const py::handle& address) {
-  return address.is_none() ? nullptr : reinterpret_cast<T*>(address.cast<std::uintptr_t>());
-}
-
 void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
@@ -179,61 +174,110 @@ class Chain {
   int n_parameters_;
 };
 
-// The arguments that forward and backward share, unpacked from Python.
+// An inner loop on tensors of known shapes: all that their addresses do not tell. Made once for many
+// calls, which then hand over nothing but addresses, in this order: the parameters, the rates of
+// each that adapts, support x and query x, then support y and weight and query y and weight, as far
+// as there are any. One rate for all comes last instead.
 template <class R>
-struct Call {
-  std::vector<Parameter<R>> parameters;
-  std::vector<Rate<R>> rates;
-  InnerLoop<R> loop{};
-
-  Call(const Chain& chain, i64 tasks, i64 steps, int order, int threads,
-       const py::sequence& parameters_in, const py::sequence& rates_in, const py::tuple& support,
-       const py::object& query) {
+class Call {
+ public:
+  // parameters: the task stride of each; rates: (step_stride, n), or None where it does not adapt;
+  // samples of the query: 0 without one.
+  Call(const Chain& chain, i64 tasks, i64 steps, int order, const std::vector<i64>& task_strides,
+       const std::vector<std::optional<std::pair<i64, i64>>>& rates, bool one_rate,
+       std::pair<i64, i64> samples, bool labels, std::pair<bool, bool> weights)
+      : one_rate_(one_rate), labels_(labels), weights_(weights) {
     const size_t n = size_t(chain.n_parameters());
-    require(parameters_in.size() == n, "parameters: one (address, task_stride) a parameter");
-    require(rates_in.size() == n, "rates: one (address, step_stride, n) or None a parameter");
-    require(tasks > 0 && steps >= 0 && (order == 1 || order == 2) && threads > 0,
-            "tasks, steps, order or threads out of range");
-    bool adapts = false;
+    require(task_strides.size() == n && rates.size() == n, "a stride and a rate a parameter");
+    require(tasks > 0 && steps >= 0 && (order == 1 || order == 2),
+            "tasks, steps or order out of range");
+    require(samples.first > 0 && samples.second >= 0, "the number of samples must be positive");
+    size_t adapting = 0;
     for (size_t p = 0; p < n; ++p) {
-      const py::tuple parameter = parameters_in[p];
-      parameters.push_back({pointer<const R>(parameter[0]), parameter[1].cast<i64>()});
-      require(parameters.back().data, "a parameter's address is missing");
-      rates.push_back({nullptr, 0, 0});
-      if (py::object(rates_in[p]).is_none()) continue;
-      const py::tuple rate = rates_in[p];
-      rates.back() = {pointer<const R>(rate[0]), rate[1].cast<i64>(), rate[2].cast<i64>()};
-      adapts = true;
+      parameters_.push_back({nullptr, task_strides[p]});
+      adapts_.push_back(rates[p].has_value());
+      rates_.push_back({nullptr, 0, 0});
+      if (!rates[p]) continue;
+      rates_.back() = {nullptr, rates[p]->first, rates[p]->second};
+      ++adapting;
     }
-    loop.network = chain.network();
-    loop.tasks = tasks;
-    loop.steps = adapts ? steps : 0;
-    loop.order = order;
-    loop.threads = threads;
-    loop.support = samples(support);
-    if (!query.is_none()) loop.query = samples(query.cast<py::tuple>());
-    loop.parameters = parameters.data();
-    loop.rates = rates.data();
+    loop_.network = chain.network();
+    loop_.tasks = tasks;
+    loop_.steps = adapting ? steps : 0;
+    loop_.order = order;
+    loop_.support.n = samples.first;
+    loop_.query.n = samples.second;
+    const bool query = samples.second > 0;
+    n_addresses_ = n + (one_rate ? 1 : adapting) + (query ? 4 : 2) + weights.first +
+                   (query && weights.second);
   }
 
-  // (n, x, y, labels, weight)
-  static Samples<R> samples(const py::tuple& t) {
-    require(t.size() == 5, "samples: (n, x, y, labels, weight)");
-    const Samples<R> s{t[0].cast<i64>(), pointer<const R>(t[1]), pointer<const R>(t[2]),
-                       pointer<const i64>(t[3]), pointer<const R>(t[4])};
-    require(s.n > 0 && s.x, "samples: n must be positive and x given");
-    return s;
-  }
+  size_t n_parameters() const { return parameters_.size(); }
+
+  // The inner loop on tensors at these addresses, valid as long as this object is.
+  class Bound {
+   public:
+    Bound(const Call& call, int threads, const std::vector<std::uintptr_t>& addresses)
+        : parameters_(call.parameters_), rates_(call.rates_), loop(call.loop_) {
+      require(addresses.size() == call.n_addresses_, "an address a tensor");
+      for (const std::uintptr_t address : addresses) require(address, "an address is missing");
+      require(threads > 0, "threads must be positive");
+      auto next = addresses.begin();
+      for (auto& parameter : parameters_) parameter.data = reinterpret_cast<const R*>(*next++);
+      for (size_t p = 0; p < rates_.size(); ++p)
+        if (call.adapts_[p])
+          rates_[p].data = reinterpret_cast<const R*>(call.one_rate_ ? addresses.back() : *next++);
+      const bool query = loop.query.n > 0;
+      loop.support.x = reinterpret_cast<const R*>(*next++);
+      if (query) loop.query.x = reinterpret_cast<const R*>(*next++);
+      const auto take_targets = [&](Samples<R>& samples, bool weighted) {
+        if (call.labels_)
+          samples.labels = reinterpret_cast<const i64*>(*next++);
+        else
+          samples.y = reinterpret_cast<const R*>(*next++);
+        if (weighted) samples.weight = reinterpret_cast<const R*>(*next++);
+      };
+      take_targets(loop.support, call.weights_.first);
+      if (query) take_targets(loop.query, call.weights_.second);
+      loop.threads = threads;
+      loop.parameters = parameters_.data();
+      loop.rates = rates_.data();
+    }
+    Bound(const Bound&) = delete;
+    Bound& operator=(const Bound&) = delete;
+
+   private:
+    std::vector<Parameter<R>> parameters_;
+    std::vector<Rate<R>> rates_;
+
+   public:
+    InnerLoop<R> loop;
+  };
+
+ private:
+  std::vector<Parameter<R>> parameters_;
+  std::vector<Rate<R>> rates_;
+  std::vector<bool> adapts_;
+  bool one_rate_, labels_;
+  std::pair<bool, bool> weights_;
+  size_t n_addresses_;
+  InnerLoop<R> loop_{};
 };
 
+// An address a parameter, 0 where there is nothing; an empty list where there is none at all.
+using Addresses = std::vector<std::uintptr_t>;
+
 template <class R>
-std::vector<R*> pointers(const py::object& list, size_t n, const char* what) {
+std::vector<R*> pointers(const Addresses& addresses, size_t n, const char* what) {
+  require(addresses.empty() || addresses.size() == n, what);
   std::vector<R*> out;
-  if (list.is_none()) return out;
-  const py::sequence addresses = list;
-  require(addresses.size() == n, what);
-  for (size_t i = 0; i < n; ++i) out.push_back(pointer<R>(py::object(addresses[i])));
+  for (const std::uintptr_t address : addresses) out.push_back(reinterpret_cast<R*>(address));
   return out;
+}
+
+template <class R>
+R* pointer(std::uintptr_t address) {
+  return reinterpret_cast<R*>(address);
 }
 
 template <class R>
@@ -250,51 +294,46 @@ const Kernels<float>& kernels<float>() { return *running->f32; }
 template <>
 const Kernels<double>& kernels<double>() { return *running->f64; }
 
+// Outputs by address, 0 where one is not wanted; fast: one a parameter.
 template <class R>
-std::unique_ptr<Record> forward(const Chain& chain, i64 tasks, i64 steps, int order,
-                                     int threads, const py::sequence& parameters,
-                                     const py::sequence& rates, const py::tuple& support,
-                                     const py::object& query, bool keep,
-                                     const py::object& predictions, const py::object& loss,
-                                     const py::object& fast) {
-  Call<R> call(chain, tasks, steps, order, threads, parameters, rates, support, query);
-  const auto fast_out = pointers<R>(fast, size_t(chain.n_parameters()), "fast: one a parameter");
+std::unique_ptr<Record> forward(const Call<R>& call, int threads, const Addresses& addresses,
+                                bool keep, std::uintptr_t predictions, std::uintptr_t loss,
+                                const Addresses& fast) {
+  const typename Call<R>::Bound bound(call, threads, addresses);
+  const auto fast_out = pointers<R>(fast, call.n_parameters(), "fast: one a parameter");
   ForwardOut<R> out{nullptr, pointer<R>(predictions), pointer<R>(loss), data_or_null(fast_out)};
   const py::gil_scoped_release release;
   std::unique_ptr<Record> kept;
   if (keep) {
-    kept = std::make_unique<Record>(i64(sizeof(R)) * kernels<R>().record_size(call.loop));
+    kept = std::make_unique<Record>(i64(sizeof(R)) * kernels<R>().record_size(bound.loop));
     out.record = static_cast<R*>(kept->memory.data());
   }
-  kernels<R>().forward(call.loop, out);
+  kernels<R>().forward(bound.loop, out);
   return kept;
 }
 
+// gradients of the outputs, then of the inputs, by address, 0 where there is none or none is wanted.
 template <class R>
-void backward(const Chain& chain, i64 tasks, i64 steps, int order, int threads,
-              const py::sequence& parameters, const py::sequence& rates, const py::tuple& support,
-              const py::object& query, const Record& record,
-              const py::object& grad_loss, const py::object& grad_predictions,
-              const py::object& grad_fast, const py::object& out_parameters,
-              const py::object& out_rates, const py::object& out_support_x,
-              const py::object& out_query_x) {
-  Call<R> call(chain, tasks, steps, order, threads, parameters, rates, support, query);
-  const size_t n = size_t(chain.n_parameters());
-  require(record.bytes ==
-              i64(sizeof(R)) * kernels<R>().record_size(call.loop),
+void backward(const Call<R>& call, int threads, const Addresses& addresses, const Record& record,
+              std::uintptr_t grad_loss, std::uintptr_t grad_predictions,
+              const Addresses& grad_fast, const Addresses& out_parameters,
+              const Addresses& out_rates, std::uintptr_t out_support_x,
+              std::uintptr_t out_query_x) {
+  const typename Call<R>::Bound bound(call, threads, addresses);
+  const size_t n = call.n_parameters();
+  require(record.bytes == i64(sizeof(R)) * kernels<R>().record_size(bound.loop),
           "the record is that of another call");
-  const auto fast = pointers<R>(grad_fast, n, "grad_fast: one a parameter");
-  auto parameter_gradients = pointers<R>(out_parameters, n, "out_parameters: one a parameter");
-  if (parameter_gradients.empty()) parameter_gradients.assign(n, nullptr);
+  const auto fast = pointers<const R>(grad_fast, n, "grad_fast: one a parameter");
+  const auto parameter_gradients =
+      pointers<R>(out_parameters, n, "out_parameters: one a parameter");
+  require(!parameter_gradients.empty(), "out_parameters: one a parameter");
   const auto rate_gradients = pointers<R>(out_rates, n, "out_rates: one a parameter");
-  const std::vector<const R*> fast_in(fast.begin(), fast.end());
-  const BackwardIn<R> in{static_cast<const R*>(record.memory.data()),
-                         pointer<const R>(grad_loss), pointer<const R>(grad_predictions),
-                         fast_in.empty() ? nullptr : fast_in.data()};
+  const BackwardIn<R> in{static_cast<const R*>(record.memory.data()), pointer<const R>(grad_loss),
+                         pointer<const R>(grad_predictions), data_or_null(fast)};
   const BackwardOut<R> out{parameter_gradients.data(), data_or_null(rate_gradients),
                            pointer<R>(out_support_x), pointer<R>(out_query_x)};
   const py::gil_scoped_release release;
-  kernels<R>().backward(call.loop, in, out);
+  kernels<R>().backward(bound.loop, in, out);
 }
 
 template <class R>
@@ -354,6 +393,11 @@ void take_pixels(std::uintptr_t images, std::uintptr_t rows, i64 n, i64 channels
 template <class R>
 void bind_real(py::module_& m, const char* suffix) {
   const auto name = [&](const char* stem) { return std::string(stem) + suffix; };
+  py::class_<Call<R>>(m, name("call_").c_str())
+      .def(py::init<const Chain&, i64, i64, int, const std::vector<i64>&,
+                    const std::vector<std::optional<std::pair<i64, i64>>>&, bool,
+                    std::pair<i64, i64>, bool, std::pair<bool, bool>>(),
+           py::keep_alive<1, 2>());
   m.def(name("forward_").c_str(), &forward<R>);
   m.def(name("backward_").c_str(), &backward<R>);
   m.def(name("team_").c_str(), &team<R>);

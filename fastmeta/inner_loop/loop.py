@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -20,7 +21,7 @@ __all__ = ["InnerLoop", "Rates", "check_grad_mode", "rate_at", "refuse_graph"]
 Rates = float | Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: hashed by identity, so an engine may cache by it
+@dataclass(frozen=True, eq=False)
 class InnerLoop:
     """`steps` of gradient descent on the support loss, for every task from its own parameters.
 
@@ -32,6 +33,7 @@ class InnerLoop:
         adapted: names of the parameters that take the steps.
         randomness: what random layers do over tasks, "same" or "different"; None: an error.
         shapes: of the module's parameters, by name.
+        memory: what the engines find out about this loop and want to know again.
 
     Raises:
         ValueError, TypeError: an attribute that is not as above.
@@ -44,6 +46,7 @@ class InnerLoop:
     adapted: tuple[str, ...]
     randomness: str | None = None
     shapes: Mapping[str, torch.Size] = field(init=False, repr=False)
+    memory: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):

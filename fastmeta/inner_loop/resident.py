@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -54,11 +53,14 @@ def adapt(
     support_weight: Tensor | None,
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    call, tensors = _prepare(loop, parameters, rates, (support_x, support_y, support_weight), None)
-    program = call.program
-    names = [name for name, adapts in zip(program.names, program.adapts, strict=True) if adapts]
-    run = _Adapt.apply if _builds_graph(tensors) else _adapt
-    return {**parameters, **dict(zip(names, run(call, *tensors), strict=True))}
+    support = (support_x, support_y, support_weight)
+    form, tensors, constants = _prepare(loop, parameters, rates, support, None)
+    if _builds_graph(tensors):
+        fast = _Adapt.apply(form, constants, *tensors)
+    else:
+        addresses = _addresses([*tensors, *constants])
+        fast = _run_adapt(form, addresses, tensors[-1], keep=False)[1]
+    return {**parameters, **dict(zip(form.program.adapted, fast, strict=True))}
 
 
 def meta_loss(
@@ -67,9 +69,11 @@ def meta_loss(
     """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
     support = (tasks.support_x, tasks.support_y, tasks.support_weight)
     query = (tasks.query_x, tasks.query_y, tasks.query_weight)
-    call, tensors = _prepare(loop, parameters, rates, support, query)
-    run = _MetaLoss.apply if _builds_graph(tensors) else _meta_loss
-    return run(call, *tensors)
+    form, tensors, constants = _prepare(loop, parameters, rates, support, query)
+    if _builds_graph(tensors):
+        return _MetaLoss.apply(form, constants, *tensors)
+    addresses = _addresses([*tensors, *constants])
+    return _run_meta_loss(form, addresses, tensors[-1], keep=False)[1:]
 
 
 # ---- what can run ------------------------------------------------------------------------------
@@ -110,54 +114,57 @@ def _unfit_tasks(loop: InnerLoop, tasks: Any) -> str | None:
     return None
 
 
-# ---- one call ----------------------------------------------------------------------------------
+# ---- what does not depend on values --------------------------------------------------------------
 
 
 class _Program(NamedTuple):
-    """What depends on the inner loop alone."""
+    """What depends on the inner loop, the dtype and the shape of a sample."""
 
-    chain: Any
+    chain: Any  # native
+    call: Any  # native, makes a form
     forward: Any
     backward: Any
     steps: int
     order: int
     names: tuple[str, ...]
+    adapted: tuple[str, ...]  # in the order of `names`
     shapes: tuple[tuple[int, ...], ...]
-    ranks: tuple[int, ...]
     adapts: tuple[bool, ...]
+    rated: tuple[int, ...]  # the indices of those that adapt
     inputs: int
     fewest: int
     outputs: int
     takes_labels: bool
     dtype: torch.dtype
+    forms: dict[Any, _Form]  # by `_looks`
 
 
-class _Call(NamedTuple):
-    """One call, beside the tensors that may require grad.
+class _Form(NamedTuple):
+    """What depends on shapes as well: found once, for all calls on tensors that look alike.
 
-    Those are one flat list: a parameter a name, then a rate an adapted name (none for a rate that
-    is a number), then support_x and, with a query, query_x.
+    A call's tensors are one flat list. First those that may require grad: a parameter a name, a
+    rate an adapted name (none where one number is the rate), support_x and, with a query, query_x.
+    Then the constants: support_y and its weight, query_y and its weight, as far as there are any,
+    and the one rate where it is a number.
     """
 
     program: _Program
-    rate: Tensor | None  # the one rate of all that adapt, where it is a number
-    rated: Sequence[int]  # else the indices of the parameters that have a tensor of rates
-    support: _Constants
-    query: _Constants | None
-    addresses: list[int]  # of the tensors
-    arguments: tuple[Any, ...]  # what the native forward and backward share
+    looks: Any  # of the tensors
+    native: Any
+    rated: Sequence[int]  # the indices of the parameters that have a tensor of rates
+    rate_shapes: tuple[tuple[int, ...], ...]  # of those tensors
+    tasks: int
+    predictions: tuple[int, int, int] | None  # their shape
 
 
-_programs: WeakKeyDictionary[InnerLoop, dict[Any, _Program]] = WeakKeyDictionary()
+_most_forms = 256  # of one program; ragged batches have ever new ones
 
 
 def _program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Program:
-    known = _programs.get(loop)
-    if known is None:
-        known = _programs[loop] = {}
-    program = known.get((dtype, sample))
+    key = ("resident", dtype, sample)
+    program = loop.memory.get(key)
     if program is None:
-        program = known[dtype, sample] = _new_program(loop, dtype, sample)
+        program = loop.memory[key] = _new_program(loop, dtype, sample)
     return program
 
 
@@ -170,22 +177,25 @@ def _new_program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Pr
     native = cpu.native
     assert native is not None
     layers, inputs, fewest = _as_native(network, sample)
-    shapes = tuple(tuple(loop.shapes[name]) for name in network.names)
+    adapts = tuple(name in loop.adapted for name in network.names)
     return _Program(
         chain=native.Chain(layers, loop.loss, len(network.names)),
+        call=getattr(native, f"call_{_KERNELS[dtype]}"),
         forward=getattr(native, f"forward_{_KERNELS[dtype]}"),
         backward=getattr(native, f"backward_{_KERNELS[dtype]}"),
         steps=loop.steps,
         order=loop.order,
         names=network.names,
-        shapes=shapes,
-        ranks=tuple(map(len, shapes)),
-        adapts=tuple(name in loop.adapted for name in network.names),
+        adapted=tuple(name for name in network.names if name in loop.adapted),
+        shapes=tuple(tuple(loop.shapes[name]) for name in network.names),
+        adapts=adapts,
+        rated=tuple(p for p, adapts_too in enumerate(adapts) if adapts_too),
         inputs=inputs,
         fewest=fewest,
         outputs=network.outputs,
         takes_labels=loop.loss == "cross_entropy",
         dtype=dtype,
+        forms={},
     )
 
 
@@ -196,101 +206,147 @@ def _as_native(network: Chain | Stages, sample: torch.Size) -> tuple[list[Any], 
     return list(network.stages), math.prod(sample), network.fewest
 
 
+def _looks(tensors: Sequence[Tensor]) -> Any:
+    """All that the checks of a form look at, beside which tensors there are."""
+    return (
+        *[tensor.shape for tensor in tensors],
+        *[tensor.dtype for tensor in tensors],
+        *[tensor.is_cpu for tensor in tensors],
+    )
+
+
+def _new_form(
+    program: _Program,
+    looks: Any,
+    tensors: Sequence[Tensor],
+    support: _Samples,
+    query: _Samples | None,
+    rated: Sequence[int],
+    one_rate: bool,
+) -> _Form:
+    """The form of these tensors, or what the native code relies on and does not find in them."""
+    n = len(program.names)
+    x, y, weight = support
+    _check_inputs(program, tensors[: n + len(rated)], [x] if query is None else [x, query[0]])
+    _check_samples(program, "support", support, x.shape[0])
+    if query is not None:
+        _check_samples(program, "query", query, x.shape[0])
+    rates: list[tuple[int, int] | None] = [(0, 1) if adapts else None for adapts in program.adapts]
+    for p, rate in zip(rated, tensors[n:], strict=False):
+        if rate.shape[0] != 1 and rate.shape[0] < program.steps:
+            raise ValueError(f"rates for {rate.shape[0]} steps, and there are {program.steps}")
+        a_step = rate[0].numel()
+        rates[p] = (a_step if rate.shape[0] > 1 else 0, a_step)
+    native = program.call(
+        program.chain, x.shape[0], program.steps, program.order,
+        [_task_stride(p, s) for p, s in zip(tensors, program.shapes, strict=False)],
+        rates, one_rate, (x.shape[1], 0 if query is None else query[0].shape[1]),
+        program.takes_labels, (weight is not None, query is not None and query[2] is not None),
+    )  # fmt: skip
+    predictions = None if query is None else (*query[0].shape[:2], program.outputs)
+    rate_shapes = tuple(tuple(rate.shape) for rate in tensors[n : n + len(rated)])
+    return _Form(program, looks, native, rated, rate_shapes, x.shape[0], predictions)
+
+
+def _task_stride(parameter: Tensor, shape: tuple[int, ...]) -> int:
+    """From one task's to the next one's, 0 where they share it; the tensor is contiguous."""
+    return math.prod(shape) if parameter.dim() > len(shape) else 0
+
+
+def _check_inputs(
+    program: _Program, parameters_and_rates: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
+    dtype = program.dtype
+    for tensor in (*parameters_and_rates, *inputs):
+        if tensor.dtype is not dtype or not tensor.is_cpu:
+            raise TypeError(
+                f"parameters, inner rates and inputs must all be {dtype} on the CPU, "
+                f"and one is {tensor.dtype} on {tensor.device}"
+            )
+    tasks = inputs[0].shape[0]
+    for name, parameter, shape in zip(
+        program.names, parameters_and_rates, program.shapes, strict=False
+    ):
+        if tuple(parameter.shape) not in (shape, (tasks, *shape)):
+            raise ValueError(
+                f"parameter {name!r} must be {list(shape)} or {[tasks, *shape]}, "
+                f"not {list(parameter.shape)}"
+            )
+
+
+def _check_samples(program: _Program, kind: str, samples: _Samples, tasks: int) -> None:
+    dtype, (x, y, weight) = program.dtype, samples
+    rows = x.shape[:2]
+    if x.dim() != 3 or x.shape[2] != program.inputs or x.shape[0] != tasks or 0 in rows:
+        raise ValueError(f"{kind}_x is {list(x.shape)}, for {program.inputs} inputs")
+    if x.shape[1] < program.fewest:
+        raise ValueError(
+            f"{kind}_x {list(x.shape)} has one sample a task: batch norm needs two or more"
+        )
+    if y.dtype is torch.int64:
+        fits = y.shape == rows and program.takes_labels
+    else:
+        fits = y.dtype is dtype and y.shape == (*rows, program.outputs)
+    if not fits or not y.is_cpu or (y.dtype is not torch.int64 and program.takes_labels):
+        raise TypeError(
+            f"{kind}_y is {y.dtype} {list(y.shape)}, for {kind}_x of {dtype} {list(x.shape)} "
+            f"and {program.outputs} outputs"
+        )
+    if weight is not None and (
+        weight.dtype is not dtype or weight.shape != rows or not weight.is_cpu
+    ):
+        raise TypeError(
+            f"{kind}_weight is {weight.dtype} {list(weight.shape)}, for {kind}_x of {dtype} "
+            f"{list(x.shape)}"
+        )
+
+
+# ---- one call ----------------------------------------------------------------------------------
+
+
 def _prepare(
     loop: InnerLoop,
     parameters: Mapping[str, Tensor],
     rates: Rates,
     support: _Samples,
     query: _Samples | None,
-) -> tuple[_Call, list[Tensor]]:
-    program = _program(loop, support[0].dtype, support[0].shape[2:])
-    names = program.names
-    tensors = [parameters[name].contiguous() for name in names]
+) -> tuple[_Form, list[Tensor], list[Tensor]]:
+    """The form, the tensors that may require grad, and the constants."""
+    x = support[0]
+    program = _program(loop, x.dtype, x.shape[2:])
+    tensors = [parameters[name].contiguous() for name in program.names]
     rated: Sequence[int] = ()
-    rate = None
+    one_rate = not isinstance(rates, Mapping)
     if isinstance(rates, Mapping):
-        rated = [p for p, adapts in enumerate(program.adapts) if adapts]
-        tensors += [_spread(rates[names[p]], program.shapes[p]) for p in rated]
-    else:
-        rate = _constant(rates, support[0].dtype)
-    tensors.append(_rows(support[0]))
+        rated = program.rated
+        tensors += [_spread(rates[program.names[p]], program.shapes[p]) for p in rated]
+    support = _dense(support)
+    tensors.append(support[0])
+    targets = [*support[1:]]
     if query is not None:
-        tensors.append(_rows(query[0]))
-    call = _Call(
-        program, rate, rated, _constants(support), None if query is None else _constants(query),
-        [], (),
-    )  # fmt: skip
-    _check(call, tensors)
-    return _at(call, tensors), tensors
+        query = _dense(query)
+        tensors.append(query[0])
+        targets += query[1:]
+    constants = [tensor for tensor in targets if tensor is not None]
+    if not isinstance(rates, Mapping):
+        constants.append(_constant(rates, x.dtype))
+    everything = [*tensors, *constants]
+    looks = _looks(everything)
+    key = (len(rated), support[2] is None, query is None or query[2] is None, looks)
+    form = program.forms.get(key)
+    if form is None:
+        form = _new_form(program, looks, everything, support, query, rated, one_rate)
+        if len(program.forms) >= _most_forms:
+            program.forms.clear()
+        program.forms[key] = form
+    return form, tensors, constants
 
 
-def _check(call: _Call, tensors: Sequence[Tensor]) -> None:
-    """What the native code relies on to stay inside its tensors, looked at before every call."""
-    program, dtype = call.program, call.program.dtype
-    samples = [("support", tensors[len(program.names) + len(call.rated)], call.support)]
-    if call.query is not None:
-        samples.append(("query", tensors[-1], call.query))
-    for tensor in tensors:
-        if tensor.dtype is not dtype or not tensor.is_cpu:
-            raise TypeError(
-                f"parameters, inner rates and inputs must all be {dtype} on the CPU, "
-                f"and one is {tensor.dtype} on {tensor.device}"
-            )
-    for kind, x, (y, weight) in samples:
-        rows = x.shape[:2]
-        if x.shape[2] != program.inputs or x.shape[0] != samples[0][1].shape[0]:
-            raise ValueError(f"{kind}_x is {list(x.shape)}, for {program.inputs} inputs")
-        if x.shape[1] < program.fewest:
-            raise ValueError(
-                f"{kind}_x {list(x.shape)} has one sample a task: batch norm needs two or more"
-            )
-        if y.dtype is torch.int64:
-            fits = y.shape == rows and program.takes_labels
-        else:
-            fits = y.dtype is dtype and y.shape == (*rows, program.outputs)
-        if not fits or not y.is_cpu or (y.dtype is not torch.int64 and program.takes_labels):
-            raise TypeError(
-                f"{kind}_y is {y.dtype} {list(y.shape)}, for {kind}_x of {dtype} {list(x.shape)} "
-                f"and {program.outputs} outputs"
-            )
-        if weight is not None and (
-            weight.dtype is not dtype or weight.shape != rows or not weight.is_cpu
-        ):
-            raise TypeError(
-                f"{kind}_weight is {weight.dtype} {list(weight.shape)}, for {kind}_x of {dtype} "
-                f"{list(x.shape)}"
-            )
-
-
-def _at(call: _Call, tensors: Sequence[Tensor]) -> _Call:
-    """The call on these tensors, which the caller keeps alive while the native code runs."""
-    program, n = call.program, len(call.program.names)
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    parameters = [
-        (address, tensor.stride(0) if tensor.dim() > rank else 0)
-        for address, tensor, rank in zip(addresses, tensors, program.ranks, strict=False)
-    ]
-    support_x = tensors[n + len(call.rated)]
-    arguments = (
-        program.chain, support_x.shape[0], program.steps, program.order,
-        torch.get_num_threads(), parameters, _rate_arguments(call, tensors),
-        _samples(support_x, call.support),
-        None if call.query is None else _samples(tensors[-1], call.query),
-    )  # fmt: skip
-    return call._replace(addresses=addresses, arguments=arguments)
-
-
-def _builds_graph(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
-
-
-def _rows(x: Tensor) -> Tensor:
-    return (x if x.dim() == 3 else x.flatten(2)).contiguous()
-
-
-def _constants(samples: _Samples) -> _Constants:
-    _, y, weight = samples
-    return y.contiguous(), None if weight is None else weight.contiguous()
+def _dense(samples: _Samples) -> _Samples:
+    x, y, weight = samples
+    if x.dim() != 3:
+        x = x.flatten(2)
+    return x.contiguous(), y.contiguous(), None if weight is None else weight.contiguous()
 
 
 def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -300,6 +356,44 @@ def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
     return rate.contiguous() if rate.numel() == steps else rate.expand(steps, *shape).contiguous()
 
 
+@lru_cache(maxsize=64)
+def _constant(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.full((1,), value, dtype=dtype)
+
+
+def _builds_graph(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+
+
+def _run_meta_loss(
+    form: _Form, addresses: list[int], like: Tensor, keep: bool
+) -> tuple[Any, Tensor, Tensor]:
+    """(record, loss, predictions)"""
+    assert form.predictions is not None
+    loss = like.new_empty(form.tasks)
+    predictions = like.new_empty(form.predictions)
+    record = form.program.forward(
+        form.native, torch.get_num_threads(), addresses, keep,
+        predictions.data_ptr(), loss.data_ptr(), (),
+    )  # fmt: skip
+    return record, loss, predictions
+
+
+def _run_adapt(
+    form: _Form, addresses: list[int], like: Tensor, keep: bool
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """(record, fast weights)"""
+    program = form.program
+    fast = [
+        like.new_empty(form.tasks, *shape) if adapts else None
+        for shape, adapts in zip(program.shapes, program.adapts, strict=True)
+    ]
+    record = program.forward(
+        form.native, torch.get_num_threads(), addresses, keep, 0, 0, _addresses(fast)
+    )
+    return record, tuple(f for f in fast if f is not None)
+
+
 # ---- autograd ----------------------------------------------------------------------------------
 
 
@@ -307,11 +401,11 @@ class _MetaLoss(torch.autograd.Function):
     """(parameters, rates, support_x, query_x) -> (loss [T], predictions [T, Q, O])."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.call = call
-        ctx.record, loss, predictions = _run_meta_loss(call, tensors[-1], keep=True)
-        ctx.save_for_backward(*tensors, *_all_constants(call))
-        ctx.set_materialize_grads(False)
+    def forward(
+        ctx: Any, form: _Form, constants: list[Tensor], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        addresses = _keep(ctx, form, tensors, constants)
+        ctx.record, loss, predictions = _run_meta_loss(form, addresses, tensors[-1], keep=True)
         return loss, predictions
 
     @staticmethod
@@ -319,59 +413,44 @@ class _MetaLoss(torch.autograd.Function):
         ctx: Any, grad_loss: Tensor | None, grad_predictions: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
-        return None, *_gradients(ctx, grad_loss, grad_predictions, None)
+        return None, None, *_gradients(ctx, grad_loss, grad_predictions, None)
 
 
 class _Adapt(torch.autograd.Function):
     """(parameters, rates, support_x) -> the fast weights of those that adapt."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.call = call
-        ctx.record, fast = _run_adapt(call, tensors[-1], keep=True)
-        ctx.save_for_backward(*tensors, *_all_constants(call))
-        ctx.set_materialize_grads(False)
+    def forward(
+        ctx: Any, form: _Form, constants: list[Tensor], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        addresses = _keep(ctx, form, tensors, constants)
+        ctx.record, fast = _run_adapt(form, addresses, tensors[-1], keep=True)
         return fast
 
     @staticmethod
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
-        return None, *_gradients(ctx, None, None, grad_fast)
+        return None, None, *_gradients(ctx, None, None, grad_fast)
 
 
-def _all_constants(call: _Call) -> list[Tensor | None]:
-    """Targets and weights, which the backward reads again: nobody may change them before."""
-    return [*call.support, *(call.query or ())]
+def _keep(
+    ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]
+) -> list[int]:
+    """Addresses of the tensors, which are kept for the backward: nobody may change them before."""
+    everything = (*tensors, *constants)
+    ctx.form = form
+    ctx.addresses = [tensor.data_ptr() for tensor in everything]
+    ctx.save_for_backward(*everything)
+    ctx.set_materialize_grads(False)
+    return ctx.addresses
 
 
-def _meta_loss(call: _Call, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    return _run_meta_loss(call, tensors[-1], keep=False)[1:]
-
-
-def _adapt(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return _run_adapt(call, tensors[-1], keep=False)[1]
-
-
-def _run_meta_loss(call: _Call, query_x: Tensor, keep: bool) -> tuple[Any, Tensor, Tensor]:
-    """(record, loss, predictions)"""
-    tasks, queries, _ = query_x.shape
-    loss = query_x.new_empty(tasks)
-    predictions = query_x.new_empty(tasks, queries, call.program.outputs)
-    record = call.program.forward(
-        *call.arguments, keep, predictions.data_ptr(), loss.data_ptr(), None
-    )
-    return record, loss, predictions
-
-
-def _run_adapt(call: _Call, support_x: Tensor, keep: bool) -> tuple[Any, tuple[Tensor, ...]]:
-    """(record, fast weights)"""
-    program, tasks = call.program, support_x.shape[0]
-    fast = [
-        support_x.new_empty(tasks, *shape) if adapts else None
-        for shape, adapts in zip(program.shapes, program.adapts, strict=True)
-    ]
-    record = program.forward(*call.arguments, keep, None, None, _addresses(fast))
-    return record, tuple(f for f in fast if f is not None)
+def _kept_addresses(ctx: Any, kept: Sequence[Tensor]) -> list[int]:
+    addresses = [tensor.data_ptr() for tensor in kept]
+    if addresses != ctx.addresses:  # a hook on saved tensors gave them back elsewhere
+        if _looks(kept) != ctx.form.looks or not all(t.is_contiguous() for t in kept):
+            raise RuntimeError("a hook on saved tensors gave back tensors of other shapes")
+    return addresses
 
 
 def _gradients(
@@ -381,77 +460,47 @@ def _gradients(
     grad_fast: Sequence[Tensor | None] | None,
 ) -> list[Tensor | None]:
     """One gradient a tensor, None where none is needed."""
-    call, needs = ctx.call, ctx.needs_input_grad[1:]
-    tensors = ctx.saved_tensors[: len(needs)]  # all are looked at for changes in place
-    if call.addresses != [tensor.data_ptr() for tensor in tensors]:
-        call = _at(call, tensors)  # a hook on saved tensors gave them back elsewhere
-    n, n_rates = len(call.program.names), len(call.rated)
-    fast = None if grad_fast is None else _by_parameter(call, grad_fast)
+    form, needs = ctx.form, ctx.needs_input_grad[2:]
+    kept = ctx.saved_tensors  # all are looked at for changes in place
+    program, n, n_rates = form.program, len(form.program.names), len(form.rated)
+    fast = [] if grad_fast is None else _by_parameter(program, grad_fast)
     grad_loss = None if grad_loss is None else grad_loss.contiguous()
     grad_predictions = None if grad_predictions is None else grad_predictions.contiguous()
-    out = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
-    of_rates = _rate_buffers(call, tensors) if any(needs[n : n + n_rates]) else None
+    out = [torch.empty_like(t) if need else None for t, need in zip(kept, needs, strict=False)]
+    of_rates = _rate_buffers(form, kept[0]) if any(needs[n : n + n_rates]) else []
     of_inputs = out[n + n_rates :]
-    call.program.backward(
-        *call.arguments, ctx.record, _address(grad_loss), _address(grad_predictions),
-        fast and _addresses(fast), _addresses(out[:n]), of_rates and _addresses(of_rates),
-        _address(of_inputs[0]), _address(of_inputs[-1]) if call.query else None,
+    program.backward(
+        form.native, torch.get_num_threads(), _kept_addresses(ctx, kept), ctx.record,
+        _address(grad_loss), _address(grad_predictions), _addresses(fast),
+        _addresses(out[:n]), _addresses(of_rates),
+        _address(of_inputs[0]), _address(of_inputs[1]) if form.predictions else 0,
     )  # fmt: skip
-    for position, p in enumerate(call.rated, start=n):
-        if of_rates is not None and needs[position]:
-            out[position] = of_rates[p].sum_to_size(tensors[position].shape)
+    for position, p in enumerate(form.rated, start=n):
+        if needs[position]:
+            gradient = of_rates[p]
+            assert gradient is not None
+            out[position] = gradient.sum_to_size(form.rate_shapes[position - n])
     return out
 
 
-def _by_parameter(call: _Call, grad_fast: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _by_parameter(program: _Program, grad_fast: Sequence[Tensor | None]) -> list[Tensor | None]:
     given = iter(grad_fast)
-    by_parameter = (next(given) if adapts else None for adapts in call.program.adapts)
+    by_parameter = (next(given) if adapts else None for adapts in program.adapts)
     return [None if gradient is None else gradient.contiguous() for gradient in by_parameter]
 
 
-def _rate_buffers(call: _Call, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+def _rate_buffers(form: _Form, like: Tensor) -> list[Tensor | None]:
     """A gradient [steps or 1, *shape] for every parameter that has rates."""
-    n = len(call.program.names)
-    steps = max(rate.shape[0] for rate in tensors[n : n + len(call.rated)])
+    steps = max(shape[0] for shape in form.rate_shapes)
     return [
-        tensors[p].new_empty(steps, *shape) if p in call.rated else None
-        for p, shape in enumerate(call.program.shapes)
+        like.new_empty(steps, *shape) if p in form.rated else None
+        for p, shape in enumerate(form.program.shapes)
     ]
 
 
-# ---- addresses ---------------------------------------------------------------------------------
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def _rate_arguments(
-    call: _Call, tensors: Sequence[Tensor]
-) -> Sequence[tuple[int, int, int] | None]:
-    """(address, from one step to the next, rates a step), None for what does not adapt."""
-    program = call.program
-    if call.rate is not None:
-        one = (call.rate.data_ptr(), 0, 1)
-        return [one if adapts else None for adapts in program.adapts]
-    arguments: list[tuple[int, int, int] | None] = [None] * len(program.names)
-    for p, rate in zip(call.rated, tensors[len(program.names) :], strict=False):
-        per_step = rate[0].numel()
-        arguments[p] = (rate.data_ptr(), per_step if rate.shape[0] > 1 else 0, per_step)
-    return arguments
-
-
-def _samples(x: Tensor, constants: _Constants) -> tuple[Any, ...]:
-    """(n, x, y, labels, weight)"""
-    y, weight = constants
-    target, label = (y.data_ptr(), None) if y.is_floating_point() else (None, y.data_ptr())
-    return x.shape[1], x.data_ptr(), target, label, _address(weight)
-
-
-@lru_cache(maxsize=64)
-def _constant(value: float, dtype: torch.dtype) -> Tensor:
-    return torch.full((1,), value, dtype=dtype)
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    return [_address(tensor) for tensor in tensors]
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
