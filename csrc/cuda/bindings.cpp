@@ -4,7 +4,6 @@
 #include "../call.h"
 #include "launch.h"
 
-namespace py = pybind11;
 using namespace fastmeta;
 
 namespace {
