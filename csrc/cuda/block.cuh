@@ -82,7 +82,7 @@ FASTMETA_CODE void backward_block(const BackwardArguments<R>& a, R* scratch) {
 
 // ---- sums over runs -------------------------------------------------------------------------------
 
-constexpr int sum_columns = 32, sum_rows = 8, sum_threads = sum_columns * sum_rows;
+constexpr int sum_columns = 32, sum_threads = 8 * sum_columns;
 
 // Where element i of a run belongs in PyTorch's layout, or nullptr: padding, or not asked for.
 template <class R>
@@ -100,20 +100,21 @@ FASTMETA_INLINE R* place_of(const BackwardArguments<R>& a, i64 i) {
   return place;
 }
 
-// A column is an element of a run: eight threads add up every eighth run, then the first of them
-// their sums. The order never changes.
+// A column is an element of a run: its threads, eight of them, add up every eighth run, then the first
+// of them their sums. The order never changes.
 template <class R>
 FASTMETA_CODE void sum_block(const BackwardArguments<R>& a, R* scratch) {
   const int column = int(threadIdx.x) % sum_columns, row = int(threadIdx.x) / sum_columns;
+  const int rows = int(blockDim.x) / sum_columns;
   const i64 i = i64(blockIdx.x) * sum_columns + column;
   R* place = i < a.run_size ? place_of(a, i) : nullptr;
   R sum = 0;
   if (place)
-    for (i64 run = row; run < a.runs; run += sum_rows) sum += a.sums[run * a.run_size + i];
+    for (i64 run = row; run < a.runs; run += rows) sum += a.sums[run * a.run_size + i];
   scratch[threadIdx.x] = sum;
   Block<R>::barrier();
   if (row > 0 || !place) return;
-  for (int other = 1; other < sum_rows; ++other) sum += scratch[other * sum_columns + column];
+  for (int other = 1; other < rows; ++other) sum += scratch[other * sum_columns + column];
   *place = sum;
 }
 

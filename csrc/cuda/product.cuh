@@ -80,7 +80,10 @@ FASTMETA_INLINE void accumulate(R (&acc)[MR][4], const Term<R>& t, int m, int ro
 #pragma unroll
   for (int i = 0; i < MR; ++i) row_of[i] = a + (m + i < rows ? m + i : rows - 1) * a_m;
   int k = begin;
+  // Few rows leave registers for the loads of the next four k.
+  [[maybe_unused]] constexpr int ahead = MR < 4 ? 2 : 1;
   if (wide) {
+#pragma unroll ahead
     for (; k + 4 <= end; k += 4) {
       Quad<R> four[MR];
 #pragma unroll
@@ -106,6 +109,7 @@ FASTMETA_INLINE void accumulate(R (&acc)[MR][4], const Term<R>& t, int m, int ro
   const R* column_of[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) column_of[j] = b + (n[j] < width ? n[j] : width - 1) * b_n;
+#pragma unroll ahead
   for (; k + 4 <= end; k += 4) {
     Quad<R> four[MR], down[4];
 #pragma unroll

@@ -96,7 +96,7 @@ struct Block {
   }
 
   // f(row, column) for all of a matrix, neighbouring threads along the side that is contiguous in
-  // PyTorch's layout.
+  // PyTorch's layout. The barrier is the caller's.
   template <class F>
   static FASTMETA_INLINE void each_element(i64 rows, i64 columns, bool down, F f) {
     const int height = int(rows), width = int(columns), side = down ? height : width;
@@ -104,7 +104,6 @@ struct Block {
       const int far = i / side, near = i - far * side;
       f(down ? near : far, down ? far : near);
     }
-    barrier();
   }
   static FASTMETA_INLINE void gather(R* to, const R* from, i64 task_stride, i64 row_step,
                                      i64 column_step, i64 rows, i64 columns, Slice s) {
@@ -113,6 +112,7 @@ struct Block {
     each_element(rows, columns, row_step < column_step, [&](int r, int c) {
       to[r * ld + c] = mine[r * row_step + c * column_step];
     });
+    barrier();
   }
   static FASTMETA_INLINE void scatter(R* to, const R* from, i64 task_stride, i64 row_step,
                                       i64 column_step, i64 rows, i64 columns, Slice s) {
@@ -121,6 +121,7 @@ struct Block {
     each_element(rows, columns, row_step < column_step, [&](int r, int c) {
       mine[r * row_step + c * column_step] = from[r * ld + c];
     });
+    barrier();
   }
   static FASTMETA_INLINE void subtract(R* to, const R* from, i64 task_stride, i64 rows,
                                        i64 columns, Slice s) {
@@ -128,11 +129,13 @@ struct Block {
     const int ld = int(stride(columns));
     each_element(rows, columns, false,
                  [&](int r, int c) { mine[r * columns + c] -= from[r * ld + c]; });
+    barrier();
   }
   static FASTMETA_INLINE void add_to_shared(R* sum, const R* from, i64 rows, i64 columns) {
     const int ld = int(stride(columns));
     each_element(rows, columns, false,
                  [&](int r, int c) { sum[r * ld + c] += from[r * ld + c]; });
+    barrier();
   }
   static FASTMETA_INLINE void transpose(R*, const R*, i64, i64) {}
 
@@ -143,6 +146,7 @@ struct Block {
     t.rate_m = rate.n > 1 ? down : 0;
     t.rate_n = rate.n > 1 ? across : 0;
   }
+  // The barrier is the caller's.
   template <class Piece>
   static FASTMETA_INLINE void times_rates(R* to, const R* from, const Piece& p,
                                           const Rate<R>& rate, i64 step) {

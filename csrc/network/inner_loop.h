@@ -241,6 +241,7 @@ class Adaptation {
         Team::times_rates(direction() + p.at, lambda() + p.at, p, loop_.rates[p.parameter], k);
       }
     });
+    Team::barrier();
   }
 
   // ---- between PyTorch's layout and the team's ------------------------------------------------
