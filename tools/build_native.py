@@ -44,6 +44,11 @@ SYSTEM_LIBRARIES = [] if sys.platform == "darwin" else ["-ldl", "-lpthread"]
 MODULE_LINK_FLAGS = ["-shared"] + (
     ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 )
+CUDA_BUILD = ROOT / "build/cuda"
+CUDA_ARCHS = ("80", "90", "100")
+CUDA_FLAGS = ("-O3 -std=c++17 -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden").split()
+# A private copy of the CUDA runtime, hidden from PyTorch's.
+CUDA_LINK_FLAGS = "-shared -cudart static -Xlinker --exclude-libs -Xlinker ALL".split()
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 
@@ -80,11 +85,6 @@ ISAS = (
 )
 REALS = ("float", "double")
 KERNELS = ("kernels", "stages", "convolution", "pixels")
-CUDA_BUILD = ROOT / "build/cuda"
-CUDA_ARCHS = ("80", "90", "100")
-CUDA_FLAGS = ("-O3 -std=c++17 -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden").split()
-# A private copy of the CUDA runtime, hidden from PyTorch's.
-CUDA_LINK_FLAGS = "-shared -cudart static -Xlinker --exclude-libs -Xlinker ALL".split()
 
 
 # ---- toolchain ----------------------------------------------------------------------------------

@@ -41,20 +41,9 @@ void check(cudaError_t error, const std::string& doing) {
   throw Failure{doing + ": " + cudaGetErrorString(error)};
 }
 
-// The device of the call, and afterwards the caller's again.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "asking for the current device");
-    check(cudaSetDevice(device), "device " + std::to_string(device));
-  }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
+// The caller has made it PyTorch's current device, and gives PyTorch back the one before: two copies
+// of the CUDA runtime must not disagree about which it is.
+void use(int device) { check(cudaSetDevice(device), "device " + std::to_string(device)); }
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
@@ -66,14 +55,21 @@ i64 shared_limit(int device) {
   return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
+// Always all that the device has: another thread may be about to launch the same kernel.
+template <class Arguments>
+void allow_shared(void (*kernel)(Arguments), int device) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             int(shared_limit(device))),
+        "raising the limit of shared memory");
+}
+
 template <class Arguments>
 void launch(void (*kernel)(Arguments), const Arguments& arguments, i64 blocks, int threads,
             i64 shared, void* stream, const char* what) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
-        std::string(what) + " with " + std::to_string(shared) + " bytes of shared memory");
   kernel<<<dim3(unsigned(blocks)), dim3(unsigned(threads)), size_t(shared),
            static_cast<cudaStream_t>(stream)>>>(arguments);
-  check(cudaGetLastError(), what);
+  check(cudaGetLastError(),
+        std::string(what) + " with " + std::to_string(shared) + " bytes of shared memory");
 }
 
 // A wave of blocks or two: fewer partial sums, and no block too many in the last wave.
@@ -84,13 +80,6 @@ i64 runs_of(const BlockPlan<R>& plan, int threads, i64 processors) {
                                                       size_t(shared_bytes(plan))),
         "asking for the occupancy");
   return smaller(plan.loop.tasks, larger(1, resident) * processors);
-}
-
-template <class R>
-void allow_shared(i64 bytes) {
-  check(cudaFuncSetAttribute(backward_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             int(bytes)),
-        "shared memory of the gradient kernel");
 }
 
 // How backward runs: decided once for the size of its workspace and again for the launch, alike.
@@ -104,7 +93,7 @@ struct BackwardLaunch {
       : plan(loop, backward_room(loop, rates, shared_limit(device))) {
     const i64 processors = attribute(cudaDevAttrMultiProcessorCount, device);
     threads = threads_for(plan, processors);
-    allow_shared<R>(shared_bytes(plan));
+    allow_shared(backward_kernel<R>, device);
     runs = runs_of(plan, threads, processors);
     run_size = plan.theta_size * (1 + (rates ? plan.rate_steps : 0));
   }
@@ -137,14 +126,15 @@ std::string unfit(const InnerLoop<R>& loop, int device) {
 
 template <class R>
 Sizes<R> sizes(const InnerLoop<R>& loop, bool with_rates, int device) {
-  const OnDevice guard(device);
+  use(device);
   const BackwardLaunch<R> launch(loop, with_rates, device);
   return {loop.tasks * loop.steps * launch.plan.theta_size, launch.runs * launch.run_size};
 }
 
 template <class R>
 void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, Place place) {
-  const OnDevice guard(place.device);
+  use(place.device);
+  allow_shared(forward_kernel<R>, place.device);
   const BlockPlan<R> plan(loop, forward_room(loop, shared_limit(place.device)));
   const i64 processors = attribute(cudaDevAttrMultiProcessorCount, place.device);
   const ForwardArguments<R> arguments{plan, out.record, out.predictions, out.loss,
@@ -156,7 +146,7 @@ void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, Place place) {
 template <class R>
 void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out,
               R* workspace, Place place) {
-  const OnDevice guard(place.device);
+  use(place.device);
   const BackwardLaunch<R> how(loop, out.rates != nullptr, place.device);
   const int n = loop.network.n_parameters;
   const BackwardArguments<R> arguments{

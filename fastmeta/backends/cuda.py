@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,8 @@ class _Call:
         """Bytes of the record and of backward's workspace."""
         known = self._known.get((device, rates))
         if known is None:
-            known = self._known[device, rates] = self._sizes(self.native, rates, device)
+            with _current(device):
+                known = self._known[device, rates] = self._sizes(self.native, rates, device)
         return known
 
 
@@ -76,10 +78,9 @@ def kernels(dtype: str) -> Kernels:
     ) -> Tensor | None:  # fmt: skip
         device, stream = _place(like)
         record = _bytes(like, call.sizes(device, False)[0], "theta_1 .. theta_K") if keep else None
-        run_forward(
-            call.native, (device, stream), addresses, 0 if record is None else record.data_ptr(),
-            predictions, loss, fast,
-        )  # fmt: skip
+        kept = 0 if record is None else record.data_ptr()
+        with _current(device):
+            run_forward(call.native, (device, stream), addresses, kept, predictions, loss, fast)
         return record
 
     def backward(
@@ -89,15 +90,23 @@ def kernels(dtype: str) -> Kernels:
     ) -> None:  # fmt: skip
         device, stream = _place(like)
         workspace = _bytes(like, call.sizes(device, bool(rates))[1], "partial sums")
-        run_backward(
-            call.native, (device, stream), addresses, record.data_ptr(), workspace.data_ptr(),
-            grad_loss, grad_predictions, grad_fast, parameters, rates, support_x, query_x,
-        )  # fmt: skip
+        with _current(device):
+            run_backward(
+                call.native, (device, stream), addresses, record.data_ptr(), workspace.data_ptr(),
+                grad_loss, grad_predictions, grad_fast, parameters, rates, support_x, query_x,
+            )  # fmt: skip
 
     return Kernels(
         module.Chain, call, forward, backward,
         lambda call, device: unfit(call.native, device.index or 0),
     )  # fmt: skip
+
+
+def _current(device: int) -> AbstractContextManager[None]:
+    """PyTorch's current device for the length of a native call, which counts on it."""
+    if torch.cuda.current_device() == device:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _place(like: Tensor) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """The resident engine on CUDA: its Python half with a stand-in for the kernels, and, where there is
 a GPU, the kernels themselves against the reference."""
 
+import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from oracle import DOUBLE, classification_tasks, gradients, regression_tasks, relative_error
+from oracle import classification_tasks, gradients, regression_tasks, relative_error
 from torch import nn
 
 import fastmeta as fm
@@ -70,6 +72,7 @@ def stand_in(monkeypatch):
     cuda.kernels.cache_clear()
     monkeypatch.setattr(cuda, "_load", lambda: module)
     monkeypatch.setattr(cuda, "_place", lambda like: (0, 7))
+    monkeypatch.setattr(cuda, "_current", lambda device: nullcontext())
     monkeypatch.setattr(resident, "_BACKENDS", {"cpu": cuda})
     yield module
     cuda.kernels.cache_clear()
@@ -132,10 +135,6 @@ def test_what_is_missing_is_told(monkeypatch):
 # ---- on a GPU ------------------------------------------------------------------------------------
 
 
-def on_gpu(tasks, dtype=DOUBLE):
-    return tasks.to("cuda", dtype) if dtype is not DOUBLE else tasks.to("cuda")
-
-
 @needs_gpu
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("learn", [None, "tensor", "element"])
@@ -146,7 +145,7 @@ def test_kernels_agree_with_the_reference(order, learn, classifies):
         network(outputs=3 if classifies else 2), loss="cross_entropy" if classifies else "mse",
         inner_steps=3, inner_lr=0.1, order=order, learn_inner_lr=learn,
     ).cuda()  # fmt: skip
-    tasks = on_gpu(classification_tasks((2,), t=9) if classifies else regression_tasks(t=9))
+    tasks = (classification_tasks((2,), t=9) if classifies else regression_tasks(t=9)).to("cuda")
     parameters = list(meta.parameters())
     with fm.use_backend("cuda"):
         found = gradients(meta, tasks, parameters)
@@ -158,10 +157,28 @@ def test_kernels_agree_with_the_reference(order, learn, classifies):
 
 
 @needs_gpu
+def test_float32_loses_no_more_than_plain_pytorch():
+    torch.manual_seed(0)
+    meta = fm.MAML(network(width=40), loss="mse", inner_steps=5, inner_lr=0.1)
+    tasks = regression_tasks(t=20, s=10, q=10)
+
+    def found(backend, dtype, device="cpu"):
+        model = copy.deepcopy(meta).to(device, dtype)
+        with fm.use_backend(backend):
+            all_of = gradients(model, tasks.to(device, dtype), list(model.parameters()))
+        return [gradient.double().cpu() for gradient in all_of]
+
+    right = found("reference", torch.float64)
+    plain = relative_error(found("reference", torch.float32), right)
+    ours = relative_error(found("cuda", torch.float32, "cuda"), right)
+    assert ours <= max(2 * plain, 4 * torch.finfo(torch.float32).eps)
+
+
+@needs_gpu
 def test_another_stream_and_a_graph():
     torch.manual_seed(0)
     meta = fm.MAML(network(), loss="mse", inner_steps=2, inner_lr=0.1).cuda()
-    tasks, parameters = on_gpu(regression_tasks(t=5)), list(meta.parameters())
+    tasks, parameters = regression_tasks(t=5).to("cuda"), list(meta.parameters())
 
     def step():
         return torch.autograd.grad(meta(tasks).loss.mean(), parameters)
@@ -185,4 +202,18 @@ def test_another_stream_and_a_graph():
 @needs_gpu
 def test_a_network_too_large_says_what_it_needs():
     module = network(width=4096).cuda()
-    assert "bytes of shared memory" in passed_over(module, on_gpu(regression_tasks()))
+    assert "bytes of shared memory" in passed_over(module, regression_tasks().to("cuda"))
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
+def test_another_device_than_the_current_one():
+    torch.manual_seed(0)
+    meta, tasks = fm.MAML(network(), loss="mse", inner_steps=2, inner_lr=0.1), regression_tasks()
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        meta.to(device)
+        with fm.use_backend("cuda"):
+            found.append(gradients(meta, tasks.to(device), list(meta.parameters())))
+        assert torch.cuda.current_device() == 0
+    assert relative_error([g.cpu() for g in found[1]], [g.cpu() for g in found[0]]) < 1e-13
