@@ -21,7 +21,8 @@ class BuildNative(build_ext):
 
     def get_outputs(self):
         """Return the files that `run` left."""
-        names = [build_native.module_name(), "_build_info.json"]
+        modules = [build_native.module_name(), build_native.module_name("_cuda")]
+        names = [*modules, "_build_info.json"]
         return [str(path) for name in names if (path := self._package() / name).exists()]
 
     def get_output_mapping(self):

@@ -1,17 +1,22 @@
-"""Compiles csrc/ with ninja: the module fastmeta._native, and the tests under sanitizers.
+"""Compiles csrc/ with ninja: fastmeta._native, fastmeta._cuda, and the tests under sanitizers.
 
-    python tools/build_native.py            # fastmeta/_native*.so in this checkout
+    python tools/build_native.py            # fastmeta/_native*.so and _cuda*.so in this checkout
     python tools/build_native.py sanitize   # tests/csrc under ASan + UBSan, then TSan, and run
 
 Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. Those files of csrc/cpu/ that KERNELS
 names are compiled once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them
-at run time.
+at run time. csrc/cuda/ is compiled where there is an nvcc, in PATH or in CUDA_HOME, GPU or not.
 
 Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
     auto     without a working toolchain, go on in pure Python (default)
     native   no native code is an error
     python   do not compile
-and FASTMETA_ISAS, some of the instruction sets, say "avx512": quick builds for one's own machine.
+FASTMETA_CUDA:
+    auto     without an nvcc that works, go on without (default)
+    1        no CUDA module is an error
+    0        do not compile it
+and FASTMETA_ISAS, some of the instruction sets, say "avx512", or FASTMETA_CUDA_ARCHS, some of the
+GPU architectures, say "90": quick builds for one's own machine.
 """
 
 from __future__ import annotations
@@ -39,6 +44,11 @@ SYSTEM_LIBRARIES = [] if sys.platform == "darwin" else ["-ldl", "-lpthread"]
 MODULE_LINK_FLAGS = ["-shared"] + (
     ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 )
+CUDA_BUILD = ROOT / "build/cuda"
+CUDA_ARCHS = ("80", "90", "100")
+CUDA_FLAGS = ("-O3 -std=c++17 -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden").split()
+# A private copy of the CUDA runtime, hidden from PyTorch's.
+CUDA_LINK_FLAGS = "-shared -cudart static -Xlinker --exclude-libs -Xlinker ALL".split()
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 
@@ -107,6 +117,34 @@ def find_ninja() -> list[str]:
     if path := shutil.which("ninja"):
         return [path]
     raise ToolchainError("ninja is not installed (pip install ninja)")
+
+
+def find_nvcc() -> list[str]:
+    """Return the command of nvcc, of CUDA_HOME if that is set, else of the PATH."""
+    home = os.environ.get("CUDA_HOME")
+    wanted = str(Path(home, "bin/nvcc")) if home else "nvcc"
+    candidates = [wanted] if home else [wanted, "/usr/local/cuda/bin/nvcc"]
+    for candidate in candidates:
+        if path := shutil.which(candidate):
+            return [path]
+    raise ToolchainError(f"no CUDA compiler: {wanted} not found")
+
+
+def cuda_archs() -> list[str]:
+    """Return the GPU architectures to make code for: CUDA_ARCHS, or FASTMETA_CUDA_ARCHS."""
+    wanted = os.environ.get("FASTMETA_CUDA_ARCHS", "").replace(",", " ").split()
+    if unknown := set(wanted) - set(CUDA_ARCHS):
+        known = ", ".join(CUDA_ARCHS)
+        raise SystemExit(f"FASTMETA_CUDA_ARCHS: {', '.join(sorted(unknown))} not in {known}")
+    return [arch for arch in CUDA_ARCHS if not wanted or arch in wanted]
+
+
+def arch_flags(archs: Sequence[str]) -> list[str]:
+    """Return nvcc's flags: machine code for each, and PTX of the newest for what comes after it."""
+    codes = [f"sm_{arch}" for arch in archs]
+    codes[-1] = f"[{codes[-1]},compute_{archs[-1]}]"
+    pairs = zip(archs, codes, strict=True)
+    return [w for arch, code in pairs for w in ("-gencode", f"arch=compute_{arch},code={code}")]
 
 
 def binding_flags() -> list[str]:
@@ -279,6 +317,40 @@ def compile_module(destination: Path) -> dict:
     }
 
 
+def compile_cuda(destination: Path) -> dict:
+    """Build fastmeta._cuda into the folder `destination`; return what build_info records."""
+    nvcc, archs = find_nvcc(), cuda_archs()
+    flags = [*CUDA_FLAGS, *arch_flags(archs), f"-I{ROOT / 'csrc'}"]
+    ninja = NinjaBuild(CUDA_BUILD, nvcc, flags, CUDA_LINK_FLAGS)
+    source = ROOT / "csrc/cuda"
+    binding = ninja.compile(source / "bindings.cpp", "bindings.o", binding_flags())
+    launches = [
+        ninja.compile(source / "launch.cu", f"launch.{real}.o", [f"-DFASTMETA_REAL={real}"])
+        for real in REALS
+    ]
+    module = ninja.link([binding, *launches], module_name("_cuda"))
+    ninja.run()
+    replace(module, destination / module.name)
+    return {"cuda": [f"sm_{arch}" for arch in archs], "nvcc": nvcc_version(nvcc)}
+
+
+def build_cuda(destination: Path) -> dict:
+    """Build the CUDA module, or say why there is none; an error only where it is demanded."""
+    mode = os.environ.get("FASTMETA_CUDA", "auto")
+    if mode not in ("auto", "0", "1"):
+        raise SystemExit(f"FASTMETA_CUDA={mode}: expected auto, 0 or 1")
+    try:
+        if mode == "0":
+            raise ToolchainError("not asked for (FASTMETA_CUDA=0)")
+        return compile_cuda(destination)
+    except BuildError as error:
+        if mode == "1":
+            raise
+        # An older module left here would be loaded in place of the one that failed.
+        (destination / module_name("_cuda")).unlink(missing_ok=True)
+        return {"cuda": False, "cuda_error": str(error)}
+
+
 def build(destination: Path, tolerate: type[BuildError]) -> dict:
     """Build into the package folder `destination` and leave `_build_info.json` beside.
 
@@ -292,27 +364,35 @@ def build(destination: Path, tolerate: type[BuildError]) -> dict:
     try:
         if mode == "python":
             raise ToolchainError("not asked for (FASTMETA_BUILD=python)")
-        outcome = compile_module(destination)
+        outcome = compile_module(destination) | build_cuda(destination)
     except tolerate as error:
-        if mode == "native":
+        if mode == "native" or os.environ.get("FASTMETA_CUDA") == "1":
             raise
         # An older module left here would be loaded in place of the one that failed.
-        (destination / module_name()).unlink(missing_ok=True)
+        for name in ("_native", "_cuda"):
+            (destination / module_name(name)).unlink(missing_ok=True)
         outcome = {"native": False, "error": str(error)}
     info = {**outcome, "python": platform.python_version(), "commit": commit()}
     (destination / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n")
     return info
 
 
-def module_name() -> str:
-    """Return the file name of the extension module for this Python."""
-    return "_native" + sysconfig.get_config_var("EXT_SUFFIX")
+def module_name(stem: str = "_native") -> str:
+    """Return the file name of an extension module for this Python."""
+    return stem + sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def compiler_version(compiler: Sequence[str]) -> str:
     """Return the compiler's name and version, its own first line."""
     output = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
     return output.splitlines()[0] if output else shlex.join(compiler)
+
+
+def nvcc_version(nvcc: Sequence[str]) -> str:
+    """Return the line of `nvcc --version` that names the release."""
+    output = subprocess.run([*nvcc, "--version"], capture_output=True, text=True).stdout
+    lines = [line for line in output.splitlines() if "release" in line]
+    return lines[0] if lines else shlex.join(nvcc)
 
 
 def commit() -> str | None:
@@ -390,6 +470,8 @@ def main(arguments: Sequence[str]) -> int:
         if info["native"]
         else f"no native code, pure Python only: {info['error']}"
     )
+    if info["native"]:
+        print(f"CUDA: {' '.join(info['cuda']) if info['cuda'] else info['cuda_error']}")
     return 0
 
 

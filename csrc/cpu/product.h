@@ -5,6 +5,8 @@
 #pragma once
 
 #include "simd.h"
+//
+#include "../network/product.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -15,38 +17,6 @@ struct Broadcast {
 struct Direct {
   template <class R>
   static FASTMETA_INLINE Vec<R> operand(const R* a) { return load(a); }
-};
-
-// All strides are in scalars.
-template <class R>
-struct Term {
-  const R* a;
-  i64 a_m, a_k;
-  const R* b;
-  i64 b_k, b_n;
-  i64 depth;
-};
-
-enum class Finish {
-  Store,     // C = acc
-  Bias,      // C = row[n] + acc
-  Add,       // C = C + acc
-  Subtract,  // C = C - acc
-  Step,      // C = from - rate * acc
-  RateGrad,  // C = C - from * acc
-};
-
-// Where a tile goes. `from` has C's layout. `rate` holds an element a (m, column) in the layout of
-// one task: a vector for Broadcast, a scalar for Direct.
-template <class R>
-struct Target {
-  R* c;
-  i64 c_m;
-  Finish finish = Finish::Store;
-  const R* row = nullptr;
-  const R* from = nullptr;
-  const R* rate = nullptr;
-  i64 rate_m = 0;
 };
 
 template <class Lane, class R>

@@ -7,7 +7,7 @@
 // Everything above sees matrices [rows][vectors] and never asks which of the two it runs on.
 #pragma once
 
-#include "product.h"
+#include "cpu_team.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -17,7 +17,7 @@ struct Slice {
 };
 
 template <class R>
-struct Solo {
+struct Solo : CpuTeam<R> {
   using Real = R;
   using Lane = Broadcast;
   static constexpr int W = lanes<R>;
@@ -90,7 +90,7 @@ struct Solo {
 };
 
 template <class R>
-struct Pack {
+struct Pack : CpuTeam<R> {
   using Real = R;
   using Lane = Direct;
   static constexpr int W = lanes<R>;

@@ -123,8 +123,9 @@ struct Softplus {
 };
 
 // Calls f with the activation of a node, its type known to the compiler.
+FASTMETA_ANY_CALLER
 template <class R, class F>
-FASTMETA_INLINE auto with_activation(const Node& node, F&& f) {
+FASTMETA_INLINE_BOTH auto with_activation(const Node& node, F&& f) {
   switch (node.activation) {
     case ActivationKind::ReLU:
       return f(ReLU<R>{});

@@ -18,98 +18,109 @@ class Head {
     R *y, *coefficient, *curvature;
   };
 
-  Head(LossKind kind, i64 outputs, Scratch scratch)
+  FASTMETA_CODE Head(LossKind kind, i64 outputs, Scratch scratch)
       : kind_(kind), outputs_(outputs), ld_(Team::stride(outputs)),
         vectors_(Team::vectors(outputs)), scratch_(scratch) {}
 
-  void take(const Samples<R>& samples, Slice slice) {
-    rows_ = samples.n;
+  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice) {
+    take(samples, slice, 0, samples.n);
+  }
+
+  // Samples begin.. begin + rows: a part of them, of which the loss is then a part.
+  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice, i64 begin, i64 rows) {
+    total_ = samples.n;
+    begin_ = begin;
+    rows_ = rows;
     target_row_ = samples.labels ? W : ld_;
     if (samples.y)
-      Team::gather(scratch_.y, samples.y, rows_ * outputs_, outputs_, 1, rows_, outputs_, slice);
+      Team::gather(scratch_.y, samples.y + begin * outputs_, total_ * outputs_, outputs_, 1, rows_,
+                   outputs_, slice);
     if (samples.labels) take_labels(samples.labels, slice);
     take_coefficients(samples.weight, slice);
   }
 
   // Multiplies every sample's coefficient by its task's factor.
-  void scale_coefficients(V factor) {
+  FASTMETA_CODE void scale_coefficients(V factor) {
     R* c = scratch_.coefficient;
-    for (i64 s = 0; s < rows_; ++s) store(c + s * W, load(c + s * W) * factor);
+    Team::each_row(rows_, [&](i64 s) { store(c + s * W, load(c + s * W) * factor); });
   }
 
-  V loss(const R* predictions) const {
+  // Of the samples taken; scratch: a vector a row.
+  FASTMETA_CODE V loss(const R* predictions, R* scratch = nullptr) const {
     return with_loss<Team>(kind_, [&](auto kind) {
-      V sum{};
-      for (i64 s = 0; s < rows_; ++s) {
+      return Team::sum_rows(rows_, scratch, [&](i64 s) {
         const auto row = this->row(predictions, s);
-        sum += row.coefficient * kind.value(row, vectors_);
-      }
-      return sum;
+        return row.coefficient * kind.value(row, vectors_);
+      });
     });
   }
 
-  void gradient(const R* predictions, R* g) {
+  FASTMETA_CODE void gradient(const R* predictions, R* g) {
     with_loss<Team>(kind_, [&](auto kind) {
-      for (i64 s = 0; s < rows_; ++s)
+      Team::each_row(rows_, [&](i64 s) {
         kind.gradient(row(predictions, s), vectors_, g + s * ld_, scratch_.curvature + s * ld_);
+      });
     });
   }
 
   // Needs gradient() before. ry is the derivative of the predictions.
-  void r_gradient(const R* predictions, const R* ry, R* rg) const {
+  FASTMETA_CODE void r_gradient(const R* predictions, const R* ry, R* rg) const {
     with_loss<Team>(kind_, [&](auto kind) {
-      for (i64 s = 0; s < rows_; ++s)
+      Team::each_row(rows_, [&](i64 s) {
         kind.r_gradient(row(predictions, s), vectors_, ry + s * ld_,
                         scratch_.curvature + s * ld_, rg + s * ld_);
+      });
     });
   }
 
-  void zero(R* g) const { std::memset(g, 0, sizeof(R) * size_t(rows_ * ld_)); }
+  FASTMETA_CODE void zero(R* g) const { Team::zero(g, rows_ * ld_); }
 
   // g += a gradient given from outside, [T, rows, O]; `taken` is scratch like g.
-  void add(R* g, R* taken, const R* outside, Slice slice) const {
-    Team::gather(taken, outside, rows_ * outputs_, outputs_, 1, rows_, outputs_, slice);
-    for (i64 i = 0; i < rows_ * ld_; i += W) store(g + i, load(g + i) + load(taken + i));
+  FASTMETA_CODE void add(R* g, R* taken, const R* outside, Slice slice) const {
+    Team::gather(taken, outside + begin_ * outputs_, total_ * outputs_, outputs_, 1, rows_,
+                 outputs_, slice);
+    Team::each(rows_ * ld_, [&](i64 i) { store(g + i, load(g + i) + load(taken + i)); });
   }
 
  private:
-  Row<Team> row(const R* predictions, i64 s) const {
+  FASTMETA_CODE Row<Team> row(const R* predictions, i64 s) const {
     return {predictions + s * ld_, scratch_.y + s * target_row_,
             load(scratch_.coefficient + s * W), outputs_};
   }
 
-  void take_labels(const i64* labels, Slice slice) {
-    for (i64 s = 0; s < rows_; ++s) {
-      V label{};
-      if (Team::tasks == 1)
-        label = splat(R(labels[slice.first * rows_ + s]));
-      else
-        for (i64 t = 0; t < slice.tasks; ++t) label[t] = R(labels[(slice.first + t) * rows_ + s]);
-      store(scratch_.y + s * W, label);
-    }
+  FASTMETA_CODE void take_labels(const i64* labels, Slice slice) {
+    Team::each_row(rows_, [&](i64 s) {
+      const i64* label = labels + slice.first * total_ + begin_ + s;
+      if constexpr (Team::tasks == 1) {
+        store(scratch_.y + s * W, splat(R(*label)));
+      } else {
+        V lane{};
+        for (i64 t = 0; t < slice.tasks; ++t) lane[t] = R(label[t * total_]);
+        store(scratch_.y + s * W, lane);
+      }
+    });
   }
 
-  void take_coefficients(const R* weight, Slice slice) {
+  FASTMETA_CODE void take_coefficients(const R* weight, Slice slice) {
     R* to = scratch_.coefficient;
     if (!weight) {
       // A lane without a task has no weight: it never leaves its start, so it stays finite.
-      const V share = Team::active(slice) / R(rows_);
-      for (i64 s = 0; s < rows_; ++s) store(to + s * W, share);
+      const V share = Team::active(slice) / R(total_);
+      Team::each_row(rows_, [&](i64 s) { store(to + s * W, share); });
       return;
     }
     V sum{};
-    for (i64 s = 0; s < rows_; ++s) {
-      const V w = Team::per_task(weight + s, rows_, slice);
-      store(to + s * W, w);
-      sum += w;
-    }
-    scale_coefficients(select(sum > R(0), R(1) / sum, V{}));
+    for (i64 s = 0; s < total_; ++s) sum += Team::per_task(weight + s, total_, slice);
+    const V scale = select(sum > R(0), R(1) / sum, V{});
+    Team::each_row(rows_, [&](i64 s) {
+      store(to + s * W, Team::per_task(weight + begin_ + s, total_, slice) * scale);
+    });
   }
 
   LossKind kind_;
   i64 outputs_, ld_, vectors_;
   Scratch scratch_;
-  i64 rows_ = 0, target_row_ = 0;
+  i64 total_ = 0, begin_ = 0, rows_ = 0, target_row_ = 0;
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -19,11 +19,11 @@ struct Sums {
 };
 
 // What all tasks share, in shared layout: the parameters without a task dimension, and the rates,
-// 0 where a parameter does not adapt.
+// 0 where a parameter does not adapt. Empty for a team that reads PyTorch's layout.
 template <class R>
 struct Common {
-  const R* theta;  // [shared_size]
-  const R* alpha;  // [rate_steps][shared_size]
+  const R* theta = nullptr;  // [shared_size]
+  const R* alpha = nullptr;  // [rate_steps][shared_size]
 };
 
 // Passes: forward, backward and the R-pass of some kind of network; Plan: where it keeps things.
@@ -34,46 +34,59 @@ class Adaptation {
   using R = typename Team::Real;
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
+  using RateBase = typename Team::RateBase;
+  using GradientTo = GradientTarget<R, RateBase>;
 
   // scratch: plan.scratch_size, and for the gradient of the rates rate_steps * theta_size more.
-  Adaptation(const Plan& plan, const Common<R>& common, R* scratch, const Crew& crew)
+  FASTMETA_CODE Adaptation(const Plan& plan, const Common<R>& common, R* scratch, const Crew& crew)
       : plan_(plan), loop_(plan.loop), common_(common), scratch_(scratch),
         passes_(plan, scratch, crew) {}
 
   // kept: theta_1..theta_K, then what backward wants of the query; nullptr: nothing is kept
-  void forward(i64 team, const ForwardOut<R>& out, R* kept) {
+  FASTMETA_CODE void forward(i64 team, const ForwardOut<R>& out, R* kept) {
     const Slice slice = plan_.slice(team);
     const R* theta = adapt(slice, kept);
     if (out.fast) put_parameters(out.fast, theta, slice);
     if (!loop_.query.n) return;
-    passes_.take(loop_.query, slice);
-    passes_.forward(theta, kept && plan_.query_size ? kept_query(kept) : nullptr);
+    take(loop_.query, slice);
     const i64 Q = loop_.query.n, O = plan_.outputs();
-    if (out.predictions)
-      Team::scatter(out.predictions, passes_.predictions(), Q * O, O, 1, Q, O, slice);
-    if (out.loss) Team::put_per_task(out.loss, slice, passes_.loss());
+    V loss{};
+    each_part(loop_.query, slice, [&](i64 begin, i64 rows) {
+      passes_.forward(theta, kept && plan_.query_size ? kept_query(kept) : nullptr);
+      if (out.predictions)
+        Team::scatter(out.predictions + begin * O, passes_.predictions(), Q * O, O, 1, rows, O,
+                      slice);
+      if (out.loss) loss += passes_.loss();
+    });
+    if (out.loss) Team::put_per_task(out.loss, slice, loss);
   }
 
-  void backward(i64 team, const BackwardIn<R>& in, const R* kept, const BackwardOut<R>& out,
-                const Sums<R>& sums) {
+  FASTMETA_CODE void backward(i64 team, const BackwardIn<R>& in, const R* kept,
+                              const BackwardOut<R>& out, const Sums<R>& sums) {
     const Slice slice = plan_.slice(team);
+    rates_ = Team::sums_in_place ? sums.rates : at(plan_.scratch_size);
     start_lambda(slice, in, kept, out);
     const bool second = loop_.order == 2;
     if (loop_.steps > 0 && (second || out.rates)) {
-      passes_.take(loop_.support, slice);
-      if (out.rates) std::memset(rate_gradient(0), 0, rate_bytes());
-      if (out.support_x) std::memset(support_gradient(), 0, support_bytes());
+      take(loop_.support, slice);
+      if (out.rates && !Team::sums_in_place)
+        Team::zero(rates_, plan_.rate_steps * plan_.theta_size);
+      if (out.support_x) start_support_gradient(out.support_x, slice);
       for (i64 k = loop_.steps - 1; k >= 0; --k) {
         const R* theta = theta_at(k, slice, kept);
-        passes_.forward(theta, nullptr);
-        passes_.loss_gradient();
-        if (second)
-          second_order_step(k, theta, out);
-        else
-          passes_.backward(theta, plan_.lowest_adapted, rate_target(k), false);
+        if (second) start_second_order_step(k, out);
+        each_part(loop_.support, slice, [&](i64, i64) {
+          passes_.forward(theta, nullptr);
+          passes_.loss_gradient();
+          if (second)
+            second_order_step(k, theta, out, slice);
+          else
+            passes_.backward(theta, plan_.lowest_adapted, rate_target(k), false);
+        });
       }
-      if (out.rates) add_rates(sums.rates);
-      if (out.support_x) passes_.put_input(out.support_x, support_gradient(), slice);
+      if (out.rates && !Team::sums_in_place) add_rates(sums.rates);
+      if (out.support_x && !Team::sums_in_output)
+        passes_.put_input(out.support_x, support_gradient(), slice);
     } else if (out.support_x) {
       zero_support_gradient(out.support_x, slice);
     }
@@ -81,177 +94,243 @@ class Adaptation {
   }
 
  private:
-  R* at(i64 offset) { return scratch_ + offset; }
-  R* lambda() { return at(plan_.lambda_at); }
-  R* direction() { return at(plan_.direction_at); }
-  R* support_gradient() { return at(plan_.support_gradient_at); }
-  size_t support_bytes() const {
-    return sizeof(R) * size_t(plan_.input_size(loop_.support));
+  FASTMETA_CODE R* at(i64 offset) { return scratch_ + offset; }
+  FASTMETA_CODE R* lambda() { return at(plan_.lambda_at); }
+  // lambda_{k+1}, which the rates need: part by part, lambda itself is on its way to lambda_k.
+  FASTMETA_CODE R* lambda_before() {
+    if constexpr (Team::splits) return at(plan_.lambda_before_at);
+    return lambda();
   }
-  R* rate_gradient(i64 k) { return at(plan_.scratch_size) + rate_step(k) * plan_.theta_size; }
-  size_t rate_bytes() const { return sizeof(R) * size_t(plan_.rate_steps * plan_.theta_size); }
-  i64 rate_step(i64 k) const { return plan_.rate_steps == 1 ? 0 : k; }
-  const R* alpha(i64 k) const { return common_.alpha + rate_step(k) * plan_.shared_size; }
+  FASTMETA_CODE R* direction() { return at(plan_.direction_at); }
+  FASTMETA_CODE R* support_gradient() { return at(plan_.support_gradient_at); }
+  FASTMETA_CODE R* rate_gradient(i64 k) { return rates_ + rate_step(k) * plan_.theta_size; }
+  FASTMETA_CODE i64 rate_step(i64 k) const { return plan_.rate_steps == 1 ? 0 : k; }
+  // The rates of step k; a team without shared layout takes them from the loop.
+  FASTMETA_CODE RateBase alpha(i64 k) const {
+    if constexpr (Team::shared_layout)
+      return common_.alpha + rate_step(k) * plan_.shared_size;
+    else
+      return k;
+  }
+
+  // All samples of a task at once, or part by part where the scratch is too small for that.
+  FASTMETA_CODE bool whole(const Samples<R>& samples) const {
+    if constexpr (Team::splits) return samples.n <= plan_.part;
+    return true;
+  }
+  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice) {
+    if (whole(samples)) passes_.take(samples, slice);
+  }
+  // f(begin, rows), with these samples taken; needs take() before.
+  template <class F>
+  FASTMETA_CODE void each_part(const Samples<R>& samples, Slice slice, F f) {
+    if constexpr (!Team::splits) {
+      f(i64(0), samples.n);
+    } else {
+      for (i64 begin = 0; begin < samples.n; begin += plan_.part) {
+        const i64 rows = smaller(plan_.part, samples.n - begin);
+        if (!whole(samples)) passes_.take(samples, slice, begin, rows);
+        f(begin, rows);
+      }
+    }
+  }
 
   // ---- forward --------------------------------------------------------------------------------
 
-  const R* adapt(Slice slice, R* kept) {
+  FASTMETA_CODE const R* adapt(Slice slice, R* kept) {
     const R* theta = start(slice);
     if (!loop_.steps) return theta;
-    passes_.take(loop_.support, slice);
+    take(loop_.support, slice);
     for (i64 k = 0; k < loop_.steps; ++k) {
-      R* next = kept ? kept + k * plan_.theta_size : at(plan_.theta_work_at[(k + 1) % 2]);
+      R* place = kept ? kept + k * plan_.theta_size : nullptr;
+      R* next = place && !Team::keeps_away ? place : at(plan_.theta_work_at[(k + 1) % 2]);
       copy_unadapted(next, theta);
-      passes_.forward(theta, nullptr);
-      passes_.loss_gradient();
-      passes_.backward(theta, plan_.lowest_adapted, {Finish::Step, next, theta, alpha(k)}, false);
+      each_part(loop_.support, slice, [&](i64 begin, i64) {
+        const R* from = begin ? next : theta;
+        passes_.forward(theta, nullptr);
+        passes_.loss_gradient();
+        passes_.backward(theta, plan_.lowest_adapted, {Finish::Step, next, from, alpha(k)}, false);
+      });
+      if (place && Team::keeps_away) Team::copy(place, next, plan_.theta_size);
       theta = next;
     }
     return theta;
   }
 
   template <class P>
-  P* kept_query(P* kept) const {
+  FASTMETA_CODE P* kept_query(P* kept) const {
     return kept + loop_.steps * plan_.theta_size;
   }
 
-  const R* theta_at(i64 k, Slice slice, const R* kept) {
-    return k > 0 ? kept + (k - 1) * plan_.theta_size : start(slice);
+  FASTMETA_CODE const R* theta_at(i64 k, Slice slice, const R* kept) {
+    if (k == 0) return start(slice);
+    const R* place = kept + (k - 1) * plan_.theta_size;
+    if (!Team::keeps_away) return place;
+    R* theta = at(plan_.theta_work_at[0]);
+    Team::copy(theta, place, plan_.theta_size);
+    return theta;
   }
 
-  void copy_unadapted(R* next, const R* theta) const {
+  FASTMETA_CODE void copy_unadapted(R* next, const R* theta) const {
     plan_.each_piece([&](const Piece& p) {
       if (!plan_.has_rate(p.parameter))
-        std::memcpy(next + p.at, theta + p.at,
-                    sizeof(R) * size_t(p.taps * p.rows * Team::stride(p.columns)));
+        Team::copy(next + p.at, theta + p.at, p.taps * p.rows * Team::stride(p.columns));
     });
   }
 
   // ---- backward -------------------------------------------------------------------------------
 
   // lambda_K: what the query and the caller's own use of the fast weights say of theta_K.
-  void start_lambda(Slice slice, const BackwardIn<R>& in, const R* kept,
-                    const BackwardOut<R>& out) {
-    std::memset(lambda(), 0, sizeof(R) * size_t(plan_.theta_size));
+  FASTMETA_CODE void start_lambda(Slice slice, const BackwardIn<R>& in, const R* kept,
+                                  const BackwardOut<R>& out) {
+    Team::zero(lambda(), plan_.theta_size);
     if (loop_.query.n) {
       const R* theta = theta_at(loop_.steps, slice, kept);
-      passes_.take(loop_.query, slice);
-      if (plan_.query_size)
-        passes_.resume(kept_query(kept), theta);
-      else
-        passes_.forward(theta, nullptr);
-      if (in.grad_loss) {
-        passes_.scale_coefficients(Team::per_task(in.grad_loss, 1, slice));
-        passes_.loss_gradient();
-      } else {
-        passes_.zero_gradient();
-      }
-      if (in.grad_predictions) passes_.add_gradient(in.grad_predictions, slice);
-      passes_.backward(theta, 0, {Finish::Store, lambda()}, out.query_x != nullptr);
-      if (out.query_x) passes_.put_input(out.query_x, passes_.input_gradient_of_loss(), slice);
+      take(loop_.query, slice);
+      each_part(loop_.query, slice, [&](i64 begin, i64) {
+        if (plan_.query_size)
+          passes_.resume(kept_query(kept), theta);
+        else
+          passes_.forward(theta, nullptr);
+        if (in.grad_loss) {
+          passes_.scale_coefficients(Team::per_task(in.grad_loss, 1, slice));
+          passes_.loss_gradient();
+        } else {
+          passes_.zero_gradient();
+        }
+        if (in.grad_predictions) passes_.add_gradient(in.grad_predictions, slice);
+        const Finish finish = begin ? Finish::Add : Finish::Store;
+        passes_.backward(theta, 0, {finish, lambda()}, out.query_x != nullptr);
+        if (out.query_x) passes_.put_input(out.query_x, passes_.input_gradient_of_loss(), slice);
+      });
     }
     if (in.grad_fast) add_fast_gradient(in.grad_fast, slice);
   }
 
-  void second_order_step(i64 k, const R* theta, const BackwardOut<R>& out) {
+  FASTMETA_CODE void start_second_order_step(i64 k, const BackwardOut<R>& out) {
     take_direction(k);
-    const GradientTarget<R> rates = rate_target(k);
-    passes_.r_pass(theta, direction(), 0, {Finish::Subtract, lambda()},
-                   out.rates ? &rates : nullptr, out.support_x != nullptr);
-    if (out.support_x) subtract_support_gradient();
+    if (out.rates && lambda_before() != lambda())
+      Team::copy(lambda_before(), lambda(), plan_.theta_size);
   }
 
-  GradientTarget<R> rate_target(i64 k) { return {Finish::RateGrad, rate_gradient(k), lambda()}; }
+  FASTMETA_CODE void second_order_step(i64 k, const R* theta, const BackwardOut<R>& out,
+                                       Slice slice) {
+    const GradientTo rates = rate_target(k);
+    passes_.r_pass(theta, direction(), 0, {Finish::Subtract, lambda()},
+                   out.rates ? &rates : nullptr, out.support_x != nullptr);
+    if (out.support_x) subtract_support_gradient(out.support_x, slice);
+  }
+
+  FASTMETA_CODE GradientTo rate_target(i64 k) {
+    return {Finish::RateGrad, rate_gradient(k), lambda_before()};
+  }
 
   // v = alpha_k lambda; 0 where a parameter does not adapt, since alpha is 0 there.
-  void take_direction(i64 k) {
+  FASTMETA_CODE void take_direction(i64 k) {
     plan_.each_piece([&](const Piece& p) {
-      const i64 rows = p.taps * p.rows, vectors = Team::vectors(p.columns);
-      for (i64 r = 0; r < rows; ++r) {
-        const R* rate = alpha(k) + p.shared_at + r * Team::shared_stride(p.columns);
-        for (i64 v = 0; v < vectors; ++v) {
-          const i64 i = p.at + r * Team::stride(p.columns) + v * W;
-          store(direction() + i, Team::shared_value(rate, v) * load(lambda() + i));
+      if constexpr (Team::shared_layout) {
+        const i64 rows = p.taps * p.rows, vectors = Team::vectors(p.columns);
+        for (i64 r = 0; r < rows; ++r) {
+          const R* rate = alpha(k) + p.shared_at + r * Team::shared_stride(p.columns);
+          for (i64 v = 0; v < vectors; ++v) {
+            const i64 i = p.at + r * Team::stride(p.columns) + v * W;
+            store(direction() + i, Team::shared_value(rate, v) * load(lambda() + i));
+          }
         }
+      } else {
+        Team::times_rates(direction() + p.at, lambda() + p.at, p, loop_.rates[p.parameter], k);
       }
     });
+    Team::barrier();
   }
 
   // ---- between PyTorch's layout and the team's ------------------------------------------------
 
   // theta_0
-  const R* start(Slice slice) {
+  FASTMETA_CODE const R* start(Slice slice) {
     if (Team::reads_shared && plan_.all_shared) return common_.theta;
     R* theta = at(plan_.theta_work_at[0]);
     plan_.each_view([&](const View& v) {
       const Parameter<R>& from = loop_.parameters[v.parameter];
-      if (from.task_stride)
+      if (from.task_stride || !Team::shared_layout)
         Team::gather(theta + v.at, from.data + v.offset, from.task_stride, v.row_step,
                      v.column_step, v.rows, v.columns, slice);
-      else
+      else if constexpr (Team::shared_layout)
         Team::spread(theta + v.at, common_.theta + v.shared_at, v.rows, v.columns);
     });
     return theta;
   }
 
-  void put_parameters(R* const* out, const R* theta, Slice slice) const {
+  FASTMETA_CODE void put_parameters(R* const* out, const R* theta, Slice slice) const {
     plan_.each_view([&](const View& v) {
       if (out[v.parameter]) put_view(out, theta, v, slice);
     });
   }
 
-  void put_view(R* const* out, const R* from, const View& v, Slice slice) const {
+  FASTMETA_CODE void put_view(R* const* out, const R* from, const View& v, Slice slice) const {
     Team::scatter(out[v.parameter] + v.offset, from + v.at, plan_.elements(v.parameter), v.row_step,
                   v.column_step, v.rows, v.columns, slice);
   }
 
-  void add_fast_gradient(const R* const* grad, Slice slice) {
+  FASTMETA_CODE void add_fast_gradient(const R* const* grad, Slice slice) {
     plan_.each_view([&](const View& v) {
       if (!grad[v.parameter]) return;
       R* taken = direction() + v.at;
       Team::gather(taken, grad[v.parameter] + v.offset, plan_.elements(v.parameter), v.row_step,
                    v.column_step, v.rows, v.columns, slice);
-      const i64 n = v.rows * Team::stride(v.columns);
-      for (i64 i = 0; i < n; i += W)
-        store(lambda() + v.at + i, load(lambda() + v.at + i) + load(taken + i));
+      R* sum = lambda() + v.at;
+      Team::each(v.rows * Team::stride(v.columns),
+                 [&](i64 i) { store(sum + i, load(sum + i) + load(taken + i)); });
     });
   }
 
   // A parameter with a task dimension gets its gradient at once, a shared one through the sums.
-  void put_gradient(R* const* out, Slice slice, R* sums) {
+  FASTMETA_CODE void put_gradient(R* const* out, Slice slice, R* sums) {
     plan_.each_view([&](const View& v) {
       if (out[v.parameter] && plan_.per_task(v.parameter)) put_view(out, lambda(), v, slice);
     });
     add_to_sums(sums, lambda());
   }
 
-  void add_rates(R* sums) {
+  FASTMETA_CODE void add_rates(R* sums) {
     for (i64 k = 0; k < plan_.rate_steps; ++k)
       add_to_sums(sums + k * plan_.shared_size, rate_gradient(k));
   }
 
-  void add_to_sums(R* sums, const R* from) const {
+  FASTMETA_CODE void add_to_sums(R* sums, const R* from) const {
     plan_.each_piece([&](const Piece& p) {
       Team::add_to_shared(sums + p.shared_at, from + p.at, p.taps * p.rows, p.columns);
     });
   }
 
-  void zero_support_gradient(R* out, Slice slice) const {
+  FASTMETA_CODE void zero_support_gradient(R* out, Slice slice) const {
     const i64 n = loop_.support.n * plan_.sample_size();
-    std::memset(out + slice.first * n, 0, sizeof(R) * size_t(slice.tasks * n));
+    Team::zero(out + slice.first * n, slice.tasks * n);
   }
 
-  void subtract_support_gradient() {
+  FASTMETA_CODE void start_support_gradient(R* out, Slice slice) {
+    if (Team::sums_in_output)
+      zero_support_gradient(out, slice);
+    else
+      Team::zero(support_gradient(), plan_.input_size(loop_.support));
+  }
+
+  FASTMETA_CODE void subtract_support_gradient(R* out, Slice slice) {
     const R* r = passes_.r_input_gradient_of_loss();
-    const i64 n = plan_.input_size(loop_.support);
-    R* sum = support_gradient();
-    for (i64 i = 0; i < n; i += W) store(sum + i, load(sum + i) - load(r + i));
+    if constexpr (Team::sums_in_output) {
+      passes_.subtract_input(out, r, slice);
+    } else {
+      R* sum = support_gradient();
+      Team::each(plan_.input_size(loop_.support),
+                 [&](i64 i) { store(sum + i, load(sum + i) - load(r + i)); });
+    }
   }
 
   const Plan& plan_;
-  const InnerLoop<R>& loop_;
+  const std::remove_reference_t<typename Team::Loop>& loop_;
   const Common<R>& common_;
   R* scratch_;
+  R* rates_ = nullptr;  // the gradient of the rates: [rate_steps][theta_size]
   Passes passes_;
 };
 

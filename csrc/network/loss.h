@@ -24,7 +24,7 @@ struct MeanSquaredError {
   using R = typename Team::Real;
   static constexpr bool keeps_curvature = false;
 
-  static Vec<R> value(const Row<Team>& row, i64 vectors) {
+  FASTMETA_CODE static Vec<R> value(const Row<Team>& row, i64 vectors) {
     Vec<R> sum{};
     for (i64 v = 0; v < vectors; ++v) {
       const Vec<R> error = row.inside(v, row.y(v) - row.t(v));
@@ -32,12 +32,13 @@ struct MeanSquaredError {
     }
     return Team::across_sum(sum) / R(row.columns);
   }
-  static void gradient(const Row<Team>& row, i64 vectors, R* g, R*) {
+  FASTMETA_CODE static void gradient(const Row<Team>& row, i64 vectors, R* g, R*) {
     const Vec<R> scale = row.coefficient * (R(2) / R(row.columns));
     for (i64 v = 0; v < vectors; ++v)
       store(g + v * Team::W, row.inside(v, scale * (row.y(v) - row.t(v))));
   }
-  static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry, const R*, R* rg) {
+  FASTMETA_CODE static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry, const R*,
+                                       R* rg) {
     const Vec<R> scale = row.coefficient * (R(2) / R(row.columns));
     for (i64 v = 0; v < vectors; ++v) store(rg + v * Team::W, scale * load(ry + v * Team::W));
   }
@@ -49,13 +50,13 @@ struct CrossEntropy {
   using R = typename Team::Real;
   static constexpr bool keeps_curvature = true;
 
-  static FASTMETA_INLINE Vec<R> largest(const Row<Team>& row, i64 vectors) {
+  FASTMETA_INLINE static Vec<R> largest(const Row<Team>& row, i64 vectors) {
     Vec<R> m = splat(R(-INFINITY));
     for (i64 v = 0; v < vectors; ++v)
       m = vmax(m, select(Team::valid(v, row.columns), row.y(v), splat(R(-INFINITY))));
     return Team::across_max(m);
   }
-  static Vec<R> value(const Row<Team>& row, i64 vectors) {
+  FASTMETA_CODE static Vec<R> value(const Row<Team>& row, i64 vectors) {
     const Vec<R> m = largest(row, vectors), label = load(row.target);
     Vec<R> sum{}, chosen{};
     for (i64 v = 0; v < vectors; ++v) {
@@ -64,7 +65,7 @@ struct CrossEntropy {
     }
     return log(Team::across_sum(sum)) - Team::across_sum(chosen);
   }
-  static void gradient(const Row<Team>& row, i64 vectors, R* g, R* softmax) {
+  FASTMETA_CODE static void gradient(const Row<Team>& row, i64 vectors, R* g, R* softmax) {
     const Vec<R> m = largest(row, vectors), label = load(row.target);
     Vec<R> sum{};
     for (i64 v = 0; v < vectors; ++v) {
@@ -80,7 +81,8 @@ struct CrossEntropy {
       store(g + v * Team::W, row.coefficient * (p - hot));
     }
   }
-  static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry, const R* softmax, R* rg) {
+  FASTMETA_CODE static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry,
+                                       const R* softmax, R* rg) {
     Vec<R> mean{};
     for (i64 v = 0; v < vectors; ++v)
       mean += load(softmax + v * Team::W) * load(ry + v * Team::W);
@@ -97,7 +99,7 @@ struct BinaryCrossEntropy {
   using R = typename Team::Real;
   static constexpr bool keeps_curvature = true;
 
-  static Vec<R> value(const Row<Team>& row, i64 vectors) {
+  FASTMETA_CODE static Vec<R> value(const Row<Team>& row, i64 vectors) {
     Vec<R> sum{};
     for (i64 v = 0; v < vectors; ++v) {
       const Vec<R> y = row.y(v);
@@ -105,7 +107,7 @@ struct BinaryCrossEntropy {
     }
     return Team::across_sum(sum) / R(row.columns);
   }
-  static void gradient(const Row<Team>& row, i64 vectors, R* g, R* curvature) {
+  FASTMETA_CODE static void gradient(const Row<Team>& row, i64 vectors, R* g, R* curvature) {
     const Vec<R> scale = row.coefficient / R(row.columns);
     for (i64 v = 0; v < vectors; ++v) {
       const Vec<R> p = sigmoid(row.y(v));
@@ -113,8 +115,8 @@ struct BinaryCrossEntropy {
       store(g + v * Team::W, row.inside(v, scale * (p - row.t(v))));
     }
   }
-  static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry, const R* curvature,
-                         R* rg) {
+  FASTMETA_CODE static void r_gradient(const Row<Team>& row, i64 vectors, const R* ry,
+                                       const R* curvature, R* rg) {
     const Vec<R> scale = row.coefficient / R(row.columns);
     for (i64 v = 0; v < vectors; ++v)
       store(rg + v * Team::W,

@@ -10,7 +10,7 @@ struct Piece {
   i64 at, shared_at;  // in theta, and in what all tasks share
   i64 taps, rows, columns;
   i64 tap_step, row_step, column_step;  // in PyTorch's layout
-  i64 elements() const { return taps * rows * columns; }
+  FASTMETA_BOTH i64 elements() const { return taps * rows * columns; }
 };
 
 // One tap of a piece.
@@ -21,22 +21,20 @@ struct View {
 };
 
 // What becomes of a weight gradient; c and from are in team layout, rate in shared layout.
-template <class R>
+template <class R, class RateBase = const R*>
 struct GradientTarget {
   Finish finish;
   R* c;
   const R* from = nullptr;
-  const R* rate = nullptr;
+  RateBase rate{};
 };
-
-constexpr int max_pieces = 1024;
 
 template <class Team>
 struct Parameters {
   using R = typename Team::Real;
 
-  const InnerLoop<R>& loop;
-  Piece pieces[max_pieces];
+  typename Team::Loop loop;
+  Piece pieces[Team::max_pieces];
   int n_pieces = 0;
   i64 theta_size = 0, shared_size = 0;
   bool all_shared = true;  // no parameter has a task dimension
@@ -49,20 +47,24 @@ struct Parameters {
     }
   }
 
-  bool has_rate(int parameter) const { return parameter >= 0 && loop.rates[parameter].data; }
-  bool per_task(int parameter) const { return loop.parameters[parameter].task_stride; }
+  FASTMETA_BOTH bool has_rate(int parameter) const {
+    return parameter >= 0 && loop.rates[parameter].data;
+  }
+  FASTMETA_BOTH bool per_task(int parameter) const {
+    return loop.parameters[parameter].task_stride;
+  }
   i64 teams() const { return ceil_div(loop.tasks, Team::tasks); }
-  Slice slice(i64 team) const {
+  FASTMETA_BOTH Slice slice(i64 team) const {
     const i64 first = team * Team::tasks;
     return {first, smaller(Team::tasks, loop.tasks - first)};
   }
 
   template <class F>
-  void each_piece(F f) const {
+  FASTMETA_CODE void each_piece(F f) const {
     for (int i = 0; i < n_pieces; ++i) f(pieces[i]);
   }
   template <class F>
-  void each_view(F f) const {
+  FASTMETA_CODE void each_view(F f) const {
     each_piece([&](const Piece& p) {
       for (i64 tap = 0; tap < p.taps; ++tap)
         f(View{p.parameter, p.at + tap * p.rows * Team::stride(p.columns),
@@ -70,7 +72,7 @@ struct Parameters {
                p.rows, p.columns, p.row_step, p.column_step});
     });
   }
-  i64 elements(int parameter) const {
+  FASTMETA_BOTH i64 elements(int parameter) const {
     for (int i = 0; i < n_pieces; ++i)
       if (pieces[i].parameter == parameter) return pieces[i].elements();
     return 0;

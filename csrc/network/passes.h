@@ -14,33 +14,40 @@ class Passes {
   using R = typename Team::Real;
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
+  using GradientTo = GradientTarget<R, typename Team::RateBase>;
 
-  Passes(const Plan<Team>& plan, R* scratch, const Crew&)
+  FASTMETA_CODE Passes(const Plan<Team>& plan, R* scratch, const Crew&)
       : plan_(plan), scratch_(scratch),
         head_(plan.loop.network.loss, plan.outputs(),
-              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {
-    for (int i = 0; i < W; ++i) one_[i] = 1;
-  }
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {}
 
   // Takes the samples of a slice: everything below works on them until the next call.
-  void take(const Samples<R>& samples, Slice slice) {
-    rows_ = samples.n;
-    const i64 I = plan_.in(0), n = samples.n;
+  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice) {
+    take(samples, slice, 0, samples.n);
+  }
+
+  // Samples begin.. begin + rows of the slice's tasks.
+  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice, i64 begin, i64 rows) {
+    total_ = samples.n;
+    begin_ = begin;
+    rows_ = rows;
+    const i64 I = plan_.in(0);
+    const R* x = samples.x + begin * I;
     if (plan_.copies_input) {
-      Team::gather(at(plan_.x_at), samples.x, n * I, I, 1, n, I, slice);
+      Team::gather(at(plan_.x_at), x, total_ * I, I, 1, rows, I, slice);
       x_ = at(plan_.x_at);
       x_row_ = Team::stride(I);
     } else {
-      x_ = samples.x + slice.first * n * I;
+      x_ = x + slice.first * total_ * I;
       x_row_ = I;
     }
-    head_.take(samples, slice);
+    head_.take(samples, slice, begin, rows);
   }
 
-  void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
+  FASTMETA_CODE void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
 
   // Small networks keep nothing: computing again is cheaper than memory.
-  void forward(const R* theta, R*) {
+  FASTMETA_CODE void forward(const R* theta, R*) {
     for (int l = 0; l < plan_.n_nodes; ++l) {
       if (plan_.linear(l))
         linear_forward(l, theta);
@@ -49,27 +56,31 @@ class Passes {
     }
   }
 
-  void resume(const R*, const R*) {}
+  FASTMETA_CODE void resume(const R*, const R*) {}
 
-  const R* predictions() const { return at(plan_.value_at[plan_.n_nodes - 1]); }
+  FASTMETA_CODE const R* predictions() const { return at(plan_.value_at[plan_.n_nodes - 1]); }
 
-  V loss() const { return head_.loss(predictions()); }
+  // Of the samples taken; g is scratch.
+  FASTMETA_CODE V loss() { return head_.loss(predictions(), g()); }
 
   // g = d loss / d predictions
-  void loss_gradient() {
+  FASTMETA_CODE void loss_gradient() {
     top();
     head_.gradient(predictions(), g());
   }
-  void zero_gradient() {
+  FASTMETA_CODE void zero_gradient() {
     top();
     head_.zero(g());
   }
   // g += a gradient given from outside, [T, rows, O]
-  void add_gradient(const R* outside, Slice slice) { head_.add(g(), rg(), outside, slice); }
+  FASTMETA_CODE void add_gradient(const R* outside, Slice slice) {
+    head_.add(g(), rg(), outside, slice);
+  }
 
   // Hands the weight gradients of nodes lowest.. to the target; leaves d/dx in g if asked.
   // Parameters that do not adapt are skipped when the target is an inner step.
-  void backward(const R* theta, int lowest, const GradientTarget<R>& target, bool into_input) {
+  FASTMETA_CODE void backward(const R* theta, int lowest, const GradientTo& target,
+                              bool into_input) {
     for (int l = plan_.n_nodes - 1; l >= lowest; --l) {
       if (!plan_.linear(l)) {
         if (l > lowest || into_input) activation_backward(l);
@@ -79,14 +90,15 @@ class Passes {
       weight_gradient(l, &term, 1, target);
       if (l > lowest || into_input) input_gradient(l, theta);
     }
+    Team::barrier();
   }
 
   // Needs forward() and loss_gradient() at theta. Along `direction` v:
   //   target   receives the Hessian-vector product H v of nodes lowest..
   //   gradient receives the gradient itself (for the inner rates), of the nodes that adapt, if given
   //   rg       is left holding the derivative of d loss / d x along v, if asked
-  void r_pass(const R* theta, const R* v, int lowest, const GradientTarget<R>& target,
-              const GradientTarget<R>* gradient, bool into_input) {
+  FASTMETA_CODE void r_pass(const R* theta, const R* v, int lowest, const GradientTo& target,
+                            const GradientTo* gradient, bool into_input) {
     for (int l = plan_.lowest_adapted; l < plan_.n_nodes; ++l) {
       if (plan_.linear(l))
         r_linear_forward(l, theta, v);
@@ -109,15 +121,21 @@ class Passes {
       weight_gradient(l, terms, has_r(l) ? 2 : 1, target);
       if (deeper) r_input_gradient(l, theta, v);
     }
+    Team::barrier();
   }
 
-  const R* input_gradient_of_loss() const { return g(); }
-  const R* r_input_gradient_of_loss() const { return rg(); }
+  FASTMETA_CODE const R* input_gradient_of_loss() const { return g(); }
+  FASTMETA_CODE const R* r_input_gradient_of_loss() const { return rg(); }
 
   // A gradient of the inputs, in team layout, into PyTorch's [T, rows, I].
-  void put_input(R* out, const R* gradient, Slice slice) const {
+  FASTMETA_CODE void put_input(R* out, const R* gradient, Slice slice) const {
     const i64 I = plan_.in(0);
-    Team::scatter(out, gradient, rows_ * I, I, 1, rows_, I, slice);
+    Team::scatter(out + begin_ * I, gradient, total_ * I, I, 1, rows_, I, slice);
+  }
+  // The same, taken away from what is there.
+  FASTMETA_CODE void subtract_input(R* out, const R* gradient, Slice slice) const {
+    const i64 I = plan_.in(0);
+    Team::subtract(out + begin_ * I, gradient, total_ * I, rows_, I, slice);
   }
 
  private:
@@ -126,40 +144,40 @@ class Passes {
     i64 row;  // scalars from a row to the next
   };
 
-  R* at(i64 offset) { return scratch_ + offset; }
-  const R* at(i64 offset) const { return scratch_ + offset; }
+  FASTMETA_CODE R* at(i64 offset) { return scratch_ + offset; }
+  FASTMETA_CODE const R* at(i64 offset) const { return scratch_ + offset; }
 
-  R* g() { return at(plan_.g_at[side_]); }
-  R* rg() { return at(plan_.rg_at[side_]); }
-  const R* g() const { return at(plan_.g_at[side_]); }
-  const R* rg() const { return at(plan_.rg_at[side_]); }
-  R* other_g() { return at(plan_.g_at[1 - side_]); }
-  R* other_rg() { return at(plan_.rg_at[1 - side_]); }
-  void top() { side_ = 0; }
-  void flip() { side_ = 1 - side_; }
+  FASTMETA_CODE R* g() { return at(plan_.g_at[side_]); }
+  FASTMETA_CODE R* rg() { return at(plan_.rg_at[side_]); }
+  FASTMETA_CODE const R* g() const { return at(plan_.g_at[side_]); }
+  FASTMETA_CODE const R* rg() const { return at(plan_.rg_at[side_]); }
+  FASTMETA_CODE R* other_g() { return at(plan_.g_at[1 - side_]); }
+  FASTMETA_CODE R* other_rg() { return at(plan_.rg_at[1 - side_]); }
+  FASTMETA_CODE void top() { side_ = 0; }
+  FASTMETA_CODE void flip() { side_ = 1 - side_; }
 
-  Matrix input(int l) const {
+  FASTMETA_CODE Matrix input(int l) const {
     if (l == 0) return {x_, x_row_};
     return {at(plan_.value_at[l - 1]), Team::stride(plan_.in(l))};
   }
   // Is there a derivative of node l's input? Not below the first parameter that adapts.
-  bool has_r(int l) const { return l > plan_.lowest_adapted; }
-  const R* r_input(int l) const { return at(plan_.r_at[l - 1]); }
+  FASTMETA_CODE bool has_r(int l) const { return l > plan_.lowest_adapted; }
+  FASTMETA_CODE const R* r_input(int l) const { return at(plan_.r_at[l - 1]); }
 
   // ---- products of a Linear node --------------------------------------------------------------
 
-  Term<R> forward_term(int l, Matrix x, const R* theta) const {
+  FASTMETA_CODE Term<R> forward_term(int l, Matrix x, const R* theta) const {
     return {x.p, x.row, Team::element, theta + plan_.theta_at[l],
             Team::stride(plan_.out(l)), W, plan_.in(l)};
   }
-  Term<R> weight_term(int l, Matrix x, const R* g) const {
+  FASTMETA_CODE Term<R> weight_term(int l, Matrix x, const R* g) const {
     return {x.p, Team::element, x.row, g, Team::stride(plan_.out(l)), W, rows_};
   }
-  Term<R> r_weight_term(int l) const {
+  FASTMETA_CODE Term<R> r_weight_term(int l) const {
     return weight_term(l, {r_input(l), Team::stride(plan_.in(l))}, g());
   }
   // g W^T; a team whose lanes are columns needs W^T as a matrix.
-  Term<R> input_term(int l, const R* g, const R* theta, int scratch = 0) {
+  FASTMETA_CODE Term<R> input_term(int l, const R* g, const R* theta, int scratch = 0) {
     const i64 ld = Team::stride(plan_.out(l));
     const R* weight = theta + plan_.theta_at[l];
     if (!Team::transposes) return {g, ld, Team::element, weight, W, ld, plan_.out(l)};
@@ -168,15 +186,17 @@ class Passes {
     return {g, ld, Team::element, transposed, Team::stride(plan_.in(l)), W, plan_.out(l)};
   }
 
-  void multiply(const Term<R>* terms, int n, const Target<R>& target, i64 m, i64 columns) const {
+  // Whoever reads the result or overwrites an operand next needs a barrier first.
+  FASTMETA_CODE void multiply(const Term<R>* terms, int n, const Target<R>& target, i64 m,
+                              i64 columns) const {
     product<typename Team::Lane>(terms, n, target, m, Team::vectors(columns));
   }
 
-  const R* bias_row(int l, const R* theta) const {
+  FASTMETA_CODE const R* bias_row(int l, const R* theta) const {
     return theta + plan_.theta_at[l] + plan_.in(l) * Team::stride(plan_.out(l));
   }
 
-  void linear_forward(int l, const R* theta) {
+  FASTMETA_CODE void linear_forward(int l, const R* theta) {
     const Term<R> term = forward_term(l, input(l), theta);
     Target<R> target{at(plan_.value_at[l]), Team::stride(plan_.out(l))};
     if (plan_.node(l).bias >= 0) {
@@ -184,9 +204,10 @@ class Passes {
       target.row = bias_row(l, theta);
     }
     multiply(&term, 1, target, rows_, plan_.out(l));
+    Team::barrier();
   }
 
-  void r_linear_forward(int l, const R* theta, const R* v) {
+  FASTMETA_CODE void r_linear_forward(int l, const R* theta, const R* v) {
     Term<R> terms[2];
     int n = 0;
     if (has_r(l)) terms[n++] = forward_term(l, {r_input(l), Team::stride(plan_.in(l))}, theta);
@@ -197,34 +218,44 @@ class Passes {
       target.row = bias_row(l, v);
     }
     multiply(terms, n, target, rows_, plan_.out(l));
+    Team::barrier();
   }
 
-  void weight_gradient(int l, const Term<R>* terms, int n, const GradientTarget<R>& to) const {
+  // Leaves the barrier to what follows: nothing reads the target before the pass ends.
+  FASTMETA_CODE void weight_gradient(int l, const Term<R>* terms, int n,
+                                     const GradientTo& to) const {
     const bool adapting_only = to.finish == Finish::Step || to.finish == Finish::RateGrad;
     const i64 ld = Team::stride(plan_.out(l)), base = plan_.theta_at[l];
     const auto target = [&](i64 row) {
       const i64 offset = base + row * ld;
       Target<R> t{to.c + offset, ld, to.finish};
       t.from = to.from ? to.from + offset : nullptr;
-      t.rate_m = Team::shared_stride(plan_.out(l));
-      t.rate = to.rate ? to.rate + plan_.shared_at[l] + row * t.rate_m : nullptr;
+      if constexpr (Team::shared_layout) {
+        t.rate_m = Team::shared_stride(plan_.out(l));
+        t.rate = to.rate ? to.rate + plan_.shared_at[l] + row * t.rate_m : nullptr;
+      } else if (to.finish == Finish::Step) {
+        const Node& node = plan_.node(l);
+        const Rate<R>& rate = plan_.loop.rates[row ? node.bias : node.weight];
+        Team::put_rates(t, rate, to.rate, row ? 0 : 1, row ? 1 : node.in);
+      }
       return t;
     };
     if (!adapting_only || plan_.weight_adapts[l])
       multiply(terms, n, target(0), plan_.in(l), plan_.out(l));
     if (plan_.node(l).bias < 0 || (adapting_only && !plan_.bias_adapts[l])) return;
     // The bias is a weight on an input that is always 1; its derivative along v is 0.
-    const Term<R> sum{one_, 0, 0, terms[0].b, terms[0].b_k, W, rows_};
+    const Term<R> sum{Team::ones(), 0, 0, terms[0].b, terms[0].b_k, W, rows_};
     multiply(&sum, 1, target(plan_.in(l)), 1, plan_.out(l));
   }
 
-  void input_gradient(int l, const R* theta) {
+  FASTMETA_CODE void input_gradient(int l, const R* theta) {
     const Term<R> term = input_term(l, g(), theta);
     multiply(&term, 1, {other_g(), Team::stride(plan_.in(l))}, rows_, plan_.in(l));
     flip();
+    Team::barrier();
   }
 
-  void r_input_gradient(int l, const R* theta, const R* v) {
+  FASTMETA_CODE void r_input_gradient(int l, const R* theta, const R* v) {
     const i64 ld = Team::stride(plan_.in(l));
     Term<R> terms[2] = {input_term(l, rg(), theta)};
     if (has_r(l)) {
@@ -235,17 +266,17 @@ class Passes {
     if (plan_.weight_adapts[l]) terms[1] = input_term(l, g(), v, 1);
     multiply(terms, plan_.weight_adapts[l] ? 2 : 1, {other_rg(), ld}, rows_, plan_.in(l));
     flip();
+    Team::barrier();
   }
 
   // ---- activations ----------------------------------------------------------------------------
 
   template <class F>
   FASTMETA_INLINE void each_vector(int l, F f) const {
-    const i64 n = rows_ * Team::stride(plan_.out(l));
-    for (i64 i = 0; i < n; i += W) f(i);
+    Team::each(rows_ * Team::stride(plan_.out(l)), f);
   }
 
-  void activate(int l) {
+  FASTMETA_CODE void activate(int l) {
     const Matrix x = input(l);
     R* value = at(plan_.value_at[l]);
     R *s1 = at(plan_.s1_at[l]), *s2 = at(plan_.s2_at[l]);
@@ -272,14 +303,14 @@ class Passes {
     return f.second(load(at(plan_.value_at[l]) + i), s1, s2);
   }
 
-  void activation_backward(int l) {
+  FASTMETA_CODE void activation_backward(int l) {
     R* gradient = g();
     with_activation<R>(plan_.node(l), [&](auto f) {
       each_vector(l, [&](i64 i) { store(gradient + i, load(gradient + i) * first(f, l, i)); });
     });
   }
 
-  void r_activate(int l) {
+  FASTMETA_CODE void r_activate(int l) {
     const R* rz = r_input(l);
     R* r = at(plan_.r_at[l]);
     with_activation<R>(plan_.node(l), [&](auto f) {
@@ -287,7 +318,7 @@ class Passes {
     });
   }
 
-  void r_activation_backward(int l) {
+  FASTMETA_CODE void r_activation_backward(int l) {
     R *gradient = g(), *rgradient = rg();
     const bool curved = has_r(l);
     const R* rz = curved ? r_input(l) : nullptr;
@@ -306,9 +337,8 @@ class Passes {
   R* scratch_;
   Head<Team> head_;
   const R* x_ = nullptr;
-  i64 x_row_ = 0, rows_ = 0;
+  i64 x_row_ = 0, total_ = 0, begin_ = 0, rows_ = 0;
   int side_ = 0;
-  alignas(FASTMETA_VECTOR_BYTES) R one_[Team::W];
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

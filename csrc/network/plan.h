@@ -5,7 +5,13 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
-constexpr int max_nodes = 256;
+// What scratch is for. A team that is short of it takes some rows of the samples at a time, and lays
+// out one half of the work: the call that adapts, or the one that differentiates.
+struct Room {
+  i64 rows = -1;  // all
+  bool adapts = true, differentiates = true, r_pass = true;
+  bool keeps_lambda = false;  // lambda_{k+1} while lambda_k forms
+};
 
 template <class Team_>
 struct Plan : Parameters<Team_> {
@@ -16,34 +22,38 @@ struct Plan : Parameters<Team_> {
 
   int n_nodes;
   // A Linear's parameters are a matrix [I + bias][O]: the weight transposed, the bias its last row.
-  i64 theta_at[max_nodes], shared_at[max_nodes];
-  bool weight_adapts[max_nodes], bias_adapts[max_nodes];
+  i64 theta_at[Team::max_nodes], shared_at[Team::max_nodes];
+  bool weight_adapts[Team::max_nodes], bias_adapts[Team::max_nodes];
   int lowest_adapted;   // the first node with a parameter that adapts; n_nodes if there is none
 
   // A product reads a task's own rows where they lie; every other reader wants team layout.
+  i64 part;  // rows taken at once, at most
   bool copies_input;
   i64 x_at, y_at, coefficient_at;
-  i64 value_at[max_nodes], s1_at[max_nodes], s2_at[max_nodes], r_at[max_nodes];
+  i64 value_at[Team::max_nodes], r_at[Team::max_nodes];
+  i64 s1_at[Team::max_nodes], s2_at[Team::max_nodes];
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
-  i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
+  i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0, query_size = 0;  // nothing a worker, nothing kept
 
-  explicit Plan(const InnerLoop<R>& l) : Base(l), n_nodes(l.network.n_nodes) {
+  explicit Plan(const InnerLoop<R>& l, Room room = {}) : Base(l), n_nodes(l.network.n_nodes) {
     lay_out_parameters();
-    lay_out_scratch();
+    lay_out_scratch(room);
   }
 
-  const Node& node(int l) const { return loop.network.nodes[l]; }
-  bool linear(int l) const { return node(l).kind == NodeKind::Linear; }
-  i64 in(int l) const { return node(l).in; }
-  i64 out(int l) const { return node(l).out; }
-  i64 outputs() const { return out(n_nodes - 1); }
-  i64 rows_of(int l) const { return in(l) + (node(l).bias >= 0); }
-  bool adapts(int l) const { return weight_adapts[l] || bias_adapts[l]; }
+  FASTMETA_BOTH const Node& node(int l) const { return loop.network.nodes[l]; }
+  FASTMETA_BOTH bool linear(int l) const { return node(l).kind == NodeKind::Linear; }
+  FASTMETA_BOTH i64 in(int l) const { return node(l).in; }
+  FASTMETA_BOTH i64 out(int l) const { return node(l).out; }
+  FASTMETA_BOTH i64 outputs() const { return out(n_nodes - 1); }
+  FASTMETA_BOTH i64 rows_of(int l) const { return in(l) + (node(l).bias >= 0); }
+  FASTMETA_BOTH bool adapts(int l) const { return weight_adapts[l] || bias_adapts[l]; }
   // In team layout, of one task's inputs.
-  i64 input_size(const Samples<R>& samples) const { return samples.n * Team::stride(in(0)); }
-  i64 sample_size() const { return in(0); }
+  FASTMETA_BOTH i64 input_size(const Samples<R>& samples) const {
+    return samples.n * Team::stride(in(0));
+  }
+  FASTMETA_BOTH i64 sample_size() const { return in(0); }
 
  private:
   void lay_out_parameters() {
@@ -69,11 +79,12 @@ struct Plan : Parameters<Team_> {
     return at;
   }
 
-  void lay_out_scratch() {
-    const i64 rows = larger(loop.support.n, loop.query.n);
+  void lay_out_scratch(const Room& room) {
+    const i64 all = larger(loop.support.n, loop.query.n), rows = room.rows > 0 ? room.rows : all;
+    part = rows;
     const auto matrix = [&](i64 columns) { return take(rows * Team::stride(columns)); };
     i64 widest = 0, widest_transposed = 0;
-    copies_input = Team::tasks > 1 || !linear(0);
+    copies_input = Team::splits || Team::tasks > 1 || !linear(0);
     x_at = copies_input ? matrix(in(0)) : 0;
     y_at = matrix(outputs());
     coefficient_at = take(rows * Team::W);
@@ -81,7 +92,7 @@ struct Plan : Parameters<Team_> {
       widest = larger(widest, larger(in(l), out(l)));
       if (linear(l)) {
         value_at[l] = matrix(out(l));
-        r_at[l] = matrix(out(l));
+        r_at[l] = room.r_pass ? matrix(out(l)) : 0;
         widest_transposed = larger(widest_transposed, out(l) * Team::stride(in(l)));
         continue;
       }
@@ -90,19 +101,21 @@ struct Plan : Parameters<Team_> {
         s1_at[l] = f.keeps_s1 ? matrix(out(l)) : 0;
         s2_at[l] = f.keeps_s2 ? matrix(out(l)) : 0;
         // A curved activation still needs its input's derivative when its own is there.
-        r_at[l] = l > 0 && !f.curved ? r_at[l - 1] : matrix(out(l));
+        r_at[l] = !room.r_pass ? 0 : l > 0 && !f.curved ? r_at[l - 1] : matrix(out(l));
       });
     }
     for (int i = 0; i < 2; ++i) {
       g_at[i] = matrix(widest);
-      rg_at[i] = matrix(widest);
-      theta_work_at[i] = take(theta_size);
+      rg_at[i] = room.differentiates ? matrix(widest) : 0;
+      theta_work_at[i] = i == 0 || room.adapts ? take(theta_size) : 0;
       transposed_at[i] = Team::transposes ? take(widest_transposed) : 0;
     }
     curvature_at = matrix(outputs());
-    lambda_at = take(theta_size);
-    direction_at = take(theta_size);
-    support_gradient_at = take(loop.support.n * Team::stride(in(0)));
+    lambda_at = room.differentiates ? take(theta_size) : 0;
+    lambda_before_at = room.keeps_lambda ? take(theta_size) : lambda_at;
+    direction_at = room.differentiates ? take(theta_size) : 0;
+    const bool buffers = room.differentiates && !Team::sums_in_output;
+    support_gradient_at = buffers ? take(loop.support.n * Team::stride(in(0))) : 0;
   }
 };
 

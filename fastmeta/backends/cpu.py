@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # PyTorch comes first: the kernels run on the threads of the OpenMP runtime that it loads.
-import torch  # noqa: F401
+import torch
+from torch import Tensor
 
-__all__ = ["native", "release_memory", "unavailable"]
+from fastmeta.backends.kernels import Kernels
+
+__all__ = ["kernels", "native", "release_memory", "unavailable"]
 
 native: ModuleType | None
 try:
@@ -27,6 +33,24 @@ def unavailable() -> str | None:
     if native is not None:
         return None
     return f"the native kernels did not load ({_load_error}); {_build_failure()}"
+
+
+@cache
+def kernels(dtype: str) -> Kernels:
+    """The kernels of "float32" or "float64"."""
+    assert native is not None
+    run_forward = getattr(native, f"forward_{dtype}")
+    run_backward = getattr(native, f"backward_{dtype}")
+    threads = torch.get_num_threads
+
+    def forward(call: Any, like: Tensor, addresses: Sequence[int], *outputs: Any) -> Any:
+        return run_forward(call, threads(), addresses, *outputs)
+
+    def backward(call: Any, like: Tensor, addresses: Sequence[int], *others: Any) -> None:
+        run_backward(call, threads(), addresses, *others)
+
+    new_call = getattr(native, f"call_{dtype}")
+    return Kernels(native.Chain, new_call, forward, backward, lambda call, device: "")
 
 
 def release_memory() -> None:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 __all__ = ["BACKENDS", "available_backends", "requested_backend", "use_backend"]
 
 # Each is a module of this package with `unavailable() -> str | None`: the reason, or None.
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 _VARIABLE = "FASTMETA_BACKEND"
 _requested: ContextVar[str | None] = ContextVar("requested_backend", default=None)
@@ -22,7 +22,7 @@ def available_backends() -> dict[str, bool | str]:
     """Every backend by name: True, or the reason why it cannot run here.
 
     "reference" is plain PyTorch, one task after another, differentiable to any order; "cpu" is the
-    native code; "triton" are the kernels for NVIDIA GPUs.
+    native code, "cuda" that for NVIDIA GPUs; "triton" are the kernels for single operations there.
     """
     reasons = {name: importlib.import_module(f"{__package__}.{name}") for name in BACKENDS}
     return {name: module.unavailable() or True for name, module in reasons.items()}
@@ -48,8 +48,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Demand one backend for all that this thread (or asyncio task) runs inside the block.
 
     "reference" makes every algorithm run plain PyTorch, one task after another, differentiable to
-    any order. "cpu" demands the native code, "triton" the layered engine with its Triton kernels:
-    what they cannot run is an error that says why.
+    any order. "cpu" and "cuda" demand the native code for tensors there, "triton" the layered
+    engine with its Triton kernels: what they cannot run is an error that says why.
 
     Raises:
         ValueError: no backend has this name.

@@ -18,7 +18,7 @@ __all__ = ["ENGINES", "Choice", "choose"]
 # Fastest first. Each has can_run, adapt and meta_loss.
 ENGINES: dict[str, ModuleType] = {"resident": resident, "layered": layered, "vmap": vmap}
 # The engine that runs a backend's kernels.
-_ENGINE_OF_BACKEND = {"cpu": "resident", "triton": "layered"}
+_ENGINE_OF_BACKEND = {"cpu": "resident", "cuda": "resident", "triton": "layered"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta.backends import cpu
+from fastmeta.backends import cpu, cuda, requested_backend
+from fastmeta.backends.kernels import Kernels
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates, refuse_batched, refuse_graph
 from fastmeta.inner_loop.stages import Stages, stages_of, unknown_layer
@@ -21,13 +22,14 @@ _Samples = tuple[Tensor, Tensor, Tensor | None]  # x, y, weight
 _Constants = tuple[Tensor, Tensor | None]  # y, weight
 
 _KERNELS = {torch.float32: "float32", torch.float64: "float64"}
+_BACKENDS = {"cpu": cpu, "cuda": cuda}  # by type of device
 
 
 def can_run(
     loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
 ) -> str | None:
     """None if the native kernels can run this, else the reason."""
-    unavailable = cpu.unavailable()
+    unavailable = _unavailable(parameters)
     if unavailable is not None:
         return unavailable
     if not isinstance(loop.loss, str):
@@ -37,11 +39,18 @@ def can_run(
     if not tasks:
         chain = chain_of(loop.module)
         layer = unknown_layer(loop.module) if isinstance(chain, str) else None
-        return layer or _unfit_parameters(parameters)
+        unfit = layer or _unfit_parameters(parameters)
+        if unfit is None and isinstance(chain, Chain):
+            unfit = _unfit_network(loop, chain, next(iter(parameters.values())))
+        return unfit
     network = _network(loop, tasks.support_x.shape[2:])
     if isinstance(network, str):
         return network
-    return _unfit_parameters(parameters) or _unfit_tasks(loop, tasks)
+    return (
+        _unfit_parameters(parameters)
+        or _unfit_tasks(loop, tasks)
+        or _unfit_network(loop, network, tasks.support_x)
+    )
 
 
 def adapt(
@@ -79,16 +88,30 @@ def meta_loss(
 # ---- what can run ------------------------------------------------------------------------------
 
 
+def _unavailable(parameters: Mapping[str, Tensor]) -> str | None:
+    """Why there are no kernels where the parameters are."""
+    requested = requested_backend()
+    first = next(iter(parameters.values()), None)
+    device = first.device.type if first is not None else "cpu"
+    backend = _BACKENDS.get(requested or device)
+    if backend is None:
+        return f"the parameters are on {device}; these kernels are for {' and '.join(_BACKENDS)}"
+    return backend.unavailable()
+
+
 def _unfit_parameters(parameters: Mapping[str, Tensor]) -> str | None:
+    requested = requested_backend()
     for name, parameter in parameters.items():
-        if parameter.device.type != "cpu":
-            return f"parameter {name!r} is on {parameter.device}, and these kernels are for the CPU"
+        if requested in _BACKENDS and parameter.device.type != requested:
+            return f"parameter {name!r} is on {parameter.device}, not on {requested}"
         if parameter.dtype not in _KERNELS:
             return f"parameter {name!r} is {parameter.dtype}; the kernels are float32 and float64"
         if parameter.layout is not torch.strided:
             return f"parameter {name!r} is {parameter.layout}, not a dense tensor"
     if len({parameter.dtype for parameter in parameters.values()}) > 1:
         return "the parameters are of several dtypes"
+    if len({parameter.device for parameter in parameters.values()}) > 1:
+        return "the parameters are on several devices"
     return None
 
 
@@ -114,16 +137,33 @@ def _unfit_tasks(loop: InnerLoop, tasks: Any) -> str | None:
     return None
 
 
+def _unfit_network(loop: InnerLoop, network: Chain | Stages, x: Tensor) -> str | None:
+    """Why the kernels for the device of `x` do not take this network, though others do."""
+    if _BACKENDS[x.device.type] is cpu:
+        return None
+    if isinstance(network, Stages):
+        return "the CUDA kernels take chains of linear layers, and this is a network of images"
+    key = ("unfit", x.dtype, x.device, network)
+    if key not in loop.memory:
+        of = _BACKENDS[x.device.type].kernels(_KERNELS[x.dtype])
+        rates = [(0, 1) if name in loop.adapted else None for name in network.names]
+        chain = of.chain(list(network.nodes), loop.loss, len(network.names))
+        call = of.call(
+            chain, 1, loop.steps, loop.order, [0] * len(network.names), rates, True, (1, 1),
+            loop.loss == "cross_entropy", (False, False),
+        )  # fmt: skip
+        loop.memory[key] = of.unfit(call, x.device) or None
+    return loop.memory[key]
+
+
 # ---- what does not depend on values --------------------------------------------------------------
 
 
 class _Program(NamedTuple):
-    """What depends on the inner loop, the dtype and the shape of a sample."""
+    """What depends on the inner loop, the dtype, the device and the shape of a sample."""
 
+    kernels: Kernels
     chain: Any  # native
-    call: Any  # native, makes a form
-    forward: Any
-    backward: Any
     steps: int
     order: int
     names: tuple[str, ...]
@@ -136,6 +176,7 @@ class _Program(NamedTuple):
     outputs: int
     takes_labels: bool
     dtype: torch.dtype
+    device: torch.device
     forms: dict[Any, _Form]  # by `_looks`
 
 
@@ -160,29 +201,30 @@ class _Form(NamedTuple):
 _most_forms = 256  # of one program; ragged batches have ever new ones
 
 
-def _program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Program:
-    key = ("resident", dtype, sample)
+def _program(loop: InnerLoop, x: Tensor) -> _Program:
+    key = ("resident", x.dtype, x.device, x.shape[2:])
     program = loop.memory.get(key)
     if program is None:
-        program = loop.memory[key] = _new_program(loop, dtype, sample)
+        program = loop.memory[key] = _new_program(loop, x.dtype, x.device, x.shape[2:])
     return program
 
 
-def _new_program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Program:
+def _new_program(
+    loop: InnerLoop, dtype: torch.dtype, device: torch.device, sample: torch.Size
+) -> _Program:
     if dtype not in _KERNELS:
         raise TypeError(f"the native kernels are float32 and float64, and support_x is {dtype}")
     network = _network(loop, sample)
     if isinstance(network, str):
         raise ValueError(network)
-    native = cpu.native
-    assert native is not None
+    if device.type not in _BACKENDS:
+        raise TypeError(f"the native kernels are for {' and '.join(_BACKENDS)}, not {device}")
+    kernels = _BACKENDS[device.type].kernels(_KERNELS[dtype])
     layers, inputs, fewest = _as_native(network, sample)
     adapts = tuple(name in loop.adapted for name in network.names)
     return _Program(
-        chain=native.Chain(layers, loop.loss, len(network.names)),
-        call=getattr(native, f"call_{_KERNELS[dtype]}"),
-        forward=getattr(native, f"forward_{_KERNELS[dtype]}"),
-        backward=getattr(native, f"backward_{_KERNELS[dtype]}"),
+        kernels=kernels,
+        chain=kernels.chain(layers, loop.loss, len(network.names)),
         steps=loop.steps,
         order=loop.order,
         names=network.names,
@@ -195,6 +237,7 @@ def _new_program(loop: InnerLoop, dtype: torch.dtype, sample: torch.Size) -> _Pr
         outputs=network.outputs,
         takes_labels=loop.loss == "cross_entropy",
         dtype=dtype,
+        device=device,
         forms={},
     )
 
@@ -211,7 +254,7 @@ def _looks(tensors: Sequence[Tensor]) -> Any:
     return (
         *[tensor.shape for tensor in tensors],
         *[tensor.dtype for tensor in tensors],
-        *[tensor.is_cpu for tensor in tensors],
+        *[tensor.device for tensor in tensors],
     )
 
 
@@ -237,7 +280,7 @@ def _new_form(
             raise ValueError(f"rates for {rate.shape[0]} steps, and there are {program.steps}")
         a_step = rate[0].numel()
         rates[p] = (a_step if rate.shape[0] > 1 else 0, a_step)
-    native = program.call(
+    native = program.kernels.call(
         program.chain, x.shape[0], program.steps, program.order,
         [_task_stride(p, s) for p, s in zip(tensors, program.shapes, strict=False)],
         rates, one_rate, (x.shape[1], 0 if query is None else query[0].shape[1]),
@@ -258,9 +301,9 @@ def _check_inputs(
 ) -> None:
     dtype = program.dtype
     for tensor in (*parameters_and_rates, *inputs):
-        if tensor.dtype is not dtype or not tensor.is_cpu:
+        if tensor.dtype is not dtype or tensor.device != program.device:
             raise TypeError(
-                f"parameters, inner rates and inputs must all be {dtype} on the CPU, "
+                f"parameters, inner rates and inputs must all be {dtype} on {program.device}, "
                 f"and one is {tensor.dtype} on {tensor.device}"
             )
     tasks = inputs[0].shape[0]
@@ -287,13 +330,14 @@ def _check_samples(program: _Program, kind: str, samples: _Samples, tasks: int) 
         fits = y.shape == rows and program.takes_labels
     else:
         fits = y.dtype is dtype and y.shape == (*rows, program.outputs)
-    if not fits or not y.is_cpu or (y.dtype is not torch.int64 and program.takes_labels):
+    elsewhere = y.device != program.device
+    if not fits or elsewhere or (y.dtype is not torch.int64 and program.takes_labels):
         raise TypeError(
             f"{kind}_y is {y.dtype} {list(y.shape)}, for {kind}_x of {dtype} {list(x.shape)} "
             f"and {program.outputs} outputs"
         )
     if weight is not None and (
-        weight.dtype is not dtype or weight.shape != rows or not weight.is_cpu
+        weight.dtype is not dtype or weight.shape != rows or weight.device != program.device
     ):
         raise TypeError(
             f"{kind}_weight is {weight.dtype} {list(weight.shape)}, for {kind}_x of {dtype} "
@@ -313,7 +357,7 @@ def _prepare(
 ) -> tuple[_Form, list[Tensor], list[Tensor]]:
     """The form, the tensors that may require grad, and the constants."""
     x = support[0]
-    program = _program(loop, x.dtype, x.shape[2:])
+    program = _program(loop, x)
     tensors = [parameters[name].contiguous() for name in program.names]
     rated: Sequence[int] = ()
     one_rate = not isinstance(rates, Mapping)
@@ -329,7 +373,7 @@ def _prepare(
         targets += query[1:]
     constants = [tensor for tensor in targets if tensor is not None]
     if not isinstance(rates, Mapping):
-        constants.append(_constant(rates, x.dtype))
+        constants.append(_constant(rates, x.dtype, program.device))
     everything = [*tensors, *constants]
     looks = _looks(everything)
     key = (len(rated), support[2] is None, query is None or query[2] is None, looks)
@@ -356,9 +400,15 @@ def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
     return rate.contiguous() if rate.numel() == steps else rate.expand(steps, *shape).contiguous()
 
 
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.full((1,), value, dtype=dtype, device=device)  # it belongs to the graph
+    return _kept_constant(value, dtype, device)
+
+
 @lru_cache(maxsize=64)
-def _constant(value: float, dtype: torch.dtype) -> Tensor:
-    return torch.full((1,), value, dtype=dtype)
+def _kept_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((1,), value, dtype=dtype).to(device)  # waits: any stream may read it
 
 
 def _builds_graph(tensors: Sequence[Tensor]) -> bool:
@@ -372,8 +422,8 @@ def _run_meta_loss(
     assert form.predictions is not None
     loss = like.new_empty(form.tasks)
     predictions = like.new_empty(form.predictions)
-    record = form.program.forward(
-        form.native, torch.get_num_threads(), addresses, keep,
+    record = form.program.kernels.forward(
+        form.native, like, addresses, keep,
         predictions.data_ptr(), loss.data_ptr(), (),
     )  # fmt: skip
     return record, loss, predictions
@@ -388,9 +438,7 @@ def _run_adapt(
         like.new_empty(form.tasks, *shape) if adapts else None
         for shape, adapts in zip(program.shapes, program.adapts, strict=True)
     ]
-    record = program.forward(
-        form.native, torch.get_num_threads(), addresses, keep, 0, 0, _addresses(fast)
-    )
+    record = program.kernels.forward(form.native, like, addresses, keep, 0, 0, _addresses(fast))
     return record, tuple(f for f in fast if f is not None)
 
 
@@ -471,8 +519,8 @@ def _gradients(
     out = [torch.empty_like(t) if need else None for t, need in zip(kept, needs, strict=False)]
     of_rates = _rate_buffers(form, kept[0]) if any(needs[n : n + n_rates]) else []
     of_inputs = out[n + n_rates :]
-    program.backward(
-        form.native, torch.get_num_threads(), _kept_addresses(ctx, kept), ctx.record,
+    program.kernels.backward(
+        form.native, kept[0], _kept_addresses(ctx, kept), ctx.record,
         _address(grad_loss), _address(grad_predictions), _addresses(fast),
         _addresses(out[:n]), _addresses(of_rates),
         _address(of_inputs[0]), _address(of_inputs[1]) if form.predictions else 0,

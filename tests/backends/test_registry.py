@@ -45,8 +45,8 @@ def test_other_threads_are_left_alone():
 
 
 def test_unknown_names_are_refused():
-    said = "one of reference, cpu, triton, not 'gpu'"
-    with pytest.raises(ValueError, match=said), fm.use_backend("gpu"):
+    known = "one of reference, cpu, cuda, triton, not 'gpu'"
+    with pytest.raises(ValueError, match=known), fm.use_backend("gpu"):
         pass
 
 

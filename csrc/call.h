@@ -1,0 +1,299 @@
+// What the Python modules have in common: networks and calls as the kernels take them, out of what
+// Python hands over. Shapes, dtypes and values have been checked in Python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "network/spec.h"
+
+namespace fastmeta {
+
+namespace py = pybind11;
+
+inline void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+// What keeps the kernels of a stage inside their tensors.
+inline void check_geometry(const Stage& s) {
+  const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w}, out[2] = {s.out_h, s.out_w};
+  require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
+  for (int axis = 0; axis < 2; ++axis) {
+    require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
+    if (s.product)
+      require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.padding[axis] >= 0 &&
+                  z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
+                  in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
+              "a product's geometry is not that of its sizes");
+    else
+      require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
+    require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
+                z[axis] >= s.window[axis] &&
+                out[axis] == (z[axis] - s.window[axis]) / s.pool_stride[axis] + 1,
+            "a pool's geometry is not that of its sizes");
+    require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
+  }
+}
+
+class Chain {
+ public:
+  // nodes: (kind, activation, a, b, in, out, weight, bias)
+  Chain(const std::vector<std::tuple<std::string, std::string, double, double, i64, i64, int, int>>&
+            nodes,
+        const std::string& loss, int n_parameters)
+      : loss_(loss_kind(loss)), n_parameters_(n_parameters) {
+    require(!nodes.empty() && nodes.size() <= 256, "a chain has 1 to 256 nodes");
+    for (const auto& [kind, activation, a, b, in, out, weight, bias] : nodes) {
+      Node node{};
+      node.kind = kind == "linear" ? NodeKind::Linear : NodeKind::Activation;
+      if (node.kind == NodeKind::Activation) node.activation = activation_kind(activation);
+      node.a = a, node.b = b, node.in = in, node.out = out;
+      node.weight = weight, node.bias = bias;
+      require(in > 0 && out > 0, "a node's widths must be positive");
+      require(nodes_.empty() || nodes_.back().out == in, "neighbouring nodes' widths differ");
+      require(node.kind == NodeKind::Linear ? weight >= 0 && weight < n_parameters : in == out,
+              "a linear node needs a weight; an activation keeps the width");
+      require(bias < n_parameters, "bias index out of range");
+      nodes_.push_back(node);
+    }
+  }
+
+  // A network of stages, each a dict of the fields of Stage.
+  Chain(const std::vector<py::dict>& stages, const std::string& loss, int n_parameters)
+      : loss_(loss_kind(loss)), n_parameters_(n_parameters) {
+    require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
+    for (const py::dict& fields : stages) {
+      const Stage s = stage(fields);
+      require(stages_.empty() || follows(stages_.back(), s), "neighbouring stages' shapes differ");
+      check_stage(s);
+      stages_.push_back(s);
+    }
+    require(stages_.back().out_h == 1 && stages_.back().out_w == 1,
+            "the last stage must leave one pixel");
+  }
+
+  Network network() const {
+    return {nodes_.data(), int(nodes_.size()), stages_.data(), int(stages_.size()), n_parameters_,
+            loss_};
+  }
+  int n_parameters() const { return n_parameters_; }
+
+ private:
+  static LossKind loss_kind(const std::string& name) {
+    if (name == "mse") return LossKind::MeanSquaredError;
+    if (name == "cross_entropy") return LossKind::CrossEntropy;
+    if (name == "bce") return LossKind::BinaryCrossEntropy;
+    throw std::invalid_argument("unknown loss: " + name);
+  }
+  static ActivationKind activation_kind(const std::string& name) {
+    static const std::pair<const char*, ActivationKind> known[] = {
+        {"relu", ActivationKind::ReLU},     {"leaky_relu", ActivationKind::LeakyReLU},
+        {"tanh", ActivationKind::Tanh},     {"sigmoid", ActivationKind::Sigmoid},
+        {"sine", ActivationKind::Sine},     {"gelu", ActivationKind::GELU},
+        {"gelu_tanh", ActivationKind::GELUTanh}, {"softplus", ActivationKind::Softplus}};
+    for (const auto& [known_name, kind] : known)
+      if (name == known_name) return kind;
+    throw std::invalid_argument("unknown activation: " + name);
+  }
+
+  static Stage stage(const py::dict& fields) {
+    const auto number = [&](const char* name) { return fields[name].cast<i64>(); };
+    const auto pair = [&](const char* name, i64* to) {
+      const auto values = fields[name].cast<std::pair<i64, i64>>();
+      to[0] = values.first, to[1] = values.second;
+    };
+    Stage s{};
+    s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
+    s.product = fields["product"].cast<bool>();
+    s.weight = int(number("weight")), s.bias = int(number("bias"));
+    pair("kernel", s.kernel), pair("stride", s.stride), pair("padding", s.padding);
+    s.c = number("c"), s.h = number("h"), s.w = number("w");
+    s.norm = NormKind(one_of(fields["norm"], {"none", "batch", "group"}));
+    s.groups = number("groups");
+    s.eps = fields["eps"].cast<double>();
+    s.gamma = int(number("gamma")), s.beta = int(number("beta"));
+    s.activates = !fields["activation"].is_none();
+    if (s.activates) {
+      const auto [name, a, b] =
+          fields["activation"].cast<std::tuple<std::string, double, double>>();
+      s.activation.kind = NodeKind::Activation;
+      s.activation.activation = activation_kind(name);
+      s.activation.a = a, s.activation.b = b;
+    }
+    s.pool = PoolKind(one_of(fields["pool"], {"none", "average", "max"}));
+    pair("window", s.window), pair("pool_stride", s.pool_stride);
+    s.out_h = number("out_h"), s.out_w = number("out_w");
+    return s;
+  }
+
+  static int one_of(const py::handle& value, std::initializer_list<const char*> names) {
+    const auto wanted = value.cast<std::string>();
+    int i = 0;
+    for (const char* name : names) {
+      if (wanted == name) return i;
+      ++i;
+    }
+    throw std::invalid_argument("unknown: " + wanted);
+  }
+
+  static bool follows(const Stage& below, const Stage& s) {
+    return below.c == s.in_c && below.out_h == s.in_h && below.out_w == s.in_w;
+  }
+
+  void check_stage(const Stage& s) const {
+    check_geometry(s);
+    const auto parameter = [&](int index, bool optional) {
+      return index < n_parameters_ && index >= (optional ? -1 : 0);
+    };
+    require(parameter(s.weight, !s.product) && parameter(s.bias, true) &&
+                parameter(s.gamma, true) && parameter(s.beta, true),
+            "a parameter's index is out of range");
+    require(s.norm != NormKind::Group || (s.groups > 0 && s.c % s.groups == 0),
+            "groups must divide the channels");
+  }
+
+  std::vector<Stage> stages_;
+  std::vector<Node> nodes_;
+  LossKind loss_;
+  int n_parameters_;
+};
+
+// An inner loop on tensors of known shapes: all that their addresses do not tell. Made once for many
+// calls, which then hand over nothing but addresses, in this order: the parameters, the rates of
+// each that adapts, support x and query x, then support y and weight and query y and weight, as far
+// as there are any. One rate for all comes last instead.
+template <class R>
+class Call {
+ public:
+  // parameters: the task stride of each; rates: (step_stride, n), or None where it does not adapt;
+  // samples of the query: 0 without one.
+  Call(const Chain& chain, i64 tasks, i64 steps, int order, const std::vector<i64>& task_strides,
+       const std::vector<std::optional<std::pair<i64, i64>>>& rates, bool one_rate,
+       std::pair<i64, i64> samples, bool labels, std::pair<bool, bool> weights)
+      : one_rate_(one_rate), labels_(labels), weights_(weights) {
+    const size_t n = size_t(chain.n_parameters());
+    require(task_strides.size() == n && rates.size() == n, "a stride and a rate a parameter");
+    require(tasks > 0 && steps >= 0 && (order == 1 || order == 2),
+            "tasks, steps or order out of range");
+    require(samples.first > 0 && samples.second >= 0, "the number of samples must be positive");
+    size_t adapting = 0;
+    for (size_t p = 0; p < n; ++p) {
+      parameters_.push_back({nullptr, task_strides[p]});
+      adapts_.push_back(rates[p].has_value());
+      rates_.push_back({nullptr, 0, 0});
+      if (!rates[p]) continue;
+      rates_.back() = {nullptr, rates[p]->first, rates[p]->second};
+      ++adapting;
+    }
+    loop_.network = chain.network();
+    loop_.tasks = tasks;
+    loop_.steps = adapting ? steps : 0;
+    loop_.order = order;
+    loop_.support.n = samples.first;
+    loop_.query.n = samples.second;
+    const bool query = samples.second > 0;
+    n_addresses_ = n + (one_rate ? 1 : adapting) + (query ? 4 : 2) + weights.first +
+                   (query && weights.second);
+  }
+
+  size_t n_parameters() const { return parameters_.size(); }
+  size_t n_addresses() const { return n_addresses_; }
+
+  // The inner loop on tensors at these addresses, valid as long as this object is.
+  class Bound {
+   public:
+    Bound(const Call& call, int threads, const std::vector<std::uintptr_t>& addresses)
+        : parameters_(call.parameters_), rates_(call.rates_), loop(call.loop_) {
+      require(addresses.size() == call.n_addresses_, "an address a tensor");
+      for (const std::uintptr_t address : addresses) require(address, "an address is missing");
+      require(threads > 0, "threads must be positive");
+      auto next = addresses.begin();
+      for (auto& parameter : parameters_) parameter.data = reinterpret_cast<const R*>(*next++);
+      for (size_t p = 0; p < rates_.size(); ++p)
+        if (call.adapts_[p])
+          rates_[p].data = reinterpret_cast<const R*>(call.one_rate_ ? addresses.back() : *next++);
+      const bool query = loop.query.n > 0;
+      loop.support.x = reinterpret_cast<const R*>(*next++);
+      if (query) loop.query.x = reinterpret_cast<const R*>(*next++);
+      const auto take_targets = [&](Samples<R>& samples, bool weighted) {
+        if (call.labels_)
+          samples.labels = reinterpret_cast<const i64*>(*next++);
+        else
+          samples.y = reinterpret_cast<const R*>(*next++);
+        if (weighted) samples.weight = reinterpret_cast<const R*>(*next++);
+      };
+      take_targets(loop.support, call.weights_.first);
+      if (query) take_targets(loop.query, call.weights_.second);
+      loop.threads = threads;
+      loop.parameters = parameters_.data();
+      loop.rates = rates_.data();
+    }
+    Bound(const Bound&) = delete;
+    Bound& operator=(const Bound&) = delete;
+
+   private:
+    std::vector<Parameter<R>> parameters_;
+    std::vector<Rate<R>> rates_;
+
+   public:
+    InnerLoop<R> loop;
+  };
+
+ private:
+  std::vector<Parameter<R>> parameters_;
+  std::vector<Rate<R>> rates_;
+  std::vector<bool> adapts_;
+  bool one_rate_, labels_;
+  std::pair<bool, bool> weights_;
+  size_t n_addresses_;
+  InnerLoop<R> loop_{};
+};
+
+// An address a parameter, 0 where there is nothing; an empty list where there is none at all.
+using Addresses = std::vector<std::uintptr_t>;
+
+template <class R>
+std::vector<R*> pointers(const Addresses& addresses, size_t n, const char* what) {
+  require(addresses.empty() || addresses.size() == n, what);
+  std::vector<R*> out;
+  for (const std::uintptr_t address : addresses) out.push_back(reinterpret_cast<R*>(address));
+  return out;
+}
+
+template <class R>
+R* pointer(std::uintptr_t address) {
+  return reinterpret_cast<R*>(address);
+}
+
+template <class R>
+R* const* data_or_null(const std::vector<R*>& v) {
+  return v.empty() ? nullptr : v.data();
+}
+
+// Each module has classes of its own: both may be loaded.
+inline void bind_chain(py::module_& m) {
+  py::class_<Chain>(m, "Chain", py::module_local())
+      .def(py::init<const std::vector<std::tuple<std::string, std::string, double, double, i64, i64,
+                                                 int, int>>&,
+                    const std::string&, int>())
+      .def(py::init<const std::vector<py::dict>&, const std::string&, int>());
+}
+
+template <class R>
+void bind_call(py::module_& m, const char* name) {
+  py::class_<Call<R>>(m, name, py::module_local())
+      .def(py::init<const Chain&, i64, i64, int, const std::vector<i64>&,
+                    const std::vector<std::optional<std::pair<i64, i64>>>&, bool,
+                    std::pair<i64, i64>, bool, std::pair<bool, bool>>(),
+           py::keep_alive<1, 2>());
+}
+
+}  // namespace fastmeta

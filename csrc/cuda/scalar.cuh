@@ -1,0 +1,73 @@
+// What simd.h and simd_math.h are to a CPU: here a vector has one lane, and the elementary functions
+// are CUDA's own, the accurate ones.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "../network/spec.h"
+
+#define FASTMETA_ISA cuda
+#define FASTMETA_CODE __device__
+#define FASTMETA_INLINE __device__ __forceinline__
+#define FASTMETA_BOTH __host__ __device__
+#define FASTMETA_INLINE_BOTH __host__ __device__ __forceinline__
+// A template that calls what it is given, on whichever side it runs.
+#ifdef __CUDACC__
+#define FASTMETA_ANY_CALLER _Pragma("nv_exec_check_disable")
+#else
+#define FASTMETA_ANY_CALLER
+#endif
+
+namespace fastmeta::cuda {
+
+template <class R>
+using Vec = R;
+
+template <class R>
+FASTMETA_INLINE R load(const R* p) { return *p; }
+template <class R>
+FASTMETA_INLINE void store(R* p, std::common_type_t<R> v) { *p = v; }
+template <class R>
+FASTMETA_INLINE R splat(R x) { return x; }
+template <class V>
+FASTMETA_INLINE V select(bool mask, V a, V b) { return mask ? a : b; }
+template <class V>
+FASTMETA_INLINE V vmax(V a, V b) { return a > b ? a : b; }
+
+template <class R>
+FASTMETA_INLINE R absolute(R x) { return x < R(0) ? -x : x; }
+
+FASTMETA_INLINE float exp(float x) { return ::expf(x); }
+FASTMETA_INLINE double exp(double x) { return ::exp(x); }
+FASTMETA_INLINE float log(float x) { return ::logf(x); }
+FASTMETA_INLINE double log(double x) { return ::log(x); }
+FASTMETA_INLINE float log1p(float x) { return ::log1pf(x); }
+FASTMETA_INLINE double log1p(double x) { return ::log1p(x); }
+FASTMETA_INLINE float tanh(float x) { return ::tanhf(x); }
+FASTMETA_INLINE double tanh(double x) { return ::tanh(x); }
+FASTMETA_INLINE float erf(float x) { return ::erff(x); }
+FASTMETA_INLINE double erf(double x) { return ::erf(x); }
+FASTMETA_INLINE void sincos(float x, float& s, float& c) { ::sincosf(x, &s, &c); }
+FASTMETA_INLINE void sincos(double x, double& s, double& c) { ::sincos(x, &s, &c); }
+
+template <class V>
+FASTMETA_INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }
+
+FASTMETA_INLINE_BOTH i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+FASTMETA_INLINE_BOTH i64 round_up(i64 a, i64 b) { return ceil_div(a, b) * b; }
+FASTMETA_INLINE_BOTH i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+FASTMETA_INLINE_BOTH i64 larger(i64 a, i64 b) { return a > b ? a : b; }
+
+// Four neighbours, in one access of 16 bytes for float.
+template <class R>
+struct alignas(16) Quad {
+  R v[4];
+};
+
+template <class R>
+FASTMETA_INLINE Quad<R> quad(const R* p) { return *reinterpret_cast<const Quad<R>*>(p); }
+template <class R>
+FASTMETA_INLINE void put_quad(R* p, const Quad<R>& q) { *reinterpret_cast<Quad<R>*>(p) = q; }
+
+}  // namespace fastmeta::cuda

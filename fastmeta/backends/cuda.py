@@ -1,0 +1,150 @@
+"""The CUDA kernels: loads `fastmeta._cuda` where there is a GPU, or says why it cannot be had.
+
+What they keep from a forward to its backward, and their scratch, are tensors of PyTorch's
+allocator: nothing waits for the device, and CUDA graphs can capture the calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.backends.kernels import Kernels
+
+__all__ = ["kernels", "native", "unavailable"]
+
+_BUILD_INFO = Path(__file__).parent.parent / "_build_info.json"
+
+
+class _Call:
+    """A native call with the sizes of what it needs, by whether the rates' gradient is wanted."""
+
+    def __init__(self, native_call: Any, sizes: Callable[..., tuple[int, int]]) -> None:
+        self.native = native_call
+        self._sizes = sizes
+        self._known: dict[tuple[int, bool], tuple[int, int]] = {}
+
+    def sizes(self, device: int, rates: bool) -> tuple[int, int]:
+        """Bytes of the record and of backward's workspace."""
+        known = self._known.get((device, rates))
+        if known is None:
+            with _current(device):
+                known = self._known[device, rates] = self._sizes(self.native, rates, device)
+        return known
+
+
+def unavailable() -> str | None:
+    """Why the CUDA kernels cannot run here, or None."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def native() -> ModuleType:
+    """The native module.
+
+    Raises:
+        RuntimeError: it cannot be had, with the reason.
+    """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise RuntimeError(loaded)
+    return loaded
+
+
+@cache
+def kernels(dtype: str) -> Kernels:
+    """The kernels of "float32" or "float64"."""
+    module = native()
+    new_call, sizes = getattr(module, f"call_{dtype}"), getattr(module, f"sizes_{dtype}")
+    run_forward = getattr(module, f"forward_{dtype}")
+    run_backward = getattr(module, f"backward_{dtype}")
+    unfit = getattr(module, f"unfit_{dtype}")
+
+    def call(*arguments: Any) -> _Call:
+        return _Call(new_call(*arguments), sizes)
+
+    def forward(
+        call: _Call, like: Tensor, addresses: list[int], keep: bool,
+        predictions: int, loss: int, fast: Sequence[int],
+    ) -> Tensor | None:  # fmt: skip
+        device, stream = _place(like)
+        record = _bytes(like, call.sizes(device, False)[0], "theta_1 .. theta_K") if keep else None
+        kept = 0 if record is None else record.data_ptr()
+        with _current(device):
+            run_forward(call.native, (device, stream), addresses, kept, predictions, loss, fast)
+        return record
+
+    def backward(
+        call: _Call, like: Tensor, addresses: list[int], record: Tensor, grad_loss: int,
+        grad_predictions: int, grad_fast: list[int], parameters: list[int], rates: list[int],
+        support_x: int, query_x: int,
+    ) -> None:  # fmt: skip
+        device, stream = _place(like)
+        workspace = _bytes(like, call.sizes(device, bool(rates))[1], "partial sums")
+        with _current(device):
+            run_backward(
+                call.native, (device, stream), addresses, record.data_ptr(), workspace.data_ptr(),
+                grad_loss, grad_predictions, grad_fast, parameters, rates, support_x, query_x,
+            )  # fmt: skip
+
+    return Kernels(
+        module.Chain, call, forward, backward,
+        lambda call, device: unfit(call.native, device.index or 0),
+    )  # fmt: skip
+
+
+def _current(device: int) -> AbstractContextManager[None]:
+    """PyTorch's current device for the length of a native call, which counts on it."""
+    if torch.cuda.current_device() == device:
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+def _place(like: Tensor) -> tuple[int, int]:
+    """Device index and the stream that PyTorch is on there."""
+    device = like.get_device()
+    return device, torch.cuda.current_stream(device).cuda_stream
+
+
+def _bytes(like: Tensor, size: int, what: str) -> Tensor:
+    try:
+        return like.new_empty(max(size, 16), dtype=torch.uint8)
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(
+            f"fastmeta's inner loop needs {size:,} bytes for {what}: fewer tasks a call, or fewer "
+            f"steps, need less in proportion ({error})"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _load() -> ModuleType | str:
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no NVIDIA GPU here, or no driver for it"
+    try:
+        module = importlib.import_module("fastmeta._cuda")
+    except ImportError as error:
+        return f"the CUDA kernels did not load ({error}); {_build_failure()}"
+    try:
+        module.devices()
+    except RuntimeError as error:
+        return f"the CUDA driver does not serve these kernels: {error}"
+    return module
+
+
+def _build_failure() -> str:
+    try:
+        info = json.loads(_BUILD_INFO.read_text())
+    except (OSError, ValueError):
+        return "this copy of fastmeta was never built: pip install it"
+    return f"the build said: {info.get('cuda_error') or info.get('error') or info}"

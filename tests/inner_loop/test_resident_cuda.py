@@ -1,0 +1,219 @@
+"""The resident engine on CUDA: its Python half with a stand-in for the kernels, and, where there is
+a GPU, the kernels themselves against the reference."""
+
+import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracle import classification_tasks, gradients, regression_tasks, relative_error
+from torch import nn
+
+import fastmeta as fm
+from fastmeta.backends import cpu, cuda
+from fastmeta.inner_loop import resident
+from fastmeta.inner_loop.choose import choose
+from fastmeta.inner_loop.loop import InnerLoop
+
+needs_native = pytest.mark.skipif(
+    cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
+)
+needs_gpu = pytest.mark.skipif(
+    cuda.unavailable() is not None, reason=f"no CUDA kernels: {cuda.unavailable()}"
+)
+
+
+def network(inputs=2, width=8, outputs=2):
+    return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs)).double()
+
+
+def passed_over(module, tasks):
+    """Why not the resident engine."""
+    loss = "mse" if tasks.support_y.is_floating_point() else "cross_entropy"
+    parameters = dict(module.named_parameters())
+    loop = InnerLoop(module, loss, 1, 2, tuple(parameters))
+    return choose(loop, tasks, parameters, 0.1).passed_over["resident"]
+
+
+class StandIn:
+    """fastmeta._cuda with the CPU's kernels behind its functions."""
+
+    def __init__(self, reason=""):
+        self.records, self.calls, self.reason = {}, [], reason
+        self.Chain = cpu.native.Chain
+        self.call_float64 = cpu.native.call_float64
+
+    def devices(self):
+        return 1
+
+    def unfit_float64(self, call, device):
+        return self.reason
+
+    def sizes_float64(self, call, rates, device):
+        return 16, 64
+
+    def forward_float64(self, call, place, addresses, record, predictions, loss, fast):
+        self.calls.append(("forward", place))
+        self.records[record] = cpu.native.forward_float64(
+            call, 1, addresses, record != 0, predictions, loss, fast
+        )
+
+    def backward_float64(self, call, place, addresses, record, workspace, *others):
+        self.calls.append(("backward", place))
+        assert workspace
+        cpu.native.backward_float64(call, 1, addresses, self.records[record], *others)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Tensors on the CPU go the way of CUDA tensors."""
+    module = StandIn()
+    cuda.kernels.cache_clear()
+    monkeypatch.setattr(cuda, "_load", lambda: module)
+    monkeypatch.setattr(cuda, "_place", lambda like: (0, 7))
+    monkeypatch.setattr(cuda, "_current", lambda device: nullcontext())
+    monkeypatch.setattr(resident, "_BACKENDS", {"cpu": cuda})
+    yield module
+    cuda.kernels.cache_clear()
+
+
+@needs_native
+@pytest.mark.parametrize("learn", [None, "element"])
+def test_the_python_half_hands_over_what_the_kernels_need(stand_in, learn):
+    torch.manual_seed(0)
+    meta = fm.MAML(
+        network(), loss="mse", inner_steps=2, inner_lr=0.1, learn_inner_lr=learn,
+        per_step_lr=learn is not None,
+    )  # fmt: skip
+    tasks = regression_tasks()
+    found = gradients(meta, tasks, list(meta.parameters()))
+    assert stand_in.calls == [("forward", (0, 7)), ("backward", (0, 7))]
+    with fm.use_backend("reference"):
+        expected = gradients(meta, tasks, list(meta.parameters()))
+    assert relative_error(found, expected) < 1e-11
+
+
+@needs_native
+def test_the_reason_of_a_network_that_does_not_fit_is_told(stand_in):
+    stand_in.reason = "the network needs 9 bytes of shared memory a block, and the device has 8"
+    assert "needs 9 bytes of shared memory" in passed_over(network(), regression_tasks())
+    meta = fm.MAML(network(), loss="mse", inner_steps=1, inner_lr=0.1)
+    assert torch.isfinite(meta(regression_tasks()).loss).all()  # another engine
+    assert not stand_in.calls
+
+
+@needs_native
+def test_networks_of_images_take_another_engine(stand_in):
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).double()
+    assert "network of images" in passed_over(module, classification_tasks((1, 4, 4)))
+
+
+def test_a_backend_for_other_tensors_says_so():
+    meta = fm.MAML(network(), loss="mse", inner_steps=1, inner_lr=0.1)
+    with fm.use_backend("cuda"), pytest.raises(ValueError, match="cannot run this"):
+        meta(regression_tasks())
+
+
+def test_what_is_missing_is_told(monkeypatch):
+    cuda._load.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "without CUDA" in cuda.unavailable()
+    cuda._load.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no NVIDIA GPU" in cuda.unavailable()
+    cuda._load.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    module = SimpleNamespace(devices=lambda: (_ for _ in ()).throw(RuntimeError("driver too old")))
+    monkeypatch.setattr(cuda.importlib, "import_module", lambda name: module)
+    assert "driver too old" in cuda.unavailable()
+    cuda._load.cache_clear()
+    monkeypatch.undo()
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("learn", [None, "tensor", "element"])
+@pytest.mark.parametrize("classifies", [False, True])
+def test_kernels_agree_with_the_reference(order, learn, classifies):
+    torch.manual_seed(0)
+    meta = fm.MAML(
+        network(outputs=3 if classifies else 2), loss="cross_entropy" if classifies else "mse",
+        inner_steps=3, inner_lr=0.1, order=order, learn_inner_lr=learn,
+    ).cuda()  # fmt: skip
+    tasks = (classification_tasks((2,), t=9) if classifies else regression_tasks(t=9)).to("cuda")
+    parameters = list(meta.parameters())
+    with fm.use_backend("cuda"):
+        found = gradients(meta, tasks, parameters)
+        again = gradients(meta, tasks, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    with fm.use_backend("reference"):
+        expected = gradients(meta, tasks, parameters)
+    assert relative_error(found, expected) < 1e-11
+
+
+@needs_gpu
+def test_float32_loses_no_more_than_plain_pytorch():
+    torch.manual_seed(0)
+    meta = fm.MAML(network(width=40), loss="mse", inner_steps=5, inner_lr=0.1)
+    tasks = regression_tasks(t=20, s=10, q=10)
+
+    def found(backend, dtype, device="cpu"):
+        model = copy.deepcopy(meta).to(device, dtype)
+        with fm.use_backend(backend):
+            all_of = gradients(model, tasks.to(device, dtype), list(model.parameters()))
+        return [gradient.double().cpu() for gradient in all_of]
+
+    right = found("reference", torch.float64)
+    plain = relative_error(found("reference", torch.float32), right)
+    ours = relative_error(found("cuda", torch.float32, "cuda"), right)
+    assert ours <= max(2 * plain, 4 * torch.finfo(torch.float32).eps)
+
+
+@needs_gpu
+def test_another_stream_and_a_graph():
+    torch.manual_seed(0)
+    meta = fm.MAML(network(), loss="mse", inner_steps=2, inner_lr=0.1).cuda()
+    tasks, parameters = regression_tasks(t=5).to("cuda"), list(meta.parameters())
+
+    def step():
+        return torch.autograd.grad(meta(tasks).loss.mean(), parameters)
+
+    with fm.use_backend("cuda"):
+        expected = step()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            elsewhere = step()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        graph.replay()
+        torch.cuda.synchronize()
+    for a, b, c in zip(expected, elsewhere, captured, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@needs_gpu
+def test_a_network_too_large_says_what_it_needs():
+    module = network(width=4096).cuda()
+    assert "bytes of shared memory" in passed_over(module, regression_tasks().to("cuda"))
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
+def test_another_device_than_the_current_one():
+    torch.manual_seed(0)
+    meta, tasks = fm.MAML(network(), loss="mse", inner_steps=2, inner_lr=0.1), regression_tasks()
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        meta.to(device)
+        with fm.use_backend("cuda"):
+            found.append(gradients(meta, tasks.to(device), list(meta.parameters())))
+        assert torch.cuda.current_device() == 0
+    assert relative_error([g.cpu() for g in found[1]], [g.cpu() for g in found[0]]) < 1e-13

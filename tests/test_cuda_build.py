@@ -1,0 +1,115 @@
+"""What nvcc says of the CUDA kernels, on machines that have it; no GPU is needed."""
+
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Bytes a thread that the network's bookkeeping may spill; the products' inner loops spill nothing.
+MOST_SPILLED = 2048
+# With 256 threads a block and two blocks an SM.
+MOST_REGISTERS = 128
+
+
+@pytest.fixture
+def build_native(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module("build_native")
+
+
+@pytest.fixture
+def nvcc(build_native):
+    try:
+        return build_native.find_nvcc()
+    except build_native.ToolchainError as error:
+        pytest.skip(str(error))
+
+
+def resources(report):
+    """[(function, spilled bytes, registers or None)] of what ptxas -v said."""
+    pattern = re.compile(
+        r"Function properties for (\S+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+        r"(?:\n.*?Used (\d+) registers)?"
+    )
+    return [
+        (name, int(stores) + int(loads), int(registers) if registers else None)
+        for name, stores, loads, registers in pattern.findall(report)
+    ]
+
+
+@pytest.mark.slow
+def test_products_do_not_spill_and_blocks_fit_an_sm(build_native, nvcc, tmp_path):
+    command = [
+        *nvcc, *build_native.CUDA_FLAGS, "-arch=sm_90", "-Xptxas", "-v", "-DFASTMETA_REAL=float",
+        f"-I{ROOT / 'csrc'}", "-c", str(ROOT / "csrc/cuda/launch.cu"),
+        "-o", str(tmp_path / "launch.o"),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = resources(result.stderr)
+    products = [entry for entry in found if "tiles" in entry[0]]
+    assert len(products) >= 3 and all(spilled == 0 for _, spilled, _ in products)
+    assert max(spilled for _, spilled, _ in found) <= MOST_SPILLED
+    kernels = [entry for entry in found if "kernel" in entry[0]]
+    assert len(kernels) == 3 and all(used <= MOST_REGISTERS for _, _, used in kernels)
+
+
+def test_without_nvcc_the_reason_is_recorded(build_native, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("FASTMETA_CUDA", raising=False)
+    stale = tmp_path / build_native.module_name("_cuda")
+    stale.write_bytes(b"of an earlier build")
+    outcome = build_native.build_cuda(tmp_path)
+    assert outcome["cuda"] is False and "nvcc not found" in outcome["cuda_error"]
+    assert not stale.exists()
+
+
+def test_an_nvcc_that_fails_breaks_only_what_demands_it(build_native, tmp_path, monkeypatch):
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'error: broken on purpose' >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("FASTMETA_CUDA", "auto")
+    monkeypatch.setattr(build_native, "CUDA_BUILD", tmp_path / "build")
+    assert "broken on purpose" in build_native.build_cuda(tmp_path)["cuda_error"]
+    monkeypatch.setenv("FASTMETA_CUDA", "1")
+    with pytest.raises(build_native.BuildError, match="broken on purpose"):
+        build_native.build_cuda(tmp_path)
+    monkeypatch.setenv("FASTMETA_CUDA", "0")
+    assert "FASTMETA_CUDA=0" in build_native.build_cuda(tmp_path)["cuda_error"]
+
+
+def test_architectures(build_native, monkeypatch):
+    monkeypatch.setenv("FASTMETA_CUDA_ARCHS", "")
+    flags = build_native.arch_flags(build_native.cuda_archs())
+    assert "arch=compute_80,code=sm_80" in flags
+    assert "arch=compute_100,code=[sm_100,compute_100]" in flags
+    monkeypatch.setenv("FASTMETA_CUDA_ARCHS", "90")
+    assert build_native.cuda_archs() == ["90"]
+    monkeypatch.setenv("FASTMETA_CUDA_ARCHS", "90,75")
+    with pytest.raises(SystemExit, match="75"):
+        build_native.cuda_archs()
+
+
+def test_ptxas_report_is_read(build_native):
+    report = (
+        "ptxas info : Function properties for a_kernel\n"
+        "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
+        "ptxas info : Used 40 registers, used 1 barriers\n"
+        "ptxas info : Function properties for tiles\n"
+        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+    )
+    assert resources(report) == [("a_kernel", 16, 40), ("tiles", 0, None)]
+
+
+def test_nvcc_is_found_beside_cuda_home(build_native, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\n")
+    nvcc.chmod(0o755)
+    assert build_native.find_nvcc() == [str(nvcc)]
