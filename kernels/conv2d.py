@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.images import channels_last, like_channels_last, shared_channels_last
 from fastmeta.kernels.products import multiply_add
-from torch import Tensor
 
 __all__ = ["convolve"]
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.conv2d import _window
 from fastmeta.kernels.images import channels_last
 from fastmeta.kernels.linear import in_order
 from fastmeta.kernels.products import multiply_add
-from torch import Tensor
 
 __all__ = ["weight_gradient"]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.products import multiply_add
 from fastmeta.kernels.sum_parts import sum_parts
-from torch import Tensor
 
 __all__ = ["product", "weight_gradient"]
 

@@ -40,7 +40,7 @@ class Window(NamedTuple):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """[T, S, C, H, W] * [T, O, C, kh, kw] + [T, O] -> [T, S, O, H', W']"""
-    if triton.takes(x, weight, bias, precision=window.precision):
+    if _triton_takes(window, x, weight, bias):
         from fastmeta.kernels.conv2d import convolve as on_gpu
 
         return on_gpu(x, weight, bias, window.stride, window.padding, _kernels_name(window))
@@ -57,7 +57,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
 def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
     """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
     size, stride, padding = window.size, window.stride, window.padding
-    if triton.takes(grad, weight, precision=window.precision):
+    if _triton_takes(window, grad, weight):
         from fastmeta.kernels.conv2d_input_gradient import input_gradient as on_gpu
 
         return on_gpu(grad, weight, size, stride, padding, _kernels_name(window))
@@ -77,7 +77,7 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """[T, S, O, H', W'] and [T, S, C, H, W] -> [T, O, C, kh, kw], and that of the bias [T, O]"""
     kernel, stride, padding = window.kernel, window.stride, window.padding
-    if triton.takes(grad, x, precision=window.precision):
+    if _triton_takes(window, grad, x):
         from fastmeta.kernels.conv2d_weight_gradient import weight_gradient as on_gpu
 
         return on_gpu(grad, x, kernel, stride, padding, with_bias, _kernels_name(window))
@@ -98,9 +98,17 @@ def as_one_task(x: Tensor, window: Window) -> tuple[Tensor, bool]:
 
     In the order in which what runs the products lays out its results, so that nothing is copied.
     """
-    if triton.takes(x, precision=window.precision):
+    if _triton_takes(window, x):
         return x.flatten(0, 1).unsqueeze(0), True
     return x.transpose(0, 1).flatten(0, 1).unsqueeze(0), False
+
+
+def _triton_takes(window: Window, x: Tensor, *others: Tensor | None) -> bool:
+    # Within an image the kernels count in 32 bits.
+    pixels = max(window.size[0] * window.size[1], window.output_size[0] * window.output_size[1])
+    channels = max(z.shape[2] for z in (x, *others) if z is not None and z.dim() > 2)
+    small = channels * pixels < 2**31
+    return small and triton.takes(x, *others, precision=window.precision)
 
 
 def _is_native(*tensors: Tensor) -> bool:

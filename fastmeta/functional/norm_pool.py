@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastmeta.backends import triton_norm
-from fastmeta.functional.norms import batch_norm, check_batch, per_task
 from fastmeta.functional.normalize import Gradients, Statistics, as_function_of, second_backward
+from fastmeta.functional.norms import batch_norm, check_batch, per_task
 from fastmeta.functional.pooling import gather, largest, max_pool2d, scatter, window_of
 from fastmeta.functional.transforms import nobody_differentiates, nobody_transforms
 
@@ -68,6 +68,7 @@ class _Block(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         y, mean, rstd = triton_norm.forward(x, weight, bias, eps, slope, pool)
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)  # no zeros for mean and rstd
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.options = (eps, slope, pool)
         return y, mean, rstd

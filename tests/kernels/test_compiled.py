@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fastmeta.kernels.aot import all_cases
 
 CASES = {case.name: case for case in all_cases()}
