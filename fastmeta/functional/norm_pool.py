@@ -74,7 +74,9 @@ class _Block(Function):
         return y, mean, rstd
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         of = _BlockBackward.apply(grad, *ctx.saved_tensors, *ctx.options)
         return (
