@@ -110,11 +110,11 @@ def aot() -> list[AotCase]:
         case
         for name, inputs, precision, expected in [
             ("", layer, "ieee", {"tensor_cores": False}),
-            ("", layer, "tf32x3", {"tensor_cores": True, "targets": (90,)}),
-            ("", layer, "tf32", {"tensor_cores": True}),
-            ("", layer, "bf16", {"tensor_cores": True, "targets": (90,)}),
+            ("", layer, "tf32x3", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
+            ("", layer, "tf32", {"tensor_cores": True, "warpgroups": True}),
+            ("", layer, "bf16", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
             (" of one channel", first, "ieee", {"tensor_cores": False, "targets": (90,)}),
-            (" of one channel", first, "tf32", {"tensor_cores": True}),
+            (" of one channel", first, "tf32", {"tensor_cores": True, "warpgroups": True}),
             (" of one channel, shared weight", shared, "bf16", {"targets": (90,)}),
         ]
         for case in cases_of(

@@ -103,8 +103,8 @@ def aot() -> list[AotCase]:
     cases = []
     for precision, stride, expected in [
         ("ieee", 1, {"tensor_cores": False}),
-        ("tf32", 1, {"tensor_cores": True}),
-        ("bf16", 2, {"tensor_cores": True, "targets": (90,)}),
+        ("tf32", 1, {"tensor_cores": True, "warpgroups": True}),
+        ("bf16", 2, {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
     ]:
         n = 28 // stride
         grad = torch.empty(32, 75, n, n, 64, device="meta").permute(0, 1, 4, 2, 3)

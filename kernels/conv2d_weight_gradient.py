@@ -116,8 +116,8 @@ def aot() -> list[AotCase]:
     cases = []
     for name, x, precision, expected in [
         ("", grad, "ieee", {"tensor_cores": False}),
-        ("", grad, "tf32", {"tensor_cores": True}),
-        ("", grad, "bf16", {"tensor_cores": True, "targets": (90,)}),
+        ("", grad, "tf32", {"tensor_cores": True, "warpgroups": True}),
+        ("", grad, "bf16", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
         (" of one channel", images, "ieee", {"tensor_cores": False, "targets": (90,)}),
     ]:
 

@@ -119,6 +119,7 @@ def aot() -> list[AotCase]:
             f"linear weight gradient {precision}",
             lambda: weight_gradient(*inputs(), True, precision),  # noqa: B023
             tensor_cores=precision != "ieee",
+            warpgroups=precision != "ieee",
             targets=(90,),
         )[:1]
     double = cases_of(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.backends import convolution, requested_backend, triton
+from fastmeta.backends import convolution, requested_backend, triton, triton_products
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.precision import PRECISIONS
 
@@ -41,9 +41,9 @@ class Window(NamedTuple):
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """[T, S, C, H, W] * [T, O, C, kh, kw] + [T, O] -> [T, S, O, H', W']"""
     if _triton_takes(window, x, weight, bias):
-        from fastmeta.kernels.conv2d import convolve as on_gpu
-
-        return on_gpu(x, weight, bias, window.stride, window.padding, _kernels_name(window))
+        return triton_products.convolve(
+            x, weight, bias, window.stride, window.padding, _kernels_name(window)
+        )
     if _is_native(x, weight):
         return convolution.convolve(x, weight, bias, window.stride, window.padding)
     tasks = len(x)
@@ -58,9 +58,9 @@ def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
     """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
     size, stride, padding = window.size, window.stride, window.padding
     if _triton_takes(window, grad, weight):
-        from fastmeta.kernels.conv2d_input_gradient import input_gradient as on_gpu
-
-        return on_gpu(grad, weight, size, stride, padding, _kernels_name(window))
+        return triton_products.convolve_input_gradient(
+            grad, weight, size, stride, padding, _kernels_name(window)
+        )
     if _is_native(grad, weight):
         return convolution.input_gradient(grad, weight, size, stride, padding)
     tasks, samples = grad.shape[:2]
@@ -78,9 +78,9 @@ def weight_gradient(
     """[T, S, O, H', W'] and [T, S, C, H, W] -> [T, O, C, kh, kw], and that of the bias [T, O]"""
     kernel, stride, padding = window.kernel, window.stride, window.padding
     if _triton_takes(window, grad, x):
-        from fastmeta.kernels.conv2d_weight_gradient import weight_gradient as on_gpu
-
-        return on_gpu(grad, x, kernel, stride, padding, with_bias, _kernels_name(window))
+        return triton_products.convolve_weight_gradient(
+            grad, x, kernel, stride, padding, with_bias, _kernels_name(window)
+        )
     of_bias = grad.sum((1, 3, 4)) if with_bias else None
     if _is_native(grad, x):
         return convolution.weight_gradient(grad, x, kernel, stride, padding), of_bias
@@ -107,8 +107,11 @@ def _triton_takes(window: Window, x: Tensor, *others: Tensor | None) -> bool:
     # Within an image the kernels count in 32 bits.
     pixels = max(window.size[0] * window.size[1], window.output_size[0] * window.output_size[1])
     channels = max(z.shape[2] for z in (x, *others) if z is not None and z.dim() > 2)
-    small = channels * pixels < 2**31
-    return small and triton.takes(x, *others, precision=window.precision)
+    if channels * pixels < 2**31:
+        return triton.takes(x, *others, precision=window.precision)
+    if window.precision != "fp32":
+        raise ValueError(f'precision "{window.precision}" is for images of less than 2^31 elements')
+    return False
 
 
 def _is_native(*tensors: Tensor) -> bool:
