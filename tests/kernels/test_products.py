@@ -197,17 +197,16 @@ def test_a_long_sum_is_split_and_repeats():
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="takes no memory on a CPU alone")
 def test_offsets_are_64_bit():
-    """A tensor whose tasks lie more than 2^31 elements apart, in memory that is never touched."""
-    apart = 2**31 + 64
-    storage = torch.UntypedStorage(4 * (apart + 64))  # virtual: only two pages are written
-    room = torch.tensor([]).set_(storage)
-    x = room.as_strided((2, 2, 3), (apart, 3, 1))
-    x.copy_(torch.arange(12.0).reshape(2, 2, 3))
-    weight = torch.randn(2, 2, 3)
+    """Strides of 32 bits whose multiples are none, in memory of which few pages are touched."""
+    apart = 2**30 + 64
+    room = torch.tensor([]).set_(torch.UntypedStorage(4 * (2 * apart + 64)))
+    x = room.as_strided((3, 2, 3), (apart, 3, 1))
+    x.copy_(torch.arange(18.0).reshape(3, 2, 3))
+    weight = torch.randn(3, 2, 3)
     y = linear_kernels.product(x, weight, None, "ieee")
     torch.testing.assert_close(y, x.clone() @ weight.mT)
-    images = room.as_strided((2, 1, 1, 2, 3), (apart, 6, 6, 3, 1))
-    kernel = torch.randn(2, 2, 1, 1, 2)
+    images = room.as_strided((3, 1, 1, 2, 3), (apart, 6, 6, 3, 1))
+    kernel = torch.randn(3, 2, 1, 1, 2)
     z = conv2d_kernels.convolve(images, kernel, None, (1, 1), (0, 0), "ieee")
     torch.testing.assert_close(z, conv_by_task(images.clone(), kernel, None, 1, 0))
 
