@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_prototypes.h"
 #include "cpu/dispatch.h"
 #include "cpu/runtime.h"
 #include "network/spec.h"
@@ -351,6 +352,10 @@ void take_pixels(std::uintptr_t images, std::uintptr_t rows, i64 n, i64 channels
   kernels<R>().take_pixels(pixels);
 }
 
+// The prototypes' kernels of the build that runs.
+template <class R>
+const PrototypeKernels<R>& prototype_kernels() { return *kernels<R>().prototypes; }
+
 template <class R>
 void bind_real(py::module_& m, const char* suffix) {
   const auto name = [&](const char* stem) { return std::string(stem) + suffix; };
@@ -359,6 +364,7 @@ void bind_real(py::module_& m, const char* suffix) {
   m.def(name("team_").c_str(), &team<R>);
   m.def(name("convolve_").c_str(), &convolve<R>);
   m.def(name("take_pixels_").c_str(), &take_pixels<R>);
+  bind_prototypes<R>(m, suffix, prototype_kernels<R>);
 }
 
 }  // namespace
@@ -371,6 +377,7 @@ PYBIND11_MODULE(_native, m) {
                     const std::string&, int>())
       .def(py::init<const std::vector<py::dict>&, const std::string&, int>());
   py::class_<Record>(m, "Record").def_readonly("bytes", &Record::bytes);
+  Buffer::bind(m);
   bind_real<float>(m, "float32");
   bind_real<double>(m, "float64");
   m.def("variants", [] {

@@ -52,7 +52,7 @@ def class_gradient(
     grid = (tasks * triton.cdiv(samples, block.S), triton.cdiv(width, block.D))
     class_gradient_kernel[grid](
         grad, labels, given, mass, out, samples, width, n_way,
-        *grad.stride(), *labels.stride(), *given.stride(), *mass.stride(), weight is not None,
-        BS=block.S, BD=block.D, num_warps=block.num_warps,
+        *grad.stride(), *labels.stride(), *given.stride(), *mass.stride(),
+        HAS_WEIGHT=weight is not None, BS=block.S, BD=block.D, num_warps=block.num_warps,
     )  # fmt: skip
     return out

@@ -69,7 +69,7 @@ def class_means(
     grid = (tasks * n_way, triton.cdiv(width, block.D))
     class_means_kernel[grid](
         x, labels, given, means, mass, samples, width, n_way,
-        *x.stride(), *labels.stride(), *given.stride(), weight is not None,
-        BS=block.S, BD=block.D, num_warps=block.num_warps,
+        *x.stride(), *labels.stride(), *given.stride(),
+        HAS_WEIGHT=weight is not None, BS=block.S, BD=block.D, num_warps=block.num_warps,
     )  # fmt: skip
     return means, mass

@@ -10,7 +10,7 @@ __all__ = ["NormBlock", "norm_block"]
 
 _BLOCKS = 132 * 4  # of four warps
 _MOST_PARTS = 64  # that one program merges
-_ELEMENTS = 2048  # of a tensor in a tile
+_BYTES = 4096  # of a tensor in a tile: with more, the second backward spills
 
 
 class NormBlock(NamedTuple):
@@ -31,7 +31,7 @@ def norm_block(x: Tensor) -> NormBlock:
     tasks, samples, channels, height, width = x.shape
     pixels = samples * height * width
     C = min(32, power_of_2(channels)) if x.stride(2) == 1 else 1
-    rows = min(_ELEMENTS // C, power_of_2(pixels))
+    rows = min(_BYTES // x.element_size() // C, power_of_2(pixels))
     wanted = -(-_BLOCKS // (tasks * -(-channels // C)))
     parts = max(1, min(wanted, _MOST_PARTS, pixels // (2 * rows)))
     chunk = -(-pixels // parts)

@@ -25,7 +25,6 @@ def norm_statistics_kernel(
     part = tl.program_id(1)
     end = tl.minimum((part + 1) * chunk, S * H * W)
     origin = tl.load(x_ptr + t * x_t + c * x_c, mask=c < C, other=0.0).to(ACC)
-    count = 0.0
     mean = tl.zeros([BC], ACC)
     deviation = tl.zeros([BC], ACC)
     for first in range(part * chunk, end, BR):
@@ -34,6 +33,7 @@ def norm_statistics_kernel(
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, 1)
         there = there & (row < end)[:, None, None]
         x = tl.load(pointers, mask=there, other=0.0).to(ACC)
+        count = (first - part * chunk).to(ACC)
         new = tl.minimum(end - first, BR).to(ACC)
         x = tl.where((row < end)[:, None], tl.sum(x, 1) - origin[None, :], 0.0)
         of_tile = tl.sum(x, 0) / new
@@ -42,7 +42,6 @@ def norm_statistics_kernel(
         total = count + new
         mean += shift * (new / total)
         deviation += tl.sum(off * off, 0) + shift * shift * (count * new / total)
-        count = total
     at = (part.to(tl.int64) * T + t) * C + c
     tl.store(mean_ptr + at, origin + mean, mask=c < C)
     tl.store(deviation_ptr + at, deviation, mask=c < C)

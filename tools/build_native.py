@@ -74,7 +74,9 @@ ISAS = (
     ),
 )
 REALS = ("float", "double")
-KERNELS = ("kernels", "stages", "convolution", "pixels")
+KERNELS = (
+    "kernels", "stages", "convolution", "pixels", "prototypes", "prototype_loss", "nearest",
+)  # fmt: skip
 
 
 # ---- toolchain ----------------------------------------------------------------------------------

@@ -94,8 +94,10 @@ const char* team(const InnerLoop<Real>& loop) {
 
 #define FASTMETA_JOIN_(a, b) a##b
 #define FASTMETA_JOIN(a, b) FASTMETA_JOIN_(a, b)
+extern const PrototypeKernels<Real> FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL);
 extern const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL);
 const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL) = {
-    record_size, forward, backward, team, convolve, take_pixels};
+    record_size, forward,     backward, team,
+    convolve,    take_pixels, &FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL)};
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -150,6 +150,9 @@ struct Pixels {
   int threads;
 };
 
+template <class R>
+struct PrototypeKernels;  // cpu/prototypes.h
+
 // One build of the kernels for one instruction set and one real type.
 template <class R>
 struct Kernels {
@@ -159,6 +162,7 @@ struct Kernels {
   const char* (*team)(const InnerLoop<R>&);
   void (*convolve)(const Convolution<R>&);
   void (*take_pixels)(const Pixels<R>&);
+  const PrototypeKernels<R>* prototypes;
 };
 
 }  // namespace fastmeta

@@ -24,8 +24,8 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
     """
     tasks, samples, channels = x.shape[:3]
     pixels = x[0, :, 0].numel()
-    # A program takes 64 pixels or more of up to 32 channels, or 2048 of one.
-    fits = pixels <= 64 * _MOST_BLOCKS and tasks * channels <= _MOST
+    # A program takes 16 pixels or more of up to 32 channels.
+    fits = pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
     return fits and triton.takes(x, *others)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastmeta.backends import triton
 
 __all__ = [
-    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "product",
-    "project", "pull", "squared",
+    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project",
+    "pull", "squared",
 ]  # fmt: skip
 
 _MOST_NEAREST = 64
@@ -54,11 +54,6 @@ def squared(x: Tensor, y: Tensor) -> Tensor:
     from fastmeta.kernels.pairwise import pairwise
 
     return pairwise(x, y, "sqeuclidean", x)
-
-
-def product(x: Tensor, y: Tensor) -> Tensor:
-    """[T, Q, D], [T, N, D] -> x_q . y_n, [T, Q, N]"""
-    return torch.bmm(x, y.mT)
 
 
 def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:

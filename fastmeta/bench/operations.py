@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from fastmeta.bench.gate import relative_error
 from fastmeta.functional import conv2d, conv2d_input_gradient, conv2d_weight_gradient
 
 FAMILY = "conv2d"
@@ -65,6 +66,15 @@ class Contestant:
     title: str
     build: Callable[[Operation, Arrays], Call]
     by_task: Callable[[Operation, Any], Iterable[Tensor]] = lambda operation, result: result
+    compiles: bool = False
+
+    def why_not(self, operation: Operation) -> str | None:
+        """Everyone computes every operation."""
+        return None
+
+    def error(self, operation: Operation, result: Any, exact: list[Tensor]) -> float:
+        """The relative error of the worst task."""
+        return relative_error(list(self.by_task(operation, result)), exact)
 
 
 def make_arrays(operation: Operation, seed: int = 0) -> Arrays:
@@ -145,6 +155,11 @@ CONTESTANTS = (
     Contestant("per-task-last", "the same, channels last", _per_task(torch.channels_last)),
     Contestant("grouped", "F.conv2d with tasks as groups", _grouped, _of_groups),
 )
+
+
+def contestants(operation: Operation) -> tuple[Contestant, ...]:
+    """Who computes it."""
+    return CONTESTANTS
 
 
 # ---- what is measured --------------------------------------------------------------------------

@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from fastmeta.bench import operations
+from fastmeta.bench import operations, prototypes
 from fastmeta.bench.ceilings import Ceilings, measure_ceilings
 from fastmeta.bench.flops import useful_flops
-from fastmeta.bench.gate import TOLERANCE, exact_outcome, judge, relative_error
+from fastmeta.bench.gate import TOLERANCE, exact_outcome, judge
 from fastmeta.bench.memory import peak_bytes
-from fastmeta.bench.operations import Call, Contestant, Operation, exact_result, make_arrays
+from fastmeta.bench.operations import Operation
+from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import Entry, Point
 from fastmeta.bench.rivals import FASTMETA, Outcome, Rival, Step, engine
 from fastmeta.bench.roofline import native_share, one_thread_seconds
@@ -164,14 +166,20 @@ def _measure_memory(rival: Rival, entry: Entry, workload: Workload, settings: Se
         entry.memory_reason = str(error)
 
 
-def measure_operation(operation: Operation, settings: Settings) -> Point:
-    """Fastmeta and PyTorch at a single operation."""
+def measure_operation(operation: Operation | Prototypes, settings: Settings) -> Point:
+    """Fastmeta and others at a single operation; in a quick run without those that compile."""
+    torch.compiler.reset()
     settings.progress(operation.name)
-    arrays = make_arrays(operation)
-    exact = exact_result(operation, arrays)
+    kit: Any = prototypes if isinstance(operation, Prototypes) else operations
+    arrays = kit.make_arrays(operation)
+    exact = kit.exact_result(operation, arrays)
     ceilings = measure_ceilings()
     entries, calls = [], {}
-    for contestant in operations.CONTESTANTS:
+    for contestant in kit.contestants(operation):
+        if contestant.why_not(operation) or (settings.quick and contestant.compiles):
+            entries.append(_skipped(contestant, operation))
+            continue
+        settings.progress(f"{operation.name}: {contestant.name}")
         call = contestant.build(operation, arrays)
         entries.append(_operation_entry(contestant, operation, call, exact))
         if entries[-1].reason is None:
@@ -190,14 +198,23 @@ def measure_operation(operation: Operation, settings: Settings) -> Point:
     )
 
 
+def _skipped(contestant: Any, operation: Any) -> Entry:
+    reason = contestant.why_not(operation) or "not in a quick run"
+    return Entry(contestant.name, contestant.title, "skipped", reason)
+
+
 def _operation_entry(
-    contestant: Contestant, operation: Operation, call: Call, exact: list[torch.Tensor]
+    contestant: Any, operation: Any, call: Callable[[], Any], exact: list[torch.Tensor]
 ) -> Entry:
     entry = Entry(contestant.name, contestant.title, "timed", measured_tasks=operation.tasks)
     start = time.perf_counter()
-    result = call()
+    try:
+        result = call()
+    except Exception as problem:  # torch.compile may break on any version: the row says so
+        entry.status, entry.reason = "failed", _one_line(problem)
+        return entry
     entry.first_call_s = time.perf_counter() - start
-    error = relative_error(list(contestant.by_task(operation, result)), exact)
+    error = contestant.error(operation, result, exact)
     entry.gradient_error = _finite(error)
     if error > TOLERANCE:
         entry.status, entry.reason = "wrong", f"the result is off by {error:.1e}"

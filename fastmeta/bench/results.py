@@ -9,6 +9,7 @@ from typing import Any
 
 from fastmeta.bench.ceilings import Ceilings
 from fastmeta.bench.operations import Operation
+from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.workloads import Workload
 
 SCHEMA = 1
@@ -52,7 +53,7 @@ class Entry:
 class Point:
     """One workload or operation: what it needs at least, and how everyone did."""
 
-    workload: Workload | Operation
+    workload: Workload | Operation | Prototypes
     engine: str | None  # that fastmeta took for a workload
     useful_flops: int
     data_bytes: int

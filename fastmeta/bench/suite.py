@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from fastmeta.bench import operations
+from fastmeta.bench import operations, prototypes
 from fastmeta.bench.catalogue import FAMILIES, MEMORY, SMALL, USUAL, WORKLOADS
 from fastmeta.bench.ceilings import Ceilings
 from fastmeta.bench.machine import describe_machine, only_cores
 from fastmeta.bench.memory import memory_in_steps
 from fastmeta.bench.operations import OPERATIONS, Operation
+from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.race import (
     PART,
     Progress,
@@ -44,7 +45,8 @@ class Interrupted(KeyboardInterrupt):
 
 def selectable() -> list[str]:
     """What ``run`` takes as a workload: names of families, of workloads and of operations."""
-    return list(dict.fromkeys([*FAMILIES, operations.FAMILY, *WORKLOADS, *OPERATIONS]))
+    families = [*FAMILIES, operations.FAMILY, prototypes.FAMILY]
+    return list(dict.fromkeys([*families, *WORKLOADS, *OPERATIONS, *prototypes.OPERATIONS]))
 
 
 def run(
@@ -75,7 +77,7 @@ def run(
         Interrupted: Ctrl-C after at least one workload.
     """
     if workloads is None:
-        workloads = SMALL if quick else [*USUAL, *OPERATIONS]
+        workloads = SMALL if quick else [*USUAL, *OPERATIONS, *prototypes.OPERATIONS]
     if rivals is None:
         rivals = [name for name, rival in RIVALS.items() if not (quick and rival.compiles)]
     chosen, chosen_rivals = _chosen_points(workloads), _chosen_rivals(rivals)
@@ -108,10 +110,16 @@ def run(
     return results
 
 
-def _chosen_points(asked: Iterable[str]) -> list[Workload | Operation]:
+def _chosen_points(asked: Iterable[str]) -> list[Workload | Operation | Prototypes]:
     """The workloads and operations of these names, families in full."""
-    families = {**FAMILIES, operations.FAMILY: list(OPERATIONS)}
-    known: dict[str, Workload | Operation] = {**WORKLOADS, **OPERATIONS}
+    families = {
+        **FAMILIES,
+        operations.FAMILY: list(OPERATIONS),
+        prototypes.FAMILY: list(prototypes.OPERATIONS),
+    }
+    known: dict[str, Workload | Operation | Prototypes] = {
+        **WORKLOADS, **OPERATIONS, **prototypes.OPERATIONS,
+    }  # fmt: skip
     members = [member for name in asked for member in families.get(name, [name])]
     unknown = [name for name in members if name not in known]
     if unknown:
@@ -127,8 +135,10 @@ def _chosen_rivals(asked: Sequence[str]) -> list[Rival]:
     return [RIVALS[name] for name in asked]
 
 
-def _measure(what: Workload | Operation, rivals: Sequence[Rival], settings: Settings) -> Point:
-    if isinstance(what, Operation):
+def _measure(
+    what: Workload | Operation | Prototypes, rivals: Sequence[Rival], settings: Settings
+) -> Point:
+    if not isinstance(what, Workload):
         return measure_operation(what, settings)
     return measure_workload(what, rivals, settings)
 
@@ -152,7 +162,7 @@ def _results(
     best = Ceilings(*(max(column) for column in zip(*(p.ceilings for p in points), strict=True)))
     for point in points:
         derive(point, best)
-    of_operations = [point for point in points if isinstance(point.workload, Operation)]
+    of_operations = [point for point in points if not isinstance(point.workload, Workload)]
     of_workloads = [point for point in points if isinstance(point.workload, Workload)]
     return {
         "schema": SCHEMA,

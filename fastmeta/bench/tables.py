@@ -24,7 +24,7 @@ def format_table(results: dict[str, Any]) -> str:
     if len(results["points"]) > 1:
         blocks.append(_aligned(_summary(results)))
     if _operations(results):
-        blocks.append(_aligned(_operation_rows(results)))
+        blocks += [_aligned(rows) for rows in _operation_tables(results)]
     blocks += [_memory_line(memory) for memory in results["memory_in_steps"] or ()]
     blocks.append("\n".join([*results["notes"], *_operation_reasons(results)]))
     return "\n\n".join(blocks)
@@ -37,7 +37,8 @@ def markdown(results: dict[str, Any]) -> str:
         blocks += [_markdown_table(_summary(results)), "Milliseconds a meta-step:"]
         blocks.append(_markdown_table(_times(results)))
     if _operations(results):
-        blocks += ["Single operations:", _markdown_table(_operation_rows(results))]
+        tables = [_markdown_table(rows) for rows in _operation_tables(results)]
+        blocks += ["Single operations:", *tables]
     blocks += [_memory_line(memory) for memory in results["memory_in_steps"] or ()]
     reasons = _reasons([*results["points"], *_operations(results)])
     blocks.append("\n".join(f"- {note}" for note in [*results["notes"], *reasons]))
@@ -154,11 +155,25 @@ def _operations(results: dict[str, Any]) -> list[dict[str, Any]]:
     return results.get("operations", [])  # earlier runs had none
 
 
-def _operation_rows(results: dict[str, Any]) -> list[Row]:
-    """Fastmeta's rate, and for the others how many times its time they take."""
-    points = _operations(results)
-    others = [e["name"] for e in points[0]["entries"] if e["name"] != OURS]
-    header = ("operation", "fastmeta ms", "GFLOP/s", "% of mm", *(f"{o} takes" for o in others))
+def _operation_tables(results: dict[str, Any]) -> list[list[Row]]:
+    """A table for those that the same others compute too."""
+    points: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for point in _operations(results):
+        others = tuple(e["name"] for e in point["entries"] if e["name"] != OURS)
+        points.setdefault(others, []).append(point)
+    return [_operation_rows(some, others) for others, some in points.items()]
+
+
+def _operation_rows(points: Sequence[dict[str, Any]], others: Sequence[str]) -> list[Row]:
+    """Fastmeta's rate, its share of the limit, and how many times its time the others take.
+
+    The limit is the least time at the rate of torch.mm or for moving the data once, whichever is
+    more.
+    """
+    header = (
+        "operation", "fastmeta ms", "GFLOP/s", "% of mm", "% of limit",
+        *(f"{o} takes" for o in others),
+    )  # fmt: skip
     return [header, *(_operation_row(point, others) for point in points)]
 
 
@@ -166,11 +181,14 @@ def _operation_row(point: dict[str, Any], others: Iterable[str]) -> Row:
     name, ours = point["workload"]["name"], _ours(point)
     by_name = {entry["name"]: entry for entry in point["entries"]}
     timed = ours["status"] == "timed"
+    roofline = point["roofline"]
+    limit = max(roofline["arithmetic_s"], roofline["data_s"])
     return (
         name,
         _ms(ours["median_s"]) if timed else ours["status"],
         f"{ours['useful_flops_per_s'] / 1e9:.3g}" if timed else "-",
         f"{100 * ours['share_of_mm']:.0f}" if timed else "-",
+        f"{100 * limit / ours['median_s']:.0f}" if timed else "-",
         *(_ratio(by_name[other]["times_fastmeta"]) for other in others),
     )
 

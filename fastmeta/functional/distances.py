@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.precision import for_sums
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 
-__all__ = ["METRICS", "check_metric", "check_pair", "distance", "pairwise_distance"]
+__all__ = [
+    "METRICS", "check_metric", "check_pair", "distance", "pairwise_distance", "root", "unit",
+]  # fmt: skip
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
 
 
+@runs_eagerly
 def pairwise_distance(x: Tensor, y: Tensor, metric: str = "sqeuclidean") -> Tensor:
     """The distance of each sample of a task to each of its prototypes; the nearer, the smaller.
 
@@ -75,12 +80,12 @@ def distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     if metric == "dot":
         return -(x @ y.mT)
     if metric == "cosine":
-        return 1 - _unit(x) @ _unit(y).mT
+        return 1 - unit(x) @ unit(y).mT
     squared = _Squared.apply(x, y)
-    return squared if metric == "sqeuclidean" else _root(squared)
+    return squared if metric == "sqeuclidean" else root(squared)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """x / |x|, and 0 with gradient 0 for a vector of zeros."""
     # The scale keeps squares within range. The unit vector does not depend on it.
     scale = x.detach().abs().amax(-1, keepdim=True)
@@ -90,7 +95,7 @@ def _unit(x: Tensor) -> Tensor:
     return torch.where(zero, 0, x * square.rsqrt())
 
 
-def _root(square: Tensor) -> Tensor:
+def root(square: Tensor) -> Tensor:
     """The square root, with gradient 0 at 0."""
     zero = square == 0
     return torch.where(zero, 0, torch.where(zero, 1, square).sqrt())
@@ -98,7 +103,7 @@ def _root(square: Tensor) -> Tensor:
 
 # ---- three sums over differences ---------------------------------------------------------------
 # Every derivative of one of the three is made of them and of plain products. Taken directly, they
-# do not depend on where the origin is.
+# do not depend on where the origin is. Native where that can run.
 
 _ELEMENTS = 1 << 22  # of differences that are in memory at a time
 
@@ -113,17 +118,23 @@ def _differences(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:
     """[q, n] = |x_q - y_n|^2"""
+    if kernels := kernels_for(x, y):
+        return kernels.squared(x, y)
     return torch.cat([d.square().sum(-1) for _, d in _differences(x, y)], 1)
 
 
 def _pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[q, d] = sum over n of h_qn (x_q - y_n)_d"""
+    if kernels := kernels_for(h, x, y):
+        return kernels.pull(h, x, y)
     rows = [(h[:, some, None] @ d).squeeze(2) for some, d in _differences(x, y)]
     return torch.cat(rows, 1)
 
 
 def _project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[q, n] = a_q . (x_q - y_n)"""
+    if kernels := kernels_for(a, x, y):
+        return kernels.project(a, x, y)
     rows = [(d @ a[:, some, :, None]).squeeze(3) for some, d in _differences(x, y)]
     return torch.cat(rows, 1)
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from fastmeta.functional.checks import check_samples, count_of
-from fastmeta.functional.distances import check_metric, check_pair, distance
+from fastmeta.functional.distances import check_metric, check_pair, distance, root, unit
+from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.prototypes import native_for
 
 __all__ = ["nearest_prototype"]
 
 _ELEMENTS = 1 << 22  # of distances that are in memory at a time
 
 
+@runs_eagerly
 def nearest_prototype(
     x: Tensor, prototypes: Tensor, k: int = 1, metric: str = "sqeuclidean"
 ) -> tuple[Tensor, Tensor]:
     """Find the k prototypes nearest to each sample, exactly, nearest first.
 
-    Of prototypes at one distance, the one with the lower index comes first. Distances to all
-    prototypes are never in memory together, so that a bank may hold millions.
+    Of prototypes at one distance ("euclidean": at one squared distance), the one with the lower
+    index comes first. Distances to all prototypes are never in memory together, so that a bank
+    may hold millions.
 
     Args:
         x: [T, Q, D], floating; half precision is summed in float32.
@@ -50,9 +56,26 @@ def nearest_prototype(
     x, prototypes = check_pair("x", x, "prototypes", prototypes)
     if k > prototypes.shape[1]:
         raise ValueError(f"k is {k}, and there are {prototypes.shape[1]} prototypes")
-    indices = _nearest(x.detach(), prototypes.detach(), k, metric)
-    values = _distances_to(x, prototypes, indices, metric)
+    # Roots have the order of the squares, and make some of them equal.
+    order = "sqeuclidean" if metric == "euclidean" else metric
+    kernels = native_for(x, prototypes, weight=None)
+    if kernels is not None and kernels.can_find(x, prototypes, k) is None:
+        values, indices = _native(kernels, x.detach(), prototypes.detach(), k, order)
+        if torch.is_grad_enabled() and (x.requires_grad or prototypes.requires_grad):
+            values = _distances_to(x, prototypes, indices, order)
+    else:
+        indices = _nearest(x.detach(), prototypes.detach(), k, order)
+        values = _distances_to(x, prototypes, indices, order)
+    values = root(values) if metric == "euclidean" else values
     return values.reshape(*shape, k), indices.reshape(*shape, k)
+
+
+def _native(
+    kernels: ModuleType, x: Tensor, prototypes: Tensor, k: int, metric: str
+) -> tuple[Tensor, Tensor]:
+    if metric == "cosine":
+        x, prototypes = unit(x), unit(prototypes)
+    return kernels.nearest(x, prototypes, k, metric)
 
 
 def _nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> Tensor:

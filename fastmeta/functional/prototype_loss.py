@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import Function
 
+from fastmeta.backends.prototypes import Task
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_metric, check_pair, distance
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
     check_labels,
     check_weight,
@@ -16,11 +22,12 @@ from fastmeta.functional.labels import (
 )
 from fastmeta.functional.losses import task_loss
 from fastmeta.functional.precision import for_sums
-from fastmeta.functional.prototypes import class_means
+from fastmeta.functional.prototypes import class_means, native_for, refuse_labels
 
 __all__ = ["prototype_loss"]
 
 
+@runs_eagerly
 def prototype_loss(
     support: Tensor,
     support_y: Tensor,
@@ -79,28 +86,119 @@ def prototype_loss(
     if query_weight is not None:
         check_weight("query_weight", query_weight, "query", query)
         query_weight = for_sums(query_weight)
-    return _composed(
-        support_sums, support_y, query_sums, query_y, n_way, metric, temperature,
-        support_weight, query_weight,
-    )  # fmt: skip
+    task = Task(support_sums, support_y, support_weight, query_sums, query_y, query_weight)
+    kernels = native_for(support_sums, query_sums, weight=support_weight)
+    if kernels is not None and not (query_weight is not None and query_weight.requires_grad):
+        return _fused(kernels, task, n_way, metric, temperature)
+    return _composed(task, n_way, metric, temperature)
 
 
 def _composed(
-    support: Tensor, support_y: Tensor, query: Tensor, query_y: Tensor, n_way: int, metric: str,
-    temperature: float | Tensor, support_weight: Tensor | None, query_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    task: Task, n_way: int, metric: str, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """The loss made of differentiable operations."""
+    support, support_y, support_weight, query, query_y, query_weight = task
     support_y = labels_in_range("support_y", support_y, support_weight, n_way, every_class=True)
     query_y = labels_in_range("query_y", query_y, query_weight, n_way, every_class=False)
     support = without_padding(support, support_weight)
     query = without_padding(query, query_weight)
     means = class_means(support, support_y, n_way, support_weight)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.reshape(-1, 1, 1)
     logits = -distance(query, means, metric) / temperature
     return task_loss("cross_entropy", logits, query_y, query_weight), logits
 
 
+# ---- one native call forward, one backward -----------------------------------------------------
+
+
+def _fused(
+    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    task = task.contiguous()
+    of_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
+    wants_gradient = task.support.requires_grad or task.query.requires_grad or of_temperature
+    if not (wants_gradient and torch.is_grad_enabled()):
+        loss, logits, _ = _forward(kernels, task, n_way, metric, temperature, False)
+        return loss, logits
+    return _Fused.apply(kernels, temperature, n_way, metric, *task)
+
+
+def _forward(
+    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
+    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable)
+    if found is None:
+        labels_in_range("query_y", task.query_y, task.query_weight, n_way, every_class=False)
+        refuse_labels("support_y", task.support_y, task.support_weight, n_way)
+    return found
+
+
+class _Fused(Function):
+    """(kernels, temperature, n_way, metric, *task) -> loss, logits"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: ModuleType, temperature: float | Tensor, n_way: int, metric: str,
+        *tensors: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        task = Task(*tensors)
+        loss, logits, ctx.record = _forward(kernels, task, n_way, metric, temperature, True)
+        ctx.kernels, ctx.n_way, ctx.metric, ctx.temperature = kernels, n_way, metric, temperature
+        learned = isinstance(temperature, Tensor)
+        if learned:
+            ctx.temperature = None
+        ctx.save_for_backward(*tensors, temperature if learned else None)
+        ctx.set_materialize_grads(False)
+        return loss, logits
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        *tensors, temperature = ctx.saved_tensors
+        task = Task(*tensors)
+        _, of_temperature, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
+        wanted = (of_support, of_query, of_temperature)
+        if grad_loss is None and grad_logits is None:
+            return (None,) * 10
+        if grad_loss is None or grad_logits is not None or torch.is_grad_enabled():
+            found = _composed_gradients(ctx, task, temperature, (grad_loss, grad_logits), wanted)
+        else:
+            found = ctx.kernels.loss_backward(ctx.record, task, grad_loss, wanted)
+        support, query, per_task = found
+        if per_task is not None and temperature.dim() == 0:
+            per_task = per_task.sum()
+        return None, per_task, None, None, support, None, None, query, None, None
+
+
+def _composed_gradients(
+    ctx: Any, task: Task, temperature: Tensor | None, grads: tuple[Tensor | None, Tensor | None],
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The gradients as differentiable operations: where a graph is built, or of the logits."""
+    builds_graph = torch.is_grad_enabled()
+    candidates: tuple[Any, ...] = (task.support, task.query, temperature)
+    inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
+    with torch.enable_grad():
+        given = ctx.temperature if temperature is None else temperature
+        outputs = _composed(task, ctx.n_way, ctx.metric, given)
+        pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in pairs],
+                inputs,
+                [grad for _, grad in pairs],
+                create_graph=builds_graph,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(found) if want else None for want in wanted)
+
+
 def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
-    """A number, or a tensor that broadcasts with [T, Q, N]."""
+    """A number, or a tensor [] or [T] in the precision of sums."""
     if not isinstance(temperature, Tensor):
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, not {temperature!r}")
@@ -114,4 +212,4 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
             f"temperature is {temperature.dtype} on {temperature.device}, query {query.dtype} on "
             f"{query.device}"
         )
-    return temperature.reshape(-1, 1, 1)
+    return temperature.contiguous()

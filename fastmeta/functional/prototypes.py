@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
+from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples, count_of
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
     check_labels,
     check_weight,
@@ -13,10 +19,12 @@ from fastmeta.functional.labels import (
     without_padding,
 )
 from fastmeta.functional.precision import for_sums
+from fastmeta.functional.transforms import nobody_transforms
 
-__all__ = ["class_means", "prototypes"]
+__all__ = ["class_means", "native_for", "prototypes", "refuse_labels"]
 
 
+@runs_eagerly
 def prototypes(
     features: Tensor, labels: Tensor, n_way: int, weight: Tensor | None = None
 ) -> Tensor:
@@ -49,8 +57,25 @@ def prototypes(
     if weight is not None:
         check_weight("weight", weight, "features", features)
         weight = for_sums(weight)
+    x = for_sums(features)
+    kernels = native_for(x, weight=weight)
+    if kernels is not None:
+        return _Means.apply(x, labels, n_way, weight, kernels)
     labels = labels_in_range("labels", labels, weight, n_way, every_class=True)
-    return class_means(for_sums(without_padding(features, weight)), labels, n_way, weight)
+    return class_means(without_padding(x, weight), labels, n_way, weight)
+
+
+def native_for(*tensors: Tensor, weight: Tensor | None) -> ModuleType | None:
+    """The kernels that do it, if any: of plain tensors, and without a gradient for the weights."""
+    if not nobody_transforms() or (weight is not None and weight.requires_grad):
+        return None
+    return kernels_for(*tensors)
+
+
+def refuse_labels(name: str, labels: Tensor, weight: Tensor | None, n_way: int) -> NoReturn:
+    """ValueError that says what of the labels and weights of prototypes is wrong."""
+    labels_in_range(name, labels, weight, n_way, every_class=True)
+    raise RuntimeError(f"the native code refused {name}, and nothing is wrong with it: a bug")
 
 
 def class_means(x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) -> Tensor:
@@ -64,3 +89,28 @@ def class_means(x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) ->
     # The shares of a class add up to 1, so that nothing depends on the origin.
     origin = x[:, :1].detach()
     return origin + share @ (x - origin)
+
+
+class _Means(Function):
+    """(features, labels, n_way, weight, kernels) -> means, linear in the features"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None, kernels: ModuleType
+    ) -> Tensor:
+        means = kernels.class_means(x, labels, n_way, weight)
+        if means is None:
+            refuse_labels("labels", labels, weight, n_way)
+        ctx.n_way = n_way
+        ctx.save_for_backward(labels, weight)
+        return means
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        labels, weight = ctx.saved_tensors
+        own = torch.ones_like(labels, dtype=grad.dtype) if weight is None else weight
+        labels = torch.where(own > 0, labels, 0)
+        of_class = own.new_zeros(len(own), ctx.n_way).scatter_add_(1, labels, own)
+        share = own / of_class.gather(1, labels)
+        rows = labels.unsqueeze(2).expand(-1, -1, grad.shape[2])
+        return share.unsqueeze(2) * grad.gather(1, rows), None, None, None, None

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import DOUBLE
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
 import fastmeta as fm
 from fastmeta import functional as fmF
@@ -96,9 +96,14 @@ def test_block_has_derivatives_of_any_order(device):
     def slope(*z):
         return torch.autograd.grad(call(*z).sin().sum(), z, create_graph=True)
 
+    def third(of):
+        first = torch.autograd.grad(of(*inputs).sin().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.sin().sum() for g in second), inputs)
+
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradcheck(slope, inputs, fast_mode=True)
-    assert gradgradcheck(slope, inputs, fast_mode=True)
+    torch.testing.assert_close(third(call), third(lambda *z: plain(*z, 0.0, 2)))
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])

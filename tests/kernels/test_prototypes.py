@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from oracle import DOUBLE
 
+import fastmeta as fm
 from fastmeta import functional as fmF
 from fastmeta.backends import triton_prototypes as raw
 
@@ -222,6 +223,62 @@ def test_nearest(shape, metric, device, poisoned):
     right, order = right.sort(dim=2, stable=True)
     torch.testing.assert_close(indices, order[..., :k])
     torch.testing.assert_close(values, right[..., :k], equal_nan=True)
+
+
+@pytest.fixture
+def on_triton():
+    with fm.use_backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
+def test_the_public_loss_has_derivatives_of_any_order(metric, device, on_triton):
+    given = task((1, 2, 2, 2, 2), device, weighted=True)
+    tau = torch.full((1,), 0.7, dtype=DOUBLE, device=device)
+    leaves = [z.requires_grad_() for z in (given[0], given[3], tau)]
+
+    def loss(support, query, tau):
+        return fmF.prototype_loss(
+            support, given[1], query, given[4], n_way=2, metric=metric, temperature=tau,
+            support_weight=given[2], query_weight=given[5],
+        )[0]  # fmt: skip
+
+    def derivatives(of):
+        first = torch.autograd.grad(of(*leaves).sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)
+        return [*torch.autograd.grad(of(*leaves).sum(), leaves), *first, *second]
+
+    ours = derivatives(loss)
+    right = derivatives(lambda s, q, tau: plain(s, *given[1:3], q, *given[4:], 2, metric, tau)[0])
+    torch.testing.assert_close(ours, right)
+
+
+def test_the_public_functions_reach_the_kernels(device, on_triton, monkeypatch):
+    from fastmeta.kernels import class_means, nearest, pairwise, prototype
+
+    reached = []
+    for module, name in (
+        (class_means, "class_means"), (nearest, "nearest"), (pairwise, "pairwise"),
+        (prototype, "prototype_loss"),
+    ):  # fmt: skip
+        def told(*args, kernel=getattr(module, name), name=name):
+            reached.append(name)
+            return kernel(*args)
+
+        monkeypatch.setattr(module, name, told)
+    x, y, _, query, query_y, _ = task((2, 3, 2, 4, 3), device, torch.bfloat16)
+    means = fmF.prototypes(x, y, 3)
+    fmF.pairwise_distance(query, means)
+    fmF.prototype_loss(x, y, query, query_y, n_way=3)
+    values, indices = fmF.nearest_prototype(query, means[0], 2, "cosine")
+    assert reached == ["class_means", "pairwise", "class_means", "prototype_loss", "nearest"]
+    with fm.use_backend("reference"):
+        right = fmF.nearest_prototype(query, means[0], 2, "cosine")
+    torch.testing.assert_close((values, indices), right)
+    with pytest.raises(ValueError, match="no sample of class"):
+        fmF.prototypes(x, y.clamp(max=1), 3)
+    with pytest.raises(ValueError, match="outside"):
+        fmF.prototype_loss(x, y, query, query_y + 3, n_way=3)
 
 
 def test_what_nearest_does_not_take():

@@ -1,0 +1,193 @@
+"""Prototypes of many tasks in the native CPU code: raw functions, nothing checked here but labels.
+
+T tasks, S support samples, Q queries, N classes, D features. Tensors are of one dtype; labels are
+int64. What the labels and weights must be: `fastmeta.functional.labels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmeta.backends import cpu
+
+__all__ = [
+    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project", "pull",
+    "squared",
+]  # fmt: skip
+
+_SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+_METRICS = {"sqeuclidean": 0, "euclidean": 1, "cosine": 2, "dot": 3}
+_SQUARED, _PROJECT, _PULL = range(3)
+_NOTHING = (0, 0)
+
+
+def can_run(*tensors: Tensor | None) -> str | None:
+    """None if the native kernels take these, else the reason why not."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}, and these kernels are for the CPU"
+        if tensor.dtype not in _SUFFIX:
+            return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
+        if tensor.numel() == 0:
+            return "a tensor is empty"
+    return cpu.unavailable()
+
+
+def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:
+    """None if `nearest` takes these, else the reason why not."""
+    return can_run(x, prototypes)
+
+
+def class_means(
+    features: Tensor, labels: Tensor, n_way: int, weight: Tensor | None
+) -> Tensor | None:
+    """[T, S, D], [T, S], and weights [T, S] -> [T, N, D]; None if labels or weights do not fit."""
+    features, labels = features.contiguous(), labels.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    tasks, samples, width = features.shape
+    means = features.new_empty(tasks, n_way, width)
+    fits = _kernel("class_means", features)(
+        (tasks, samples, n_way, width), torch.get_num_threads(), features.data_ptr(),
+        labels.data_ptr(), _address(weight), means.data_ptr(),
+    )  # fmt: skip
+    return means if fits else None
+
+
+def squared(x: Tensor, y: Tensor) -> Tensor:
+    """[T, Q, D], [T, N, D] -> |x_q - y_n|^2, [T, Q, N]"""
+    return _of_pairs(_SQUARED, x, y)
+
+
+def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """[T, Q, D], [T, Q, D], [T, N, D] -> a_q . (x_q - y_n), [T, Q, N]"""
+    return _of_pairs(_PROJECT, x, y, a)
+
+
+def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """[T, Q, N], [T, Q, D], [T, N, D] -> sum over n of h_qn (x_q - y_n), [T, Q, D]"""
+    return _of_pairs(_PULL, x, y, h=h)
+
+
+class Task(NamedTuple):
+    """What a loss is about: contiguous tensors.
+
+    support [T, S, D], query [T, Q, D], labels and weights [T, S] and [T, Q]; a temperature that is
+    a tensor is [] or [T].
+    """
+
+    support: Tensor
+    support_y: Tensor
+    support_weight: Tensor | None
+    query: Tensor
+    query_y: Tensor
+    query_weight: Tensor | None
+
+    def contiguous(self) -> Task:
+        """The same values."""
+        return Task(*(None if x is None else x.contiguous() for x in self))  # type: ignore[arg-type]
+
+    def addresses(self) -> tuple[int, ...]:
+        """In the order of the fields, 0 for what there is not."""
+        return tuple(map(_address, self))
+
+
+def loss_forward(
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
+) -> tuple[Tensor, Tensor, Any] | None:
+    """The loss [T], the logits [T, Q, N] and what `loss_backward` needs.
+
+    None if labels or weights do not fit. Without `differentiable` there is no backward.
+    """
+    (tasks, samples, width), query = task.support.shape, task.query
+    queries = query.shape[1]
+    loss, logits = query.new_empty(tasks), query.new_empty(tasks, queries, n_way)
+    number, numbers = 0.0, _NOTHING
+    if isinstance(temperature, Tensor):
+        numbers = (temperature.data_ptr(), int(temperature.numel() > 1))
+    else:
+        number = temperature
+    record = _kernel("prototype_loss", query)(
+        (tasks, samples, queries, n_way, width), _METRICS[metric], torch.get_num_threads(),
+        task.addresses(), number, numbers, loss.data_ptr(), logits.data_ptr(), differentiable,
+    )  # fmt: skip
+    return None if record is None else (loss, logits, record)
+
+
+def loss_backward(
+    record: Any, task: Task, grad_loss: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients for support, query and the temperatures [T], of a gradient [T] for the loss.
+
+    record: of `loss_forward` for the same task. wanted: which of the three.
+    """
+    support = _like(task.support) if wanted[0] else None
+    query = _like(task.query) if wanted[1] else None
+    temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None
+    _kernel("prototype_loss_backward", grad_loss)(
+        record, torch.get_num_threads(), task.addresses(),
+        (grad_loss.data_ptr(), grad_loss.stride(0)),
+        _address(support), _address(query), _address(temperature),
+    )  # fmt: skip
+    return support, query, temperature
+
+
+def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """The k least distances [T, Q, k] and their indices; ties by lowest index, NaN last.
+
+    x [T, Q, D], prototypes [T, N, D]; unit vectors (or zeros) under "cosine". Not "euclidean":
+    squared distances have the same order, before roots make some of them equal.
+    """
+    x, prototypes = x.contiguous(), prototypes.contiguous()
+    (tasks, queries, width), classes = x.shape, prototypes.shape[1]
+    values = x.new_empty(tasks, queries, k)
+    indices = x.new_empty(tasks, queries, k, dtype=torch.int64)
+    _kernel("nearest", x)(
+        (tasks, queries, classes, width), k, _METRICS[metric], torch.get_num_threads(),
+        x.data_ptr(), prototypes.data_ptr(), values.data_ptr(), indices.data_ptr(),
+    )  # fmt: skip
+    return values, indices
+
+
+def _of_pairs(
+    sum_: int, x: Tensor, y: Tensor, a: Tensor | None = None, h: Tensor | None = None
+) -> Tensor:
+    (tasks, queries, width), classes = x.shape, y.shape[1]
+    x, y, a = _in_rows(x), _in_rows(y), None if a is None else _in_rows(a)
+    out = x.new_empty(tasks, queries, width if sum_ == _PULL else classes)
+    _kernel("pairs", x)(
+        sum_, (tasks, queries, classes, width), torch.get_num_threads(),
+        (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0)),
+        _NOTHING if a is None else (a.data_ptr(), a.stride(0)),
+        (0, 0, 0, 0) if h is None else (h.data_ptr(), *h.stride()), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """Rows of features one behind the other, as often as not those of one task for all."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+_LARGE = 1 << 20
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Empty. PyTorch takes fresh pages for what is large, which cost as much as writing to them."""
+    size = tensor.numel() * tensor.element_size()
+    if size < _LARGE:
+        return torch.empty_like(tensor)
+    buffer: Any = cpu.native.Buffer(size)  # type: ignore[union-attr]
+    return torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape)
+
+
+def _kernel(name: str, like: Tensor) -> Any:
+    return getattr(cpu.native, f"{name}_{_SUFFIX[like.dtype]}")
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

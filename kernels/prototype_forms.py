@@ -1,0 +1,70 @@
+"""Forms of the prototype kernels that are compiled ahead of time."""
+
+from __future__ import annotations
+
+import torch
+from fastmeta.kernels.aot import AotCase, cases_of
+from fastmeta.kernels.class_gradient import class_gradient
+from fastmeta.kernels.class_means import class_means
+from fastmeta.kernels.labels_fit import misfits
+from fastmeta.kernels.nearest import nearest
+from fastmeta.kernels.project import project
+from fastmeta.kernels.prototype import PrototypeLoss, prototype_loss
+from fastmeta.kernels.prototype_gradient import prototype_gradient
+from fastmeta.kernels.pull import pull
+from torch import Tensor
+
+__all__ = ["aot"]
+
+_SOME = (90,)  # of forms that differ little from one that is compiled for every card
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def aot() -> list[AotCase]:
+    """The loss and its gradient by metric and size, the sums over pairs, the nearest."""
+    cases = [
+        *_loss("sqeuclidean", 5, 1600),
+        *_loss("cosine", 20, 64),
+        *_loss("euclidean", 20, 1600, targets=_SOME)[1:],
+        *_loss("sqeuclidean", 5, 64, torch.bfloat16, targets=_SOME),
+        *_loss("sqeuclidean", 5, 64, torch.float64, targets=_SOME)[1:],
+    ]
+    x, y, h = empty(32, 75, 64), empty(32, 5, 64), empty(32, 75, 5)
+    cases += cases_of("pull", lambda: pull(h, x, y))
+    cases += cases_of("project", lambda: project(x, x, y))
+    bank = empty(1, 100_000, 64)
+    for k in (1, 10):
+        cases += cases_of(
+            f"nearest {k}", lambda: nearest(empty(1, 1024, 64), bank, k, "sqeuclidean")  # noqa: B023
+        )
+    labels = empty(32, 75, dtype=torch.int64)
+    cases += cases_of("labels fit", lambda: misfits(labels, empty(32, 75), 5, empty(32, 5)))
+    return cases
+
+
+def _loss(
+    metric: str, n_way: int, width: int, dtype: torch.dtype = torch.float32,
+    targets: tuple[int, ...] = (80, 90, 100),
+) -> list[AotCase]:  # fmt: skip
+    """Class means, loss, mean over queries; the two gradients."""
+    T, Q = 32, 15 * n_way
+    sums = torch.float64 if dtype is torch.float64 else torch.float32
+    x, labels = empty(T, Q, width, dtype=dtype), empty(T, Q, dtype=torch.int64)
+    tau, like, of_query = (empty(*shape, dtype=sums) for shape in ((T,), (1,), (T, Q)))
+    means, of_class = empty(T, n_way, width, dtype=sums), empty(T, n_way, dtype=sums)
+    weight = of_query if metric == "cosine" else None
+    found = PrototypeLoss(
+        tau, tau, empty(T, Q, n_way, dtype=sums), of_query, of_query, tau, of_query, of_class
+    )
+
+    def launch() -> None:
+        class_means(x, labels, weight, n_way, like)
+        prototype_loss(x, means, labels, weight, tau, metric, like)
+        prototype_gradient(tau, None, x, means, labels, weight, tau, metric, found)
+        class_gradient(means, labels, weight, of_class)
+
+    kind = str(dtype).removeprefix("torch.")
+    return cases_of(f"prototypes {metric} {n_way} x {width} {kind}", launch, targets=targets)
