@@ -105,6 +105,7 @@ def _convolve(
 def aot() -> list[AotCase]:
     """A layer of Conv4-64 in every precision, and the first layer, whose depth is taps alone."""
     layer, first = _aot_layer(64, 28), _aot_layer(1, 28)
+    ones = [torch.empty([1] * rank, device="meta") for rank in (5, 5, 2)]
     shared = (first[0], first[1][:1].expand(32, -1, -1, -1, -1), first[2])
     return [
         case
@@ -116,6 +117,7 @@ def aot() -> list[AotCase]:
             (" of one channel", first, "ieee", {"tensor_cores": False, "targets": (90,)}),
             (" of one channel", first, "tf32", {"tensor_cores": True, "warpgroups": True}),
             (" of one channel, shared weight", shared, "bf16", {"targets": (90,)}),
+            (" of one pixel", ones, "ieee", {"targets": (90,)}),
         ]
         for case in cases_of(
             f"conv2d{name} {precision}",

@@ -114,4 +114,9 @@ def aot() -> list[AotCase]:
 
         name = f"conv2d input gradient, stride {stride}, {precision}"
         cases += cases_of(name, launch, **expected)
-    return cases
+    one = torch.empty(1, 1, 1, 1, 1, device="meta")
+    return cases + cases_of(
+        "conv2d input gradient of one pixel",
+        lambda: input_gradient(one, one, (1, 1), (1, 1), (0, 0), "ieee"),
+        targets=(90,),
+    )

@@ -125,4 +125,9 @@ def aot() -> list[AotCase]:
             weight_gradient(grad, x, (3, 3), (1, 1), (1, 1), True, precision)
 
         cases += cases_of(f"conv2d weight gradient{name} {precision}", launch, **expected)[:1]
-    return cases
+    one = torch.empty(1, 1, 1, 1, 1, device="meta")
+    return cases + cases_of(
+        "conv2d weight gradient of one pixel",
+        lambda: weight_gradient(one, one, (1, 1), (1, 1), (0, 0), True, "ieee"),
+        targets=(90,),
+    )

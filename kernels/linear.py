@@ -125,4 +125,6 @@ def aot() -> list[AotCase]:
     double = cases_of(
         "linear float64", lambda: product(*inputs(torch.float64), None, "ieee"), targets=(90,)
     )
-    return cases + double
+    one = torch.empty(1, 1, 1, device="meta")
+    smallest = cases_of("linear of one number", lambda: product(one, one, one[0], "ieee"))
+    return cases + double + smallest
