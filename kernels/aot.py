@@ -52,6 +52,7 @@ class AotCase:
         spilled_bytes: how many bytes of registers a thread may spill into memory.
         tensor_cores: whether its products must run on tensor cores (True), must not (False), or
             either (None).
+        warpgroups: whether on sm_90 they must be Hopper's own, HGMMA.
     """
 
     name: str
@@ -64,6 +65,7 @@ class AotCase:
     targets: Sequence[int] = TARGETS
     spilled_bytes: int = 0
     tensor_cores: bool | None = None
+    warpgroups: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ def for_product(rows: int, columns: int, depth: int, batch: int, precision: str)
         m //= 2
     deep = 16 if precision in ("ieee", "tf32x3") else 32
     k = _power_of_two(depth, 16, deep)
-    # A thread holds at most 32 sums, or on tensor cores, which need fewer registers beside, 64.
-    threads = m * n // (32 if precision == "ieee" else 64)
-    return Tile(m, n, k, min(8, max(2, threads // 32)), 3)
+    if precision == "ieee":  # a thread holds at most 32 sums
+        return Tile(m, n, k, min(8, max(2, m * n // 1024)), 3)
+    return Tile(m, n, k, 4 if m * n >= 32 * 64 else 2, 3)  # Hopper's HGMMA needs 4 warps, 64 rows
 
 
 def for_convolution(

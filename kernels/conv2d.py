@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.images import channels_last, like_channels_last, shared_channels_last
 from fastmeta.kernels.products import multiply_add
-from torch import Tensor
 
 __all__ = ["convolve"]
 
@@ -104,17 +105,19 @@ def _convolve(
 def aot() -> list[AotCase]:
     """A layer of Conv4-64 in every precision, and the first layer, whose depth is taps alone."""
     layer, first = _aot_layer(64, 28), _aot_layer(1, 28)
+    ones = [torch.empty([1] * rank, device="meta") for rank in (5, 5, 2)]
     shared = (first[0], first[1][:1].expand(32, -1, -1, -1, -1), first[2])
     return [
         case
         for name, inputs, precision, expected in [
             ("", layer, "ieee", {"tensor_cores": False}),
-            ("", layer, "tf32x3", {"tensor_cores": True, "targets": (90,)}),
-            ("", layer, "tf32", {"tensor_cores": True}),
-            ("", layer, "bf16", {"tensor_cores": True, "targets": (90,)}),
+            ("", layer, "tf32x3", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
+            ("", layer, "tf32", {"tensor_cores": True, "warpgroups": True}),
+            ("", layer, "bf16", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
             (" of one channel", first, "ieee", {"tensor_cores": False, "targets": (90,)}),
-            (" of one channel", first, "tf32", {"tensor_cores": True}),
+            (" of one channel", first, "tf32", {"tensor_cores": True, "warpgroups": True}),
             (" of one channel, shared weight", shared, "bf16", {"targets": (90,)}),
+            (" of one pixel", ones, "ieee", {"targets": (90,)}),
         ]
         for case in cases_of(
             f"conv2d{name} {precision}",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.conv2d import _window
 from fastmeta.kernels.images import channels_last, like_channels_last, shared_channels_last
 from fastmeta.kernels.products import multiply_add
-from torch import Tensor
 
 __all__ = ["input_gradient"]
 
@@ -102,8 +103,8 @@ def aot() -> list[AotCase]:
     cases = []
     for precision, stride, expected in [
         ("ieee", 1, {"tensor_cores": False}),
-        ("tf32", 1, {"tensor_cores": True}),
-        ("bf16", 2, {"tensor_cores": True, "targets": (90,)}),
+        ("tf32", 1, {"tensor_cores": True, "warpgroups": True}),
+        ("bf16", 2, {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
     ]:
         n = 28 // stride
         grad = torch.empty(32, 75, n, n, 64, device="meta").permute(0, 1, 4, 2, 3)
@@ -113,4 +114,9 @@ def aot() -> list[AotCase]:
 
         name = f"conv2d input gradient, stride {stride}, {precision}"
         cases += cases_of(name, launch, **expected)
-    return cases
+    one = torch.empty(1, 1, 1, 1, 1, device="meta")
+    return cases + cases_of(
+        "conv2d input gradient of one pixel",
+        lambda: input_gradient(one, one, (1, 1), (1, 1), (0, 0), "ieee"),
+        targets=(90,),
+    )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.conv2d import _window
 from fastmeta.kernels.images import channels_last
 from fastmeta.kernels.linear import in_order
 from fastmeta.kernels.products import multiply_add
-from torch import Tensor
 
 __all__ = ["weight_gradient"]
 
@@ -115,8 +116,8 @@ def aot() -> list[AotCase]:
     cases = []
     for name, x, precision, expected in [
         ("", grad, "ieee", {"tensor_cores": False}),
-        ("", grad, "tf32", {"tensor_cores": True}),
-        ("", grad, "bf16", {"tensor_cores": True, "targets": (90,)}),
+        ("", grad, "tf32", {"tensor_cores": True, "warpgroups": True}),
+        ("", grad, "bf16", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
         (" of one channel", images, "ieee", {"tensor_cores": False, "targets": (90,)}),
     ]:
 
@@ -124,4 +125,9 @@ def aot() -> list[AotCase]:
             weight_gradient(grad, x, (3, 3), (1, 1), (1, 1), True, precision)
 
         cases += cases_of(f"conv2d weight gradient{name} {precision}", launch, **expected)[:1]
-    return cases
+    one = torch.empty(1, 1, 1, 1, 1, device="meta")
+    return cases + cases_of(
+        "conv2d weight gradient of one pixel",
+        lambda: weight_gradient(one, one, (1, 1), (1, 1), (0, 0), True, "ieee"),
+        targets=(90,),
+    )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.products import multiply_add
 from fastmeta.kernels.sum_parts import sum_parts
-from torch import Tensor
 
 __all__ = ["product", "weight_gradient"]
 
@@ -118,9 +119,12 @@ def aot() -> list[AotCase]:
             f"linear weight gradient {precision}",
             lambda: weight_gradient(*inputs(), True, precision),  # noqa: B023
             tensor_cores=precision != "ieee",
+            warpgroups=precision != "ieee",
             targets=(90,),
         )[:1]
     double = cases_of(
         "linear float64", lambda: product(*inputs(torch.float64), None, "ieee"), targets=(90,)
     )
-    return cases + double
+    one = torch.empty(1, 1, 1, device="meta")
+    smallest = cases_of("linear of one number", lambda: product(one, one, one[0], "ieee"))
+    return cases + double + smallest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.norm_forward import norm_forward
 from fastmeta.kernels.norm_gradient import norm_gradient, norm_second

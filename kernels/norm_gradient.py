@@ -106,10 +106,10 @@ def norm_gradient_kernel(
         for_g = (
             (u - scale * m_ax)[None, None, :] * normal + v[None, None, :] + scale[None, None, :] * a
         )
-        steep = tl.where(z > 0, 1.0, SLOPE).to(for_g.dtype)
+        for_g = tl.where(z > 0, for_g, for_g * SLOPE)
         place = s.to(tl.int64) * for_grad_s + i * for_grad_h + j * for_grad_w
         pointers = for_grad_ptr + t * for_grad_t + place[:, None] + (c * for_grad_c)[None, :]
-        tl.store(pointers, pooled(for_g * steep, chosen), mask=output)
+        tl.store(pointers, pooled(for_g, chosen), mask=output)
         if tl.program_id(1) == 0:
             tl.store(for_weight_ptr + t * C + c, n * rstd * e, mask=known)
     else:

@@ -80,5 +80,5 @@ def pooled(values, chosen):
 @triton.jit
 def through_pool(grad, z, chosen, SLOPE: tl.constexpr):
     """The gradient [BR, K, BC] for the norm's output, from that for the pool's [BR, BC]."""
-    steep = tl.where(z > 0, 1.0, SLOPE).to(grad.dtype)
-    return tl.where(chosen, grad[:, None, :] * steep, 0.0)
+    of_pixels = grad[:, None, :]  # a SLOPE of its own would be float32
+    return tl.where(chosen, tl.where(z > 0, of_pixels, of_pixels * SLOPE), 0.0)

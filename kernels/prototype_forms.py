@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.class_gradient import class_gradient
 from fastmeta.kernels.class_means import class_means
@@ -12,7 +14,6 @@ from fastmeta.kernels.project import project
 from fastmeta.kernels.prototype import PrototypeLoss, prototype_loss
 from fastmeta.kernels.prototype_gradient import prototype_gradient
 from fastmeta.kernels.pull import pull
-from torch import Tensor
 
 __all__ = ["aot"]
 

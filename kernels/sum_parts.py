@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from fastmeta.kernels.aot import AotCase
 from torch import Tensor
+
+from fastmeta.kernels.aot import AotCase
 
 __all__ = ["sum_parts"]
 

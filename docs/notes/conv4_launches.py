@@ -1,8 +1,8 @@
 """Counts what a meta-step of Conv4-64 starts on a GPU, without one.
 
 The layered engine runs with the backend "triton" on CPU tensors; its Triton kernels are counted
-and not run, and every operation of PyTorch that is no view and no allocation counts as a launch. So
-it is a count by design, not a measurement.
+and not run, and every operation of PyTorch that is no view and no allocation counts as a launch.
+So it is a count by design, not a measurement.
 
     python docs/notes/conv4_launches.py [STEPS ...]
 """
@@ -14,10 +14,11 @@ from collections import Counter
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from fastmeta.kernels.aot import launches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmeta as fm
+from fastmeta.inner_loop import recursion, updates
+from fastmeta.kernels.aot import launches
 from fastmeta.models import conv4
 
 NO_LAUNCH = ("empty", "detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "resolve")
@@ -37,6 +38,14 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def as_on_a_gpu():
+    """Let the inner update take the way that it takes on a GPU."""
+    recursion.room_for_path = lambda theta, steps: [{} for _ in range(steps)]
+    recursion.stepped = lambda theta, gradient, rates, step, room: updates._all_together(
+        theta, gradient, rates, step
+    )
+
+
 def meta_step(steps):
     """One call and its backward; returns a function that does it."""
     model = conv4(5)
@@ -45,6 +54,7 @@ def meta_step(steps):
     tasks = fm.TaskBatch(x, y, torch.randn(2, 25, 1, 28, 28), y.repeat(1, 5))
 
     def run():
+        meta.zero_grad()
         with fm.use_backend("triton"):
             meta(tasks).loss.mean().backward()
 
@@ -52,6 +62,7 @@ def meta_step(steps):
 
 
 def main():
+    as_on_a_gpu()
     for steps in map(int, sys.argv[1:] or ("1", "5")):
         run = meta_step(steps)
         launches(run)  # the engine is chosen

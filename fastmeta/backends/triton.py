@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastmeta.backends.registry import requested_backend
 
-__all__ = ["interprets", "refusal", "takes", "unavailable"]
+__all__ = ["interprets", "on_their_device", "refusal", "takes", "unavailable"]
+
+_Run = TypeVar("_Run", bound=Callable[..., Any])
 
 _OLDEST = (3, 4)  # earlier ones take no small products
 _CAPABILITY = (8, 0)
@@ -71,6 +75,17 @@ def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
     if reason is not None and precision != "fp32":
         raise ValueError(f'precision "{precision}" needs the Triton kernels: {reason}')
     return reason is None
+
+
+def on_their_device(run: _Run) -> _Run:
+    """Let `run` start kernels on the device of its first argument: Triton takes the current one."""
+
+    @wraps(run)
+    def start(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return run(first, *args, **kwargs)
+
+    return start  # type: ignore[return-value]
 
 
 @cache

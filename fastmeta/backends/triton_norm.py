@@ -29,6 +29,7 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
     return fits and triton.takes(x, *others)
 
 
+@triton.on_their_device
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,6 +39,7 @@ def forward(
     return norm_forward(x, weight, bias, eps, slope, pool)
 
 
+@triton.on_their_device
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
     rstd: Tensor, slope: float, pool: int,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.backends import convolution, requested_backend, triton
+from fastmeta.backends import convolution, requested_backend, triton, triton_products
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.precision import PRECISIONS
 
@@ -40,10 +40,10 @@ class Window(NamedTuple):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """[T, S, C, H, W] * [T, O, C, kh, kw] + [T, O] -> [T, S, O, H', W']"""
-    if triton.takes(x, weight, bias, precision=window.precision):
-        from fastmeta.kernels.conv2d import convolve as on_gpu
-
-        return on_gpu(x, weight, bias, window.stride, window.padding, _kernels_name(window))
+    if _triton_takes(window, x, weight, bias):
+        return triton_products.convolve(
+            x, weight, bias, window.stride, window.padding, _kernels_name(window)
+        )
     if _is_native(x, weight):
         return convolution.convolve(x, weight, bias, window.stride, window.padding)
     tasks = len(x)
@@ -57,10 +57,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
 def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
     """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
     size, stride, padding = window.size, window.stride, window.padding
-    if triton.takes(grad, weight, precision=window.precision):
-        from fastmeta.kernels.conv2d_input_gradient import input_gradient as on_gpu
-
-        return on_gpu(grad, weight, size, stride, padding, _kernels_name(window))
+    if _triton_takes(window, grad, weight):
+        return triton_products.convolve_input_gradient(
+            grad, weight, size, stride, padding, _kernels_name(window)
+        )
     if _is_native(grad, weight):
         return convolution.input_gradient(grad, weight, size, stride, padding)
     tasks, samples = grad.shape[:2]
@@ -77,10 +77,10 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """[T, S, O, H', W'] and [T, S, C, H, W] -> [T, O, C, kh, kw], and that of the bias [T, O]"""
     kernel, stride, padding = window.kernel, window.stride, window.padding
-    if triton.takes(grad, x, precision=window.precision):
-        from fastmeta.kernels.conv2d_weight_gradient import weight_gradient as on_gpu
-
-        return on_gpu(grad, x, kernel, stride, padding, with_bias, _kernels_name(window))
+    if _triton_takes(window, grad, x):
+        return triton_products.convolve_weight_gradient(
+            grad, x, kernel, stride, padding, with_bias, _kernels_name(window)
+        )
     of_bias = grad.sum((1, 3, 4)) if with_bias else None
     if _is_native(grad, x):
         return convolution.weight_gradient(grad, x, kernel, stride, padding), of_bias
@@ -98,9 +98,20 @@ def as_one_task(x: Tensor, window: Window) -> tuple[Tensor, bool]:
 
     In the order in which what runs the products lays out its results, so that nothing is copied.
     """
-    if triton.takes(x, precision=window.precision):
+    if _triton_takes(window, x):
         return x.flatten(0, 1).unsqueeze(0), True
     return x.transpose(0, 1).flatten(0, 1).unsqueeze(0), False
+
+
+def _triton_takes(window: Window, x: Tensor, *others: Tensor | None) -> bool:
+    # Within an image the kernels count in 32 bits.
+    pixels = max(window.size[0] * window.size[1], window.output_size[0] * window.output_size[1])
+    channels = max(z.shape[2] for z in (x, *others) if z is not None and z.dim() > 2)
+    if channels * pixels < 2**31:
+        return triton.takes(x, *others, precision=window.precision)
+    if window.precision != "fp32":
+        raise ValueError(f'precision "{window.precision}" is for images of less than 2^31 elements')
+    return False
 
 
 def _is_native(*tensors: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends import triton
+from fastmeta.backends import triton, triton_products
 from fastmeta.functional.checks import check_parameter, check_samples
 from fastmeta.functional.precision import PRECISIONS, product_precision
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
@@ -87,9 +87,7 @@ class _Product(Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
-        from fastmeta.kernels import linear as kernels
-
-        return kernels.product(x, weight, bias, PRECISIONS[precision])
+        return triton_products.linear(x, weight, bias, PRECISIONS[precision])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -130,9 +128,7 @@ class _WeightGradient(Function):
     def forward(
         grad: Tensor, x: Tensor, with_bias: bool, precision: str
     ) -> tuple[Tensor, Tensor | None]:
-        from fastmeta.kernels import linear as kernels
-
-        return kernels.weight_gradient(grad, x, with_bias, PRECISIONS[precision])
+        return triton_products.linear_weight_gradient(grad, x, with_bias, PRECISIONS[precision])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

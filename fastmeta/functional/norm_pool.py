@@ -68,12 +68,15 @@ class _Block(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         y, mean, rstd = triton_norm.forward(x, weight, bias, eps, slope, pool)
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)  # no zeros for mean and rstd
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.options = (eps, slope, pool)
         return y, mean, rstd
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         of = _BlockBackward.apply(grad, *ctx.saved_tensors, *ctx.options)
         return (

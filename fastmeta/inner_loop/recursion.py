@@ -179,7 +179,8 @@ class _Descent(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         inputs = layout.unflatten(tensors)
         theta, wants_gradient = inputs.theta, layout.grad_mode and loop.order == 2
-        room, path = room_for_path(theta, loop.steps), []
+        room = room_for_path(theta, loop.steps)
+        path: list[Tensor] = []
         ctx.replays = []
         for step in range(loop.steps):
             replay = _Replay(loop, inputs.support[0].device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_arg
 
 from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
 from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
 
 __all__ = ["Program", "rewrite"]
@@ -30,12 +31,8 @@ class Program:
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, state: list[_State]) -> None:
-        names, spent = _Names(root), _last_uses(graph)
         *nodes, output = graph.nodes
-        self._steps = [
-            _step(names, node)._replace(spent=spent.get(node, ()), is_used=bool(node.users))
-            for node in nodes
-        ]
+        self._steps = _steps(_Names(root), nodes, _last_uses(graph))
         self._output = _output(output)
         self._state = state
         self.largest = 0
@@ -190,6 +187,41 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 # ---- steps -------------------------------------------------------------------------------------
+
+
+def _steps(
+    names: _Names, nodes: Sequence[Node], spent: Mapping[Node, tuple[Node, ...]]
+) -> list[_Step]:
+    steps: list[_Step] = []
+    in_blocks: set[Node] = set()
+    for node in nodes:
+        if node in in_blocks:
+            continue
+        block = block_at(names.root, node)
+        step = _step(names, node) if block is None else _block_step(names, block)
+        covered = (node,) if block is None else block.nodes
+        in_blocks.update(covered)
+        done = tuple(n for part in covered for n in spent.get(part, ()) if n not in covered[:-1])
+        steps.append(step._replace(spent=done, is_used=bool(step.node.users)))
+    return steps
+
+
+def _block_step(names: _Names, block: Block) -> _Step:
+    """Its layers at once or one after another; what is in place in it changes what it has made."""
+    parts = [_step(names, node) for node in block.nodes]
+    (source,) = block.nodes[0].all_input_nodes
+    own = names.of_layer(block.norm)
+
+    def run(known: dict[Node, Any], parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        if run_at_once(known[source]):
+            of_norm = {key: parameters[name] for key, name in own.items()}
+            return block.run(of_norm, known[source])
+        values = {source: known[source]}
+        for part in parts:
+            values[part.node] = part.run(values, parameters, x)
+        return values[block.nodes[-1]]
+
+    return _Step(block.nodes[-1], run)
 
 
 def _step(names: _Names, node: Node) -> _Step:

@@ -7,6 +7,7 @@ the CPU is one tensor after another, into memory that is there already.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ def scaled(tensors: Mapping[str, Tensor], rates: Rates, step: int) -> dict[str, 
     """rate * tensor, by name"""
     values = list(tensors.values())
     if isinstance(rates, Mapping):
-        products = torch._foreach_mul(values, [rate_at(rates, name, step) for name in tensors])
+        factors: list[Any] = [rate_at(rates, name, step) for name in tensors]
+        products = torch._foreach_mul(values, factors)
     else:
         products = torch._foreach_mul(values, rates)
     return dict(zip(tensors, products, strict=True))

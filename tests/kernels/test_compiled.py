@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+
 from fastmeta.kernels.aot import all_cases
 
 CASES = {case.name: case for case in all_cases()}
@@ -51,3 +52,5 @@ def test_compiles_within_its_limits(reports, name, target):
     assert report["shared_bytes"] <= SHARED[target], report
     if case.tensor_cores is not None:
         assert bool(report["matrix_instructions"]) == case.tensor_cores, report
+    if case.warpgroups and target == 90:
+        assert any(kind.startswith("HGMMA") for kind in report["matrix_instructions"]), report
