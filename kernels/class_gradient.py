@@ -2,9 +2,8 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastmeta.kernels.prototype_configs import sum_block
+from torch import Tensor
 
 __all__ = ["class_gradient"]
 
@@ -37,9 +36,7 @@ def class_gradient_kernel(
     tl.store(out, (share / mass)[:, None] * grad, mask=(s < S)[:, None] & (d < D)[None, :])
 
 
-def class_gradient(
-    grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Tensor
-) -> Tensor:
+def class_gradient(grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Tensor) -> Tensor:
     """[T, N, D], labels and weight [T, S], mass [T, N] -> [T, S, D].
 
     0 for a sample of weight 0 or with a label outside [0, N).

@@ -2,9 +2,8 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastmeta.kernels.prototype_configs import sum_block
+from torch import Tensor
 
 __all__ = ["class_means"]
 

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastmeta.kernels.distance_tile import COSINE, METRICS, distances
 from fastmeta.kernels.prototype_configs import distance_block
 from fastmeta.kernels.task_mean import task_mean
+from torch import Tensor
 
 __all__ = ["PrototypeLoss", "prototype_loss"]
 
@@ -33,8 +32,8 @@ class PrototypeLoss(NamedTuple):
 @triton.jit
 def prototype_kernel(
     query_ptr, means_ptr, labels_ptr, weight_ptr, temperature_ptr,
-    logits_ptr, peak_ptr, total_ptr, loss_ptr, correct_ptr, query_factor_ptr, mean_factor_ptr, Q, N, D,
-    query_t, query_q, query_d, means_t, means_n, means_d,
+    logits_ptr, peak_ptr, total_ptr, loss_ptr, correct_ptr, query_factor_ptr, mean_factor_ptr,
+    Q, N, D, query_t, query_q, query_d, means_t, means_n, means_d,
     labels_t, labels_q, weight_t, weight_q, temperature_t,
     HAS_WEIGHT: tl.constexpr, METRIC: tl.constexpr,
     BQ: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,

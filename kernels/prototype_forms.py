@@ -39,7 +39,8 @@ def aot() -> list[AotCase]:
     bank = empty(1, 100_000, 64)
     for k in (1, 10):
         cases += cases_of(
-            f"nearest {k}", lambda: nearest(empty(1, 1024, 64), bank, k, "sqeuclidean")  # noqa: B023
+            f"nearest {k}",
+            lambda: nearest(empty(1, 1024, 64), bank, k, "sqeuclidean"),  # noqa: B023
         )
     labels = empty(32, 75, dtype=torch.int64)
     cases += cases_of("labels fit", lambda: misfits(labels, empty(32, 75), 5, empty(32, 5)))

@@ -1,8 +1,8 @@
-"""The backward of `prototype_loss`: of queries, means and temperature, in one pass over the queries.
+"""The backward of `prototype_loss`, in one pass over the queries.
 
 With g the gradient for the logits, r the distance and c the cosine,
 
-    squared Euclidean   for x_q: sum_n h (x_q - y_n),  for y_n: -sum_q h (x_q - y_n),  h = -2 g / tau
+    squared Euclidean   for x_q: sum_n h (x_q - y_n), for y_n: -sum_q h (x_q - y_n), h = -2 g / tau
     Euclidean           the same with h = -g / (tau r), and 0 where r is 0
     dot                 for x_q: sum_n h y_n,  for y_n: sum_q h x_q,  h = g / tau
     cosine              likewise with h = g / (tau |x_q| |y_n|), and less
@@ -11,12 +11,11 @@ With g the gradient for the logits, r the distance and c the cosine,
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastmeta.kernels.distance_tile import COSINE, EUCLIDEAN, METRICS, SQEUCLIDEAN, rows_at
 from fastmeta.kernels.logit_tile import logit_gradients
 from fastmeta.kernels.prototype import PrototypeLoss
 from fastmeta.kernels.prototype_configs import MOST_CLASSES, gradient_block
+from torch import Tensor
 
 __all__ = ["MOST_CLASSES", "prototype_gradient"]
 

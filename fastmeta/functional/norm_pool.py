@@ -100,12 +100,12 @@ class _BlockBackward(Function):
         return triton_norm.backward(grad, x, weight, bias, mean, rstd, slope, pool)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad, x, weight, bias, mean, rstd = ctx.saved_tensors
         eps, slope, pool = ctx.options
         if nobody_differentiates():
             of_grad, of_x, of_weight = triton_norm.second_backward(
-                grads, grad, x, weight, bias, mean, rstd, slope, pool  # type: ignore[arg-type]
+                grads, grad, x, weight, bias, mean, rstd, slope, pool
             )
         else:
             statistics = Statistics(mean, rstd, eps)

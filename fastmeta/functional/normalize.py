@@ -75,9 +75,7 @@ def _forward(
     return of_tasks(y, tasks), Statistics(_by_task(mean, tasks), _by_task(rstd, tasks), eps)
 
 
-def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics
-) -> Gradients:
+def _backward(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
     if triton_norm.takes(grad, x, weight):
         mean, rstd, _ = statistics
         of_x, of_weight, of_bias = triton_norm.backward(
@@ -153,9 +151,7 @@ def _by_task(values: Tensor, tasks: int) -> Tensor:
 # ---- autograd ----------------------------------------------------------------------------------
 
 
-def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics
-) -> Gradients:
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
     return Gradients(*_NormalizeBackward.apply(grad, x, weight, *statistics))
 
 

@@ -111,7 +111,9 @@ def test_sums_over_pairs(metric, device, poisoned):
         difference = x[:, :, None] - y[:, None]
         h = torch.randn(T, N, Q, dtype=DOUBLE, device=device).mT
         torch.testing.assert_close(raw.pull(h, x, y), (h[..., None] * difference).sum(2))
-        torch.testing.assert_close(raw.project(2 * x, x, y), 2 * (x[:, :, None] * difference).sum(3))
+        torch.testing.assert_close(
+            raw.project(2 * x, x, y), 2 * (x[:, :, None] * difference).sum(3)
+        )
 
 
 def test_a_large_common_offset_loses_nothing(device):
@@ -257,15 +259,18 @@ def test_the_public_functions_reach_the_kernels(device, on_triton, monkeypatch):
     from fastmeta.kernels import class_means, nearest, pairwise, prototype
 
     reached = []
-    for module, name in (
-        (class_means, "class_means"), (nearest, "nearest"), (pairwise, "pairwise"),
-        (prototype, "prototype_loss"),
-    ):  # fmt: skip
-        def told(*args, kernel=getattr(module, name), name=name):
+
+    def telling(name, kernel):
+        def told(*args):
             reached.append(name)
             return kernel(*args)
 
-        monkeypatch.setattr(module, name, told)
+        return told
+
+    modules = {"class_means": class_means, "nearest": nearest, "pairwise": pairwise,
+               "prototype_loss": prototype}  # fmt: skip
+    for name, module in modules.items():
+        monkeypatch.setattr(module, name, telling(name, getattr(module, name)))
     x, y, _, query, query_y, _ = task((2, 3, 2, 4, 3), device, torch.bfloat16)
     means = fmF.prototypes(x, y, 3)
     fmF.pairwise_distance(query, means)
