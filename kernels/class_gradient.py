@@ -2,8 +2,9 @@
 
 import triton
 import triton.language as tl
-from fastmeta.kernels.prototype_configs import sum_block
 from torch import Tensor
+
+from fastmeta.kernels.prototype_configs import sum_block
 
 __all__ = ["class_gradient"]
 

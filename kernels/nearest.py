@@ -8,9 +8,10 @@ blocks are looked at, and of equals the lowest index comes first.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.distance_tile import METRICS, distances
 from fastmeta.kernels.prototype_configs import nearest_block, power_of_2
-from torch import Tensor
 
 __all__ = ["MOST", "nearest"]
 

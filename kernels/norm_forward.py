@@ -2,6 +2,8 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.norm_configs import norm_block
 from fastmeta.kernels.norm_statistics import merged, norm_statistics
 from fastmeta.kernels.norm_tile import (
@@ -12,7 +14,6 @@ from fastmeta.kernels.norm_tile import (
     pooled,
     windows,
 )
-from torch import Tensor
 
 __all__ = ["norm_forward"]
 

@@ -16,6 +16,8 @@ and, from gradients a, u, v for what the backward returns for x, weight and bias
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.norm_configs import NormBlock, norm_block
 from fastmeta.kernels.norm_forward import like_pixels
 from fastmeta.kernels.norm_sums import norm_sums
@@ -28,7 +30,6 @@ from fastmeta.kernels.norm_tile import (
     through_pool,
     windows,
 )
-from torch import Tensor
 
 __all__ = ["norm_gradient", "norm_second"]
 

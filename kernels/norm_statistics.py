@@ -2,9 +2,10 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.norm_configs import NormBlock
 from fastmeta.kernels.norm_tile import channels_of, pixels_at, windows
-from torch import Tensor
 
 __all__ = ["merged", "norm_statistics"]
 

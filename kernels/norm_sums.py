@@ -2,6 +2,8 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.norm_configs import NormBlock
 from fastmeta.kernels.norm_tile import (
     channels_of,
@@ -11,7 +13,6 @@ from fastmeta.kernels.norm_tile import (
     through_pool,
     windows,
 )
-from torch import Tensor
 
 __all__ = ["norm_sums"]
 

@@ -2,9 +2,10 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.distance_tile import METRICS, distances
 from fastmeta.kernels.prototype_configs import distance_block
-from torch import Tensor
 
 __all__ = ["pairwise"]
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.distance_tile import COSINE, METRICS, distances
 from fastmeta.kernels.prototype_configs import distance_block
 from fastmeta.kernels.task_mean import task_mean
-from torch import Tensor
 
 __all__ = ["PrototypeLoss", "prototype_loss"]
 

@@ -11,11 +11,12 @@ With g the gradient for the logits, r the distance and c the cosine,
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from fastmeta.kernels.distance_tile import COSINE, EUCLIDEAN, METRICS, SQEUCLIDEAN, rows_at
 from fastmeta.kernels.logit_tile import logit_gradients
 from fastmeta.kernels.prototype import PrototypeLoss
 from fastmeta.kernels.prototype_configs import MOST_CLASSES, gradient_block
-from torch import Tensor
 
 __all__ = ["MOST_CLASSES", "prototype_gradient"]
 
