@@ -14,8 +14,8 @@ from torch import Tensor
 from fastmeta.backends import cpu
 
 __all__ = [
-    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project", "pull",
-    "squared",
+    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project",
+    "pull", "squared",
 ]  # fmt: skip
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
