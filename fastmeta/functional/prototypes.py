@@ -110,7 +110,9 @@ class _Means(Function):
         labels, weight = ctx.saved_tensors
         own = torch.ones_like(labels, dtype=grad.dtype) if weight is None else weight
         labels = torch.where(own > 0, labels, 0)
-        of_class = own.new_zeros(len(own), ctx.n_way).scatter_add_(1, labels, own)
+        classes = torch.arange(ctx.n_way, device=labels.device)[:, None]
+        # Not scattered: on a GPU that adds up in an order of its own each time.
+        of_class = (own.unsqueeze(1) * (labels.unsqueeze(1) == classes)).sum(2)
         share = own / of_class.gather(1, labels)
         rows = labels.unsqueeze(2).expand(-1, -1, grad.shape[2])
         return share.unsqueeze(2) * grad.gather(1, rows), None, None, None, None
