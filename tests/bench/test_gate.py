@@ -59,17 +59,6 @@ def test_compiled_rivals_are_exact(rival):
     assert gated(rival, TINY["deep-head"]) is None
 
 
-@pytest.mark.slow
-def test_the_compiled_rival_is_exact_on_images():
-    torch.compiler.reset()
-    rival, problem = RIVALS["vmap-compiled"], make_problem(replace(TINY["conv"], steps=1))
-    reason = rival.why_not(problem.workload)
-    if reason is not None:
-        pytest.skip(reason)
-    # Not through the gate, which would compile for its few samples too.
-    assert errors(rival.build(problem)(), exact_outcome(problem)).wrong() is None
-
-
 def test_norms_within_a_vmap_that_is_differentiated_are_caught():
     assert "meta-gradient" in gated(WRONG, TINY["conv"])
 
