@@ -25,12 +25,14 @@ PACKAGES = ("torch", "triton", "numpy", "jax", "jaxlib", "higher", "torchopt", "
 def describe_machine(threads: int, device: torch.device = CPU) -> dict[str, Any]:
     """Processor, threads, GPU, versions of everything, commit and date."""
     gpu = describe_gpu(device) if device.type == "cuda" else {}
-    name = gpu.get("gpu") or f"cpu-{cpu_model()}-{threads}-threads"
+    # Some systems name processors of several generations alike: what they can tells them apart.
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = gpu.get("gpu") or f"cpu-{cpu_model()}-{capability}-{threads}-threads"
     return {
         "device": _slug(name),
         **gpu,
         "cpu": cpu_model(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": capability,
         "native_kernels": None if native is None else native.variant(),
         "cores": usable_cores(),
         "threads": threads,
