@@ -179,9 +179,14 @@ def _composed_gradients(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients as differentiable operations: where a graph is built, or of the logits."""
     builds_graph = torch.is_grad_enabled()
-    candidates: tuple[Any, ...] = (task.support, task.query, temperature)
-    inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
     with torch.enable_grad():
+        # Views, so that the gradient of one input does not take in what another makes of it:
+        # queries are often centred on their support.
+        support, query = task.support.view_as(task.support), task.query.view_as(task.query)
+        temperature = None if temperature is None else temperature.view_as(temperature)
+        task = task._replace(support=support, query=query)
+        candidates: tuple[Any, ...] = (support, query, temperature)
+        inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
         given = ctx.temperature if temperature is None else temperature
         outputs = _composed(task, ctx.n_way, ctx.metric, given)
         pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]

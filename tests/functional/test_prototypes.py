@@ -219,6 +219,34 @@ def test_first_and_second_derivatives(metric):
     assert gradgradcheck(call, leaves)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("case", ["same", "made of", "centred", "temperature"])
+def test_inputs_may_be_made_of_one_another(metric, case):
+    task, tau = problem(s=6, q=6), 2.0
+    task["support_y"] = torch.arange(6).expand(2, 6) % 3  # no query is a prototype
+    x = task["support"].requires_grad_()
+    inputs = {
+        "same": (x, x, tau),
+        "made of": (x, 2 * x.sin(), tau),
+        "centred": (x - x.mean(1, keepdim=True), task["query"] - x.mean(1, keepdim=True), tau),
+        "temperature": (x, task["query"], 1 + x.square().mean((1, 2))),
+    }[case]
+
+    def derivatives(function):
+        support, query, temperature = inputs
+        changed = {**task, "support": support, "query": query}
+        loss, logits = function(**changed, metric=metric, temperature=temperature)
+        of_loss, of_logits = (
+            torch.autograd.grad(each.sum(), x, retain_graph=True, create_graph=graph)[0]
+            for each, graph in ((loss, True), (logits.sin(), False))
+        )
+        (second,) = torch.autograd.grad(of_loss.sin().sum(), x, retain_graph=True)
+        return of_loss, of_logits, second
+
+    for mine, exact in zip(derivatives(fmF.prototype_loss), derivatives(plain_loss), strict=True):
+        torch.testing.assert_close(mine, exact)
+
+
 @needs_native
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_fused_backward_is_that_of_the_composed_form(metric):
