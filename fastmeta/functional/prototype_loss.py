@@ -16,6 +16,7 @@ from fastmeta.functional.distances import check_metric, check_pair, distance
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
     check_labels,
+    check_ways,
     check_weight,
     labels_in_range,
     without_padding,
@@ -64,7 +65,7 @@ def prototype_loss(
     Raises:
         ValueError: shapes that do not fit, a label outside [0, n_way), a class without a support
             sample of weight above 0, a weight that is negative or not finite, an unknown metric,
-            a temperature that is not above 0.
+            a number as temperature that is not above 0 (the values of a tensor are not looked at).
         TypeError: dtypes or devices that do not fit.
 
     Equivalent to::
@@ -77,6 +78,7 @@ def prototype_loss(
     n_way = count_of("n_way", n_way)
     check_samples("support", support, "[T, S, D]")
     check_labels("support_y", support_y, "support", support)
+    check_ways(n_way, "support", support)
     query_sums, support_sums = check_pair("query", query, "support", support)
     check_labels("query_y", query_y, "query", query)
     temperature = _temperature(temperature, query_sums)

@@ -365,6 +365,7 @@ def test_saved_tensors_may_move():
         ({"support_weight": torch.tensor([[1.0, 1.0, math.nan, 1.0]])}, "finite"),
         ({"support_weight": torch.tensor([[1.0, 1.0, 0.0, 1.0]])}, "no sample of class 2"),
         ({"query_weight": torch.zeros(1, 2)}, "all 0 in task 0"),
+        ({"n_way": 2**62}, "more than the samples"),
         ({"metric": "manhattan"}, "metric must be one of"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"query": torch.zeros(1, 2, 6)}, "do not fit"),
@@ -417,6 +418,12 @@ def test_distances(metric, dtype, shared):
         torch.testing.assert_close(
             ours.double(), torch.stack(right), rtol=tolerance, atol=tolerance * d
         )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distances_of_no_features(metric):
+    found = fmF.pairwise_distance(torch.zeros(2, 3, 0), torch.zeros(2, 4, 0), metric)
+    assert torch.equal(found, torch.full((2, 3, 4), float(metric == "cosine")))
 
 
 @pytest.mark.parametrize("metric", METRICS)
