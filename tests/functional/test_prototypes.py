@@ -304,8 +304,13 @@ def test_cosine_of_vectors_whose_squares_leave_the_range(scale):
     task = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v
             for k, v in problem().items()}  # fmt: skip
     far = {**task, "support": task["support"] * scale, "query": task["query"] * scale}
-    ours = fmF.prototype_loss(**far, metric="cosine")[1]
-    torch.testing.assert_close(ours, fmF.prototype_loss(**task, metric="cosine")[1])
+    outer = torch.ones(2)
+    ours = gradients(fmF.prototype_loss, far, outer, metric="cosine")
+    right = gradients(fmF.prototype_loss, task, outer, metric="cosine")
+    for mine, exact in zip(ours[:2], right[:2], strict=True):
+        torch.testing.assert_close(mine, exact)
+    for mine, exact in zip(ours[2:], right[2:], strict=True):
+        assert relative_error([mine.double() * scale], [exact.double()]) < 1e-5
 
 
 # ---- the rest ----------------------------------------------------------------------------------
