@@ -45,7 +45,7 @@ struct Record {
   i64 ld, columns, chunks, block;
   Real *means, *centre, *inverse, *norms, *weights;  // a task
   Real *pulled, *columns_sum, *loss, *slope;         // a chunk
-  Real *u, *v;                                       // a query
+  Real *u, *v, *query_norms;                         // a query
   i64 size = 0;
 
   Record(const Loss& p, Real* memory) {
@@ -64,6 +64,7 @@ struct Record {
     pulled = take(T * chunks * N * ld), columns_sum = take(T * chunks * columns);
     loss = take(T * chunks), slope = take(T * chunks);
     u = take(T * p.queries * columns), v = take(T * p.queries);
+    query_norms = take(T * p.queries);
   }
 };
 
@@ -186,7 +187,7 @@ struct Scores {
       if (metric == Metric::Euclidean) own -= weighted;
     }
     const Real sum = sum_everywhere<Real>(slope)[0];
-    return {metric == Metric::Euclidean ? sum_everywhere<Real>(own)[0] : -sum * norm * norm,
+    return {metric == Metric::Euclidean ? sum_everywhere<Real>(own)[0] : -sum * norm,
             -sum * inverse_temperature};
   }
 };
@@ -258,7 +259,7 @@ double forward_block(const Loss& p, const Record& r, i64 t, i64 chunk, i64 begin
     const auto own = scores.residual(sums, norm, b.logits, b.powers, largest, b.totals[q], label,
                                      w * share, r.u + (at + q) * r.columns,
                                      r.columns_sum + part * r.columns);
-    r.v[at + q] = own.v;
+    r.v[at + q] = own.v, r.query_norms[at + q] = norm;
     r.slope[part] += own.slope;
   }
   if (differentiable) {
@@ -340,7 +341,10 @@ void query_gradient(const Loss& p, const Record& r, i64 t, i64 begin, i64 n, Rea
     const Real own = r.v[at + q] * grad;
     if (has_own_term(p.metric) && own != 0) {
       const Real* x = p.query + (at + q) * p.features;
-      for (i64 d = 0; d < p.features; ++d) to[q * ld + d] += own * (x[d] - (centre ? centre[d] : 0));
+      // The norm's square may leave the range.
+      const Real norm = r.query_norms[at + q];
+      for (i64 d = 0; d < p.features; ++d)
+        to[q * ld + d] += own * ((x[d] - (centre ? centre[d] : 0)) * norm);
     }
     if (to == scratch)
       std::memcpy(out + (at + q) * p.features, to + q * ld, sizeof(Real) * size_t(p.features));

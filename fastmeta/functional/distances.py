@@ -87,6 +87,8 @@ def distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """x / |x|, and 0 with gradient 0 for a vector of zeros."""
+    if x.shape[-1] == 0:  # which has no largest
+        return x
     # The scale keeps squares within range. The unit vector does not depend on it.
     scale = x.detach().abs().amax(-1, keepdim=True)
     zero = scale == 0

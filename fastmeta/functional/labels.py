@@ -11,7 +11,7 @@ from torch.autograd import Function
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.transforms import fold_batch, unfold_batch
 
-__all__ = ["check_labels", "check_weight", "labels_in_range", "without_padding"]
+__all__ = ["check_labels", "check_ways", "check_weight", "labels_in_range", "without_padding"]
 
 
 def check_labels(name: str, labels: Tensor, samples_name: str, samples: Tensor) -> None:
@@ -40,6 +40,15 @@ def check_weight(name: str, weight: Tensor, samples_name: str, samples: Tensor) 
     if weight.dtype is not samples.dtype:
         raise TypeError(f"{name} is {weight.dtype}, {samples_name} {samples.dtype}")
     _check_device(name, weight, samples_name, samples)
+
+
+def check_ways(n_way: int, samples_name: str, samples: Tensor) -> None:
+    """ValueError if there are more classes than samples: before memory is asked for them."""
+    if n_way > samples.shape[1]:
+        raise ValueError(
+            f"n_way is {n_way}, more than the samples of a task in {samples_name} "
+            f"{list(samples.shape)}: a class would have no sample"
+        )
 
 
 def labels_in_range(

@@ -16,6 +16,7 @@ from fastmeta.functional.distances import check_metric, check_pair, distance
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
     check_labels,
+    check_ways,
     check_weight,
     labels_in_range,
     without_padding,
@@ -64,7 +65,7 @@ def prototype_loss(
     Raises:
         ValueError: shapes that do not fit, a label outside [0, n_way), a class without a support
             sample of weight above 0, a weight that is negative or not finite, an unknown metric,
-            a temperature that is not above 0.
+            a number as temperature that is not above 0 (the values of a tensor are not looked at).
         TypeError: dtypes or devices that do not fit.
 
     Equivalent to::
@@ -77,6 +78,7 @@ def prototype_loss(
     n_way = count_of("n_way", n_way)
     check_samples("support", support, "[T, S, D]")
     check_labels("support_y", support_y, "support", support)
+    check_ways(n_way, "support", support)
     query_sums, support_sums = check_pair("query", query, "support", support)
     check_labels("query_y", query_y, "query", query)
     temperature = _temperature(temperature, query_sums)
@@ -179,9 +181,14 @@ def _composed_gradients(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients as differentiable operations: where a graph is built, or of the logits."""
     builds_graph = torch.is_grad_enabled()
-    candidates: tuple[Any, ...] = (task.support, task.query, temperature)
-    inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
     with torch.enable_grad():
+        # Views, so that the gradient of one input does not take in what another makes of it:
+        # queries are often centred on their support.
+        support, query = task.support.view_as(task.support), task.query.view_as(task.query)
+        temperature = None if temperature is None else temperature.view_as(temperature)
+        task = task._replace(support=support, query=query)
+        candidates: tuple[Any, ...] = (support, query, temperature)
+        inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
         given = ctx.temperature if temperature is None else temperature
         outputs = _composed(task, ctx.n_way, ctx.metric, given)
         pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]

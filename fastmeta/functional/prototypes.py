@@ -14,6 +14,7 @@ from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
     check_labels,
+    check_ways,
     check_weight,
     labels_in_range,
     without_padding,
@@ -54,6 +55,7 @@ def prototypes(
     check_samples("features", features, "[T, S, D]")
     check_labels("labels", labels, "features", features)
     n_way = count_of("n_way", n_way)
+    check_ways(n_way, "features", features)
     if weight is not None:
         check_weight("weight", weight, "features", features)
         weight = for_sums(weight)

@@ -219,6 +219,34 @@ def test_first_and_second_derivatives(metric):
     assert gradgradcheck(call, leaves)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("case", ["same", "made of", "centred", "temperature"])
+def test_inputs_may_be_made_of_one_another(metric, case):
+    task, tau = problem(s=6, q=6), 2.0
+    task["support_y"] = torch.arange(6).expand(2, 6) % 3  # no query is a prototype
+    x = task["support"].requires_grad_()
+    inputs = {
+        "same": (x, x, tau),
+        "made of": (x, 2 * x.sin(), tau),
+        "centred": (x - x.mean(1, keepdim=True), task["query"] - x.mean(1, keepdim=True), tau),
+        "temperature": (x, task["query"], 1 + x.square().mean((1, 2))),
+    }[case]
+
+    def derivatives(function):
+        support, query, temperature = inputs
+        changed = {**task, "support": support, "query": query}
+        loss, logits = function(**changed, metric=metric, temperature=temperature)
+        of_loss, of_logits = (
+            torch.autograd.grad(each.sum(), x, retain_graph=True, create_graph=graph)[0]
+            for each, graph in ((loss, True), (logits.sin(), False))
+        )
+        (second,) = torch.autograd.grad(of_loss.sin().sum(), x, retain_graph=True)
+        return of_loss, of_logits, second
+
+    for mine, exact in zip(derivatives(fmF.prototype_loss), derivatives(plain_loss), strict=True):
+        torch.testing.assert_close(mine, exact)
+
+
 @needs_native
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_fused_backward_is_that_of_the_composed_form(metric):
@@ -276,8 +304,13 @@ def test_cosine_of_vectors_whose_squares_leave_the_range(scale):
     task = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v
             for k, v in problem().items()}  # fmt: skip
     far = {**task, "support": task["support"] * scale, "query": task["query"] * scale}
-    ours = fmF.prototype_loss(**far, metric="cosine")[1]
-    torch.testing.assert_close(ours, fmF.prototype_loss(**task, metric="cosine")[1])
+    outer = torch.ones(2)
+    ours = gradients(fmF.prototype_loss, far, outer, metric="cosine")
+    right = gradients(fmF.prototype_loss, task, outer, metric="cosine")
+    for mine, exact in zip(ours[:2], right[:2], strict=True):
+        torch.testing.assert_close(mine, exact)
+    for mine, exact in zip(ours[2:], right[2:], strict=True):
+        assert relative_error([mine.double() * scale], [exact.double()]) < 1e-5
 
 
 # ---- the rest ----------------------------------------------------------------------------------
@@ -337,6 +370,7 @@ def test_saved_tensors_may_move():
         ({"support_weight": torch.tensor([[1.0, 1.0, math.nan, 1.0]])}, "finite"),
         ({"support_weight": torch.tensor([[1.0, 1.0, 0.0, 1.0]])}, "no sample of class 2"),
         ({"query_weight": torch.zeros(1, 2)}, "all 0 in task 0"),
+        ({"n_way": 2**62}, "more than the samples"),
         ({"metric": "manhattan"}, "metric must be one of"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"query": torch.zeros(1, 2, 6)}, "do not fit"),
@@ -389,6 +423,12 @@ def test_distances(metric, dtype, shared):
         torch.testing.assert_close(
             ours.double(), torch.stack(right), rtol=tolerance, atol=tolerance * d
         )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distances_of_no_features(metric):
+    found = fmF.pairwise_distance(torch.zeros(2, 3, 0), torch.zeros(2, 4, 0), metric)
+    assert torch.equal(found, torch.full((2, 3, 4), float(metric == "cosine")))
 
 
 @pytest.mark.parametrize("metric", METRICS)
