@@ -173,6 +173,8 @@ echo "== results in $OUT, $(($(date +%s) - BEGUN)) s"
 for file in "$OUT/$name.json" "$OUT/$name-compiled.json"; do
     [ -f "$file" ] && "$PYTHON" -m fastmeta.bench.report --short "$file"
 done
+# few files beside the results: what brings them back from a GPU may take only some
+on_gpu && (cd "$OUT" && tar -czf logs.tgz --remove-files ./*.log)
 printf 'done:    %s\n' "${DONE[@]:-nothing}"
 [ ${#SKIPPED[@]} -gt 0 ] && printf 'skipped: %s\n' "${SKIPPED[@]}"
 [ ${#FAILED[@]} -gt 0 ] && printf 'FAILED:  %s\n' "${FAILED[@]}"
