@@ -4,6 +4,7 @@
 #
 #   benchmarks/gpu.sh                                   everything
 #   STAGES="build bench" benchmarks/gpu.sh              some of it
+#   STAGES="build kernels" benchmarks/gpu.sh            the Triton kernels' own tests: long
 #   WORKLOADS="rl large" RIVALS="bmm-graph" STAGES=bench benchmarks/gpu.sh
 #   DEVICE=cpu TINY=1 benchmarks/gpu.sh                 what a CPU can do of it, on small workloads
 #
@@ -31,6 +32,13 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false  # JAX would take most of the GPU's memory
 [ "$DEVICE" != cpu ] && export FASTMETA_ISAS="${FASTMETA_ISAS:-avx2 avx512}"
+
+# machine code for this GPU alone, where it is one of those that the build knows
+case "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)" in
+    8.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-80}" ;;
+    9.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-90}" ;;
+    10.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-100}" ;;
+esac
 
 mkdir -p "$OUT"
 BEGUN=$(date +%s)
@@ -113,6 +121,17 @@ if wanted tests; then
     fi
 fi
 
+if wanted kernels; then
+    if on_gpu; then
+        workers=()  # each compiles for itself
+        "$PYTHON" -c "import xdist" 2>/dev/null && workers=(-n "$(($(nproc) / 2 + 1))")
+        stage kernels 300 "$PYTHON" -m pytest -q "${workers[@]}" -p no:cacheprovider \
+            --ignore tests/kernels/test_compiled.py tests/kernels
+    else
+        skip kernels "there is no GPU: pytest runs them in the interpreter"
+    fi
+fi
+
 if wanted sanitize; then
     if ! on_gpu; then
         stage sanitize 120 "$PYTHON" benchmarks/sanitized.py --device cpu
@@ -154,6 +173,8 @@ echo "== results in $OUT, $(($(date +%s) - BEGUN)) s"
 for file in "$OUT/$name.json" "$OUT/$name-compiled.json"; do
     [ -f "$file" ] && "$PYTHON" -m fastmeta.bench.report --short "$file"
 done
+# few files beside the results: what brings them back from a GPU may take only some
+on_gpu && (cd "$OUT" && tar -czf logs.tgz --remove-files ./*.log)
 printf 'done:    %s\n' "${DONE[@]:-nothing}"
 [ ${#SKIPPED[@]} -gt 0 ] && printf 'skipped: %s\n' "${SKIPPED[@]}"
 [ ${#FAILED[@]} -gt 0 ] && printf 'FAILED:  %s\n' "${FAILED[@]}"

@@ -4,6 +4,7 @@ Sizes are odd, so that tiles end in the middle; the reference is float64 on the 
 """
 
 import argparse
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +33,13 @@ def gradients(learner: nn.Module, tasks: fm.TaskBatch) -> tuple[Tensor, list[Ten
     return loss.detach(), list(torch.autograd.grad(loss, learned))
 
 
-def check(name: str, learner: nn.Module, tasks: fm.TaskBatch, device: torch.device) -> None:
-    """One meta-step on the device against float64 on the CPU."""
+def check(
+    name: str, learner: nn.Module, tasks: fm.TaskBatch, device: torch.device, backend: str = ""
+) -> None:
+    """One meta-step on the device, by a backend if one is named, against float64 on the CPU."""
     exact = gradients(learner.double(), tasks.to(dtype=torch.float64))
-    loss, found = gradients(learner.float().to(device), tasks.to(device))
+    with fm.use_backend(backend) if backend else nullcontext():
+        loss, found = gradients(learner.float().to(device), tasks.to(device))
     wanted = torch.cat([g.flatten() for g in exact[1]])
     got = torch.cat([g.double().cpu().flatten() for g in found])
     error = float((got - wanted).norm() / wanted.norm())
@@ -50,12 +54,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     device = find_device(parser.parse_args().device)
     torch.backends.cudnn.allow_tf32 = False
+    # Our own kernels or an error: without them another engine would be checked.
+    ours = "cuda" if device.type == "cuda" else ""
     for order in (1, 2):
         for steps in (1, 3):
             torch.manual_seed(0)
             model, tasks = regression()
             maml = fm.MAML(model, inner_lr=0.05, inner_steps=steps, loss="mse", order=order)
-            check(f"mlp, order {order}, K={steps}", maml, tasks, device)
+            check(f"mlp, order {order}, K={steps}", maml, tasks, device, ours)
     for engine in ("auto", "layered", "vmap"):
         torch.manual_seed(0)
         model, tasks = images()

@@ -17,18 +17,20 @@ def aot() -> list[AotCase]:
     cases = cases_of("norm of rows", lambda: norm_forward(rows, None, None, 1e-5, 1.0, 1))
     cases += _block("norm pool", 28, 2, torch.float32)
     cases += _block("norm pool float64", 28, 2, torch.float64, targets=(90,))
+    cases += _block("norm pool of one task", 28, 2, torch.float32, targets=(90,), tasks=1)
     return cases
 
 
 def _block(
-    name: str, size: int, pool: int, dtype: torch.dtype, targets: tuple[int, ...] = (80, 90, 100)
+    name: str, size: int, pool: int, dtype: torch.dtype,
+    targets: tuple[int, ...] = (80, 90, 100), tasks: int = 32,
 ) -> list[AotCase]:
     def pixels(size: int) -> torch.Tensor:
-        x = torch.empty(32, 5, size, size, 64, device="meta", dtype=dtype)
+        x = torch.empty(tasks, 5, size, size, 64, device="meta", dtype=dtype)
         return x.movedim(4, 2)
 
     x, grad = pixels(size), pixels(size // pool)
-    of_channel = torch.empty(32, 64, device="meta", dtype=dtype)
+    of_channel = torch.empty(tasks, 64, device="meta", dtype=dtype)
     given = (x, of_channel, of_channel, of_channel, of_channel, 0.0, pool)
 
     def launch() -> None:

@@ -70,7 +70,7 @@ def norm_gradient_kernel(
     if HAS_BIAS:
         bias = tl.load(bias_ptr + t * bias_t + c * bias_c, mask=known, other=0.0)
     scale = weight * rstd
-    n = (S * H * W).to(mean.dtype)
+    n = tl.zeros([1], mean.dtype) + S * H * W
     m_g = sum_of_parts(sums_ptr, parts, 0, COUNT, t, c, T, C) / n
     m_gx = sum_of_parts(sums_ptr, parts, 1, COUNT, t, c, T, C) / n
 

@@ -67,14 +67,14 @@ def norm_sums_kernel(
             sum_a += tl.sum(tl.sum(a, 1), 0)
             sum_ax += tl.sum(tl.sum(a * normal, 1), 0)
             sum_ag += tl.sum(tl.sum(a * g, 1), 0)
-    at = (part.to(tl.int64) * COUNT * T + t) * C + c
-    step = T.to(tl.int64) * C
-    tl.store(sums_ptr + at, sum_g, mask=known)
-    tl.store(sums_ptr + at + step, sum_gx, mask=known)
+    # Not T.to(...): a T of 1 is a constant to the compiler, and has no such thing.
+    row = part.to(tl.int64) * COUNT
+    tl.store(sums_ptr + (row * T + t) * C + c, sum_g, mask=known)
+    tl.store(sums_ptr + ((row + 1) * T + t) * C + c, sum_gx, mask=known)
     if SECOND:
-        tl.store(sums_ptr + at + 2 * step, sum_a, mask=known)
-        tl.store(sums_ptr + at + 3 * step, sum_ax, mask=known)
-        tl.store(sums_ptr + at + 4 * step, sum_ag, mask=known)
+        tl.store(sums_ptr + ((row + 2) * T + t) * C + c, sum_a, mask=known)
+        tl.store(sums_ptr + ((row + 3) * T + t) * C + c, sum_ax, mask=known)
+        tl.store(sums_ptr + ((row + 4) * T + t) * C + c, sum_ag, mask=known)
 
 
 def norm_sums(

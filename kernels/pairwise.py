@@ -17,9 +17,11 @@ def pairwise_kernel(
 ):  # fmt: skip
     """A program a block of samples and of prototypes."""
     blocks = tl.cdiv(Q, BQ)
-    t = (tl.program_id(0) // blocks).to(tl.int64)
-    q = ((tl.program_id(0) % blocks) * BQ + tl.arange(0, BQ)).to(tl.int64)
-    n = (tl.program_id(1) * BN + tl.arange(0, BN)).to(tl.int64)
+    blocks_n = tl.cdiv(N, BN)  # in one dimension: another of the grid ends at 65535
+    block = tl.program_id(0) // blocks_n
+    t = (block // blocks).to(tl.int64)
+    q = ((block % blocks) * BQ + tl.arange(0, BQ)).to(tl.int64)
+    n = ((tl.program_id(0) % blocks_n) * BN + tl.arange(0, BN)).to(tl.int64)
     distance, _, _ = distances(
         x_ptr + t * x_t, q, q < Q, x_q, x_d, y_ptr + t * y_t, n, n < N, y_n, y_d,
         D, METRIC, BD, out_ptr.dtype.element_ty,
@@ -34,7 +36,7 @@ def pairwise(x: Tensor, y: Tensor, metric: str, sums: Tensor) -> Tensor:
     prototypes = y.shape[1]
     out = sums.new_empty(tasks, queries, prototypes)
     block = distance_block(tasks * queries, prototypes, width)
-    grid = (tasks * triton.cdiv(queries, block.Q), triton.cdiv(prototypes, block.N))
+    grid = (tasks * triton.cdiv(queries, block.Q) * triton.cdiv(prototypes, block.N),)
     pairwise_kernel[grid](
         x, y, out, queries, prototypes, width, *x.stride(), *y.stride(),
         METRIC=METRICS[metric], BQ=block.Q, BN=block.N, BD=block.D, num_warps=block.num_warps,

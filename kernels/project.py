@@ -18,9 +18,11 @@ def project_kernel(
     """A program a block of samples and of prototypes."""
     ACC: tl.constexpr = out_ptr.dtype.element_ty
     blocks = tl.cdiv(Q, BQ)
-    t = (tl.program_id(0) // blocks).to(tl.int64)
-    q = ((tl.program_id(0) % blocks) * BQ + tl.arange(0, BQ)).to(tl.int64)
-    n = (tl.program_id(1) * BN + tl.arange(0, BN)).to(tl.int64)
+    blocks_n = tl.cdiv(N, BN)  # in one dimension: another of the grid ends at 65535
+    block = tl.program_id(0) // blocks_n
+    t = (block // blocks).to(tl.int64)
+    q = ((block % blocks) * BQ + tl.arange(0, BQ)).to(tl.int64)
+    n = ((tl.program_id(0) % blocks_n) * BN + tl.arange(0, BN)).to(tl.int64)
     sums = tl.zeros([BQ, BN, BD], ACC)
     for begin in range(0, D, BD):
         a = rows_at(a_ptr + t * a_t, q, q < Q, begin, D, a_q, a_d, BD, ACC)
@@ -37,7 +39,7 @@ def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     prototypes = y.shape[1]
     out = a.new_empty(tasks, queries, prototypes)
     block = distance_block(tasks * queries, prototypes, width)
-    grid = (tasks * triton.cdiv(queries, block.Q), triton.cdiv(prototypes, block.N))
+    grid = (tasks * triton.cdiv(queries, block.Q) * triton.cdiv(prototypes, block.N),)
     project_kernel[grid](
         a, x, y, out, queries, prototypes, width, *a.stride(), *x.stride(), *y.stride(),
         BQ=block.Q, BN=block.N, BD=block.D, num_warps=block.num_warps,

@@ -51,6 +51,20 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+// Machine code, or PTX that the driver can compile, for the device in use.
+template <class Arguments>
+bool has_code(void (*kernel)(Arguments)) {
+  cudaFuncAttributes found;
+  const cudaError_t error = cudaFuncGetAttributes(&found, kernel);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+      error == cudaErrorUnsupportedPtxVersion) {
+    cudaGetLastError();
+    return false;
+  }
+  check(error, "asking for the kernels");
+  return true;
+}
+
 i64 shared_limit(int device) {
   return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
@@ -117,6 +131,11 @@ std::string unfit(const InnerLoop<R>& loop, int device) {
   if (loop.network.n_parameters > max_parameters)
     return "the CUDA kernels take " + std::to_string(max_parameters) + " parameters, and this has " +
            std::to_string(loop.network.n_parameters);
+  use(device);
+  if (!has_code(forward_kernel<R>))
+    return "the CUDA kernels were not compiled for a GPU of compute capability " +
+           std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
+           std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
   const i64 needed = least_bytes(loop), limit = shared_limit(device);
   if (needed > limit)
     return "the network needs " + std::to_string(needed) +

@@ -67,7 +67,7 @@ def kernels(dtype: str) -> Kernels:
     new_call, sizes = getattr(module, f"call_{dtype}"), getattr(module, f"sizes_{dtype}")
     run_forward = getattr(module, f"forward_{dtype}")
     run_backward = getattr(module, f"backward_{dtype}")
-    unfit = getattr(module, f"unfit_{dtype}")
+    why_unfit = getattr(module, f"unfit_{dtype}")
 
     def call(*arguments: Any) -> _Call:
         return _Call(new_call(*arguments), sizes)
@@ -96,10 +96,12 @@ def kernels(dtype: str) -> Kernels:
                 grad_loss, grad_predictions, grad_fast, parameters, rates, support_x, query_x,
             )  # fmt: skip
 
-    return Kernels(
-        module.Chain, call, forward, backward,
-        lambda call, device: unfit(call.native, device.index or 0),
-    )  # fmt: skip
+    def unfit(call: _Call, device: torch.device) -> str:
+        index = device.index or 0
+        with _current(index):
+            return why_unfit(call.native, index)
+
+    return Kernels(module.Chain, call, forward, backward, unfit)
 
 
 def _current(device: int) -> AbstractContextManager[None]:

@@ -78,11 +78,14 @@ def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
 
 
 def on_their_device(run: _Run) -> _Run:
-    """Let `run` start kernels on the device of its first argument: Triton takes the current one."""
+    """Let `run` start kernels on the device of its first argument: Triton takes the current one.
+
+    That argument is a tensor, or a tuple that begins with one.
+    """
 
     @wraps(run)
-    def start(first: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.cuda.device_of(first):
+    def start(first: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
             return run(first, *args, **kwargs)
 
     return start  # type: ignore[return-value]

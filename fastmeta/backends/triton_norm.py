@@ -50,6 +50,7 @@ def backward(
     return norm_gradient(grad, x, weight, bias, mean, rstd, slope, pool)
 
 
+@triton.on_their_device
 def second_backward(
     grads: tuple[Tensor, Tensor, Tensor], grad: Tensor, x: Tensor, weight: Tensor | None,
     bias: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, pool: int,

@@ -38,6 +38,7 @@ def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:
     return can_run(x, prototypes)
 
 
+@triton.on_their_device
 def class_means(
     features: Tensor, labels: Tensor, n_way: int, weight: Tensor | None
 ) -> Tensor | None:
@@ -49,6 +50,7 @@ def class_means(
     return means if _all_fit(misfits(labels, weight, n_way, mass)) else None
 
 
+@triton.on_their_device
 def squared(x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, N, D] -> |x_q - y_n|^2, [T, Q, N]"""
     from fastmeta.kernels.pairwise import pairwise
@@ -56,6 +58,7 @@ def squared(x: Tensor, y: Tensor) -> Tensor:
     return pairwise(x, y, "sqeuclidean", x)
 
 
+@triton.on_their_device
 def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, Q, D], [T, N, D] -> a_q . (x_q - y_n), [T, Q, N]"""
     from fastmeta.kernels.project import project as kernel
@@ -63,6 +66,7 @@ def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return kernel(a, x, y)
 
 
+@triton.on_their_device
 def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, N], [T, Q, D], [T, N, D] -> sum over n of h_qn (x_q - y_n), [T, Q, D]"""
     from fastmeta.kernels.pull import pull as kernel
@@ -84,6 +88,7 @@ class _Record(NamedTuple):
     found: Any  # a PrototypeLoss
 
 
+@triton.on_their_device
 def loss_forward(
     task: _Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
 ) -> tuple[Tensor, Tensor, Any] | None:
@@ -108,6 +113,7 @@ def loss_forward(
     return found.loss, found.logits, _Record(temperature, metric, means, mass, found)
 
 
+@triton.on_their_device
 def loss_backward(
     record: Any, task: _Task, grad_loss: Tensor, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -133,6 +139,7 @@ def loss_backward(
     )
 
 
+@triton.on_their_device
 def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """The k least distances [T, Q, k] and their indices; ties by lowest index, NaN last.
 

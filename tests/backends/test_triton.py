@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 import fastmeta as fm
-from fastmeta.backends import triton
+from fastmeta.backends import triton, triton_norm, triton_products, triton_prototypes
 
 
 @pytest.fixture
@@ -58,3 +59,20 @@ def test_fastmeta_does_not_load_triton():
         "fm.available_backends(); assert 'triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_kernels_start_on_the_device_of_their_tensors(monkeypatch):
+    """Of which the first may be inside of a tuple: Triton takes whatever device is current."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: current.append(x) or nullcontext())
+    x = torch.ones(1)
+    run = triton.on_their_device(lambda first, second: second)
+    assert [run(x, 1), run((x, None), second=2)] == [1, 2]
+    assert all(tensor is x for tensor in current) and len(current) == 2
+
+
+@pytest.mark.parametrize("module", [triton_norm, triton_products, triton_prototypes])
+def test_whatever_starts_kernels_does_so(module):
+    without = {"takes", "can_run", "can_find"}  # these only ask
+    for name in set(module.__all__) - without:
+        assert hasattr(getattr(module, name), "__wrapped__"), name

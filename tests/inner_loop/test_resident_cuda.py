@@ -19,9 +19,6 @@ from fastmeta.inner_loop.loop import InnerLoop
 needs_native = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
 )
-needs_gpu = pytest.mark.skipif(
-    cuda.unavailable() is not None, reason=f"no CUDA kernels: {cuda.unavailable()}"
-)
 
 
 def network(inputs=2, width=8, outputs=2):
@@ -135,7 +132,7 @@ def test_what_is_missing_is_told(monkeypatch):
 # ---- on a GPU ------------------------------------------------------------------------------------
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("learn", [None, "tensor", "element"])
 @pytest.mark.parametrize("classifies", [False, True])
@@ -156,7 +153,7 @@ def test_kernels_agree_with_the_reference(order, learn, classifies):
     assert relative_error(found, expected) < 1e-11
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_float32_loses_no_more_than_plain_pytorch():
     torch.manual_seed(0)
     meta = fm.MAML(network(width=40), loss="mse", inner_steps=5, inner_lr=0.1)
@@ -174,7 +171,7 @@ def test_float32_loses_no_more_than_plain_pytorch():
     assert ours <= max(2 * plain, 4 * torch.finfo(torch.float32).eps)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_another_stream_and_a_graph():
     torch.manual_seed(0)
     meta = fm.MAML(network(), loss="mse", inner_steps=2, inner_lr=0.1).cuda()
@@ -199,13 +196,13 @@ def test_another_stream_and_a_graph():
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_network_too_large_says_what_it_needs():
     module = network(width=4096).cuda()
     assert "bytes of shared memory" in passed_over(module, regression_tasks().to("cuda"))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
 def test_another_device_than_the_current_one():
     torch.manual_seed(0)
