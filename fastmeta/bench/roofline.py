@@ -68,7 +68,9 @@ def _stopwatch() -> Iterator[_Stopwatch]:
     native = cpu.native
     stopwatch = _Stopwatch(native)
     cpu.native = stopwatch  # type: ignore[assignment]
+    cpu.kernels.cache_clear()
     try:
         yield stopwatch
     finally:
         cpu.native = native
+        cpu.kernels.cache_clear()

@@ -7,10 +7,11 @@ import torch
 from tiny_workloads import FIRST_ORDER, TINY
 
 from fastmeta import bench
-from fastmeta.bench import ceilings, memory, operations, race, suite
+from fastmeta.bench import ceilings, memory, operations, prototypes, race, suite
 from fastmeta.bench.catalogue import sinusoid
 from fastmeta.bench.gate import relative_error
 from fastmeta.bench.operations import Contestant, Operation
+from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import SCHEMA, Entry, Point
 from fastmeta.bench.rivals import RIVALS, Rival
 
@@ -193,11 +194,14 @@ def test_a_quick_run_leaves_out_what_compiles_unless_it_is_asked_for(monkeypatch
 
 
 def test_a_full_run_measures_the_usual_workloads_and_all_operations(monkeypatch):
+    small = Prototypes("few", tasks=2, classes=3, shots=1, queries=2, features=4)
+    monkeypatch.setattr(prototypes, "OPERATIONS", {"few": small})
     monkeypatch.setattr(suite, "RIVALS", {})
     monkeypatch.setattr(race, "peak_bytes", lambda *_: 1)
     results = bench.run(None, None, False, 0.01, progress=lambda line: None)
     assert [point["workload"]["name"] for point in results["points"]] == ["relu", "conv"]
-    assert [point["workload"]["name"] for point in results["operations"]] == [*OPERATIONS_HERE]
+    names = [point["workload"]["name"] for point in results["operations"]]
+    assert names == [*OPERATIONS_HERE, "few"]
 
 
 def test_a_family_stands_for_its_workloads_and_none_is_measured_twice():
