@@ -79,14 +79,15 @@ Real temperature_of(const Loss& p, i64 t) {
 
 // ---- prototypes ---------------------------------------------------------------------------------
 
-// 1 / |x|, and 0 for a vector of zeros. Only where squares leave the range they are scaled.
+// 1 / |x|, and 0 for a vector of zeros or of denormal numbers, whose norm has no finite inverse.
+// Only where squares leave the range they are scaled.
 Real inverse_norm(const Real* x, i64 ld) {
   const Real square = pair_sum<Multiplied>(x, x, ld);
   constexpr Real tiny = std::numeric_limits<Real>::min() / std::numeric_limits<Real>::epsilon();
   if (square > tiny && square < std::numeric_limits<Real>::max()) return 1 / std::sqrt(square);
   Real scale = 0, sum = 0;
   for (i64 d = 0; d < ld; ++d) scale = std::fabs(x[d]) > scale ? std::fabs(x[d]) : scale;
-  if (scale == 0) return square;  // 0, or NaN
+  if (scale < std::numeric_limits<Real>::min()) return square;  // 0, or NaN
   for (i64 d = 0; d < ld; ++d) sum += (x[d] / scale) * (x[d] / scale);
   return 1 / std::sqrt(sum) / scale;
 }

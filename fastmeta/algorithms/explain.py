@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastmeta.algorithms.maml import MAML
+from fastmeta.algorithms.shared_encoder import SharedEncoder
 from fastmeta.functional.losses import Loss
 from fastmeta.inner_loop.choose import Choice
 
@@ -30,8 +31,14 @@ def explain(
 
     Raises:
         ValueError: a loss given for an algorithm that has one, or a demand (`engine=`,
-            `use_backend`) that cannot be met, with the reason.
+            `use_backend`) that cannot be met, or dropout that a call would refuse.
+        TypeError: an algorithm without an inner loop.
     """
+    if isinstance(meta_or_module, SharedEncoder):
+        raise TypeError(
+            f"{type(meta_or_module).__name__} has no inner loop that an engine would run: its "
+            "encoder sees the samples of all tasks at once"
+        )
     if not isinstance(meta_or_module, MAML):
         return MAML(meta_or_module, loss=loss or "cross_entropy").choice(device)
     if loss is not None:

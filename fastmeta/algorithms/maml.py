@@ -15,7 +15,7 @@ from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss
 from fastmeta.functional.precision import PRECISIONS
-from fastmeta.inner_loop.checks import check_labels, check_model
+from fastmeta.inner_loop.checks import check_dropout, check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
 from fastmeta.inner_loop.loop import (
     InnerLoop,
@@ -180,12 +180,19 @@ class MAML(nn.Module):
         return Adapted(self.model, {**parameters, **fast}, len(tasks), self.randomness)
 
     def choice(self, device: torch.device | str | None = None) -> Choice:
-        """Which engine would run this, here or on another device, and why not the others."""
+        """Which engine would run this, here or on another device, and why not the others.
+
+        What only a call can find out, such as control flow on values, is not seen.
+
+        Raises:
+            ValueError: a demand that cannot be met, or dropout that a call would refuse.
+        """
         parameters = {
             name: p if device is None else torch.empty_like(p, device=device)
             for name, p in self.model.named_parameters()
         }
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
+        check_dropout(loop)
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])

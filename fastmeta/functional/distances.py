@@ -33,7 +33,8 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "sqeuclidean") -> Tens
         x: [T, Q, D], floating; half precision is summed in float32.
         y: [T, N, D], or [N, D] shared by all tasks.
         metric: "sqeuclidean" |x - y|^2; "euclidean" |x - y|, with gradient 0 where it is 0;
-            "cosine" 1 - x.y / (|x| |y|), which is 1 with gradient 0 for a vector of zeros;
+            "cosine" 1 - x.y / (|x| |y|), which is 1 with gradient 0 for a vector of zeros
+                or of denormal numbers;
             "dot" -x.y.
 
     Returns:
@@ -86,12 +87,12 @@ def distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / |x|, and 0 with gradient 0 for a vector of zeros."""
+    """x / |x|, and 0 with gradient 0 for a vector of zeros or of denormal numbers."""
     if x.shape[-1] == 0:  # which has no largest
         return x
     # The scale keeps squares within range. The unit vector does not depend on it.
     scale = x.detach().abs().amax(-1, keepdim=True)
-    zero = scale == 0
+    zero = scale < torch.finfo(x.dtype).tiny  # 1 / scale would not be finite
     x = x / torch.where(zero, 1, scale)
     square = torch.where(zero, 1, x.square().sum(-1, keepdim=True))
     return torch.where(zero, 0, x * square.rsqrt())

@@ -130,9 +130,10 @@ def _explain_vmap(module: nn.Module, message: str) -> str:
         )
     if "vmap" in message or "in-place" in message or "data-dependent" in message:
         return (
-            f"{name} cannot run for many tasks at once: {message}\nThe way out: "
+            f"{name} cannot run for many tasks at once. The way out: "
             'with fastmeta.use_backend("reference"), which runs one task after another, or a '
-            "forward without in-place updates of buffers and without control flow on values."
+            "forward without in-place updates of buffers and without control flow on values. "
+            f"What vmap said: {message}"
         )
     return message
 

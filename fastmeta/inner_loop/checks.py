@@ -15,7 +15,7 @@ from fastmeta.functional.losses import takes_weight, task_loss
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["check_labels", "check_model", "leaves_of_graph", "uses_others"]
+__all__ = ["check_dropout", "check_labels", "check_model", "leaves_of_graph", "uses_others"]
 
 
 def check_model(
@@ -32,7 +32,7 @@ def check_model(
     with module_lock:
         _check_parameters(loop, parameters, tasks)
         check_rates(loop, parameters, rates)
-        _check_dropout(loop)
+        check_dropout(loop)
         if tasks.support_weight is not None or tasks.query_weight is not None:
             _check_weights(loop)
         _, predictions = _probe(loop, parameters, tasks)
@@ -82,7 +82,8 @@ def _check_parameters(
         raise TypeError(f"support_x is {x.dtype}, the parameters {', '.join(map(str, dtypes))}")
 
 
-def _check_dropout(loop: InnerLoop) -> None:
+def check_dropout(loop: InnerLoop) -> None:
+    """ValueError where dropout would draw and nobody has said how."""
     active = [
         name
         for name, layer in loop.module.named_modules()

@@ -80,7 +80,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        last = path.with_name(path.name.replace(".best.", "."))
+        hint = f"; {last} is there: no validation has made it a best one" if last.is_file() else ""
+        raise FileNotFoundError(f"there is no checkpoint {path}{hint}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -11,7 +11,7 @@ from fastmeta.cli.options import build_parser
 from fastmeta.cli.setup import load_meta
 from fastmeta.training import load_checkpoint, read_curve
 
-FILE, BEST = "fastmeta-npz.safetensors", "fastmeta-npz.best.safetensors"
+FILE = "fastmeta-npz-protonet.safetensors"  # each algorithm but MAML has files of its own
 SMALL = "--model conv4-stride --filters 4 --queries 2 --shots 1 --ways 4 --eval-ways 3".split()
 SMALL += "--validation-tasks 4 --validate-every 3".split()
 
@@ -65,7 +65,7 @@ def test_it_learns(fastmeta, tmp_path):
     line = ["train", "npz", many, "--algorithm", "protonet", "--model", "conv4-stride"]
     line += "--filters 16 --ways 10 --shots 1 --queries 4 --lr 0.01 --validate-every 0".split()
     assert fastmeta(*line, "--steps", 60)[0] == 0
-    losses = [row[1] for row in read_curve("fastmeta-npz.curve.csv")]
+    losses = [row[1] for row in read_curve("fastmeta-npz-protonet.curve.csv")]
     assert sum(losses[-10:]) / 10 < losses[0] / 3
     assert fastmeta("evaluate", FILE, "--tasks", 100, "--json", "e.json")[0] == 0
     assert json.loads((tmp_path / "e.json").read_text())["accuracy"]["low"] > 0.9
@@ -86,7 +86,9 @@ def test_the_mode_and_the_features_of_evaluation(fastmeta, archive, tmp_path):
 
 def test_a_picture_of_the_embedding(fastmeta, archive, tmp_path):
     fastmeta(*line_of(archive, "r2d2", "--steps", 1))
-    status, out, err = fastmeta("evaluate", FILE, "--tasks", 2, "--embedding", "tasks.png")
+    status, out, err = fastmeta(
+        "evaluate", "fastmeta-npz-r2d2.safetensors", "--tasks", 2, "--embedding", "tasks.png"
+    )
     assert status == 0, err
     assert (tmp_path / "tasks.png").read_bytes()[:4] == b"\x89PNG" and "tasks.png" in out
 
@@ -127,14 +129,15 @@ def test_what_an_evaluation_cannot_do_is_refused(fastmeta, archive):
     del line[line.index("--eval-ways") : line.index("--eval-ways") + 2]
     line[line.index("--ways") + 1] = "3"
     assert fastmeta(*line)[0] == 0
+    maml = "fastmeta-npz.safetensors"
     for options, message in (
         ("--ways 2", "--ways 2: the head of maml has 3 outputs"),
         ("--embedding a.png", "--embedding: this network has no features that tasks share"),
         ("--features l2n", "--features: only protonet"),
     ):
-        status, _, err = fastmeta("evaluate", FILE, "--tasks", 2, *options.split())
+        status, _, err = fastmeta("evaluate", maml, "--tasks", 2, *options.split())
         assert status == 2 and message in err and err.count("\n") == 1
-    assert fastmeta("evaluate", FILE, "--tasks", 2, "--shots", 2)[0] == 0
+    assert fastmeta("evaluate", maml, "--tasks", 2, "--shots", 2)[0] == 0
     fastmeta(*line_of(archive, "protonet", "--steps", 1))
     status, _, err = fastmeta("evaluate", FILE, "--inner-steps", 2)
     assert status == 2 and "--inner-steps: this network has no inner loop" in err
@@ -142,10 +145,10 @@ def test_what_an_evaluation_cannot_do_is_refused(fastmeta, archive):
     assert status == 2 and "a.nonsense is no picture" in err
 
 
-def test_each_algorithm_is_what_its_name_says(fastmeta, archive, tmp_path):
+def test_each_algorithm_is_what_its_name_says(fastmeta, archive):
     kinds = {"protonet": fm.ProtoNet, "matchingnet": fm.MatchingNet, "r2d2": fm.R2D2}
     for algorithm, kind in kinds.items():
         fastmeta(*line_of(archive, algorithm, "--steps", 1, "--validate-every", 0))
-        meta = load_meta(load_checkpoint(tmp_path / FILE), "auto")
+        meta = load_meta(load_checkpoint(f"fastmeta-npz-{algorithm}.safetensors"), "auto")
         assert type(meta) is kind
         assert meta.encoder[0][0].weight.shape == (4, 1, 3, 3)

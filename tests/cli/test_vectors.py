@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import train_until
 
-FILE = "fastmeta-vectors.safetensors"
+FILE = "fastmeta-vectors-protonet.safetensors"
 SMALL = "--ways 4 --hidden 8 --steps 6 --validate-every 3 --validation-tasks 4".split()
 SMALL += "--eval-ways 3 --queries 2".split()
 
@@ -53,7 +53,7 @@ def test_maml_with_a_head(fastmeta, archive):
     line[line.index("--eval-ways") + 1] = line[line.index("--ways") + 1] = "3"
     status, _, err = fastmeta(*line)
     assert status == 0, err
-    status, out, err = fastmeta("evaluate", FILE, "--tasks", 5)
+    status, out, err = fastmeta("evaluate", "fastmeta-vectors.safetensors", "--tasks", 5)
     assert status == 0 and "inner steps" in out, err
 
 
@@ -91,7 +91,7 @@ def test_leaves_of_unseen_species_are_told_apart_better(fastmeta, tmp_path):
     line = ["train", "vectors", file, "--features", "margin", "--transform", "sqrt"]
     status, out, err = fastmeta(*line, "--steps", 50)
     assert status == 0 and "45 to learn from, 15 for validation, 40 for test" in out, err
-    best = "fastmeta-vectors.best.safetensors"
+    best = "fastmeta-vectors-protonet.best.safetensors"
     assert fastmeta("evaluate", best, "--json", "e")[0] == 0
     numbers = json.loads((tmp_path / "e").read_text())
     assert numbers["accuracy"]["low"] > numbers["nearest_mean"]["raw"]["high"]

@@ -313,6 +313,23 @@ def test_cosine_of_vectors_whose_squares_leave_the_range(scale):
         assert relative_error([mine.double() * scale], [exact.double()]) < 1e-5
 
 
+@needs_native
+def test_cosine_takes_denormal_vectors_for_zeros():
+    tiny = torch.finfo(torch.float32).tiny / 2
+    task = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v
+            for k, v in problem().items()}  # fmt: skip
+    zeros = {**task, "query": torch.zeros_like(task["query"])}
+    denormal = {**task, "query": torch.full_like(task["query"], tiny)}
+    for backend in ("reference", "cpu"):
+        with fm.use_backend(backend):
+            found = [
+                gradients(fmF.prototype_loss, each, torch.ones(2), metric="cosine")
+                for each in (denormal, zeros)
+            ]
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 # ---- the rest ----------------------------------------------------------------------------------
 
 

@@ -76,6 +76,17 @@ def test_explain_takes_algorithms_and_modules(no_native):
         fm.explain(meta, loss="mse")
 
 
+def test_explain_refuses_what_a_call_would_refuse():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    with pytest.raises(ValueError, match=r"dropout in training mode \(1\).*randomness"):
+        fm.explain(fm.MAML(model, loss="mse"))
+    chosen = fm.MAML(model, loss="mse", engine="vmap", randomness="different")
+    assert fm.explain(chosen).name == "vmap"
+    assert fm.explain(fm.MAML(model.eval(), loss="mse")).name != "reference"
+    with pytest.raises(TypeError, match="ProtoNet has no inner loop"):
+        fm.explain(fm.ProtoNet(mlp([2, 2])))
+
+
 def test_the_engines_have_one_interface():
     module = importlib.import_module("fastmeta.inner_loop.choose")
     for engine in (*module.ENGINES.values(), module.reference):

@@ -91,6 +91,12 @@ def test_files_of_others(tmp_path):
         load_checkpoint(path)
 
 
+def test_a_best_one_that_is_not_there_yet(tmp_path):
+    (tmp_path / "run.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="run.safetensors is there: no validation"):
+        load_checkpoint(tmp_path / "run.best.safetensors")
+
+
 def test_the_setting_that_differs_is_named():
     saved = {"meta": {"lr": 0.1, "sizes": [1, 2]}, "seed": 0}
     check_same_run("c", saved, {"meta": {"lr": 0.1, "sizes": (1, 2)}, "seed": 0})

@@ -50,7 +50,10 @@ def defaults_by_algorithm(
         **gradient, **none, "algorithm": "protomaml",
         "inner_lr": gradient["inner_lr"] / 10, "inner_steps": gradient["inner_steps"],
     }  # fmt: skip
+    stem, suffix = gradient["checkpoint"].rsplit(".", 1)
     for name in METRIC:
         own = _METRIC_DEFAULTS[name]
         found[name] = {**gradient, **none, **metric, **own, "algorithm": name}
+    for name in found.keys() - {"maml"}:  # no algorithm replaces what another has learned
+        found[name]["checkpoint"] = f"{stem}-{name}.{suffix}"
     return found

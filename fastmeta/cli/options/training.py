@@ -21,7 +21,9 @@ def add_training(
 ) -> None:
     """Add all that `train` takes for any source."""
     parser.set_defaults(**defaults)
-    parser.add_argument("--algorithm", choices=algorithms, help="default: %(default)s")
+    own = "; each has its own settings, which --algorithm NAME --help shows"
+    about = f"default: %(default)s{own if len(algorithms) > len(FIXED_HEAD) else ''}"
+    parser.add_argument("--algorithm", choices=algorithms, help=about)
     _add_inner_loop(parser)
     _add_outer_loop(parser, defaults)
     if "validate_every" in defaults:
