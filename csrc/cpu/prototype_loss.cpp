@@ -21,7 +21,7 @@
 
 #include "prototype_kernels.h"
 #include "prototype_rows.h"
-#include "simd_math.h"
+#include "prototype_scores.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -31,6 +31,8 @@ using Real = FASTMETA_REAL;
 using V = Vec<Real>;
 using Loss = PrototypeLoss<Real>;
 constexpr int W = lanes<Real>;
+constexpr i64 block_bytes = 256 << 10;  // of queries
+constexpr i64 gradient_rows = 24;
 
 bool of_differences(Metric metric) {
   return metric == Metric::SquaredEuclidean || metric == Metric::Euclidean;
@@ -42,17 +44,18 @@ bool has_own_term(Metric metric) {
 // ---- what forward leaves for backward -----------------------------------------------------------
 
 struct Record {
-  i64 ld, columns, chunks, block;
-  Real *means, *centre, *inverse, *norms, *weights;  // a task
-  Real *pulled, *columns_sum, *loss, *slope;         // a chunk
-  Real *u, *v, *query_norms;                         // a query
+  i64 ld, chunks, longest, block;
+  Real *means, *centre, *inverse, *norms, *weights;         // a task
+  Real *pulled, *columns_sum, *loss, *slope;                // a chunk
+  Real *u, *v, *query_norms;                                // a query of a chunk: u [N][longest]
   i64 size = 0;
 
   Record(const Loss& p, Real* memory) {
-    ld = round_up(p.features, W), columns = round_up(p.classes, W);
+    ld = round_up(p.features, W);
     // Enough work for many threads in few tasks, and enough queries to be worth a thread.
     chunks = larger(1, smaller(64 / p.tasks, p.queries / 32));
-    block = larger(4, smaller(64, (i64(64) << 10) / (ld * i64(sizeof(Real))) / 4 * 4));
+    longest = round_up(ceil_div(p.queries, chunks), W);
+    block = larger(W, smaller(64, (block_bytes / (ld * i64(sizeof(Real)))) / W * W));
     const auto take = [&](i64 n) {
       Real* at = memory ? memory + size : nullptr;
       size += round_up(n, 64);
@@ -61,14 +64,22 @@ struct Record {
     const i64 T = p.tasks, N = p.classes;
     means = take(T * N * ld), centre = take(T * ld), inverse = take(T * N), norms = take(T * N);
     weights = take(T);
-    pulled = take(T * chunks * N * ld), columns_sum = take(T * chunks * columns);
+    pulled = take(T * chunks * N * ld), columns_sum = take(T * chunks * N);
     loss = take(T * chunks), slope = take(T * chunks);
-    u = take(T * p.queries * columns), v = take(T * p.queries);
-    query_norms = take(T * p.queries);
+    u = take(T * chunks * N * longest), v = take(T * chunks * longest);
+    query_norms = take(T * chunks * longest);
   }
 };
 
-i64 first_query(const Loss& p, const Record& r, i64 chunk) { return p.queries * chunk / r.chunks; }
+// Where in a task a chunk of queries lies, and where what is kept of it.
+struct Chunk {
+  i64 task, part, begin, end;
+
+  Chunk(const Loss& p, const Record& r, i64 i)
+      : task(i / r.chunks), part(i),
+        begin(p.queries * (i % r.chunks) / r.chunks),
+        end(p.queries * (i % r.chunks + 1) / r.chunks) {}
+};
 
 const Real* query_weight(const Loss& p, i64 t) {
   return p.query_weight ? p.query_weight + t * p.queries : nullptr;
@@ -116,98 +127,23 @@ bool prepare(const Loss& p, const Record& r, i64 t) {
   return true;
 }
 
-// ---- scores -------------------------------------------------------------------------------------
-
-// One row of sums over pairs (squared distances or products) into its logits, and with u into what
-// backward needs. `norm` is 1 / |x_q| under cosine.
-template <Metric metric>
-struct Scores {
-  i64 classes;
-  Real inverse_temperature;
-
-  FASTMETA_INLINE V score(V sum, Real norm) const {
-    if (metric == Metric::SquaredEuclidean) return -sum * inverse_temperature;
-    if (metric == Metric::Euclidean) return -root(sum) * inverse_temperature;
-    if (metric == Metric::Cosine) return (sum * norm - 1) * inverse_temperature;
-    return sum * inverse_temperature;
-  }
-  // du / dr
-  FASTMETA_INLINE V factor(V sum, Real norm) const {
-    if (metric == Metric::SquaredEuclidean) return splat(2 * inverse_temperature);
-    if (metric == Metric::Euclidean)
-      return select(sum > 0, inverse_temperature / root(sum), V{});
-    if (metric == Metric::Cosine) return splat(norm * inverse_temperature);
-    return splat(inverse_temperature);
-  }
-  static FASTMETA_INLINE V root(V x) {
-    Real a[W];
-    store_anywhere(a, x);
-    for (int l = 0; l < W; ++l) a[l] = std::sqrt(a[l]);
-    return load_anywhere(a);
-  }
-  FASTMETA_INLINE auto valid(i64 n) const { return iota<Real>() < Real(classes - n); }
-
-  // logits replaces sums; returns the largest, and in `total` the sum of exp(logit - largest), whose
-  // terms are in `powers`.
-  FASTMETA_INLINE Real softmax(const Real* sums, Real norm, Real* logits, Real* powers,
-                               Real* total) const {
-    V most = splat(-Real(INFINITY));
-    for (i64 n = 0; n < classes; n += W) {
-      const V s = select(valid(n), score(load(sums + n), norm), splat(-Real(INFINITY)));
-      store(logits + n, s);
-      most = vmax(s, most);
-    }
-    const Real largest = max_everywhere<Real>(most)[0];
-    V sum{};
-    for (i64 n = 0; n < classes; n += W) {
-      const V e = select(valid(n), exp(load(logits + n) - largest), V{});
-      store(powers + n, e);
-      sum += e;
-    }
-    *total = sum_everywhere<Real>(sum)[0];
-    return largest;
-  }
-
-  struct Own {
-    Real v, slope;
-  };
-  // u of a row, added to columns_sum too; what the row adds to the gradient of the temperature.
-  FASTMETA_INLINE Own residual(const Real* sums, Real norm, const Real* logits, const Real* powers,
-                               Real largest, Real total, i64 label, Real weight, Real* u,
-                               Real* columns_sum) const {
-    const Real scale = weight / total;
-    V slope{}, own{};
-    for (i64 n = 0; n < classes; n += W) {
-      const auto here = iota<Real>() == Real(label - n);
-      const V r = load(powers + n) * scale - select(here, splat(weight), V{});
-      const V weighted = select(valid(n), r * factor(load(sums + n), norm), V{});
-      store(u + n, weighted);
-      store(columns_sum + n, load(columns_sum + n) + weighted);
-      // r adds up to 0, so that any shift of the scores is allowed.
-      slope += select(valid(n), r * (load(logits + n) - largest), V{});
-      if (metric == Metric::Euclidean) own -= weighted;
-    }
-    const Real sum = sum_everywhere<Real>(slope)[0];
-    return {metric == Metric::Euclidean ? sum_everywhere<Real>(own)[0] : -sum * norm,
-            -sum * inverse_temperature};
-  }
-};
-
 // ---- forward ------------------------------------------------------------------------------------
 
-// A worker's scratch for a block of queries.
-struct Block {
-  Real *x, *sums, *logits, *powers, *norms, *totals, *gaps;
+// A worker's scratch: x a block of queries, the rest W of them, a vector a class.
+struct Scratch {
+  Real *x, *rows;
+  V *sums, *logits, *powers, *columns_sum;
   i64 size = 0;
 
-  Block(const Record& r, Real* memory) {
+  Scratch(const Loss& p, const Record& r, Real* memory) {
     const auto take = [&](i64 n) {
       Real* at = memory ? memory + size : nullptr;
       size += round_up(n, 64);
       return at;
     };
-    x = take(r.block * r.ld), sums = take(r.block * r.columns), logits = take(r.columns);
-    powers = take(r.columns), norms = take(r.block), totals = take(r.block), gaps = take(r.block);
+    const auto vectors = [&] { return reinterpret_cast<V*>(take(p.classes * W)); };
+    x = take(r.block * r.ld), rows = take(p.classes * W + W);  // `store_group` writes past the last
+    sums = vectors(), logits = vectors(), powers = vectors(), columns_sum = vectors();
   }
 };
 
@@ -226,65 +162,96 @@ const Real* rows_of_block(const Loss& p, i64 t, i64 begin, i64 n, i64 ld, Real* 
   return scratch;
 }
 
-// sum of w (log(total) + gap) over a block
-double block_loss(const Block& b, const Real* weight, i64 n) {
+// W queries, or those that are left, a lane each. Of those of weight 0 the label may be anything.
+struct Lanes {
+  i64 count;
+  Mask<Real> label{};
+  V weight{};
+
+  Lanes(const Loss& p, i64 t, i64 begin, i64 end) : count(smaller(W, end - begin)) {
+    const Real* weights = query_weight(p, t);
+    const i64* labels = p.query_y + t * p.queries + begin;
+    for (i64 l = 0; l < count; ++l) {
+      weight[l] = weight_of(weights, begin + l);
+      if (weight[l] != 0) label[l] = typename Simd<Real>::Int(labels[l]);
+    }
+  }
+};
+
+V norms_of(const Group<Real>& x, i64 ld) {
+  V norms;
+  for (i64 l = 0; l < W; ++l) norms[l] = inverse_norm(x.row[l], ld);
+  return norms;
+}
+
+// sum of w (log(total) - (logit of the label - largest)); rows [W][N] are the logits
+template <class Softmax>
+double loss_of(const Lanes& lanes, const Softmax& s, const Real* rows, i64 classes) {
+  const V log_total = log(s.total);
   double sum = 0;
-  for (i64 q = n; q < round_up(n, W); ++q) b.totals[q] = 1;
-  for (i64 q = 0; q < n; q += W) store(b.totals + q, log(load(b.totals + q)));
-  for (i64 q = 0; q < n; ++q)
-    if (const Real w = weight_of(weight, q); w != 0) sum += double(w) * double(b.totals[q] + b.gaps[q]);
+  for (i64 l = 0; l < lanes.count; ++l) {
+    const Real gap = s.largest[l] - rows[l * classes + lanes.label[l]];
+    if (lanes.weight[l] != 0) sum += double(lanes.weight[l]) * double(log_total[l] + gap);
+  }
   return sum;
 }
 
+// The queries [begin, ...) of a task, whose rows are at x: at most W of them. `kept` is where in the
+// record they are.
 template <Metric metric>
-double forward_block(const Loss& p, const Record& r, i64 t, i64 chunk, i64 begin, i64 n,
-                     const Block& b, Real* logits_out, bool differentiable) {
-  const i64 N = p.classes, ld = r.ld, at = t * p.queries + begin, part = t * r.chunks + chunk;
-  const Real *means = r.means + t * N * ld, *x = rows_of_block(p, t, begin, n, ld, b.x);
-  const Real* weight = query_weight(p, t);
-  const Real* none = nullptr;
+double forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, const Real* x,
+                     const Scratch& b, Real* logits_out, bool differentiable) {
   using Op = std::conditional_t<metric == Metric::SquaredEuclidean || metric == Metric::Euclidean,
                                 SquaredDifference, Multiplied>;
-  pair_sums<Op>(x, ld, n, means, ld, N, none, 0, ld, b.sums, r.columns);
-  const Scores<metric> scores{N, 1 / temperature_of(p, t)};
-  const Real share = 1 / r.weights[t];
-  for (i64 q = 0; q < n; ++q) {
-    const Real norm = metric == Metric::Cosine ? inverse_norm(x + q * ld, ld) : Real(1);
-    const Real w = weight_of(weight, begin + q);
-    const Real* sums = b.sums + q * r.columns;
-    const Real largest = scores.softmax(sums, norm, b.logits, b.powers, b.totals + q);
-    std::memcpy(logits_out + (at + q) * N, b.logits, sizeof(Real) * size_t(N));
-    const i64 label = w == 0 ? 0 : p.query_y[at + q];
-    b.gaps[q] = largest - b.logits[label];
-    if (!differentiable) continue;
-    const auto own = scores.residual(sums, norm, b.logits, b.powers, largest, b.totals[q], label,
-                                     w * share, r.u + (at + q) * r.columns,
-                                     r.columns_sum + part * r.columns);
-    r.v[at + q] = own.v, r.query_norms[at + q] = norm;
-    r.slope[part] += own.slope;
-  }
+  const i64 N = p.classes, ld = r.ld, kept = c.part * r.longest + begin - c.begin;
+  const Lanes lanes(p, c.task, begin, c.end);
+  const Group<Real> rows(x, ld, lanes.count);
+  group_sums<Op>(rows.row, r.means + c.task * N * ld, ld, N, rows.row, ld, b.sums);
+  const Scores<metric, Real> scores{N, 1 / temperature_of(p, c.task)};
+  const V norm = metric == Metric::Cosine ? norms_of(rows, ld) : splat(Real(1));
+  const auto softmax = scores.softmax(b.sums, norm, b.logits, b.powers);
+  store_group(b.logits, N, b.rows);
+  std::memcpy(logits_out + (c.task * p.queries + begin) * N, b.rows,
+              sizeof(Real) * size_t(lanes.count * N));
   if (differentiable) {
-    const Real* centre = of_differences(metric) ? r.centre + t * ld : nullptr;
-    combine(Combination<Real>{r.u + at * r.columns, 1, r.columns, x, ld, n, centre, 1,
-                              r.pulled + part * N * ld, ld, true},
-            N, ld);
+    const auto own = scores.residual(b.sums, norm, b.logits, b.powers, softmax, lanes.label,
+                                     lanes.weight / r.weights[c.task],
+                                     r.u + c.part * N * r.longest + begin - c.begin, r.longest,
+                                     b.columns_sum);
+    store(r.v + kept, own.v), store(r.query_norms + kept, norm);
+    r.slope[c.part] += horizontal_sum<Real>(own.slope);
   }
-  return block_loss(b, weight ? weight + begin : nullptr, n);
+  return loss_of(lanes, softmax, b.rows, N);
 }
 
 template <Metric metric>
-void forward_chunk(const Loss& p, const Record& r, i64 t, i64 chunk, const Block& b, Real* logits,
-                   bool differentiable) {
-  const i64 part = t * r.chunks + chunk, end = first_query(p, r, chunk + 1);
+double forward_block(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n,
+                     const Scratch& b, Real* logits, bool differentiable) {
+  const i64 N = p.classes, ld = r.ld;
+  const Real* x = rows_of_block(p, c.task, begin, n, ld, b.x);
   double loss = 0;
-  r.slope[part] = 0;
-  std::memset(r.columns_sum + part * r.columns, 0, sizeof(Real) * size_t(r.columns));
+  for (i64 q = 0; q < n; q += W)
+    loss += forward_group<metric>(p, r, c, begin + q, x + q * ld, b, logits, differentiable);
   if (differentiable)
-    std::memset(r.pulled + part * p.classes * r.ld, 0, sizeof(Real) * size_t(p.classes * r.ld));
-  for (i64 begin = first_query(p, r, chunk); begin < end; begin += r.block)
-    loss += forward_block<metric>(p, r, t, chunk, begin, smaller(r.block, end - begin), b, logits,
+    combine(Combination<Real>{r.u + c.part * N * r.longest + begin - c.begin, r.longest, 1, x, ld, n,
+                              of_differences(metric) ? r.centre + c.task * ld : nullptr, 1,
+                              r.pulled + c.part * N * ld, ld, begin > c.begin},
+            N, ld);
+  return loss;
+}
+
+template <Metric metric>
+void forward_chunk(const Loss& p, const Record& r, const Chunk& c, const Scratch& b, Real* logits,
+                   bool differentiable) {
+  double loss = 0;
+  r.slope[c.part] = 0;
+  for (i64 n = 0; n < p.classes; ++n) b.columns_sum[n] = V{};
+  for (i64 begin = c.begin; begin < c.end; begin += r.block)
+    loss += forward_block<metric>(p, r, c, begin, smaller(r.block, c.end - begin), b, logits,
                                   differentiable);
-  r.loss[part] = Real(loss / double(r.weights[t]));
+  for (i64 n = 0; n < p.classes; ++n)
+    r.columns_sum[c.part * p.classes + n] = horizontal_sum<Real>(b.columns_sum[n]);
+  r.loss[c.part] = Real(loss / double(r.weights[c.task]));
 }
 
 // Sums over chunks, and what the sum over queries still lacks to be the gradient for a prototype:
@@ -292,10 +259,10 @@ void forward_chunk(const Loss& p, const Record& r, i64 t, i64 chunk, const Block
 //   cosine        what lies along y_n itself goes, and the norm divides
 void finish(const Loss& p, const Record& r, i64 t) {
   const i64 N = p.classes, ld = r.ld, size = N * ld, first = t * r.chunks;
-  Real *pulled = r.pulled + first * size, *columns = r.columns_sum + first * r.columns;
+  Real *pulled = r.pulled + first * size, *columns = r.columns_sum + first * N;
   for (i64 chunk = 1; chunk < r.chunks; ++chunk) {
     for (i64 i = 0; i < size; ++i) pulled[i] += pulled[chunk * size + i];
-    for (i64 n = 0; n < N; ++n) columns[n] += columns[chunk * r.columns + n];
+    for (i64 n = 0; n < N; ++n) columns[n] += columns[chunk * N + n];
     r.slope[first] += r.slope[first + chunk];
   }
   const Real *means = r.means + t * size, *centre = r.centre + t * ld;
@@ -315,11 +282,11 @@ i64 threads_of(const Loss& p) {
 
 template <Metric metric>
 void forward(const Loss& p, const Record& r, Real* loss, Real* logits, bool differentiable) {
-  const i64 size = Block(r, nullptr).size, threads = threads_of(p);
+  const i64 size = Scratch(p, r, nullptr).size, threads = threads_of(p);
   const Memory scratch(i64(sizeof(Real)) * size * threads);
   parallel(p.tasks * r.chunks, threads, [&](i64 worker, i64 i) {
-    const Block b(r, static_cast<Real*>(scratch.data()) + worker * size);
-    forward_chunk<metric>(p, r, i / r.chunks, i % r.chunks, b, logits, differentiable);
+    const Scratch b(p, r, static_cast<Real*>(scratch.data()) + worker * size);
+    forward_chunk<metric>(p, r, Chunk(p, r, i), b, logits, differentiable);
   });
   for (i64 t = 0; t < p.tasks; ++t) {
     loss[t] = r.loss[t * r.chunks];
@@ -330,25 +297,47 @@ void forward(const Loss& p, const Record& r, Real* loss, Real* logits, bool diff
 
 // ---- backward -----------------------------------------------------------------------------------
 
-void query_gradient(const Loss& p, const Record& r, i64 t, i64 begin, i64 n, Real grad, Real* scratch,
-                    Real* out) {
-  const i64 ld = r.ld, at = t * p.queries + begin;
-  Real* to = ld == p.features ? out + at * ld : scratch;
-  const Real* centre = of_differences(p.metric) ? r.centre + t * ld : nullptr;
-  combine(Combination<Real>{r.u + at * r.columns, r.columns, 1, r.means + t * p.classes * ld, ld,
-                            p.classes, centre, grad, to, ld, false},
+// A worker's scratch: the prototypes of a task less its centre, and rows of gradients.
+struct GradientScratch {
+  Real *centred, *rows;
+  i64 size;
+
+  GradientScratch(const Loss& p, const Record& r, Real* memory)
+      : centred(memory), rows(memory + p.classes * r.ld), size((p.classes + gradient_rows) * r.ld) {}
+};
+
+// The prototypes of a task as its gradients need them.
+const Real* centred_means(const Loss& p, const Record& r, i64 t, Real* scratch) {
+  const Real *means = r.means + t * p.classes * r.ld, *centre = r.centre + t * r.ld;
+  if (!of_differences(p.metric)) return means;
+  for (i64 n = 0; n < p.classes; ++n)
+    for (i64 d = 0; d < r.ld; ++d) scratch[n * r.ld + d] = means[n * r.ld + d] - centre[d];
+  return scratch;
+}
+
+// Adds what is proportional to the query itself.
+void add_own_term(const Loss& p, const Record& r, i64 t, i64 kept, Real grad, const Real* x, Real* to) {
+  const Real* centre = of_differences(p.metric) ? r.centre + t * r.ld : nullptr;
+  const Real own = r.v[kept] * grad, norm = r.query_norms[kept];  // whose square may leave the range
+  if (own == 0) return;
+  for (i64 d = 0; d < p.features; ++d) to[d] += own * ((x[d] - (centre ? centre[d] : 0)) * norm);
+}
+
+// Of queries [begin, begin + n); in scratch first where rows are not whole vectors.
+void query_gradient(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n, Real grad,
+                    const Real* means, Real* scratch, Real* out) {
+  const i64 ld = r.ld, in_chunk = begin - c.begin;
+  out += (c.task * p.queries + begin) * p.features;
+  Real* to = ld == p.features ? out : scratch;
+  combine(Combination<Real>{r.u + c.part * p.classes * r.longest + in_chunk, 1, r.longest, means, ld,
+                            p.classes, nullptr, grad, to, ld, false},
           n, ld);
   for (i64 q = 0; q < n; ++q) {
-    const Real own = r.v[at + q] * grad;
-    if (has_own_term(p.metric) && own != 0) {
-      const Real* x = p.query + (at + q) * p.features;
-      // The norm's square may leave the range.
-      const Real norm = r.query_norms[at + q];
-      for (i64 d = 0; d < p.features; ++d)
-        to[q * ld + d] += own * ((x[d] - (centre ? centre[d] : 0)) * norm);
-    }
+    if (has_own_term(p.metric))
+      add_own_term(p, r, c.task, c.part * r.longest + in_chunk + q, grad,
+                   p.query + (c.task * p.queries + begin + q) * p.features, to + q * ld);
     if (to == scratch)
-      std::memcpy(out + (at + q) * p.features, to + q * ld, sizeof(Real) * size_t(p.features));
+      std::memcpy(out + q * p.features, to + q * ld, sizeof(Real) * size_t(p.features));
   }
 }
 
@@ -398,18 +387,20 @@ bool prototype_loss(const Loss& p, Real* loss, Real* logits, Real* record, bool 
 
 void prototype_loss_backward(const Loss& p, const Real* record, const PrototypeGradients<Real>& g) {
   const Record r(p, const_cast<Real*>(record));
-  const i64 threads = threads_of(p);
-  const i64 size = r.block * r.ld, queries = g.query ? p.tasks * r.chunks : 0;
-  const Memory scratch(i64(sizeof(Real)) * size * threads);
-  parallel(queries + (g.support ? p.tasks : 0), threads, [&](i64 worker, i64 i) {
-    const bool of_query = i < queries;
-    const i64 t = of_query ? i / r.chunks : i - queries;
-    const Real grad = g.loss[t * g.loss_task];
-    if (!of_query) return support_gradient(p, r, t, grad, g.support);
-    const i64 end = first_query(p, r, i % r.chunks + 1);
-    for (i64 q = first_query(p, r, i % r.chunks); q < end; q += r.block)
-      query_gradient(p, r, t, q, smaller(r.block, end - q), grad,
-                     static_cast<Real*>(scratch.data()) + worker * size, g.query);
+  const i64 threads = threads_of(p), chunks = g.query ? p.tasks * r.chunks : 0;
+  const i64 size = GradientScratch(p, r, nullptr).size;
+  const Memory memory(i64(sizeof(Real)) * size * threads);
+  parallel(chunks + (g.support ? p.tasks : 0), threads, [&](i64 worker, i64 i) {
+    if (i >= chunks) {
+      const i64 t = i - chunks;
+      return support_gradient(p, r, t, g.loss[t * g.loss_task], g.support);
+    }
+    const Chunk c(p, r, i);
+    const GradientScratch scratch(p, r, static_cast<Real*>(memory.data()) + worker * size);
+    const Real* means = centred_means(p, r, c.task, scratch.centred);
+    for (i64 q = c.begin; q < c.end; q += gradient_rows)
+      query_gradient(p, r, c, q, smaller(gradient_rows, c.end - q), g.loss[c.task * g.loss_task], means,
+                     scratch.rows, g.query);
   });
   for (i64 t = 0; g.temperature && t < p.tasks; ++t)
     g.temperature[t] = g.loss[t * g.loss_task] * r.slope[t * r.chunks];

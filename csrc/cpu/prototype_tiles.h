@@ -1,5 +1,6 @@
-// The inner loops of prototypes. Lanes run along the features, so that neither operand is transposed
-// and five classes fill a vector as well as sixteen.
+// The inner loops of prototypes. Lanes run along the features while these are summed, so that neither
+// operand is transposed; the sums of W rows are then turned round together, a row a lane, so that
+// what comes after (softmax) fills its vectors whatever the number of classes.
 #pragma once
 
 #include "simd.h"
@@ -15,6 +16,18 @@ FASTMETA_INLINE Vec<R> load_anywhere(const R* p) {
 template <class R>
 FASTMETA_INLINE void store_anywhere(R* p, Vec<R> v) {
   std::memcpy(p, &v, sizeof v);
+}
+
+// Loaded once: as an operand in memory it would be loaded by every instruction that needs it.
+template <class V>
+FASTMETA_INLINE void keep_in_register(V& v) {
+#if defined(__x86_64__)
+#if FASTMETA_VECTOR_BYTES == 64
+  asm("" : "+v"(v));
+#else
+  asm("" : "+x"(v));
+#endif
+#endif
 }
 
 // ---- sums over the features of pairs ------------------------------------------------------------
@@ -38,108 +51,124 @@ struct ProjectedDifference {
   static FASTMETA_INLINE V add(V sum, V a, V x, V y) { return sum + a * (x - y); }
 };
 
-// A tile has as many pairs as a vector has lanes: its sums over lanes make one vector.
-template <class R>
-constexpr int pair_rows = lanes<R> >= 16 ? 4 : lanes<R> >= 4 ? 2 : 1;
-template <class R>
-constexpr int pair_columns = lanes<R> / pair_rows<R>;
-
-// As `horizontal_sums` of simd.h, of vectors in registers.
-template <class R, int count>
+// The sums of W vectors, vector i's in lane i, to the last bit as `horizontal_sum` of it.
+template <class R, int bit = lanes<R> / 2>
 FASTMETA_INLINE Vec<R> sums_of(const Vec<R>* v) {
-  if constexpr (count == 1) {
+  if constexpr (bit == 0) {
     return v[0];
   } else {
-    constexpr int half = count / 2;
-    return fold<R, half>(sums_of<R, half>(v), sums_of<R, half>(v + half));
+    Vec<R> folded[bit];
+#pragma GCC unroll 16
+    for (int i = 0; i < bit; ++i) folded[i] = fold<R, bit>(v[i], v[i + bit]);
+    return sums_of<R, bit / 2>(folded);
   }
 }
 
-// The same sum of one vector, to the last bit.
+// Longer sums are added up piece by piece, as in product.h: pieces of a tile's rows stay in the
+// first-level cache.
 template <class R>
-FASTMETA_INLINE R sum_of(Vec<R> v) {
-  R a[lanes<R>];
-  store_anywhere(a, v);
-  for (int width = 1; width < lanes<R>; width *= 2)
-    for (int l = 0; l < lanes<R>; l += 2 * width) a[l] += a[l + width];
-  return a[0];
+constexpr i64 deepest_pair = 32 * lanes<R>;
+
+// A tile of pairs takes rows of x and of y into registers, and leaves a vector a pair. Few columns get
+// more rows, so that sums do not wait for one another. W rows make a group: a row a lane of the result.
+constexpr int most_columns = 6;
+template <class R, int columns>
+constexpr int tile_rows = [] {
+  constexpr int most = FASTMETA_VECTOR_BYTES == 64 ? 4 : 2;
+  constexpr int rows = columns > 2 ? most : columns > 1 ? 2 * most : 4 * most;
+  return rows < lanes<R> ? rows : lanes<R>;
+}();
+
+// out[j * W + i] = the sums of row i of x and column j, of features [begin, end), whole vectors.
+template <class Op, int M, int N, class R>
+FASTMETA_INLINE void pair_tile(const R* const* x, const R* y, i64 ld, const R* const* a, i64 begin,
+                               i64 end, Vec<R>* out) {
+  constexpr int W = lanes<R>;
+  Vec<R> sum[M * N] = {};
+  for (i64 d = begin; d < end; d += W) {
+    Vec<R> row[M], factor[M];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      row[i] = load_anywhere(x[i] + d);
+      if constexpr (Op::has_a) factor[i] = load_anywhere(a[i] + d);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) {
+      Vec<R> column = load_anywhere(y + j * ld + d);
+      keep_in_register(column);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        Vec<R> weight{};
+        if constexpr (Op::has_a) weight = factor[i];
+        sum[j * M + i] = Op::add(sum[j * M + i], weight, row[i], column);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j)
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) out[j * W + i] = sum[j * M + i];
 }
 
-template <class R, int bit>
-FASTMETA_INLINE Mask<R> neighbours() {
-  Mask<R> lane{};
-  for (int l = 0; l < lanes<R>; ++l) lane[l] = l ^ bit;
-  return lane;
-}
-// The sum, or the largest, in every lane.
-template <class R, int bit = lanes<R> / 2>
-FASTMETA_INLINE Vec<R> sum_everywhere(Vec<R> v) {
-  if constexpr (bit == 0) {
-    return v;
-  } else {
-    return sum_everywhere<R, bit / 2>(v + shuffle<R>(v, v, neighbours<R, bit>()));
-  }
-}
-template <class R, int bit = lanes<R> / 2>
-FASTMETA_INLINE Vec<R> max_everywhere(Vec<R> v) {
-  if constexpr (bit == 0) {
-    return v;
-  } else {
-    return max_everywhere<R, bit / 2>(vmax(v, shuffle<R>(v, v, neighbours<R, bit>())));
-  }
+// Adds to sums[0 .. columns), at most N of them, those of a group's rows.
+template <class Op, int N = most_columns, class R>
+FASTMETA_INLINE void add_column_sums(const R* const* x, const R* y, i64 ld, i64 columns,
+                                     const R* const* a, i64 begin, i64 end, Vec<R>* sums) {
+  if constexpr (N > 1)
+    if (columns < N) return add_column_sums<Op, N - 1>(x, y, ld, columns, a, begin, end, sums);
+  constexpr int W = lanes<R>, M = tile_rows<R, N>;
+  Vec<R> pairs[N * W];
+  for (int i = 0; i < W; i += M)
+    pair_tile<Op, M, N>(x + i, y, ld, Op::has_a ? a + i : nullptr, begin, end, pairs + i);
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) sums[j] += sums_of<R>(pairs + j * W);
 }
 
-// Longer sums are added up piece by piece, as in product.h.
+// A share of the lines of [begin, end) of W rows, which are the next to be read. Rows are read in
+// pieces: too short, each, for the machine to see where they go.
 template <class R>
-constexpr i64 deepest_pair = 256 * lanes<R>;
+FASTMETA_INLINE void prefetch_rows(const R* x, i64 ld, i64 begin, i64 end, i64 share, i64 shares) {
+  constexpr i64 line = 64 / i64(sizeof(R));
+  for (i64 i = lanes<R> * share / shares; i < lanes<R> * (share + 1) / shares; ++i)
+    for (i64 d = begin; d < end; d += line) __builtin_prefetch(x + i * ld + d, 0, 2);
+}
 
-// Lane r * pair_columns + c: the sum of row r of x and row c of y. depth is whole vectors.
+// sums[n], lane r: the sum of row r of a group and column n. depth is whole vectors.
 template <class Op, class R>
-FASTMETA_INLINE Vec<R> pair_tile(const R* const* x, const R* const* y, const R* const* a, i64 depth) {
-  constexpr int M = pair_rows<R>, N = pair_columns<R>, W = lanes<R>;
-  Vec<R> total{};
+void group_sums(const R* const* x, const R* y, i64 ld, i64 columns, const R* const* a, i64 depth,
+                Vec<R>* sums) {
+  const i64 tiles = ceil_div(columns, most_columns);
+  for (i64 n = 0; n < columns; ++n) sums[n] = Vec<R>{};
   for (i64 begin = 0; begin < depth; begin += deepest_pair<R>) {
     const i64 end = smaller(depth, begin + deepest_pair<R>);
-    Vec<R> sum[M * N] = {};
-    for (i64 d = begin; d < end; d += W) {
-      Vec<R> column[N];
-#pragma GCC unroll 16
-      for (int j = 0; j < N; ++j) column[j] = load_anywhere(y[j] + d);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        const Vec<R> row = load_anywhere(x[i] + d);
-        Vec<R> factor{};
-        if constexpr (Op::has_a) factor = load_anywhere(a[i] + d);
-#pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) sum[i * N + j] = Op::add(sum[i * N + j], factor, row, column[j]);
-      }
+    for (i64 i = 0; i < tiles; ++i) {
+      const i64 n = columns * i / tiles, next = columns * (i + 1) / tiles;
+      add_column_sums<Op>(x, y + n * ld, ld, next - n, a, begin, end, sums + n);
+      if (depth > deepest_pair<R>) prefetch_rows(x[0] + lanes<R> * ld, ld, begin, end, i, tiles);
     }
-    total += sums_of<R, M * N>(sum);
   }
-  return total;
 }
 
-// out [rows, columns] with rows `ld_out` apart; columns up to the next multiple of `pair_columns` are
-// written with no meaning.
-template <class Op, class R>
-void pair_sums(const R* x, i64 ld_x, i64 rows, const R* y, i64 ld_y, i64 columns, const R* a, i64 ld_a,
-               i64 depth, R* out, i64 ld_out) {
-  constexpr int M = pair_rows<R>, N = pair_columns<R>;
-  const R *x_rows[M], *y_rows[N], *a_rows[M];
-  for (i64 n = 0; n < columns; n += N) {
-    for (int j = 0; j < N; ++j) y_rows[j] = y + smaller(n + j, columns - 1) * ld_y;
-    for (i64 q = 0; q < rows; q += M) {
-      for (int i = 0; i < M; ++i) {
-        const i64 row = smaller(q + i, rows - 1);
-        x_rows[i] = x + row * ld_x;
-        a_rows[i] = Op::has_a ? a + row * ld_a : nullptr;
-      }
-      const Vec<R> sums = pair_tile<Op>(x_rows, y_rows, a_rows, depth);
-      R lane[lanes<R>];
-      store_anywhere(lane, sums);
-      for (i64 i = 0; i < smaller(M, rows - q); ++i)
-        std::memcpy(out + (q + i) * ld_out + n, lane + i * N, sizeof(R) * N);
-    }
+// Pointers to the rows of a group; what is past the last is the last again.
+template <class R>
+struct Group {
+  const R* row[lanes<R>];
+
+  Group(const R* x, i64 ld, i64 rows) {
+    for (i64 i = 0; i < lanes<R>; ++i) row[i] = x + smaller(i, rows - 1) * ld;
+  }
+};
+
+// Lane r of v[n] to out[r * columns + n]. May write lanes<R> elements past the last.
+template <class R>
+void store_group(const Vec<R>* v, i64 columns, R* out) {
+  constexpr i64 W = lanes<R>;
+  for (i64 n = 0; n < columns; n += W) {
+    const i64 from = larger(0, smaller(n, columns - W));  // the last block may overlap another
+    Vec<R> block[W];
+    for (i64 i = 0; i < W; ++i) block[i] = from + i < columns ? v[from + i] : Vec<R>{};
+    transpose_block<R>(block);
+    for (i64 i = 0; i < W; ++i) store_anywhere(out + i * columns + from, block[i]);
   }
 }
 
@@ -160,14 +189,16 @@ FASTMETA_INLINE R pair_sum(const R* x, const R* y, i64 depth) {
       std::memcpy(&y_end, y + d, sizeof(R) * size_t(end - d));
       sum = Op::add(sum, Vec<R>{}, x_end, y_end);
     }
-    total += sum_of<R>(sum);
+    total += horizontal_sum<R>(sum);
   }
   return total;
 }
 
 // ---- sums of weighted rows ----------------------------------------------------------------------
 
-constexpr int most_rows = FASTMETA_VECTOR_BYTES == 64 ? 6 : 3;
+// An origin takes registers too.
+template <bool centred>
+constexpr int most_rows = FASTMETA_VECTOR_BYTES == 64 ? 6 : centred ? 3 : 4;
 constexpr int most_vectors = FASTMETA_VECTOR_BYTES == 64 ? 4 : 3;
 
 // out[m] = scale * (sum over k of a(m, k) (b[k] - origin)), or that added to out[m].
@@ -212,7 +243,7 @@ void combine_tile(const Combination<R>& c, i64 m, i64 d) {
     }
 }
 
-template <bool centred, int V, int M = most_rows, class R>
+template <bool centred, int V, int M = most_rows<centred>, class R>
 void combine_rows(const Combination<R>& c, i64 rows, i64 d) {
   if constexpr (M > 0) {
     i64 m = 0;

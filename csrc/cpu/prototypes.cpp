@@ -42,14 +42,15 @@ bool class_means(const ClassMeans<Real>& c) {
 
 constexpr i64 rows_at_once = 32, columns_at_once = 512;
 
-// What one worker needs for a block of rows.
+// What one worker needs for a block of rows: rows of x and of a as whole vectors, and sums, of which
+// `store_group` may write some past the last.
 struct PairScratch {
-  i64 rows;  // of x or of a, as whole vectors
-  i64 size;
+  i64 rows, group, size;
 
   explicit PairScratch(const Pairs<Real>& p)
       : rows(rows_at_once * round_up(p.features, W)),
-        size(2 * rows + rows_at_once * columns_at_once) {}
+        group(W * round_up(smaller(p.classes, columns_at_once), W)),
+        size(2 * rows + 2 * group + W) {}
 };
 
 template <class Op>
@@ -60,14 +61,18 @@ void sums_of_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n,
   const Real* a = nullptr;
   if constexpr (Op::has_a)
     a = whole_rows(p.a + t * p.a_task + begin * p.features, n, p.features, scratch + sizes.rows);
-  Real* sums = scratch + 2 * sizes.rows;
-  for (i64 c = 0; c < p.classes; c += columns_at_once) {
-    const i64 columns = smaller(columns_at_once, p.classes - c);
-    pair_sums<Op>(x, ld, n, y + c * ld, ld, columns, a, ld, ld, sums, columns_at_once);
-    for (i64 q = 0; q < n; ++q)
-      std::memcpy(p.out + (t * p.queries + begin + q) * p.classes + c, sums + q * columns_at_once,
-                  sizeof(Real) * size_t(columns));
-  }
+  Real *sums = scratch + 2 * sizes.rows, *turned = sums + sizes.group;
+  for (i64 q = 0; q < n; q += W)
+    for (i64 c = 0; c < p.classes; c += columns_at_once) {
+      const i64 columns = smaller(columns_at_once, p.classes - c), rows = smaller(W, n - q);
+      const Group<Real> x_rows(x + q * ld, ld, rows), a_rows(a ? a + q * ld : x, ld, rows);
+      group_sums<Op>(x_rows.row, y + c * ld, ld, columns, a_rows.row, ld,
+                     reinterpret_cast<Vec<Real>*>(sums));
+      store_group(reinterpret_cast<const Vec<Real>*>(sums), columns, turned);
+      for (i64 r = 0; r < rows; ++r)
+        std::memcpy(p.out + (t * p.queries + begin + q + r) * p.classes + c, turned + r * columns,
+                    sizeof(Real) * size_t(columns));
+    }
 }
 
 void pull_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n, Real* scratch) {

@@ -111,10 +111,15 @@ FASTMETA_INLINE Vec<R> shuffle(Vec<R> a, Vec<R> b, Mask<R> from) {
 // Neighbours are lanes that differ in the bit alone.
 template <class R, int bit>
 FASTMETA_INLINE Vec<R> fold(Vec<R> a, Vec<R> b) {
-  Mask<R> own{}, neighbour{};
+  Mask<R> own{}, other{}, neighbour{};
   for (int l = 0; l < lanes<R>; ++l) {
     own[l] = l & bit ? lanes<R> + l : l;
+    other[l] = l & bit ? l : lanes<R> + l;
     neighbour[l] = l & bit ? lanes<R> + (l ^ bit) : (l ^ bit);
+  }
+  if constexpr (bit == 1) {  // no instruction swaps neighbours of two vectors, only of one
+    const Vec<R> swapped = shuffle<R>(a, b, other);
+    return shuffle<R>(a, b, own) + shuffle<R>(swapped, swapped, neighbour & (lanes<R> - 1));
   }
   return shuffle<R>(a, b, own) + shuffle<R>(a, b, neighbour);
 }
