@@ -250,7 +250,7 @@ def test_small_tasks_stop_or_are_skipped(fastmeta, clinic):
     status, _, err = fastmeta(*line)
     assert status == 2 and "task 'tiny' (from line" in err and "has 1 row(s)" in err
     status, out, _ = fastmeta(*line, "--skip-small-tasks")
-    assert status == 0 and "skipped   1 tasks with fewer than 6 rows" in out
+    assert status == 0 and "skipped   1 task with fewer than 6 rows" in out
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------
