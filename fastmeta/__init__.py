@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmeta import episodes, functional, models
+    from fastmeta import episodes, functional, models, training
     from fastmeta.algorithms import (
         ANIL,
         MAML,
@@ -40,6 +40,7 @@ __all__ = [
     "explain",
     "functional",
     "models",
+    "training",
     "use_backend",
 ]
 
@@ -54,6 +55,7 @@ _HOME = {
 }
 _SUBMODULES = (
     "algorithms", "backends", "episodes", "functional", "inner_loop", "models", "tasks",
+    "training",
 )  # fmt: skip
 
 
@@ -69,4 +71,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

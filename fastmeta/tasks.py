@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.forward import task_forward
+from fastmeta.words import kind_of
 
 __all__ = ["Adapted", "MetaOutput", "TaskBatch"]
 
@@ -279,7 +280,10 @@ class Adapted:
 
         Raises:
             ValueError: `x` is not of T tasks.
+            TypeError: `x` is not a tensor.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor [T, Q, ...], not {kind_of(x)}")
         if x.dim() < 2 or x.shape[0] != self._tasks:
             raise ValueError(
                 f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}"
@@ -312,15 +316,14 @@ def _check_forms(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y:
 
 
 def _check_samples(kind: str, x: Tensor, y: Tensor) -> None:
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        raise TypeError(
-            f"{kind}_x and {kind}_y must be tensors, not {type(x).__name__} and {type(y).__name__}"
-        )
+    for name, value in ((f"{kind}_x", x), (f"{kind}_y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {kind_of(value)}")
     x_shape, y_shape = x.shape, y.shape
     if len(x_shape) < 2 or len(y_shape) < 2 or x_shape[:2] != y_shape[:2]:
         raise ValueError(
             f"{kind}_x must be [T, {_COUNT[kind]}, ...] and {kind}_y [T, {_COUNT[kind]}, ...], "
-            f"not {list(x_shape)} and {list(y_shape)}"
+            f"not {list(x_shape)} and {list(y_shape)}{_way_out(kind, x, y)}"
         )
     if x_shape[0] == 0 or x_shape[1] == 0:
         raise ValueError(f"{kind}_x is empty: {list(x_shape)} has no tasks or no samples")
@@ -336,6 +339,13 @@ def _check_samples(kind: str, x: Tensor, y: Tensor) -> None:
 
 
 _COUNT = {"support": "S", "query": "Q"}
+
+
+def _way_out(kind: str, x: Tensor, y: Tensor) -> str:
+    """A hint where these look like the samples of one task."""
+    if x.shape[:1] != y.shape[:1] or (x.dim() > 2 and y.dim() > 1):
+        return ""
+    return f"; did you forget the task dimension? One task is {kind}_x[None], {kind}_y[None]"
 
 
 def _check_alike(support_name: str, support: Tensor, query_name: str, query: Tensor) -> None:
@@ -382,7 +392,7 @@ def _has_padding(kind: str, weight: Tensor, x: Tensor) -> bool:
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} on {value.device}"
-    return type(value).__name__
+    return kind_of(value)
 
 
 def _without_padding(weight: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def batch(t=3, s=4, q=2, **changes):
         ({"support_y": torch.zeros(3, dtype=torch.int64)}, ValueError, "support_y"),
         ({"support_y": torch.zeros(3, 5, dtype=torch.int64)}, ValueError, r"\[3, 5\]"),
         ({"query_y": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "query_y"),
-        ({"support_x": [[1.0]]}, TypeError, "must be tensors"),
+        ({"support_x": [[1.0]]}, TypeError, "support_x must be a tensor, not list"),
         (
             {"query_x": torch.zeros(2, 2, 5), "query_y": torch.zeros(2, 2, dtype=torch.int64)},
             ValueError,

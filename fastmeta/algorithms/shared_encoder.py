@@ -12,6 +12,7 @@ from fastmeta.algorithms.classes import asked_ways, count_classes
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
+from fastmeta.words import kind_of
 
 __all__ = ["Fitted", "SharedEncoder", "check_input"]
 
@@ -115,11 +116,22 @@ class SharedEncoder(nn.Module, Generic[Head]):
         y, weight = features.query_y, features.query_weight
         return task_loss("cross_entropy", predictions, y, weight), predictions
 
+    def _features(self, samples: Tensor) -> Tensor:
+        try:
+            return self.encoder(samples)
+        except RuntimeError as error:
+            if samples.dim() > 1:
+                raise
+            raise ValueError(
+                "inputs [T, S] have samples that are single numbers, which the encoder cannot "
+                f"take: did you forget the task dimension? TaskBatch is [T, S, ...] ({error})"
+            ) from error
+
     def _encode(self, *sets: tuple[Tensor, Tensor | None]) -> list[Tensor]:
         """Features [T, n, D] of samples [T, n, ...] with weights [T, n], in one call."""
         rows = [_real_samples(x, weight) for x, weight in sets]
         check_input(self.encoder, rows[0])
-        features = self.encoder(torch.cat(rows))
+        features = self._features(torch.cat(rows))
         count = sum(map(len, rows))
         if not isinstance(features, Tensor):
             raise TypeError(f"encoder must return a tensor, not {type(features).__name__}")
@@ -154,7 +166,10 @@ class Fitted(Generic[Head]):
 
         Raises:
             ValueError: `x` is not of T tasks.
+            TypeError: `x` is not a tensor.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor [T, Q, ...], not {kind_of(x)}")
         if x.dim() < 2 or x.shape[0] != self._tasks:
             raise ValueError(f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}")
         (features,) = self._learner._encode((x, None))

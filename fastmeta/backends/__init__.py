@@ -3,3 +3,7 @@
 from fastmeta.backends.registry import available_backends, requested_backend, use_backend
 
 __all__ = ["available_backends", "requested_backend", "use_backend"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

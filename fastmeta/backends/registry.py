@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from fastmeta.words import one_of
+
 __all__ = ["BACKENDS", "available_backends", "requested_backend", "use_backend"]
 
 # Each is a module of this package with `unavailable() -> str | None`: the reason, or None.
@@ -64,4 +66,4 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _check_name(source: str, name: str) -> None:
     if name not in BACKENDS:
-        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, not {name!r}")
+        raise ValueError(one_of(source, name, BACKENDS))

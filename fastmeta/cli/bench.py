@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from textwrap import fill
 
 from fastmeta import bench
 from fastmeta.backends.device import find_device
 from fastmeta.cli.errors import INTERRUPTED, UsageError, usage_errors
 from fastmeta.cli.setup import check_writable, set_threads
+from fastmeta.words import nearest
+
+FASTMETA = "fastmeta"  # among the rivals: itself
 
 
 def run(options: argparse.Namespace) -> int:
     """Time the workloads, print the table and write the JSON, also of a run cut short."""
+    if options.list:
+        _print_names()
+        return 0
     set_threads(options.threads)
     _check_names("--workload", options.workload, bench.selectable())
-    _check_names("--rival", options.rival, bench.RIVALS)
+    _check_names("--rival", options.rival, [FASTMETA, *bench.RIVALS])
     with usage_errors():
         device = find_device(options.device)
         if options.json:
@@ -25,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         results = bench.run(
             options.workload,
-            options.rival,
+            _without_fastmeta(options.rival),
             options.quick,
             options.seconds,
             device=device,
@@ -40,6 +47,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_names(option: str, names: Collection[str] | None, known: Collection[str]) -> None:
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise UsageError(f"{option} {unknown[0]!r} is none of {', '.join(known)}")
+    for name in names or ():
+        if name in known:
+            continue
+        close = nearest(name, known, most=4)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+        raise UsageError(f"{option}: there is no {name!r}{hint} `fastmeta bench --list` names all")
+
+
+def _without_fastmeta(rivals: Sequence[str] | None) -> list[str] | None:
+    """The others; it always runs, and alone if nobody else is named."""
+    return None if rivals is None else [name for name in rivals if name != FASTMETA]
+
+
+def _print_names() -> None:
+    for title, names in (("workloads", bench.selectable()), ("rivals", [*bench.RIVALS])):
+        print(f"{title}\n{fill(', '.join(names), 96, initial_indent='  ', subsequent_indent='  ')}")

@@ -19,6 +19,7 @@ from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
 from fastmeta.training import Run, error_by_step, interval
+from fastmeta.words import counted
 
 TASKS, SHOTS, INNER_STEPS, INNER_LR = 25, 10, 5, 0.01
 SHOWN_STEPS = (0, 1, 5)
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"second order, {INNER_STEPS} inner steps, {TASKS} tasks a meta-step, engine {engine}")
     start = time.perf_counter()
     steps = _learn(meta, options.steps, options.seed)
-    print(f"\n{steps} meta-steps in {time.perf_counter() - start:.1f} s\n")
+    print(f"\n{counted(steps, 'meta-step')} in {time.perf_counter() - start:.1f} s\n")
 
     unseen = _waves(options.seed + 1_000_003, queries=100).sample(1000)
     _print_errors(meta, unseen)
@@ -155,7 +156,7 @@ def _print_speed(meta: MAML, seed: int) -> None:
     difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     fast, slow = (_steps_per_second(step, parameters) for step in (ours, plain))
     where = chosen_device()
-    place = f"{torch.get_num_threads()} threads" if where.type == "cpu" else str(where)
+    place = counted(torch.get_num_threads(), "thread") if where.type == "cpu" else str(where)
     print(f"meta-steps per second, measured now ({place}):")
     print(f"  fastmeta            {fast:9.1f}")
     print(f"  plain PyTorch loop  {slow:9.1f}")

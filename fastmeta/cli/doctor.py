@@ -15,6 +15,7 @@ import torch
 
 import fastmeta
 from fastmeta.backends.cpu import native
+from fastmeta.words import counted
 
 PACKAGES = ("torch", "numpy", "triton", "safetensors", "tqdm", "matplotlib")
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16")
@@ -56,7 +57,8 @@ def _print_processor() -> None:
         print(f"  has        {' '.join(f for f in CPU_FEATURES if f in flags) or '-'}")
         print(f"  lacks      {' '.join(f for f in CPU_FEATURES if f not in flags) or '-'}")
     print(f"  torch uses {torch.backends.cpu.get_cpu_capability()}")
-    print(f"  threads    {torch.get_num_threads()} (torch and fastmeta), {_usable_cores()} cores")
+    cores = counted(_usable_cores(), "core")
+    print(f"  threads    {torch.get_num_threads()} (torch and fastmeta), {cores}")
 
 
 def _cpuinfo() -> dict[str, str]:

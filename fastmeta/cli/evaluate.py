@@ -8,20 +8,23 @@ from pathlib import Path
 
 from fastmeta.cli.device import choose_device
 from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.memory import keep_freed_memory
 from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.cli.sources import module_of
 from fastmeta.training import load_checkpoint
+from fastmeta.words import counted
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate a checkpoint on tasks that it was not trained on."""
     set_threads(options.threads)
+    keep_freed_memory()
     with usage_errors():
         choose_device(options.device)
         checkpoint = load_checkpoint(options.checkpoint)
         if options.json:
             check_writable(Path(options.json))
-    print(f"{options.checkpoint}, {checkpoint.step} meta-steps")
+    print(f"{options.checkpoint}, {counted(checkpoint.step, 'meta-step')}")
     kind = checkpoint.config["source"]["kind"]
     _check_few_shot(kind, options)
     source = module_of(kind)

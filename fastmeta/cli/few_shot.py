@@ -23,6 +23,7 @@ from fastmeta.training import (
     interval,
     plot_embedding,
 )
+from fastmeta.words import adaptation_time, counted
 
 # For validation and evaluation, whatever the training has.
 QUERIES = 15
@@ -91,8 +92,8 @@ def check_for_learner(meta: MetaLearner, options: argparse.Namespace) -> None:
 
 def described(ways: int, shots: int, queries: int) -> str:
     """Return what a task is, in words."""
-    plural = "" if shots == 1 else "s"
-    return f"{ways} ways, {shots} shot{plural}, {queries} queries a class"
+    per_class = f"{counted(queries, 'query', 'queries')} a class"
+    return f"{counted(ways, 'way')}, {counted(shots, 'shot')}, {per_class}"
 
 
 def evaluate_tasks(
@@ -100,7 +101,7 @@ def evaluate_tasks(
 ) -> dict[str, Any]:
     """Print the accuracy, by inner step where there are some, and return the numbers."""
     tasks = options.tasks or TASKS
-    print(f"{tasks} tasks of {source.n_classes} classes that were not learned from,")
+    print(f"{counted(tasks, 'task')} of {source.n_classes} classes that were not learned from,")
     print(f"{described(source.ways, source.shots, source.queries)}\n")
     numbers: dict[str, Any] = {"tasks": tasks, "ways": source.ways, "shots": source.shots}
     numbers["queries"] = source.queries
@@ -112,7 +113,7 @@ def evaluate_tasks(
         numbers |= _by_step(meta, source, tasks, options.inner_steps)
     at_once = tasks_at_once(source.ways, source.shots, 0)
     seconds = adaptation_seconds(meta, source.sample(at_once))
-    print(f"\nadaptation: {seconds * 1e6:.3g} us a task ({at_once} tasks at once)")
+    print(f"\nadaptation: {adaptation_time(seconds, at_once)}")
     return {**numbers, "adaptation_seconds_per_task": seconds}
 
 

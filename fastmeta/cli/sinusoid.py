@@ -12,6 +12,7 @@ from fastmeta.cli.network import mlp_config
 from fastmeta.cli.setup import Job, as_maml, load_meta, meta_config, training_config
 from fastmeta.episodes import Sinusoid
 from fastmeta.training import Checkpoint, adaptation_seconds, error_by_step, interval
+from fastmeta.words import adaptation_time, counted
 
 # Added to the seed, so that the waves are not those of the training.
 VALIDATION, EVALUATION = 2_000_003, 1_000_003
@@ -47,14 +48,15 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
         )
         tasks = source.sample(options.tasks or TASKS)
         errors = error_by_step(meta, tasks, options.inner_steps or meta.inner_steps)
-    print(f"{len(tasks)} waves not seen before, {told['shots']} support points, mean squared")
+    shots = counted(told["shots"], "support point")
+    print(f"{counted(len(tasks), 'wave')} not seen before, {shots}, mean squared")
     print("error on 100 other points of each\n")
     print(f"{'inner steps':<12}{'MSE':>8}   95 % interval over waves")
     rows = [interval(error) for error in errors]
     for step, row in enumerate(rows):
         print(f"{step:<12}{row.mean:>8.4f}   {row.low:.4f} .. {row.high:.4f}")
     seconds = adaptation_seconds(meta, tasks)
-    print(f"\nadaptation: {seconds * 1e6:.3g} us a task ({len(tasks)} tasks at once)")
+    print(f"\nadaptation: {adaptation_time(seconds, len(tasks))}")
     return {
         "mse_by_step": [vars(row) for row in rows],
         "adaptation_seconds_per_task": seconds,

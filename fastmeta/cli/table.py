@@ -46,6 +46,7 @@ from fastmeta.training import (
     error_by_step,
     interval,
 )
+from fastmeta.words import adaptation_time, counted
 
 FOLDS = 4
 # A training inside cross-validation stops here, however long the real one is.
@@ -102,7 +103,7 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
     norm = options.support_norm or (saved and saved["source"]["support_norm"])
     norm = norm or choose_support_norm(table, train, scale, shots=options.shots, seed=options.seed)
     how = "" if options.support_norm else " (best on the tasks to learn from)"
-    print(f"support   {options.shots} rows a task, centred in norm {norm:g}{how}")
+    print(f"support   {counted(options.shots, 'row')} a task, centred in norm {norm:g}{how}")
 
     data = TableData(table, train, held_out, scale, options.shots, norm)
     training = training_config(options)
@@ -185,7 +186,7 @@ def _describe(
     skipped = len(table.tasks) - len(train) - len(held_out)
     print(f"table     {table.path.name}: {len(table.lines)} rows, {len(table.tasks)} tasks")
     if skipped:
-        print(f"skipped   {skipped} tasks with fewer than {options.shots + 1} rows")
+        print(f"skipped   {counted(skipped, 'task')} with fewer than {options.shots + 1} rows")
     print(f"inputs    {len(scale.feature_names)}: {', '.join(scale.feature_names)}")
     for name, reason in left_out.items():
         print(f"left out  {name}: {reason}")
@@ -211,11 +212,12 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
     rows = _summary(errors, data, reference=_mean_of_rows(data.shots))
 
     print(
-        f"{len(data.held_out)} tasks held out, {data.shots} support rows, {options.draws} draws of "
-        f"them each\nRMSE of {config['source']['target']} over the other rows of each task\n"
+        f"{counted(len(data.held_out), 'task')} held out, {counted(data.shots, 'support row')}, "
+        f"{counted(options.draws, 'draw')} of them each\n"
+        f"RMSE of {config['source']['target']} over the other rows of each task\n"
     )
     _print(rows, data.shots)
-    print(f"\nadaptation: {seconds * 1e6:.3g} us a task ({len(batch)} tasks at once)")
+    print(f"\nadaptation: {adaptation_time(seconds, len(batch))}")
     return {
         "rows": rows,
         "held_out": data.held_out,

@@ -12,6 +12,7 @@ from typing import Literal
 from fastmeta import MAML
 from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.memory import keep_freed_memory
 from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import check_writable, make_run, set_threads
 from fastmeta.cli.sources import module_of
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Train on a source, from the start or from a checkpoint."""
     begun = time.monotonic()
     set_threads(options.threads)
+    keep_freed_memory()
     with usage_errors():
         choose_device(options.device)
         options.curve = options.curve or _curve_beside(options.checkpoint)

@@ -55,3 +55,7 @@ __all__ = [
     "split_tasks",
     "tasks_with_rows",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -22,6 +22,7 @@ from fastmeta.functional.conv_products import (
 )
 from fastmeta.functional.precision import product_precision
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.words import kind_of
 
 __all__ = ["conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"]
 
@@ -266,7 +267,7 @@ def _outputs_and_kernel(
     weight: Tensor, form: str, ranks: tuple[int, ...]
 ) -> tuple[int, tuple[int, int]]:
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor {form}, not {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor {form}, not {kind_of(weight)}")
     if weight.dim() not in ranks or min(weight.shape[-4:]) == 0:
         raise ValueError(f"weight must be {form}, not {list(weight.shape)}")
     outputs, _, height, width = weight.shape[-4:]

@@ -14,6 +14,7 @@ from fastmeta.functional.checks import check_samples
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.precision import for_sums
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.words import one_of
 
 __all__ = [
     "METRICS", "check_metric", "check_pair", "distance", "pairwise_distance", "root", "unit",
@@ -56,7 +57,7 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "sqeuclidean") -> Tens
 def check_metric(metric: str) -> None:
     """ValueError unless there is such a metric."""
     if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+        raise ValueError(one_of("metric", metric, METRICS))
 
 
 def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from fastmeta.backends import triton, triton_products
 from fastmeta.functional.checks import check_parameter, check_samples
 from fastmeta.functional.precision import PRECISIONS, product_precision
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.words import kind_of
 
 __all__ = ["linear"]
 
@@ -39,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dim() < 3:
         raise ValueError(f"x must be [T, S, ..., I], not {list(x.shape)}")
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, not {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor, not {kind_of(weight)}")
     if weight.dim() not in (2, 3):
         raise ValueError(f"weight must be [T, O, I] or [O, I], not {list(weight.shape)}")
     outputs = weight.shape[-2]

@@ -10,7 +10,7 @@ from torch import nn
 from fastmeta.functional.forward import has_hooks
 from fastmeta.models import Sine
 
-__all__ = ["Chain", "activation_of", "called", "chain_of", "is_idle", "leaves_of"]
+__all__ = ["Chain", "activation_of", "called", "chain_of", "is_idle", "leaves_of", "unknown"]
 
 # The native side's (kind, activation, a, b, in, out, weight, bias).
 Node = tuple[str, str, float, float, int, int, int, int]
@@ -64,7 +64,7 @@ def chain_of(module: nn.Module) -> Chain | str:
             continue
         activation = activation_of(layer)
         if activation is None:
-            return f"{called(name, layer)} is not among the layers that the native kernels have"
+            return unknown(name, layer)
         nodes.append(("activation", *activation, width, width, -1, -1))
     if any(node[5] == 0 for node in nodes):
         return "a layer has no outputs"
@@ -104,6 +104,17 @@ def called(name: str, layer: nn.Module) -> str:
     """What to call a layer in a sentence."""
     kind = type(layer).__name__
     return f"layer {name.rstrip('.')!r} ({kind})" if name else f"the module ({kind})"
+
+
+def unknown(name: str, layer: nn.Module) -> str:
+    """What a sentence says of a layer that no native kernel stands for."""
+    if type(layer).__module__.startswith("torch."):
+        return f"{called(name, layer)} is not among the layers that the native kernels have"
+    return (
+        f"{called(name, layer)} has a forward() written by hand, and the native kernels read "
+        "nn.Sequential alone: write it as one of known layers, or let another engine run it, as "
+        'engine="auto" does'
+    )
 
 
 def activation_of(layer: Any) -> tuple[str, float, float] | None:

@@ -35,7 +35,8 @@ def check_model(
         check_dropout(loop)
         if tasks.support_weight is not None or tasks.query_weight is not None:
             _check_weights(loop)
-        _, predictions = _probe(loop, parameters, tasks)
+        theta, predictions = _probe(loop, parameters, tasks)
+        _check_task_dimension(loop, theta, tasks)
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
     _check_loss(loop, predictions, tasks)
@@ -121,11 +122,16 @@ def _probe(
     theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
     x = tasks.support_x[0].detach()
     try:
-        with torch.enable_grad(), _same_random_state(x), _unchanged_buffers(loop.module):
-            predictions = call_module(loop.module, theta, x)
+        with torch.enable_grad():
+            predictions = _predict(loop, theta, x)
     except (RuntimeError, IndexError) as error:
+        hint = ""
+        if _takes(loop, theta, tasks.support_x.detach()):
+            hint = f". It can take all of {_forgotten(tasks)}"
+        elif x.dim() == 1:
+            hint = ". Samples of one feature are [T, S, 1]"
         raise ValueError(
-            f"the module cannot take a task's support_x {list(x.shape)} {x.dtype}: {error}"
+            f"the module cannot take a task's support_x {list(x.shape)} {x.dtype}: {error}{hint}"
         ) from error
     if not isinstance(predictions, Tensor):
         raise TypeError(f"the module must return a tensor, not {type(predictions).__name__}")
@@ -137,6 +143,46 @@ def _probe(
     if loop.steps and not predictions.requires_grad:
         raise ValueError(f"the predictions do not depend on what adapts: {list(loop.adapted)}")
     return theta, predictions
+
+
+def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    with _same_random_state(x), _unchanged_buffers(loop.module):
+        return call_module(loop.module, theta, x)
+
+
+def _check_task_dimension(
+    loop: InnerLoop, theta: Mapping[str, Tensor], tasks: TaskBatch
+) -> None:
+    """ValueError where the module takes each "task" as the features of one sample.
+
+    A linear layer of S inputs computes with S samples that are single numbers, as well as with
+    one sample of S features; but it does not take 2 * S such samples.
+    """
+    x = tasks.support_x.detach()
+    if x.dim() != 2 or not x.is_floating_point():
+        return
+    if not _takes(loop, theta, torch.cat([x[0], x[0]])) and _takes(loop, theta, x):
+        raise ValueError(
+            f"support_x [T, S] = {list(x.shape)} has samples that are single numbers, and the "
+            f"module takes S = {x.shape[1]} of them alone. It can take all of {_forgotten(tasks)}"
+        )
+
+
+def _takes(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> bool:
+    """Whether the module makes a prediction for each of these samples."""
+    try:
+        with torch.no_grad():
+            predictions = _predict(loop, theta, x)
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return False
+    return isinstance(predictions, Tensor) and predictions.shape[:1] == x.shape[:1]
+
+
+def _forgotten(tasks: TaskBatch) -> str:
+    return (
+        f"support_x {list(tasks.support_x.shape)} as the samples of one task: did you forget the "
+        "task dimension? TaskBatch is [T, S, ...], and one task is support_x[None]"
+    )
 
 
 def _check_targets(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmeta.backends import requested_backend
 from fastmeta.inner_loop import layered, reference, resident, vmap
 from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.words import one_of
 
 __all__ = ["ENGINES", "Choice", "choose"]
 
@@ -44,7 +45,7 @@ def check_engine(engine: str) -> None:
     """ValueError unless `engine` is "auto" or the name of one."""
     names = ("auto", *ENGINES, "reference")
     if engine not in names:
-        raise ValueError(f"engine must be one of {', '.join(names)}, not {engine!r}")
+        raise ValueError(one_of("engine", engine, names))
 
 
 def choose(

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 from fastmeta.functional.precision import PRECISIONS
+from fastmeta.words import did_you_mean, kind_of
 
 __all__ = [
     "InnerLoop", "Rates", "UnknownTensors", "check_grad_mode", "rate_at", "refuse_batched",
@@ -58,7 +59,10 @@ class InnerLoop:
         if not isinstance(self.module, nn.Module):
             raise TypeError(f"module must be an nn.Module, not {type(self.module).__name__}")
         if isinstance(self.loss, str) and self.loss not in LOSSES:
-            raise ValueError(f"loss must be a callable or one of {list(LOSSES)}, not {self.loss!r}")
+            raise ValueError(
+                f"loss must be a callable or one of {list(LOSSES)}, not {self.loss!r}"
+                f"{did_you_mean(self.loss, LOSSES)}"
+            )
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(f"loss must be a name or a callable, not {type(self.loss).__name__}")
         check_steps(self.steps)
@@ -120,7 +124,7 @@ def _check_rate(
     name: str, rate: Tensor, parameter: Tensor, shape: torch.Size, steps: int
 ) -> None:
     if not isinstance(rate, Tensor):
-        raise TypeError(f"the inner rate of {name!r} must be a tensor, not {type(rate).__name__}")
+        raise TypeError(f"the inner rate of {name!r} must be a tensor, not {kind_of(rate)}")
     if rate.dtype is not parameter.dtype or rate.device != parameter.device:
         raise TypeError(
             f"the inner rate of {name!r} is {rate.dtype} on {rate.device}, the parameter "

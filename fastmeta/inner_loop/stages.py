@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastmeta.functional.forward import has_hooks
-from fastmeta.inner_loop.chain import activation_of, called, is_idle, leaves_of
+from fastmeta.inner_loop.chain import activation_of, called, is_idle, leaves_of, unknown
 
 __all__ = ["Stages", "stages_of", "unknown_layer"]
 
@@ -53,7 +53,7 @@ def unknown_layer(module: nn.Module) -> str | None:
     for prefix, layer in leaves_of(module):
         known = type(layer) in _ADDERS or is_idle(layer) or activation_of(layer) is not None
         if not known or has_hooks(layer):
-            return f"{called(prefix, layer)} is not among the layers that the native kernels have"
+            return unknown(prefix, layer)
     return None
 
 
@@ -81,7 +81,7 @@ class _Builder:
             return add(self, prefix, layer, name)
         activation = activation_of(layer)
         if activation is None:
-            return f"{name} is not among the layers that the native kernels have"
+            return unknown(prefix, layer)
         self._stage_before("activation", "pool")["activation"] = activation
         return None
 

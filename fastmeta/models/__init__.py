@@ -19,3 +19,7 @@ __all__ = [
     "resnet12",
     "siren",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

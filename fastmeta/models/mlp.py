@@ -8,6 +8,7 @@ from torch import nn
 
 from fastmeta.models.activations import ACTIVATIONS
 from fastmeta.models.checks import check_sizes
+from fastmeta.words import one_of
 
 __all__ = ["mlp"]
 
@@ -28,7 +29,7 @@ def mlp(sizes: Sequence[int], activation: str = "relu") -> nn.Sequential:
     """
     check_sizes(sizes)
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
+        raise ValueError(one_of("activation", activation, ACTIVATIONS))
     layers: list[nn.Module] = []
     for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]

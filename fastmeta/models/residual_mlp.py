@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastmeta.models.activations import ACTIVATIONS
 from fastmeta.models.checks import check_positive
+from fastmeta.words import one_of
 
 __all__ = ["ResidualMLP"]
 
@@ -40,9 +41,7 @@ class ResidualMLP(nn.Module):
         super().__init__()
         check_positive(features=features, **{f"hidden[{i}]": n for i, n in enumerate(hidden)})
         if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
-            )
+            raise ValueError(one_of("activation", activation, ACTIVATIONS))
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, not {dropout}")
         layers: list[nn.Module] = []

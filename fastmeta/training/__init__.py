@@ -54,3 +54,7 @@ __all__ = [
     "student_t",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -14,16 +14,19 @@ from fastmeta.functional.prototypes import prototypes
 from fastmeta.tasks import TaskBatch
 
 COLUMNS = 3
+# So many colours can be told apart; a class beyond them has one again, with the next marker.
+COLOURS, MARKERS = 10, "os^Dv<>pP*"
 
 
 def plot_embedding(meta: SharedEncoder[Any], tasks: TaskBatch, path: str | Path) -> None:
     """Draw the features of each task's samples, in the plane where they vary most.
 
-    A panel a task: its queries as dots, its support as circles, the prototypes (the means of the
-    support of each class) as stars; a cross is on each query that is classified wrongly. The axes
-    are the first two principal components of the task's support and queries, and say how much of
-    the variance they hold. The learner is used in the mode that it is in: call ``meta.eval()``
-    before for what holds in evaluation.
+    A panel a task: each prototype (the mean of a class's support) as a number, its label; the
+    queries as marks, each with a line to the prototype of its class; the support as larger marks,
+    framed; a cross is on each query that is classified wrongly. A label has the same colour and
+    mark in every panel. The axes are the first two principal components of the task's support and
+    queries, and say how much of the variance they hold. The learner is used in the mode that it is
+    in: call ``meta.eval()`` before for what holds in evaluation.
 
     Args:
         meta: `ProtoNet`, `MatchingNet` or `R2D2`.
@@ -42,7 +45,8 @@ def plot_embedding(meta: SharedEncoder[Any], tasks: TaskBatch, path: str | Path)
         features = tasks.with_inputs(*meta.embed(tasks)).to(dtype=torch.float64)
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
+    side = 4.2 if out.predictions.shape[-1] <= COLOURS else 6.5  # inches
+    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for t, panel in enumerate(panels[: len(tasks)]):
@@ -50,7 +54,7 @@ def plot_embedding(meta: SharedEncoder[Any], tasks: TaskBatch, path: str | Path)
         panel.set_title(f"task {t + 1}: {out.accuracy[t]:.0%} right")
     for panel in panels[len(tasks) :]:
         panel.set_visible(False)
-    figure.supxlabel("star: prototype, circle: support, dot: query, cross: classified wrongly")
+    _add_legend(figure)
     figure.savefig(path, dpi=150)
 
 
@@ -82,13 +86,20 @@ def _draw(panel: Any, task: TaskBatch, predictions: Tensor) -> None:
     points, shares = project(task.support_x[0][known], task.query_x[0][asked], means)
     support, query, stars = (place.cpu().numpy() for place in points)
     right = (predictions.argmax(-1) == task.query_y[0])[asked].cpu().numpy()
-    colour = _colours(n_way)
-    support_y, query_y = task.support_y[0][known].cpu(), task.query_y[0][asked].cpu()
-
-    panel.scatter(*query.T, c=colour[query_y], s=14, alpha=0.7)
-    panel.scatter(*query[~right].T, c="black", marker="x", s=22, linewidths=0.8)
-    panel.scatter(*support.T, c=colour[support_y], s=50, edgecolors="black")
-    panel.scatter(*stars.T, c=colour, marker="*", s=240, edgecolors="black")
+    support_y, query_y = (
+        y[real].cpu().numpy()
+        for y, real in ((task.support_y[0], known), (task.query_y[0], asked))
+    )
+    few = n_way <= COLOURS
+    for label, star in enumerate(stars):
+        look = look_of(label)
+        own = query[query_y == label]
+        _connect(panel, own, star, look["color"])
+        panel.scatter(*own.T, s=22 if few else 16, alpha=0.8, linewidths=0, **look)
+        panel.scatter(*support[support_y == label].T, s=60 if few else 40, ec="black", **look)
+    panel.scatter(*query[~right].T, c="black", marker="x", s=26, linewidths=0.9, zorder=3)
+    for label, star in enumerate(stars):
+        _write(panel, star, str(label), look_of(label)["color"])
     x, y = shares.tolist()
     panel.set(xlabel=f"{x:.0%} of variance", ylabel=f"{y:.0%}", xticks=[], yticks=[])
 
@@ -98,9 +109,31 @@ def _real(labels: Tensor, weight: Tensor | None) -> Tensor:
     return torch.ones_like(labels[0], dtype=torch.bool) if weight is None else weight[0] > 0
 
 
-def _colours(classes: int) -> np.ndarray:
-    from matplotlib import colormaps
+def look_of(label: int) -> dict[str, str]:
+    """Colour and marker, of which 100 labels have each their own."""
+    return {"color": f"C{label % COLOURS}", "marker": MARKERS[label // COLOURS % len(MARKERS)]}
 
-    if classes <= 10:
-        return colormaps["tab10"](np.arange(classes))
-    return colormaps["gist_rainbow"](np.linspace(0, 1, classes))
+
+def _connect(panel: Any, points: np.ndarray, centre: np.ndarray, colour: str) -> None:
+    """Faint lines, drawn below everything."""
+    ends = np.stack([points, np.broadcast_to(centre, points.shape)])
+    panel.plot(*ends.transpose(2, 0, 1), color=colour, alpha=0.25, linewidth=0.7, zorder=0)
+
+
+def _write(panel: Any, place: np.ndarray, text: str, colour: str) -> None:
+    box = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.9}
+    panel.text(*place, text, size=8, weight="bold", ha="center", va="center", bbox=box, zorder=4)
+
+
+def _add_legend(figure: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    black, grey = ({"color": colour, "linestyle": ""} for colour in ("black", "0.5"))
+    marks: dict[str, dict[str, Any]] = {
+        "number: prototype of that label": {"marker": "$0$", "markeredgewidth": 0, **black},
+        "support": {"marker": "o", "markersize": 8, "markeredgecolor": "black", **grey},
+        "query, with a line to its class": {"marker": "o", "markersize": 5, **grey},
+        "classified wrongly": {"marker": "x", **black},
+    }
+    lines = [Line2D([], [], label=label, **look) for label, look in marks.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)

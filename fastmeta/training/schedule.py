@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fastmeta.words import one_of
+
 KINDS = ("constant", "cosine", "halving")
 
 
@@ -28,7 +30,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"schedule must be one of {', '.join(KINDS)}, not {self.kind!r}")
+            raise ValueError(one_of("schedule", self.kind, KINDS))
         if self.steps < 1:
             raise ValueError(f"steps of a schedule must be at least 1, not {self.steps}")
 

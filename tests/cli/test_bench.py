@@ -21,11 +21,27 @@ def test_names_and_results_are_passed_on(fastmeta, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "new/b.json").read_text()) == {}
 
 
-def test_unknown_names_are_told_with_those_there_are(fastmeta):
-    for option, known in (("--workload", bench.WORKLOADS), ("--rival", bench.RIVALS)):
-        status, _, err = fastmeta("bench", option, "nothing")
+def test_unknown_names_are_told_with_those_like_them(fastmeta):
+    for option, close in (("--workload", "sinusoid-T25-K5"), ("--rival", "torchopt")):
+        status, _, err = fastmeta("bench", option, close.upper() + "x")
         assert status == 2 and err.count("\n") == 1
-        assert f"{option} 'nothing' is none of" in err and all(name in err for name in known)
+        assert f"did you mean {close}" in err and "--list" in err and len(err) < 250
+        assert "did you mean" not in fastmeta("bench", option, "!")[2]
+
+
+def test_the_list_has_all_names(fastmeta):
+    status, out, _ = fastmeta("bench", "--list")
+    assert status == 0
+    assert all(name in out for name in (*bench.selectable(), *bench.RIVALS))
+
+
+def test_fastmeta_as_its_own_rival_runs_alone(fastmeta, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "run", lambda _, rivals, *__, **___: asked.append(rivals))
+    monkeypatch.setattr(bench, "format_table", str)
+    for names in (["fastmeta"], ["fastmeta", "loop"], ["loop"]):
+        assert fastmeta("bench", "--rival", *names)[0] == 0
+    assert asked == [[], ["loop"], ["loop"]]
 
 
 def test_ctrl_c_keeps_what_was_measured(fastmeta, tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_it_learns_and_evaluation_shows_it(fastmeta, tmp_path):
     assert rows[0]["mean"] == pytest.approx(1 / 3, abs=0.1)
     assert rows[1]["low"] > 0.6
     assert f"{100 * rows[1]['mean']:.2f} %" in out and "as in training" in out
-    assert "us a task (20 tasks at once)" in out
+    assert "s a task (20 tasks at once)" in out
     assert numbers["meta_steps"] in (50, 100, 150)
     # Another engine and number of steps, the same numbers.
     line = ["evaluate", BEST, "--tasks", 90, "--json", "f.json"]

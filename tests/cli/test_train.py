@@ -170,7 +170,7 @@ def test_evaluate_waves(fastmeta, tmp_path):
     fastmeta(*SMALL, "--steps", 200, "--lr", "0.01")
     line = ["evaluate", FILE, "--tasks", 200, "--json", "e.json"]
     status, out, err = fastmeta(*line)
-    assert status == 0 and not err and "us a task" in out
+    assert status == 0 and not err and "s a task (" in out
     rows = json.loads((tmp_path / "e.json").read_text())["mse_by_step"]
     assert len(rows) == 6
     assert rows[5]["mean"] < rows[0]["mean"]
@@ -250,7 +250,7 @@ def test_small_tasks_stop_or_are_skipped(fastmeta, clinic):
     status, _, err = fastmeta(*line)
     assert status == 2 and "task 'tiny' (from line" in err and "has 1 row(s)" in err
     status, out, _ = fastmeta(*line, "--skip-small-tasks")
-    assert status == 0 and "skipped   1 tasks with fewer than 6 rows" in out
+    assert status == 0 and "skipped   1 task with fewer than 6 rows" in out
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastmeta as fm
+from fastmeta.cli.options.algorithms import ALL_SETTINGS, CLASSIFIERS, SETTINGS
 
 
 def test_help_does_not_wait_for_torch():
@@ -150,3 +151,49 @@ def test_the_device_is_printed_and_no_part_of_the_run(fastmeta):
     assert status == 0 and "device    cpu" in out
     line = "train sinusoid --steps 3 --hidden 4 --resume --device auto".split()
     assert torch.cuda.is_available() or fastmeta(*line)[0] == 0
+
+
+@pytest.mark.parametrize("algorithm", CLASSIFIERS)
+def test_help_shows_the_defaults_that_apply(fastmeta, algorithm, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for source in ("omniglot", "vectors", "npz"):
+        status, out, _ = fastmeta("train", source, "--algorithm", algorithm, "--help")
+        assert status == 0 and "None" not in out and "False" not in out
+        for name in ALL_SETTINGS:
+            line = _line_of(out, "--" + name.replace("_", "-"))
+            own = name in SETTINGS[algorithm]
+            assert own != ("none: not of this --algorithm" in line), (name, line)
+    if algorithm == "protonet":
+        assert "default: sqeuclidean" in _line_of(out, "--metric")
+    if algorithm == "metasgd":
+        assert "(default: element)" in _line_of(out, "--learn-inner-lr")
+
+
+def _line_of(text, option):
+    """From where an option is explained to the next option."""
+    begin = text.rindex(f"  {option}")
+    return text[begin : text.find("\n  --", begin + 1)]
+
+
+def test_no_help_says_none(fastmeta, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = ("demo", "evaluate", "bench", "doctor")
+    for command in (*commands, "train sinusoid", "train table", "train omniglot"):
+        assert "None" not in fastmeta(*command.split(), "--help")[1]
+    assert "(default: as --ways)" in fastmeta("train", "omniglot", "--help")[1]
+    assert "(default: 40 40)" in fastmeta("train", "sinusoid", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("trian", "train"),
+        ("train omniglt", "omniglot"),
+        ("train omniglot --algorithm protnet", "protonet"),
+        ("train omniglot --metric euclid", "euclidean"),
+        ("train sinusoid --engine residnt", "resident"),
+    ],
+)
+def test_misspelt_names_are_answered_with_the_right_one(fastmeta, line, meant):
+    status, _, err = fastmeta(*line.split())
+    assert status == 2 and f"did you mean {meant!r}?" in err and err.count("\n") == 1

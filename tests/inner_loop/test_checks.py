@@ -121,3 +121,38 @@ def test_looking_at_a_model_leaves_the_random_state_alone():
     first = meta(tasks).loss
     torch.manual_seed(3)
     assert torch.equal(meta(tasks).loss, first)
+
+
+class OfNumbers(nn.Module):
+    """Takes samples that are single numbers, [S]."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.layer(x[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_samples_without_a_task_dimension_are_no_tasks(width):
+    x = torch.randn(5, width).double()
+    tasks = fm.TaskBatch(x, x, x, x)
+    with pytest.raises(ValueError, match=r"forget the task dimension\? TaskBatch is \[T, S, ...\]"):
+        classify(mlp([width, 4, width]), "mse")(tasks)
+    assert classify(OfNumbers(), "mse")(tasks).loss.shape == (5,)
+    one = fm.TaskBatch(x[None], x[None], x[None], x[None])
+    assert classify(mlp([width, 4, width]), "mse")(one).loss.shape == (1,)
+
+
+def test_what_looks_like_one_task_is_told_so():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    x, y = torch.randn(6, 2, 2).double(), torch.zeros(6, 2).long()
+    with pytest.raises(ValueError, match=r"can take all of support_x \[6, 2, 2\] .* forget"):
+        classify(model)(fm.TaskBatch(x, y, x, y))
+    with pytest.raises(ValueError, match=r"\[6\]; did you forget the task dimension"):
+        fm.TaskBatch(x, y[:, 0], x, y[:, 0])
+    with pytest.raises(ValueError, match=r"\[T, S, 1\]"):
+        classify(mlp([1, 4]))(fm.TaskBatch(x[..., 0], y, x[..., 0], y))
+    with pytest.raises(ValueError, match="forget the task dimension"):
+        fm.ProtoNet(nn.Linear(3, 2).double())(fm.TaskBatch(x[..., 0], y, x[..., 0], y))

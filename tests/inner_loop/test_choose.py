@@ -3,6 +3,7 @@ import importlib
 import pytest
 import torch
 from oracle import regression_tasks
+from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
@@ -91,3 +92,18 @@ def test_the_engines_have_one_interface():
     module = importlib.import_module("fastmeta.inner_loop.choose")
     for engine in (*module.ENGINES.values(), module.reference):
         assert all(callable(getattr(engine, name)) for name in ("can_run", "adapt", "meta_loss"))
+
+
+def test_a_module_with_a_forward_of_its_own_is_told_what_to_do():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    said = str(fm.explain(Own()))
+    assert said.startswith("engine: layered")
+    assert "not resident: the module (Own) has a forward() written by hand" in said
+    assert "nn.Sequential" in said and 'engine="auto"' in said

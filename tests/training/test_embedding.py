@@ -4,7 +4,7 @@ from few_shot import episodes
 from torch import nn
 
 import fastmeta as fm
-from fastmeta.training.embedding import plot_embedding, project
+from fastmeta.training.embedding import look_of, plot_embedding, project
 
 DOUBLE = torch.float64
 
@@ -55,3 +55,12 @@ def test_the_learner_stays_as_it_is(tmp_path):
     plot_embedding(net, episodes(n_way=5), tmp_path / "tasks.svg")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_hundred_classes_are_told_apart(tmp_path):
+    assert len({tuple(look_of(label).values()) for label in range(100)}) == 100
+    net = fm.ProtoNet(nn.Identity())
+    path = tmp_path / "tasks.svg"
+    plot_embedding(net, episodes(t=1, s=24, q=24, n_way=12), path)
+    drawn = path.read_text()
+    assert all(f"<!-- {label} -->" in drawn for label in range(12))

@@ -45,6 +45,7 @@ def defaults_by_algorithm(
     """
     none = dict.fromkeys(ALL_SETTINGS)
     found = {name: {**none, **gradient, "algorithm": name} for name in FIXED_HEAD}
+    found["metasgd"]["learn_inner_lr"] = "element"
     found["reptile"] |= {"inner_steps": max(5, gradient["inner_steps"]), "learn_inner_lr": "none"}
     found["protomaml"] = {
         **gradient, **none, "algorithm": "protomaml",

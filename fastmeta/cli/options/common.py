@@ -10,10 +10,37 @@ from fastmeta.cli.options.kinds import positive
 ENGINES = ("auto", "resident", "layered", "vmap", "reference")
 
 
+# What holds for an option without a default; one of an algorithm's settings is none of this one's.
+_WITHOUT_DEFAULT = {"eval_ways": "as --ways", "eval_shots": "as --shots"}
+
+
+class Help(argparse.HelpFormatter):
+    """Says defaults in words: those that apply, which depend on --algorithm, and never None."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        default = action.default
+        if default is None:
+            default = _WITHOUT_DEFAULT.get(action.dest, "none: not of this --algorithm")
+        elif isinstance(default, bool):
+            default = "yes" if default else "no"
+        elif isinstance(default, list):
+            default = " ".join(map(str, default))
+        words = {**vars(action), "prog": self._prog, "default": default}
+        if action.choices is not None:
+            words["choices"] = ", ".join(map(str, action.choices))
+        return str(self._get_help_string(action)) % words
+
+
 def add_command(commands: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     """Add a command whose help begins with what the list of commands says of it."""
     description = help_text[0].upper() + help_text[1:] + "."
-    return commands.add_parser(name, help=help_text, description=description, allow_abbrev=False)
+    return commands.add_parser(
+        name,
+        help=help_text,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=Help,
+    )
 
 
 def add_device(parser: Any, default: str) -> None:

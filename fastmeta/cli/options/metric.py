@@ -44,11 +44,11 @@ def add_evaluation_tasks(parser: argparse.ArgumentParser) -> None:
         "--eval-ways",
         type=positive,
         metavar="WAYS",
-        help="not for networks with a head of --ways outputs (default: %(default)s; None: --ways)",
+        help="not for networks with a head of --ways outputs (default: %(default)s)",
     )
     group.add_argument(
         "--eval-shots",
         type=positive,
         metavar="SHOTS",
-        help="default: %(default)s; None: --shots",
+        help="default: %(default)s",
     )

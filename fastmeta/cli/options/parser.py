@@ -13,6 +13,7 @@ from fastmeta.cli.options.kinds import positive, positive_number
 from fastmeta.cli.options.sinusoid import add_sinusoid
 from fastmeta.cli.options.table import add_table
 from fastmeta.cli.options.vectors import add_vectors
+from fastmeta.words import did_you_mean
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,6 +28,13 @@ class _Parser(argparse.ArgumentParser):
             chosen = self.by_algorithm.get(_algorithm(args) or first, self.by_algorithm[first])
             self.set_defaults(**chosen)
         return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            hint = did_you_mean(value, action.choices or ())
+            raise argparse.ArgumentError(action, f"{error.message}{hint}") from None
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -96,9 +104,15 @@ def _add_train(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     bench = add_command(commands, "bench", "time fastmeta and its rivals on this machine")
     bench.add_argument("--quick", action="store_true", help="the small workloads, for a short time")
+    bench.add_argument("--list", action="store_true", help="name all workloads and rivals, and end")
     several: dict[str, Any] = dict(nargs="+", action="extend", metavar="NAME")
     bench.add_argument("--workload", **several, help="only these (default: all)")
-    bench.add_argument("--rival", **several, help="only these (default: all that are installed)")
+    bench.add_argument(
+        "--rival",
+        **several,
+        help="fastmeta and only these; fastmeta: nobody else (default: all that are "
+        "installed)",
+    )
     bench.add_argument(
         "--seconds", type=positive_number, default=None, help="time for one rival at one workload"
     )

@@ -24,7 +24,7 @@ def add_training(
     own = "; each has its own settings, which --algorithm NAME --help shows"
     about = f"default: %(default)s{own if len(algorithms) > len(FIXED_HEAD) else ''}"
     parser.add_argument("--algorithm", choices=algorithms, help=about)
-    _add_inner_loop(parser)
+    _add_inner_loop(parser, algorithms)
     _add_outer_loop(parser, defaults)
     if "validate_every" in defaults:
         _add_validation(parser)
@@ -50,7 +50,8 @@ def add_mlp(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     )
 
 
-def _add_inner_loop(parser: argparse.ArgumentParser) -> None:
+def _add_inner_loop(parser: argparse.ArgumentParser, algorithms: Sequence[str]) -> None:
+    fixed = "; metasgd: element; reptile: none" if algorithms is FIXED_HEAD else ""
     group = parser.add_argument_group("inner loop")
     group.add_argument(
         "--inner-lr", type=positive_number, help="inner learning rate (default: %(default)s)"
@@ -59,8 +60,8 @@ def _add_inner_loop(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--learn-inner-lr",
         choices=("none", "tensor", "element"),
-        help="learn inner rates, one a tensor or one a number (default: %(default)s; "
-        "metasgd: element; reptile: none)",
+        help="learn inner rates, one a tensor or one a number "
+        f"(default: %(default)s{fixed})",
     )
     group.add_argument(
         "--per-step-lr",

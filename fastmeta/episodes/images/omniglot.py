@@ -115,7 +115,18 @@ def _download(folder: Path) -> None:
     for part, _, md5 in PARTS:
         target = folder / f"{part}.zip"
         if not target.exists() and not (folder / part).is_dir():
-            fetch(f"{SOURCE}/{part}.zip", target, md5=md5)
+            _fetch(part, target, md5)
+
+
+def _fetch(part: str, target: Path, md5: str) -> None:
+    try:
+        fetch(f"{SOURCE}/{part}.zip", target, md5=md5)
+    except OSError as error:
+        raise OSError(
+            f"{error}; with Omniglot on disk already (omniglot_28.npz, or {PARTS[0][0]}.zip and "
+            f"{PARTS[1][0]}.zip from {SOURCE}), name its folder: --data DIR on the command line, "
+            "omniglot(DIR) in Python"
+        ) from error
 
 
 def _characters(folder: Path, image_size: int) -> ImageClasses:

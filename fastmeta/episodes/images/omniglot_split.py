@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastmeta.episodes.images.classes import ImageClasses, ImageSplits
 from fastmeta.episodes.images.splits import ClassSplit
+from fastmeta.words import one_of
 
 CHARACTERS = 1623
 # In the original order these come first: the background set, and what Vinyals et al. learn from.
@@ -31,7 +32,7 @@ def split_omniglot(characters: ImageClasses, split: str = "vinyals") -> ImageSpl
         ValueError: another split, or not these characters.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        raise ValueError(one_of("split", split, SPLITS))
     if len(characters) != CHARACTERS:
         raise ValueError(f"Omniglot has {CHARACTERS} characters, not {len(characters)}")
     held_out = BACKGROUND if split == "background" else VINYALS_TRAIN_AND_VALIDATION

@@ -284,3 +284,10 @@ def test_every_image_is_where_the_archive_has_it(data_folder):
         for row in (0, 700, 1622):
             name = str(archive["names"][row])
             np.testing.assert_array_equal(characters[name][:, 0], archive["images"][row])
+
+
+def test_a_download_that_fails_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(f"{PATCHED}.SOURCE", "http://127.0.0.1:1")
+    with pytest.raises(OSError, match=r"was not downloaded: .*--data DIR .* omniglot\(DIR\)"):
+        omniglot_characters()

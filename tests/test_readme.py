@@ -1,0 +1,36 @@
+"""The Python in README.md runs as it stands, and is what it says."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(source, namespace):
+    exec(compile(source, str(README), "exec"), namespace)
+
+
+def test_the_first_block_is_equivalent_to_the_second():
+    torch.manual_seed(0)
+    names = {}
+    run(BLOCKS[0], names)
+    run(BLOCKS[1], names)
+    tasks = (names[name] for name in ("support_x", "support_y", "query_x", "query_y"))
+    ours = names["meta"](names["fm"].TaskBatch(*tasks)).loss
+    plain = torch.stack(names["losses"])
+    torch.testing.assert_close(ours, plain)
+    for weights in (torch.ones(25), torch.linspace(0, 1, 25)):
+        found, expected = (
+            torch.autograd.grad(loss @ weights, names["model"].parameters(), retain_graph=True)
+            for loss in (ours, plain)
+        )
+        torch.testing.assert_close(found, expected)
+
+
+def test_every_other_block_runs_by_itself():
+    assert len(BLOCKS) == 5
+    for block in BLOCKS[2:]:
+        run(block.replace("range(5000)", "range(20)"), {})
