@@ -77,3 +77,10 @@ def test_numpy_arrays_are_named_with_the_way_to_tensors():
     with pytest.raises(TypeError, match=f"weight {way}"):
         fm.functional.linear(x, array)
     assert kind_of([1]) == "list"
+    with pytest.raises(TypeError, match="x must be a floating tensor, not ndarray"):
+        fm.functional.relu(array)
+    labels = torch.zeros(1, 2, dtype=torch.int64)
+    with pytest.raises(TypeError, match=f"features {way}"):
+        fm.functional.prototypes(array, labels, 1)
+    with pytest.raises(TypeError, match=f"labels {way}"):
+        fm.functional.prototypes(x, labels.numpy(), 1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmeta.words import kind_of
+
 __all__ = ["gelu", "leaky_relu", "relu", "sigmoid", "sin", "softplus", "tanh"]
 
 
@@ -159,5 +161,5 @@ def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
 
 def _check(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        kind = x.dtype if isinstance(x, Tensor) else kind_of(x)
         raise TypeError(f"x must be a floating tensor, not {kind}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fastmeta.words import kind_of
+
 __all__ = ["check_parameter", "check_samples", "count_of", "pair"]
 
 
@@ -15,7 +17,7 @@ def check_samples(name: str, x: Tensor, form: str) -> None:
     `form` is like "[T, S, C, H, W]", or "[T, S, C, ...]" for that many or more.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor {form}, not {type(x).__name__}")
+        raise TypeError(f"{name} must be a tensor {form}, not {kind_of(x)}")
     rank = form.count(",") + (not form.endswith("...]"))
     if x.dim() < rank or (x.dim() > rank and not form.endswith("...]")):
         raise ValueError(f"{name} must be {form}, not {list(x.shape)}")
@@ -28,7 +30,7 @@ def check_samples(name: str, x: Tensor, form: str) -> None:
 def check_parameter(name: str, parameter: Tensor, shape: Sequence[int], x: Tensor) -> None:
     """TypeError or ValueError unless it is [*shape] or [T, *shape], with T and the rest of x."""
     if not isinstance(parameter, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(parameter).__name__}")
+        raise TypeError(f"{name} must be a tensor, not {kind_of(parameter)}")
     if list(parameter.shape) not in ([*shape], [len(x), *shape]):
         raise ValueError(
             f"{name} must be {[*shape]} or {[len(x), *shape]} for x {list(x.shape)}, "

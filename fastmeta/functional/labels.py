@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.transforms import fold_batch, unfold_batch
+from fastmeta.words import kind_of
 
 __all__ = ["check_labels", "check_ways", "check_weight", "labels_in_range", "without_padding"]
 
@@ -17,7 +18,7 @@ __all__ = ["check_labels", "check_ways", "check_weight", "labels_in_range", "wit
 def check_labels(name: str, labels: Tensor, samples_name: str, samples: Tensor) -> None:
     """TypeError or ValueError unless `labels` is int64, a label for each sample."""
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be a tensor [T, S], not {type(labels).__name__}")
+        raise TypeError(f"{name} must be a tensor [T, S], not {kind_of(labels)}")
     if labels.shape != samples.shape[:2]:
         raise ValueError(
             f"{name} must be {list(samples.shape[:2])} for {samples_name} {list(samples.shape)}, "
@@ -31,7 +32,7 @@ def check_labels(name: str, labels: Tensor, samples_name: str, samples: Tensor) 
 def check_weight(name: str, weight: Tensor, samples_name: str, samples: Tensor) -> None:
     """TypeError or ValueError unless `weight` is of the samples' dtype, one for each of them."""
     if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} must be a tensor [T, S], not {type(weight).__name__}")
+        raise TypeError(f"{name} must be a tensor [T, S], not {kind_of(weight)}")
     if weight.shape != samples.shape[:2]:
         raise ValueError(
             f"{name} must be {list(samples.shape[:2])} for {samples_name} {list(samples.shape)}, "
