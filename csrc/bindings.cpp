@@ -10,7 +10,9 @@
 #include "call.h"
 #include "cpu/dispatch.h"
 #include "cpu/runtime.h"
+#include "looks.h"
 #include "network/spec.h"
+#include "unchanged.h"
 
 using namespace fastmeta;
 
@@ -164,6 +166,8 @@ PYBIND11_MODULE(_native, m) {
     if (!wanted) throw std::invalid_argument("not built, or not for this processor: " + name);
     running = wanted;
   });
+  bind_looks(m);
+  bind_unchanged(m);
   m.def("thread_runtime", &thread_runtime);
   m.def("release_memory", &release_memory);
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 
+from fastmeta.backends import cpu
 from fastmeta.functional.forward import hook_dicts
 
 __all__ = ["Snapshot"]
@@ -17,20 +17,22 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 class Snapshot:
     """Children, parameter names, plain attributes and hooks of a module and of all below it.
 
-    Looking again costs about half a microsecond a submodule, so what was derived from a module
-    (its layers, the engine that runs it) can be kept between calls.
+    Looking again takes a few microseconds, so what was derived from a module (its layers, the
+    engine that runs it) can be kept between calls.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        owners = self._owners = [*module.modules()]
-        self._attributes = [(_reader(owner), owner.__dict__) for owner in owners]
-        self._children = [owner._modules for owner in owners if owner._modules]
-        self._childless = [owner._modules for owner in owners if not owner._modules]
-        self._parameters = [owner._parameters for owner in owners]
+        owners = [*module.modules()]
         hooks = [hooks for owner in owners for hooks in hook_dicts(owner)]
-        self._hooked = [each for each in hooks if each]
-        self._unhooked = [each for each in hooks if not each]
+        counted = [*hooks, *[owner._parameters for owner in owners]]
+        self._seen = (
+            tuple((owner, type(owner)) for owner in owners),
+            tuple((each, len(each)) for each in counted),
+            tuple((owner._modules, (*owner._modules.values(),)) for owner in owners),
+            tuple(attribute for owner in owners for attribute in _plain_attributes(owner)),
+            tuple((owner.__dict__, "forward", "forward" in owner.__dict__) for owner in owners),
+        )
         self._missing = []  # places for a parameter that hold None
         self._sources = []
         self._aliases = []
@@ -45,12 +47,11 @@ class Snapshot:
                 else:
                     first[id(parameter)] = source
                     self._sources.append((f"{prefix}.{key}" if prefix else key, *source))
-        self._seen = self._look()
 
     def parameters(self) -> dict[str, Tensor] | None:
         """``dict(module.named_parameters())``, or None if the module is built otherwise now."""
         try:
-            if any(self._childless) or any(self._unhooked) or self._look() != self._seen:
+            if not _unchanged(*self._seen):
                 return None
             parameters = {name: own[key] for name, own, key in self._sources}
             for own, key in self._missing:
@@ -59,24 +60,37 @@ class Snapshot:
             for own, key, first_own, first_key in self._aliases:
                 if own[key] is not first_own[first_key]:
                     return None
-        except KeyError:  # an attribute or a parameter is gone
+        except KeyError:  # a parameter is gone
             return None
         numbers = {*map(id, parameters.values())}
         whole = len(numbers) == len(parameters) and id(None) not in numbers
         return parameters if whole else None
 
-    def _look(self) -> tuple[Any, ...]:
-        return (
-            [*map(type, self._owners)],
-            [read(attributes) for read, attributes in self._attributes],
-            ["forward" in attributes for _, attributes in self._attributes],
-            [[*children.values()] for children in self._children],
-            [*map(len, self._parameters)],
-            [*map(len, self._hooked)],
-        )
+
+def _plain_attributes(owner: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    attributes = owner.__dict__
+    return [(attributes, key, v) for key, v in attributes.items() if type(v) in _PLAIN]
 
 
-def _reader(owner: nn.Module) -> Any:
-    """Reads the plain attributes out of a module's ``__dict__``."""
-    names = [key for key, value in owner.__dict__.items() if type(value) in _PLAIN]
-    return itemgetter(*names)  # there is one at least: `training`
+def _all_same(
+    types: tuple[Any, ...],
+    lengths: tuple[Any, ...],
+    values: tuple[Any, ...],
+    items: tuple[Any, ...],
+    keys: tuple[Any, ...],
+) -> bool:
+    """What the native `unchanged` tells, where there is none."""
+    return (
+        all(type(owner) is kind for owner, kind in types)
+        and all(len(each) == length for each, length in lengths)
+        and all([*map(id, each.values())] == [*map(id, held)] for each, held in values)
+        and all(key in own and _same(own[key], value) for own, key, value in items)
+        and all((key in own) is there for own, key, there in keys)
+    )
+
+
+def _same(found: Any, value: Any) -> bool:
+    return found is value or (type(found) is type(value) and found == value)
+
+
+_unchanged = _all_same if cpu.native is None else cpu.native.unchanged
