@@ -4,6 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <vector>
+
 namespace fastmeta {
 
 namespace py = pybind11;
@@ -73,11 +76,36 @@ inline PyObject* unchanged(PyObject*, PyObject* const* groups, Py_ssize_t n) {
   Py_RETURN_TRUE;
 }
 
+// Tuple of (name, dict, key) -> {name: what is there}, or None where something is missing, None, or
+// the same object twice.
+inline PyObject* distinct_items(PyObject*, PyObject* sources) {
+  if (!PyTuple_CheckExact(sources)) {
+    PyErr_SetString(PyExc_TypeError, "distinct_items: a tuple");
+    return nullptr;
+  }
+  auto found = py::reinterpret_steal<py::object>(PyDict_New());
+  if (!found) return nullptr;
+  std::vector<PyObject*> seen;
+  const int all = all_of(sources, [&](PyObject* source) {
+    PyObject* own = PyTuple_GET_ITEM(source, 1);
+    PyObject* value = PyDict_GetItemWithError(own, PyTuple_GET_ITEM(source, 2));
+    if (!value) return PyErr_Occurred() ? -1 : 0;
+    if (value == Py_None) return 0;
+    seen.push_back(value);
+    return PyDict_SetItem(found.ptr(), PyTuple_GET_ITEM(source, 0), value) == 0 ? 1 : -1;
+  });
+  if (all < 0) return nullptr;
+  std::sort(seen.begin(), seen.end());
+  if (all == 0 || std::adjacent_find(seen.begin(), seen.end()) != seen.end()) Py_RETURN_NONE;
+  return found.release().ptr();
+}
+
 // Without pybind11's dispatch, which would take as long as the function itself.
 inline void bind_unchanged(py::module_& m) {
   static PyMethodDef methods[] = {
       {"unchanged", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(unchanged)),
        METH_FASTCALL, nullptr},
+      {"distinct_items", distinct_items, METH_O, nullptr},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

@@ -294,7 +294,7 @@ _most_forms = 1024
 
 def _check_forms(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> None:
     tensors = [support_x, support_y, query_x, query_y]
-    form = looks(tensors) if all([isinstance(tensor, Tensor) for tensor in tensors]) else None
+    form = looks(tensors)  # None where one is no tensor
     if form in _sound_forms:
         return
     _check_samples("support", support_x, support_y)

@@ -28,9 +28,9 @@ def _native_functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
 _native_looks, _native_looks_and_addresses = _native_functions()
 
 
-def looks(tensors: list[Tensor]) -> Hashable:
-    """Shapes, dtypes, devices, which are contiguous and which require grad."""
-    return _native_looks(tensors) or tuple([(_look(t), t.requires_grad) for t in tensors])
+def looks(tensors: list[Any]) -> Hashable:
+    """Shapes, dtypes, devices, which are contiguous and which require grad; None if one is none."""
+    return _native_looks(tensors) or _looks(tensors)
 
 
 def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:
@@ -39,6 +39,12 @@ def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:
         tuple([_look(t) for t in tensors]),
         [t.data_ptr() for t in tensors],
     )
+
+
+def _looks(tensors: list[Any]) -> Hashable:
+    if not all([isinstance(tensor, Tensor) for tensor in tensors]):
+        return None
+    return tuple([(_look(t), t.requires_grad) for t in tensors])
 
 
 def _look(tensor: Tensor) -> Hashable:

@@ -66,7 +66,7 @@ def adapt(
     support = (support_x, support_y, support_weight)
     form, addresses, tensors, constants = _prepare(loop, parameters, rates, support, None)
     if _builds_graph(tensors):
-        fast = _Adapt.apply(form, addresses, constants, *tensors)
+        fast = _apply(_Adapt, form, addresses, constants, *tensors)
     else:
         fast = _run_adapt(form, addresses, tensors[-1], keep=False)[1]
     return {**parameters, **dict(zip(form.program.adapted, fast, strict=True))}
@@ -80,7 +80,7 @@ def meta_loss(
     query = (tasks.query_x, tasks.query_y, tasks.query_weight)
     form, addresses, tensors, constants = _prepare(loop, parameters, rates, support, query)
     if _builds_graph(tensors):
-        return _MetaLoss.apply(form, addresses, constants, *tensors)
+        return _apply(_MetaLoss, form, addresses, constants, *tensors)
     return _run_meta_loss(form, addresses, tensors[-1], keep=False)[1:]
 
 
@@ -177,6 +177,7 @@ class _Program(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     forms: dict[Any, _Form]  # by `_key`
+    rates: dict[float, Tensor]  # on a CPU, the latest rate that was a number
 
 
 class _Form(NamedTuple):
@@ -239,6 +240,7 @@ def _new_program(
         dtype=dtype,
         device=device,
         forms={},
+        rates={},
     )
 
 
@@ -411,7 +413,8 @@ def _constants(
     targets = support[1:] if query is None else support[1:] + query[1:]
     constants = [tensor for tensor in targets if tensor is not None]
     if not isinstance(rates, Mapping):
-        constants.append(_constant(rates, program.dtype, program.device))
+        rate = program.rates.get(rates)
+        constants.append(_one_rate(program, rates) if rate is None else rate)
     return constants
 
 
@@ -435,10 +438,16 @@ def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
     return rate.contiguous() if rate.numel() == steps else rate.expand(steps, *shape).contiguous()
 
 
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _one_rate(program: _Program, value: float) -> Tensor:
+    """[1]: a rate that is a number."""
+    dtype, device = program.dtype, program.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return torch.full((1,), value, dtype=dtype, device=device)  # it belongs to the graph
-    return _kept_constant(value, dtype, device)
+    rate = _kept_constant(value, dtype, device)
+    if device.type == "cpu":
+        program.rates.clear()
+        program.rates[value] = rate
+    return rate
 
 
 @lru_cache(maxsize=64)
@@ -522,6 +531,11 @@ class _Adapt(torch.autograd.Function):
         return None, None, None, *_gradients(ctx, None, None, grad_fast)
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """`function.apply`, but for a look at each argument for torch.func, which came before."""
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+
+
 def _keep(
     ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]
 ) -> None:
@@ -531,9 +545,9 @@ def _keep(
     ctx.set_materialize_grads(False)
 
 
-def _kept_addresses(ctx: Any, kept: Sequence[Tensor]) -> list[int]:
+def _kept_addresses(form: _Form, kept: Sequence[Tensor]) -> list[int]:
     looks, addresses = looks_and_addresses([*kept])
-    if looks != ctx.form.looks:
+    if looks != form.looks:
         raise RuntimeError("a hook on saved tensors gave back tensors of other shapes")
     return addresses
 
@@ -549,16 +563,15 @@ def _gradients(
     kept = ctx.saved_tensors  # all are looked at for changes in place
     program, n, n_rates = form.program, len(form.program.names), len(form.rated)
     fast = [] if grad_fast is None else _by_parameter(program, grad_fast)
-    grad_loss = None if grad_loss is None else grad_loss.contiguous()
-    grad_predictions = None if grad_predictions is None else grad_predictions.contiguous()
+    grad_loss, at_loss = _read(grad_loss)
+    grad_predictions, at_predictions = _read(grad_predictions)
     out = [torch.empty_like(t) if need else None for t, need in zip(kept, needs, strict=False)]
-    of_rates = _rate_buffers(form, kept[0]) if any(needs[n : n + n_rates]) else []
-    of_inputs = out[n + n_rates :]
+    of_rates = _rate_buffers(form, kept[0]) if n_rates and any(needs[n : n + n_rates]) else ()
+    written = _addresses(out)
     program.kernels.backward(
-        form.native, kept[0], _kept_addresses(ctx, kept), ctx.record,
-        _address(grad_loss), _address(grad_predictions), _addresses(fast),
-        _addresses(out[:n]), _addresses(of_rates),
-        _address(of_inputs[0]), _address(of_inputs[1]) if form.predictions else 0,
+        form.native, kept[0], _kept_addresses(form, kept), ctx.record,
+        at_loss, at_predictions, _addresses(fast), written[:n], _addresses(of_rates),
+        written[n + n_rates], written[-1] if form.predictions else 0,
     )  # fmt: skip
     for position, p in enumerate(form.rated, start=n):
         if needs[position]:
@@ -583,8 +596,12 @@ def _rate_buffers(form: _Form, like: Tensor) -> list[Tensor | None]:
     ]
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _read(gradient: Tensor | None) -> tuple[Tensor | None, int]:
+    """A gradient of an output, contiguous, and its address; 0 where there is none."""
+    if gradient is None:
+        return None, 0
+    gradient = gradient.contiguous()
+    return gradient, gradient.data_ptr()
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -33,38 +33,33 @@ class Snapshot:
             tuple(attribute for owner in owners for attribute in _plain_attributes(owner)),
             tuple((owner.__dict__, "forward", "forward" in owner.__dict__) for owner in owners),
         )
-        self._missing = []  # places for a parameter that hold None
-        self._sources = []
-        self._aliases = []
+        missing, aliases, sources = [], [], []
         first: dict[int, tuple[dict[str, Any], str]] = {}
         for prefix, owner in module.named_modules():
             for key, parameter in owner._parameters.items():
                 source = (owner._parameters, key)
                 if parameter is None:
-                    self._missing.append(source)
+                    missing.append(source)
                 elif id(parameter) in first:
-                    self._aliases.append((*source, *first[id(parameter)]))
+                    aliases.append((*source, *first[id(parameter)]))
                 else:
                     first[id(parameter)] = source
-                    self._sources.append((f"{prefix}.{key}" if prefix else key, *source))
+                    sources.append((f"{prefix}.{key}" if prefix else key, *source))
+        self._missing = missing  # places for a parameter that hold None
+        self._aliases = aliases
+        self._sources = tuple(sources)
 
     def parameters(self) -> dict[str, Tensor] | None:
         """``dict(module.named_parameters())``, or None if the module is built otherwise now."""
-        try:
-            if not _unchanged(*self._seen):
-                return None
-            parameters = {name: own[key] for name, own, key in self._sources}
-            for own, key in self._missing:
-                if own[key] is not None:
-                    return None
-            for own, key, first_own, first_key in self._aliases:
-                if own[key] is not first_own[first_key]:
-                    return None
-        except KeyError:  # a parameter is gone
+        if not _unchanged(*self._seen):
             return None
-        numbers = {*map(id, parameters.values())}
-        whole = len(numbers) == len(parameters) and id(None) not in numbers
-        return parameters if whole else None
+        for own, key in self._missing:
+            if own.get(key, self) is not None:
+                return None
+        for own, key, first_own, first_key in self._aliases:
+            if own.get(key) is not first_own.get(first_key):
+                return None
+        return _distinct_items(self._sources)
 
 
 def _plain_attributes(owner: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
@@ -93,4 +88,16 @@ def _same(found: Any, value: Any) -> bool:
     return found is value or (type(found) is type(value) and found == value)
 
 
-_unchanged = _all_same if cpu.native is None else cpu.native.unchanged
+def _all_distinct(sources: tuple[Any, ...]) -> dict[str, Any] | None:
+    """What the native `distinct_items` gives, where there is none."""
+    found = {name: own.get(key) for name, own, key in sources}
+    numbers = {*map(id, found.values())}
+    whole = len(numbers) == len(found) and id(None) not in numbers
+    return found if whole else None
+
+
+_unchanged, _distinct_items = (
+    (_all_same, _all_distinct)
+    if cpu.native is None
+    else (cpu.native.unchanged, cpu.native.distinct_items)
+)
