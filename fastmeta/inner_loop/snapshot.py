@@ -27,7 +27,7 @@ class Snapshot:
         self.module = module
         owners = [*module.modules()]
         hooks = [hooks for owner in owners for hooks in hook_dicts(owner)]
-        counted = [*hooks, *[owner._parameters for owner in owners]]
+        counted: list[Any] = [*hooks, *[owner._parameters for owner in owners]]
         self._seen = (
             _flat((owner, type(owner)) for owner in owners),
             _flat((each, len(each)) for each in counted),

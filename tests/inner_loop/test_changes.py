@@ -81,6 +81,17 @@ def test_targets_changed_before_the_backward(name):
         loss.backward()
 
 
+@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
+def test_a_batch_that_shrinks_after_its_checks(name):
+    """A call that is known by its looks must not read where a tensor has no numbers any more."""
+    _, meta, tasks = regression()
+    meta(tasks)
+    tensor = getattr(tasks, name)
+    tensor.resize_(tensor.shape[0], tensor.shape[1] - 1, tensor.shape[2])
+    with pytest.raises((TypeError, ValueError), match=name[:7]):
+        meta(tasks)
+
+
 def test_labels_changed_in_place_are_checked_again():
     model = nn.Sequential(nn.Linear(2, 3)).double()
     meta, tasks = fm.MAML(model), classification_tasks([2])
