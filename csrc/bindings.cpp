@@ -1,5 +1,6 @@
 // The Python module fastmeta._native: takes pointers and sizes, checks that they fit together, and
-// calls the kernels without the GIL. Shapes, dtypes and values have been checked in Python.
+// calls the kernels without the GIL. Shapes, dtypes and values have been checked in Python, which asks
+// here whether tensors and modules look like those that it has checked (looks.h, unchanged.h).
 #include <array>
 #include <memory>
 #include <optional>

@@ -30,6 +30,8 @@ _native_looks, _native_looks_and_addresses = _native_functions()
 
 def looks(tensors: list[Any]) -> Hashable:
     """Shapes, dtypes, devices, which are contiguous and which require grad; None if one is none."""
+    if torch.compiler.is_compiling():
+        return _looks(tensors)
     return _native_looks(tensors) or _looks(tensors)
 
 

@@ -210,3 +210,15 @@ def test_a_compiled_training_step_gives_the_same_gradients():
         ours = torch.autograd.grad(compiled(), [*model.parameters()])
         for value, expected in zip(ours, right, strict=True):
             assert torch.allclose(value, expected, rtol=1e-12)
+
+
+def test_a_batch_made_in_a_compiled_step_gives_no_warning(recwarn):
+    _, meta, tasks = regression()
+
+    def loss(*tensors):
+        return meta(fm.TaskBatch(*tensors)).loss
+
+    tensors = tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y
+    compiled = torch.compile(loss, backend="aot_eager")
+    assert torch.equal(compiled(*tensors), loss(*tensors))
+    assert not [each for each in recwarn if "Dynamo" in str(each.message)]
