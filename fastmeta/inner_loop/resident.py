@@ -536,9 +536,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
-def _keep(
-    ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]
-) -> None:
+def _keep(ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
     """The tensors are kept for the backward: nobody may change them before."""
     ctx.form = form
     ctx.save_for_backward(*tensors, *constants)
