@@ -1,5 +1,6 @@
 // The Python module fastmeta._native: takes pointers and sizes, checks that they fit together, and
-// calls the kernels without the GIL. Shapes, dtypes and values have been checked in Python.
+// calls the kernels without the GIL. Shapes, dtypes and values have been checked in Python, which asks
+// here whether tensors and modules look like those that it has checked (looks.h, unchanged.h).
 #include <array>
 #include <memory>
 #include <optional>
@@ -10,7 +11,9 @@
 #include "call.h"
 #include "cpu/dispatch.h"
 #include "cpu/runtime.h"
+#include "looks.h"
 #include "network/spec.h"
+#include "unchanged.h"
 
 using namespace fastmeta;
 
@@ -164,6 +167,8 @@ PYBIND11_MODULE(_native, m) {
     if (!wanted) throw std::invalid_argument("not built, or not for this processor: " + name);
     running = wanted;
   });
+  bind_looks(m);
+  bind_unchanged(m);
   m.def("thread_runtime", &thread_runtime);
   m.def("release_memory", &release_memory);
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastmeta.backends.looks import looks
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.forward import task_forward
 from fastmeta.words import kind_of
@@ -291,21 +292,15 @@ class Adapted:
         return task_forward(self.module, self.parameters, x, self._randomness)
 
 
-_sound_forms: set[Any] = set()  # shapes, dtypes and devices that passed the checks
+_sound_forms: set[Hashable] = set()  # looks that passed the checks
 _most_forms = 1024
 
 
 def _check_forms(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> None:
-    tensors = (support_x, support_y, query_x, query_y)
-    form = None
-    if all([isinstance(tensor, Tensor) for tensor in tensors]):
-        form = (
-            *[tensor.shape for tensor in tensors],
-            *[tensor.dtype for tensor in tensors],
-            *[tensor.device for tensor in tensors],
-        )
-        if form in _sound_forms:
-            return
+    tensors = [support_x, support_y, query_x, query_y]
+    form = looks(tensors)  # None where one is no tensor
+    if form in _sound_forms:
+        return
     _check_samples("support", support_x, support_y)
     _check_samples("query", query_x, query_y)
     _check_alike("support_x", support_x, "query_x", query_x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.backends import requested_backend
+from fastmeta.backends.looks import looks
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss
@@ -24,7 +25,7 @@ from fastmeta.inner_loop.loop import (
     check_grad_mode,
     check_rates,
 )
-from fastmeta.inner_loop.memory import telling_how_to_shrink
+from fastmeta.inner_loop.memory import tell_how_to_shrink, telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -32,6 +33,9 @@ from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 __all__ = ["MAML", "Names"]
 
 Names = Iterable[str] | Callable[[str], bool]
+
+
+_most_plans = 256  # of one learner; ragged batches have ever new looks
 
 
 @dataclass(frozen=True)
@@ -217,10 +221,10 @@ class MAML(nn.Module):
         with module_lock:
             parameters = self._parameters_now()
             rates = self._rates(steps)
-            key = self._key(parameters, tasks, steps)
+            key = self._settings(steps), *_looks(parameters, rates, tasks)
             plan = self._plans.get(key)
-            if plan is None or plan.rate_kinds != _rate_kinds(rates):
-                plan = self._plans[key] = self._plan(parameters, rates, tasks, steps)
+            if plan is None:
+                plan = self._plan_for(key, parameters, rates, tasks, steps)
         check_labels(plan.loop, plan.outputs, tasks)
         return plan, parameters, rates
 
@@ -242,19 +246,26 @@ class MAML(nn.Module):
             parameters = dict(self.model.named_parameters())
         return parameters
 
-    def _key(self, parameters: dict[str, Tensor], tasks: TaskBatch, steps: int) -> Any:
-        """All that a plan depends on beside the snapshot."""
-        x, y = tasks.support_x, tasks.support_y
+    def _settings(self, steps: int) -> Hashable:
+        """What a plan depends on beside the module and the tensors."""
         return (
             steps, self.order, self.loss, self.adapt_parameters, self.engine, self.randomness,
-            self.precision,
-            requested_backend(),
-            torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
-            x.dtype, x.device, x.shape[2:], y.dtype,
-            y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
-            _kind(tasks.support_weight), _kind(tasks.query_weight),
-            *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
+            self.precision, requested_backend(), _autocast(),
         )  # fmt: skip
+
+    def _plan_for(
+        self, key: Hashable, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch,
+        steps: int,
+    ) -> _Plan:  # fmt: skip
+        """The plan of batches that differ from these in T, S and Q only, found by `key` next."""
+        general = self._settings(steps), *_kinds(parameters, tasks)
+        plan = self._plans.get(general)
+        if plan is None or plan.rate_kinds != _rate_kinds(rates):
+            plan = self._plan(parameters, rates, tasks, steps)
+        if len(self._plans) >= _most_plans:
+            self._plans.clear()
+        self._plans[general] = self._plans[key] = plan
+        return plan
 
     def _plan(
         self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int
@@ -301,9 +312,11 @@ class MAML(nn.Module):
 def _meta_loss(
     plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor]:
-    with telling_how_to_shrink(plan.loop, tasks.support_x):
+    try:
         inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
         return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
+    except torch.OutOfMemoryError as error:
+        tell_how_to_shrink(error, plan.loop, tasks.support_x)
 
 
 def _adapt(
@@ -324,6 +337,42 @@ def _above(
         return parameters, tasks
     own = {name: parameters[name] for name in loop.shapes}
     return own, prefix.features(parameters, tasks)
+
+
+def _looks(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -> tuple[Any, ...]:
+    """Of all tensors of a call, which weights there are, and the rate where it is a number."""
+    tensors = [
+        tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, *parameters.values()
+    ]  # fmt: skip
+    support_weight, query_weight = tasks.support_weight, tasks.query_weight
+    if support_weight is not None:
+        tensors.append(support_weight)
+    if query_weight is not None:
+        tensors.append(query_weight)
+    rate: Any = None
+    if isinstance(rates, Mapping):
+        tensors += rates.values()
+    else:
+        rate = type(rates), rates
+    return looks(tensors), support_weight is None, query_weight is None, rate
+
+
+def _kinds(parameters: Mapping[str, Tensor], tasks: TaskBatch) -> tuple[Any, ...]:
+    """What of the parameters and of the tasks a plan depends on."""
+    x, y = tasks.support_x, tasks.support_y
+    return (
+        x.dtype, x.device, x.shape[2:], y.dtype,
+        y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
+        _kind(tasks.support_weight), _kind(tasks.query_weight),
+        *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
+    )  # fmt: skip
+
+
+def _autocast() -> Any:
+    """Which devices have it on, or False."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def _rate_kinds(rates: Rates) -> Any:

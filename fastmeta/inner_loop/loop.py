@@ -22,6 +22,10 @@ __all__ = [
     "refuse_graph",
 ]  # fmt: skip
 
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_transform_level = torch._C._functorch.maybe_current_level
+
 # One rate for all, or a tensor by adapted name: [1 or steps, *broadcastable to the parameter].
 Rates = float | Mapping[str, Tensor]
 
@@ -164,11 +168,8 @@ def refuse_graph(engine: str) -> None:
 
 def refuse_batched(*gradients: Tensor | None) -> None:
     """RuntimeError where vmap runs a backward whose kernels read memory (is_grads_batched)."""
-    functorch = torch._C._functorch
     for gradient in gradients:
-        if gradient is not None and (
-            functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
-        ):
+        if gradient is not None and (_is_batched(gradient) or _is_legacy_batched(gradient)):
             raise RuntimeError(
                 "the backward of fastmeta's inner loop (resident engine) takes one gradient at a "
                 "time, not a batch of them (is_grads_batched=True, or vmap over autograd.grad): "
@@ -182,7 +183,7 @@ class UnknownTensors(RuntimeError):
 
 def check_grad_mode() -> None:
     """RuntimeError where no inner loop can take its gradients: torch.func, torch.inference_mode."""
-    if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
+    if _transform_level() is not None or forward_ad._current_level >= 0:
         raise RuntimeError(
             "fastmeta's inner loop does not run inside torch.func transforms (grad, vmap, jvp): it "
             "takes gradients of its own. It is already batched over tasks; for derivatives use "

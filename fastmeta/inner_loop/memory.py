@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from fastmeta.inner_loop.loop import InnerLoop
 
-__all__ = ["telling_how_to_shrink"]
+__all__ = ["tell_how_to_shrink", "telling_how_to_shrink"]
 
 
 @contextmanager
@@ -19,10 +20,17 @@ def telling_how_to_shrink(loop: InnerLoop, support_x: Tensor) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        message = str(error)
-        if "fast weights" in message:
-            raise
-        raise torch.OutOfMemoryError(f"{_needs(loop, support_x)} {message}") from error
+        tell_how_to_shrink(error, loop, support_x)
+
+
+def tell_how_to_shrink(
+    error: torch.OutOfMemoryError, loop: InnerLoop, support_x: Tensor
+) -> NoReturn:
+    """Raise the error again, saying what the inner loop keeps and what makes it smaller."""
+    message = str(error)
+    if "fast weights" in message:
+        raise error
+    raise torch.OutOfMemoryError(f"{_needs(loop, support_x)} {message}") from error
 
 
 def _needs(loop: InnerLoop, support_x: Tensor) -> str:

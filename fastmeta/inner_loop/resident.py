@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu, cuda, requested_backend
 from fastmeta.backends.kernels import Kernels
+from fastmeta.backends.looks import looks_and_addresses
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates, refuse_batched, refuse_graph
 from fastmeta.inner_loop.stages import Stages, stages_of, unknown_layer
@@ -63,11 +64,10 @@ def adapt(
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
     support = (support_x, support_y, support_weight)
-    form, tensors, constants = _prepare(loop, parameters, rates, support, None)
+    form, addresses, tensors, constants = _prepare(loop, parameters, rates, support, None)
     if _builds_graph(tensors):
-        fast = _Adapt.apply(form, constants, *tensors)
+        fast = _apply(_Adapt, form, addresses, constants, *tensors)
     else:
-        addresses = _addresses([*tensors, *constants])
         fast = _run_adapt(form, addresses, tensors[-1], keep=False)[1]
     return {**parameters, **dict(zip(form.program.adapted, fast, strict=True))}
 
@@ -78,10 +78,9 @@ def meta_loss(
     """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
     support = (tasks.support_x, tasks.support_y, tasks.support_weight)
     query = (tasks.query_x, tasks.query_y, tasks.query_weight)
-    form, tensors, constants = _prepare(loop, parameters, rates, support, query)
+    form, addresses, tensors, constants = _prepare(loop, parameters, rates, support, query)
     if _builds_graph(tensors):
-        return _MetaLoss.apply(form, constants, *tensors)
-    addresses = _addresses([*tensors, *constants])
+        return _apply(_MetaLoss, form, addresses, constants, *tensors)
     return _run_meta_loss(form, addresses, tensors[-1], keep=False)[1:]
 
 
@@ -177,7 +176,8 @@ class _Program(NamedTuple):
     takes_labels: bool
     dtype: torch.dtype
     device: torch.device
-    forms: dict[Any, _Form]  # by `_looks`
+    forms: dict[Any, _Form]  # by `_key`
+    rates: dict[float, Tensor]  # on a CPU, the latest rate that was a number
 
 
 class _Form(NamedTuple):
@@ -190,7 +190,7 @@ class _Form(NamedTuple):
     """
 
     program: _Program
-    looks: Any  # of the tensors
+    looks: Hashable  # of the tensors
     native: Any
     rated: Sequence[int]  # the indices of the parameters that have a tensor of rates
     rate_shapes: tuple[tuple[int, ...], ...]  # of those tensors
@@ -199,6 +199,7 @@ class _Form(NamedTuple):
 
 
 _most_forms = 256  # of one program; ragged batches have ever new ones
+_LATEST = "resident: the latest program"  # in the memory of an inner loop
 
 
 def _program(loop: InnerLoop, x: Tensor) -> _Program:
@@ -239,6 +240,7 @@ def _new_program(
         dtype=dtype,
         device=device,
         forms={},
+        rates={},
     )
 
 
@@ -249,27 +251,18 @@ def _as_native(network: Chain | Stages, sample: torch.Size) -> tuple[list[Any], 
     return list(network.stages), math.prod(sample), network.fewest
 
 
-def _looks(tensors: Sequence[Tensor]) -> Any:
-    """All that the checks of a form look at, beside which tensors there are."""
-    return (
-        *[tensor.shape for tensor in tensors],
-        *[tensor.dtype for tensor in tensors],
-        *[tensor.device for tensor in tensors],
-    )
-
-
 def _new_form(
     program: _Program,
-    looks: Any,
+    looks: Hashable,
     tensors: Sequence[Tensor],
     support: _Samples,
     query: _Samples | None,
-    rated: Sequence[int],
     one_rate: bool,
 ) -> _Form:
     """The form of these tensors, or what the native code relies on and does not find in them."""
     n = len(program.names)
-    x, y, weight = support
+    rated: Sequence[int] = () if one_rate else program.rated
+    x, _, weight = support
     _check_inputs(program, tensors[: n + len(rated)], [x] if query is None else [x, query[0]])
     _check_samples(program, "support", support, x.shape[0])
     if query is not None:
@@ -354,36 +347,81 @@ def _prepare(
     rates: Rates,
     support: _Samples,
     query: _Samples | None,
-) -> tuple[_Form, list[Tensor], list[Tensor]]:
-    """The form, the tensors that may require grad, and the constants."""
-    x = support[0]
-    program = _program(loop, x)
-    tensors = [parameters[name].contiguous() for name in program.names]
-    rated: Sequence[int] = ()
-    one_rate = not isinstance(rates, Mapping)
+) -> tuple[_Form, list[int], list[Tensor], list[Tensor]]:
+    """The form, all addresses, the tensors that may require grad, and the constants."""
+    program = loop.memory.get(_LATEST) or _program(loop, support[0])
+    tensors = _variables(program, parameters, rates, support, query)
+    constants = _constants(program, rates, support, query)
+    looks, addresses = looks_and_addresses(tensors + constants)
+    form = program.forms.get(_key(looks, rates, support, query))
+    if form is None:
+        return _prepare_new(loop, parameters, rates, support, query)
+    return form, addresses, tensors, constants
+
+
+def _prepare_new(
+    loop: InnerLoop,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    support: _Samples,
+    query: _Samples | None,
+) -> tuple[_Form, list[int], list[Tensor], list[Tensor]]:
+    """`_prepare` for tensors as they come: of another program, not contiguous, or never seen."""
+    program = loop.memory[_LATEST] = _program(loop, support[0])
+    parameters = {name: parameters[name].contiguous() for name in program.names}
     if isinstance(rates, Mapping):
-        rated = program.rated
-        tensors += [_spread(rates[program.names[p]], program.shapes[p]) for p in rated]
-    support = _dense(support)
-    tensors.append(support[0])
-    targets = [*support[1:]]
-    if query is not None:
-        query = _dense(query)
-        tensors.append(query[0])
-        targets += query[1:]
-    constants = [tensor for tensor in targets if tensor is not None]
-    if not isinstance(rates, Mapping):
-        constants.append(_constant(rates, x.dtype, program.device))
-    everything = [*tensors, *constants]
-    looks = _looks(everything)
-    key = (len(rated), support[2] is None, query is None or query[2] is None, looks)
+        named = zip(program.names, program.shapes, strict=True)
+        rates = {name: _spread(rates[name], shape) for name, shape in named if name in rates}
+    dense_support, dense_query = _dense(support), None if query is None else _dense(query)
+    tensors = _variables(program, parameters, rates, dense_support, dense_query)
+    constants = _constants(program, rates, dense_support, dense_query)
+    looks, addresses = looks_and_addresses(tensors + constants)
+    key = _key(looks, rates, support, query)
+    if support[0].dim() != 3:  # rows that look like these must not pass for images
+        key = key, support[0].shape[2:]
     form = program.forms.get(key)
     if form is None:
-        form = _new_form(program, looks, everything, support, query, rated, one_rate)
+        one_rate = not isinstance(rates, Mapping)
+        everything = tensors + constants
+        form = _new_form(program, looks, everything, dense_support, dense_query, one_rate)
         if len(program.forms) >= _most_forms:
             program.forms.clear()
         program.forms[key] = form
-    return form, tensors, constants
+    return form, addresses, tensors, constants
+
+
+def _variables(
+    program: _Program,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    support: _Samples,
+    query: _Samples | None,
+) -> list[Tensor]:
+    """The tensors that may require grad, in the order that `_Form` tells."""
+    tensors = [parameters[name] for name in program.names]
+    if isinstance(rates, Mapping):
+        tensors += [rates[name] for name in program.adapted]
+    tensors.append(support[0])
+    if query is not None:
+        tensors.append(query[0])
+    return tensors
+
+
+def _constants(
+    program: _Program, rates: Rates, support: _Samples, query: _Samples | None
+) -> list[Tensor]:
+    targets = support[1:] if query is None else support[1:] + query[1:]
+    constants = [tensor for tensor in targets if tensor is not None]
+    if not isinstance(rates, Mapping):
+        rate = program.rates.get(rates)
+        constants.append(_one_rate(program, rates) if rate is None else rate)
+    return constants
+
+
+def _key(looks: Hashable, rates: Rates, support: _Samples, query: _Samples | None) -> Hashable:
+    """Of a form: what the tensors look like, and which there are."""
+    weighted = support[2] is not None, query is not None and query[2] is not None
+    return looks, weighted, query is None, isinstance(rates, Mapping)
 
 
 def _dense(samples: _Samples) -> _Samples:
@@ -400,10 +438,16 @@ def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
     return rate.contiguous() if rate.numel() == steps else rate.expand(steps, *shape).contiguous()
 
 
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _one_rate(program: _Program, value: float) -> Tensor:
+    """[1]: a rate that is a number."""
+    dtype, device = program.dtype, program.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return torch.full((1,), value, dtype=dtype, device=device)  # it belongs to the graph
-    return _kept_constant(value, dtype, device)
+    rate = _kept_constant(value, dtype, device)
+    if device.type == "cpu":
+        program.rates.clear()
+        program.rates[value] = rate
+    return rate
 
 
 @lru_cache(maxsize=64)
@@ -412,7 +456,11 @@ def _kept_constant(value: float, dtype: torch.dtype, device: torch.device) -> Te
 
 
 def _builds_graph(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 def _run_meta_loss(
@@ -450,9 +498,9 @@ class _MetaLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: _Form, constants: list[Tensor], *tensors: Tensor
+        ctx: Any, form: _Form, addresses: list[int], constants: list[Tensor], *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        addresses = _keep(ctx, form, tensors, constants)
+        _keep(ctx, form, tensors, constants)
         ctx.record, loss, predictions = _run_meta_loss(form, addresses, tensors[-1], keep=True)
         return loss, predictions
 
@@ -462,7 +510,7 @@ class _MetaLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         refuse_batched(grad_loss, grad_predictions)
-        return None, None, *_gradients(ctx, grad_loss, grad_predictions, None)
+        return None, None, None, *_gradients(ctx, grad_loss, grad_predictions, None)
 
 
 class _Adapt(torch.autograd.Function):
@@ -470,9 +518,9 @@ class _Adapt(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: _Form, constants: list[Tensor], *tensors: Tensor
+        ctx: Any, form: _Form, addresses: list[int], constants: list[Tensor], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        addresses = _keep(ctx, form, tensors, constants)
+        _keep(ctx, form, tensors, constants)
         ctx.record, fast = _run_adapt(form, addresses, tensors[-1], keep=True)
         return fast
 
@@ -480,26 +528,25 @@ class _Adapt(torch.autograd.Function):
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         refuse_batched(*grad_fast)
-        return None, None, *_gradients(ctx, None, None, grad_fast)
+        return None, None, None, *_gradients(ctx, None, None, grad_fast)
 
 
-def _keep(
-    ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]
-) -> list[int]:
-    """Addresses of the tensors, which are kept for the backward: nobody may change them before."""
-    everything = (*tensors, *constants)
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """`function.apply`, but for a look at each argument for torch.func, which came before."""
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+
+
+def _keep(ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
+    """The tensors are kept for the backward: nobody may change them before."""
     ctx.form = form
-    ctx.addresses = [tensor.data_ptr() for tensor in everything]
-    ctx.save_for_backward(*everything)
+    ctx.save_for_backward(*tensors, *constants)
     ctx.set_materialize_grads(False)
-    return ctx.addresses
 
 
-def _kept_addresses(ctx: Any, kept: Sequence[Tensor]) -> list[int]:
-    addresses = [tensor.data_ptr() for tensor in kept]
-    if addresses != ctx.addresses:  # a hook on saved tensors gave them back elsewhere
-        if _looks(kept) != ctx.form.looks or not all(t.is_contiguous() for t in kept):
-            raise RuntimeError("a hook on saved tensors gave back tensors of other shapes")
+def _kept_addresses(form: _Form, kept: Sequence[Tensor]) -> list[int]:
+    looks, addresses = looks_and_addresses([*kept])
+    if looks != form.looks:
+        raise RuntimeError("a hook on saved tensors gave back tensors of other shapes")
     return addresses
 
 
@@ -510,20 +557,19 @@ def _gradients(
     grad_fast: Sequence[Tensor | None] | None,
 ) -> list[Tensor | None]:
     """One gradient a tensor, None where none is needed."""
-    form, needs = ctx.form, ctx.needs_input_grad[2:]
+    form, needs = ctx.form, ctx.needs_input_grad[3:]
     kept = ctx.saved_tensors  # all are looked at for changes in place
     program, n, n_rates = form.program, len(form.program.names), len(form.rated)
     fast = [] if grad_fast is None else _by_parameter(program, grad_fast)
-    grad_loss = None if grad_loss is None else grad_loss.contiguous()
-    grad_predictions = None if grad_predictions is None else grad_predictions.contiguous()
+    grad_loss, at_loss = _read(grad_loss)
+    grad_predictions, at_predictions = _read(grad_predictions)
     out = [torch.empty_like(t) if need else None for t, need in zip(kept, needs, strict=False)]
-    of_rates = _rate_buffers(form, kept[0]) if any(needs[n : n + n_rates]) else []
-    of_inputs = out[n + n_rates :]
+    of_rates = _rate_buffers(form, kept[0]) if n_rates and any(needs[n : n + n_rates]) else ()
+    written = _addresses(out)
     program.kernels.backward(
-        form.native, kept[0], _kept_addresses(ctx, kept), ctx.record,
-        _address(grad_loss), _address(grad_predictions), _addresses(fast),
-        _addresses(out[:n]), _addresses(of_rates),
-        _address(of_inputs[0]), _address(of_inputs[1]) if form.predictions else 0,
+        form.native, kept[0], _kept_addresses(form, kept), ctx.record,
+        at_loss, at_predictions, _addresses(fast), written[:n], _addresses(of_rates),
+        written[n + n_rates], written[-1] if form.predictions else 0,
     )  # fmt: skip
     for position, p in enumerate(form.rated, start=n):
         if needs[position]:
@@ -548,8 +594,12 @@ def _rate_buffers(form: _Form, like: Tensor) -> list[Tensor | None]:
     ]
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _read(gradient: Tensor | None) -> tuple[Tensor | None, int]:
+    """A gradient of an output, contiguous, and its address; 0 where there is none."""
+    if gradient is None:
+        return None, 0
+    gradient = gradient.contiguous()
+    return gradient, gradient.data_ptr()
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -81,6 +81,17 @@ def test_targets_changed_before_the_backward(name):
         loss.backward()
 
 
+@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
+def test_a_batch_that_shrinks_after_its_checks(name):
+    """A call that is known by its looks must not read where a tensor has no numbers any more."""
+    _, meta, tasks = regression()
+    meta(tasks)
+    tensor = getattr(tasks, name)
+    tensor.resize_(tensor.shape[0], tensor.shape[1] - 1, tensor.shape[2])
+    with pytest.raises((TypeError, ValueError), match=name[:7]):
+        meta(tasks)
+
+
 def test_labels_changed_in_place_are_checked_again():
     model = nn.Sequential(nn.Linear(2, 3)).double()
     meta, tasks = fm.MAML(model), classification_tasks([2])
@@ -199,3 +210,15 @@ def test_a_compiled_training_step_gives_the_same_gradients():
         ours = torch.autograd.grad(compiled(), [*model.parameters()])
         for value, expected in zip(ours, right, strict=True):
             assert torch.allclose(value, expected, rtol=1e-12)
+
+
+def test_a_batch_made_in_a_compiled_step_gives_no_warning(recwarn):
+    _, meta, tasks = regression()
+
+    def loss(*tensors):
+        return meta(fm.TaskBatch(*tensors)).loss
+
+    tensors = tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y
+    compiled = torch.compile(loss, backend="aot_eager")
+    assert torch.equal(compiled(*tensors), loss(*tensors))
+    assert not [each for each in recwarn if "Dynamo" in str(each.message)]

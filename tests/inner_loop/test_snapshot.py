@@ -2,7 +2,20 @@ import pytest
 import torch
 from torch import nn
 
+from fastmeta.inner_loop import snapshot as snapshots
 from fastmeta.inner_loop.snapshot import Snapshot
+
+
+@pytest.fixture(params=["native", "plain"], autouse=True)
+def form(request, monkeypatch):
+    """Every test twice: natively where that is built, and as it is done without."""
+    if request.param == "plain":
+        monkeypatch.setattr(snapshots, "_unchanged", snapshots._all_same)
+        monkeypatch.setattr(snapshots, "_distinct_items", snapshots._all_distinct)
+
+
+def move_to_the_end(module, name):
+    module._modules[name] = module._modules.pop(name)
 
 
 def model():
@@ -28,6 +41,14 @@ CHANGES = {
     "mode": lambda m: m.eval(),
     "mode of one": lambda m: m[1][0].eval(),
     "attribute": lambda m: setattr(m[1][0], "negative_slope", 0.2),
+    "attribute turned tensor": lambda m: setattr(m[1][0], "negative_slope", torch.tensor(0.1)),
+    "attribute gone": lambda m: delattr(m[0], "in_features"),
+    "number turned truth": lambda m: setattr(m[1][0], "inplace", 0),
+    "type": lambda m: setattr(m[1][0], "__class__", nn.ReLU),
+    "own forward": lambda m: setattr(m[0], "forward", torch.tanh),
+    "order": lambda m: move_to_the_end(m, "0"),
+    "child gone": lambda m: m.pop(1),
+    "weight gone": lambda m: m[0]._parameters.pop("weight"),
     "child": lambda m: m.__setitem__(0, nn.Linear(2, 3)),
     "nested child": lambda m: m[1].__setitem__(0, nn.ReLU()),
     "child added": lambda m: m.append(nn.ReLU()),

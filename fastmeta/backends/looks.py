@@ -1,0 +1,54 @@
+"""What tensors look like, as a key: a call like one that was checked need not be checked again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.backends import cpu
+
+__all__ = ["looks", "looks_and_addresses"]
+
+
+def _nothing(tensors: list[Any]) -> None:
+    return None
+
+
+def _native_functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Those of the native module, or what tells that it cannot: they read through DLPack."""
+    native, api = cpu.native, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if native is None or api is None or not native.learn_tensors(api, Tensor, nn.Parameter):
+        return _nothing, _nothing
+    return native.looks, native.looks_and_addresses
+
+
+_native_looks, _native_looks_and_addresses = _native_functions()
+
+
+def looks(tensors: list[Any]) -> Hashable:
+    """Shapes, dtypes, devices, which are contiguous and which require grad; None if one is none."""
+    if torch.compiler.is_compiling():
+        return _looks(tensors)
+    return _native_looks(tensors) or _looks(tensors)
+
+
+def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:
+    """Shapes, dtypes, devices and which are contiguous; and where the numbers are."""
+    return _native_looks_and_addresses(tensors) or (
+        tuple([_look(t) for t in tensors]),
+        [t.data_ptr() for t in tensors],
+    )
+
+
+def _looks(tensors: list[Any]) -> Hashable:
+    if not all([isinstance(tensor, Tensor) for tensor in tensors]):
+        return None
+    return tuple([(_look(t), t.requires_grad) for t in tensors])
+
+
+def _look(tensor: Tensor) -> Hashable:
+    dense = tensor.layout is torch.strided and tensor.is_contiguous()
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, dense
