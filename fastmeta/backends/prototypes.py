@@ -6,6 +6,8 @@ int64. What the labels and weights must be: `fastmeta.functional.labels`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -125,8 +127,8 @@ def loss_backward(
 
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
-    support = _like(task.support) if wanted[0] else None
-    query = _like(task.query) if wanted[1] else None
+    support = _empty(task.support.shape, task.support) if wanted[0] else None
+    query = _empty(task.query.shape, task.query) if wanted[1] else None
     temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None
     _kernel("prototype_loss_backward", grad_loss)(
         record, torch.get_num_threads(), task.addresses(),
@@ -173,16 +175,18 @@ def _in_rows(x: Tensor) -> Tensor:
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-_LARGE = 1 << 20
+_LARGE = 1 << 17  # bytes: from here on malloc may give pages back, and take fresh ones
 
 
-def _like(tensor: Tensor) -> Tensor:
-    """Empty. PyTorch takes fresh pages for what is large, which cost as much as writing to them."""
-    size = tensor.numel() * tensor.element_size()
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """In memory that is kept for the next call: fresh pages cost as much as writing to them."""
+    size = math.prod(shape) * like.element_size()
     if size < _LARGE:
-        return torch.empty_like(tensor)
+        return like.new_empty(shape)
     buffer: Any = cpu.native.Buffer(size)  # type: ignore[union-attr]
-    return torch.frombuffer(buffer, dtype=tensor.dtype).view(tensor.shape)
+    flat = torch.frombuffer(buffer, dtype=like.dtype)
+    no_view = like.new_empty(0).set_(flat.untyped_storage())
+    return no_view.resize_(shape)
 
 
 def _kernel(name: str, like: Tensor) -> Any:

@@ -479,3 +479,14 @@ def test_every_output_is_written(monkeypatch):
         values, indices = fmF.nearest_prototype(task["query"], task["support"], 7, metric)
         assert values.isfinite().all() and (indices >= 0).all()
         assert fmF.pairwise_distance(task["query"], task["support"], metric).isfinite().all()
+
+
+def test_large_results_may_be_changed_in_place():
+    support, query = (torch.randn(2, n, 512, requires_grad=True) for n in (100, 400))
+    labels = [torch.arange(100).repeat(2, n) for n in (1, 4)]
+    loss, logits = fmF.prototype_loss(support, labels[0], query, labels[1], n_way=100)
+    logits.mul_(2)
+    loss.sum().backward()
+    for found in (support.grad, query.grad):
+        assert not found._is_view() and found.is_contiguous()
+        found.mul_(2)
