@@ -196,11 +196,16 @@ double loss_of(const Lanes& lanes, const Softmax& s, const Real* rows, i64 class
   return sum;
 }
 
-// The queries [begin, ...) of a task, whose rows are at x: at most W of them. `kept` is where in the
-// record they are.
+// Over a chunk. Not in the record: chunks are neighbours there, and their threads would share lines.
+struct Total {
+  double loss = 0;
+  Real slope = 0;
+};
+
+// The queries [begin, ...) of a task, whose rows are at x: at most W of them.
 template <Metric metric>
-double forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, const Real* x,
-                     const Scratch& b, Real* logits_out, bool differentiable) {
+void forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, const Real* x,
+                   const Scratch& b, Real* logits_out, bool differentiable, Total& total) {
   using Op = std::conditional_t<metric == Metric::SquaredEuclidean || metric == Metric::Euclidean,
                                 SquaredDifference, Multiplied>;
   const i64 N = p.classes, ld = r.ld, kept = c.part * r.longest + begin - c.begin;
@@ -219,39 +224,37 @@ double forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, 
                                      r.u + c.part * N * r.longest + begin - c.begin, r.longest,
                                      b.columns_sum);
     store(r.v + kept, own.v), store(r.query_norms + kept, norm);
-    r.slope[c.part] += horizontal_sum<Real>(own.slope);
+    total.slope += horizontal_sum<Real>(own.slope);
   }
-  return loss_of(lanes, softmax, b.rows, N);
+  total.loss += loss_of(lanes, softmax, b.rows, N);
 }
 
 template <Metric metric>
-double forward_block(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n,
-                     const Scratch& b, Real* logits, bool differentiable) {
+void forward_block(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n, const Scratch& b,
+                   Real* logits, bool differentiable, Total& total) {
   const i64 N = p.classes, ld = r.ld;
   const Real* x = rows_of_block(p, c.task, begin, n, ld, b.x);
-  double loss = 0;
   for (i64 q = 0; q < n; q += W)
-    loss += forward_group<metric>(p, r, c, begin + q, x + q * ld, b, logits, differentiable);
+    forward_group<metric>(p, r, c, begin + q, x + q * ld, b, logits, differentiable, total);
   if (differentiable)
     combine(Combination<Real>{r.u + c.part * N * r.longest + begin - c.begin, r.longest, 1, x, ld, n,
                               of_differences(metric) ? r.centre + c.task * ld : nullptr, 1,
                               r.pulled + c.part * N * ld, ld, begin > c.begin},
             N, ld);
-  return loss;
 }
 
 template <Metric metric>
 void forward_chunk(const Loss& p, const Record& r, const Chunk& c, const Scratch& b, Real* logits,
                    bool differentiable) {
-  double loss = 0;
-  r.slope[c.part] = 0;
+  Total total;
   for (i64 n = 0; n < p.classes; ++n) b.columns_sum[n] = V{};
   for (i64 begin = c.begin; begin < c.end; begin += r.block)
-    loss += forward_block<metric>(p, r, c, begin, smaller(r.block, c.end - begin), b, logits,
-                                  differentiable);
+    forward_block<metric>(p, r, c, begin, smaller(r.block, c.end - begin), b, logits, differentiable,
+                          total);
   for (i64 n = 0; n < p.classes; ++n)
     r.columns_sum[c.part * p.classes + n] = horizontal_sum<Real>(b.columns_sum[n]);
-  r.loss[c.part] = Real(loss / double(r.weights[c.task]));
+  r.slope[c.part] = total.slope;
+  r.loss[c.part] = Real(total.loss / double(r.weights[c.task]));
 }
 
 // Sums over chunks, and what the sum over queries still lacks to be the gradient for a prototype:
