@@ -159,18 +159,24 @@ Memory::Memory(i64 bytes) : data_(nullptr), bytes_(bytes > 64 ? bytes : 64) {
 
 // The newest blocks are kept: the shapes of the running loop, not those of the one before.
 Memory::~Memory() {
-  constexpr size_t kept = 16;
-  void* surplus = nullptr;
+  constexpr size_t most_blocks = 16;
+  constexpr i64 most_bytes = i64(1) << 30;
+  std::vector<Block> surplus;
   {
     const std::lock_guard<std::mutex> lock(pool_mutex);
     auto& blocks = pool();
     blocks.push_back({data_, bytes_});
-    if (blocks.size() > kept) {
-      surplus = blocks.front().data;
-      blocks.erase(blocks.begin());
+    i64 bytes = 0;
+    size_t keep = 0;
+    while (keep < blocks.size() && keep < most_blocks) {
+      bytes += blocks[blocks.size() - 1 - keep].bytes;
+      if (bytes > most_bytes) break;
+      ++keep;
     }
+    surplus.assign(blocks.begin(), blocks.end() - std::ptrdiff_t(keep));
+    blocks.erase(blocks.begin(), blocks.end() - std::ptrdiff_t(keep));
   }
-  std::free(surplus);
+  for (const Block& block : surplus) std::free(block.data);
 }
 
 void release_memory() {

@@ -82,4 +82,4 @@ def _run(
 
 def _side_by_side(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     tasks, samples = like.shape[:2]
-    return like.new_empty(samples, tasks, channels, height, width).transpose(0, 1)
+    return cpu.empty((samples, tasks, channels, height, width), like).transpose(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fastmeta.backends.kernels import Kernels
 
-__all__ = ["kernels", "native", "release_memory", "unavailable"]
+__all__ = ["empty", "kernels", "native", "release_memory", "unavailable"]
 
 native: ModuleType | None
 try:
@@ -51,6 +52,22 @@ def kernels(dtype: str) -> Kernels:
 
     new_call = getattr(native, f"call_{dtype}")
     return Kernels(native.Chain, new_call, forward, backward, lambda call, device: "")
+
+
+_LARGE = 1 << 17  # bytes: from here on malloc may give pages back, and take fresh ones
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """`like.new_empty(shape)`, if it is large in memory that is kept when the tensor is gone.
+
+    Fresh pages cost as much as writing to them. `release_memory` gives back what is kept.
+    """
+    size = math.prod(shape) * like.element_size()
+    if native is None or size < _LARGE:
+        return like.new_empty(shape)
+    flat = torch.frombuffer(native.Buffer(size), dtype=like.dtype)
+    no_view = like.new_empty(0).set_(flat.untyped_storage())
+    return no_view.resize_(shape)
 
 
 def release_memory() -> None:

@@ -6,8 +6,6 @@ int64. What the labels and weights must be: `fastmeta.functional.labels`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -127,8 +125,8 @@ def loss_backward(
 
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
-    support = _empty(task.support.shape, task.support) if wanted[0] else None
-    query = _empty(task.query.shape, task.query) if wanted[1] else None
+    support = cpu.empty(task.support.shape, task.support) if wanted[0] else None
+    query = cpu.empty(task.query.shape, task.query) if wanted[1] else None
     temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None
     _kernel("prototype_loss_backward", grad_loss)(
         record, torch.get_num_threads(), task.addresses(),
@@ -173,20 +171,6 @@ def _of_pairs(
 def _in_rows(x: Tensor) -> Tensor:
     """Rows of features one behind the other, as often as not those of one task for all."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
-
-
-_LARGE = 1 << 17  # bytes: from here on malloc may give pages back, and take fresh ones
-
-
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """In memory that is kept for the next call: fresh pages cost as much as writing to them."""
-    size = math.prod(shape) * like.element_size()
-    if size < _LARGE:
-        return like.new_empty(shape)
-    buffer: Any = cpu.native.Buffer(size)  # type: ignore[union-attr]
-    flat = torch.frombuffer(buffer, dtype=like.dtype)
-    no_view = like.new_empty(0).set_(flat.untyped_storage())
-    return no_view.resize_(shape)
 
 
 def _kernel(name: str, like: Tensor) -> Any:
