@@ -125,6 +125,8 @@ class PrototypeBinding {
                     const std::pair<Address, i64>& loss, Address support, Address query,
                     Address temperature) {
             check_sizes({}, threads);
+            if (!loss.first || !data[0] || !data[1] || !data[3])
+              throw std::invalid_argument("prototype_loss: an address is missing");
             if (!record.differentiable)
               throw std::invalid_argument("prototype_loss: nothing was kept for backward");
             PrototypeLoss<R> p = record.loss;

@@ -49,17 +49,21 @@ class Looker {
     tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
     parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
     requires_grad_ = PyUnicode_InternFromString("requires_grad");
+    is_neg_ = py::object(tensor.attr("is_neg")).release().ptr();
     return true;
   }
 
-  // Appends shape, dtype, device and whether it is contiguous; false if the tensor is another kind.
+  // Appends shape, dtype, device and whether it is plain and contiguous; false, perhaps with a Python
+  // error, if the tensor is another kind.
   bool look(PyObject* object, std::string& key, dlpack::Tensor& t) const {
     if (!view_ || (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_)) return false;
     if (view_(object, &t) != 0) {
       PyErr_Clear();  // no dense tensor
       return false;
     }
-    const Head head{t.ndim, t.device.type, t.device.id, t.dtype, contiguous(t)};
+    const int turned = turned_sign(object);
+    if (turned < 0) return false;
+    const Head head{t.ndim, t.device.type, t.device.id, t.dtype, contiguous(t) && !turned};
     append(key, &head, sizeof head);
     append(key, t.shape, sizeof(std::int64_t) * std::size_t(t.ndim));
     return true;
@@ -81,6 +85,13 @@ class Looker {
   };
   static_assert(sizeof(Head) == 20, "a key has no padding");
 
+  // Whether it is a view that stands for minus what is in memory, which DLPack does not tell.
+  int turned_sign(PyObject* object) const {
+    const auto flag = py::reinterpret_steal<py::object>(
+        PyObject_Vectorcall(is_neg_, &object, 1, nullptr));
+    return flag ? flag.ptr() == Py_True : -1;
+  }
+
   static bool contiguous(const dlpack::Tensor& t) {
     std::int64_t expected = 1;
     bool dense = true;
@@ -97,7 +108,7 @@ class Looker {
 
   int (*view_)(void*, dlpack::Tensor*) = nullptr;
   PyTypeObject *tensor_ = nullptr, *parameter_ = nullptr;
-  PyObject* requires_grad_ = nullptr;
+  PyObject *requires_grad_ = nullptr, *is_neg_ = nullptr;
 };
 
 inline Looker looker;

@@ -66,12 +66,13 @@ struct Scores {
     V slope{}, own{};
     for (i64 n = 0; n < classes; ++n) {
       const Mask<R> here = label == Mask<R>{} + typename Simd<R>::Int(n);
-      const V r = powers[n] * scale - select(here, weight, V{});
+      // Of padding the scores may be infinite, and the softmax NaN.
+      const V r = select(weight > 0, powers[n] * scale - select(here, weight, V{}), V{});
       const V weighted = r * factor(sums[n], norm);
       store(u + n * ld_u, weighted);
       columns_sum[n] += weighted;
       // r adds up to 0, so that any shift of the scores is allowed.
-      slope += r * (logits[n] - s.largest);
+      slope += select(weight > 0, r * (logits[n] - s.largest), V{});
       if (metric == Metric::Euclidean) own -= weighted;
     }
     return {metric == Metric::Euclidean ? own : -slope * norm, -slope * inverse_temperature};

@@ -31,6 +31,8 @@ def can_run(*tensors: Tensor | None) -> str | None:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
         if tensor.numel() == 0:
             return "a tensor is empty"
+        if tensor.is_neg():
+            return "a tensor is a view with the sign turned, which resolve_neg makes plain"
     return cpu.unavailable()
 
 

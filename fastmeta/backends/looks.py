@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta.backends import cpu
 
-__all__ = ["looks", "looks_and_addresses"]
+__all__ = ["described", "looks", "looks_and_addresses"]
 
 
 def _nothing(tensors: list[Any]) -> None:
@@ -36,11 +36,20 @@ def looks(tensors: list[Any]) -> Hashable:
 
 
 def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:
-    """Shapes, dtypes, devices and which are contiguous; and where the numbers are."""
-    return _native_looks_and_addresses(tensors) or (
-        tuple([_look(t) for t in tensors]),
-        [t.data_ptr() for t in tensors],
-    )
+    """Shapes, dtypes, devices and which are plain and contiguous; and where the numbers are."""
+    return _native_looks_and_addresses(tensors) or (described(tensors), _addresses(tensors))
+
+
+def described(tensors: Sequence[Tensor]) -> Hashable:
+    """As `looks_and_addresses` tells it of tensors that are not of PyTorch's own types."""
+    return tuple([_look(tensor) for tensor in tensors])
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    """None where torch.func has left a wrapper, whose looks are not known."""
+    if any([torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors]):
+        return []
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _looks(tensors: list[Any]) -> Hashable:
@@ -50,5 +59,6 @@ def _looks(tensors: list[Any]) -> Hashable:
 
 
 def _look(tensor: Tensor) -> Hashable:
-    dense = tensor.layout is torch.strided and tensor.is_contiguous()
-    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, dense
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    dense = tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg()
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, dense, wrapped

@@ -35,6 +35,8 @@ def can_run(*tensors: Tensor | None) -> str | None:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
         if tensor.numel() == 0:
             return "a tensor is empty"
+        if tensor.is_neg():
+            return "a tensor is a view with the sign turned, which resolve_neg makes plain"
     return cpu.unavailable()
 
 
@@ -89,7 +91,7 @@ class Task(NamedTuple):
 
     def contiguous(self) -> Task:
         """The same values."""
-        return Task(*(None if x is None else x.contiguous() for x in self))  # type: ignore[arg-type]
+        return Task(*(None if x is None else x.resolve_neg().contiguous() for x in self))  # type: ignore[arg-type]
 
     def addresses(self) -> tuple[int, ...]:
         """In the order of the fields, 0 for what there is not."""
@@ -125,6 +127,7 @@ def loss_backward(
 
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
+    grad_loss = grad_loss.resolve_neg()
     support = cpu.empty(task.support.shape, task.support) if wanted[0] else None
     query = cpu.empty(task.query.shape, task.query) if wanted[1] else None
     temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None

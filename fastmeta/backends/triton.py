@@ -50,6 +50,8 @@ def refusal(*tensors: Tensor | None, precision: str = "fp32") -> str | None:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
         if tensor.numel() == 0:
             return "a tensor is empty"
+        if tensor.is_neg():
+            return "a tensor is a view with the sign turned, which resolve_neg makes plain"
         if precision != "fp32" and tensor.dtype is not torch.float32:
             return f"the tensors are {tensor.dtype}, which no other precision than fp32 is for"
     return unavailable()

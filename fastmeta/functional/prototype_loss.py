@@ -219,4 +219,4 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
             f"temperature is {temperature.dtype} on {temperature.device}, query {query.dtype} on "
             f"{query.device}"
         )
-    return temperature.contiguous()
+    return temperature.resolve_neg().contiguous()

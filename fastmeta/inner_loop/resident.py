@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu, cuda, requested_backend
 from fastmeta.backends.kernels import Kernels
-from fastmeta.backends.looks import looks_and_addresses
+from fastmeta.backends.looks import described, looks_and_addresses
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates, refuse_batched, refuse_graph
 from fastmeta.inner_loop.stages import Stages, stages_of, unknown_layer
@@ -191,6 +191,7 @@ class _Form(NamedTuple):
 
     program: _Program
     looks: Hashable  # of the tensors
+    described: Hashable  # the same, whatever their types
     native: Any
     rated: Sequence[int]  # the indices of the parameters that have a tensor of rates
     rate_shapes: tuple[tuple[int, ...], ...]  # of those tensors
@@ -281,7 +282,9 @@ def _new_form(
     )  # fmt: skip
     predictions = None if query is None else (*query[0].shape[:2], program.outputs)
     rate_shapes = tuple(tuple(rate.shape) for rate in tensors[n : n + len(rated)])
-    return _Form(program, looks, native, rated, rate_shapes, x.shape[0], predictions)
+    return _Form(
+        program, looks, described(tensors), native, rated, rate_shapes, x.shape[0], predictions
+    )
 
 
 def _task_stride(parameter: Tensor, shape: tuple[int, ...]) -> int:
@@ -368,7 +371,7 @@ def _prepare_new(
 ) -> tuple[_Form, list[int], list[Tensor], list[Tensor]]:
     """`_prepare` for tensors as they come: of another program, not contiguous, or never seen."""
     program = loop.memory[_LATEST] = _program(loop, support[0])
-    parameters = {name: parameters[name].contiguous() for name in program.names}
+    parameters = {name: _plain(parameters[name]) for name in program.names}
     if isinstance(rates, Mapping):
         named = zip(program.names, program.shapes, strict=True)
         rates = {name: _spread(rates[name], shape) for name, shape in named if name in rates}
@@ -428,13 +431,18 @@ def _dense(samples: _Samples) -> _Samples:
     x, y, weight = samples
     if x.dim() != 3:
         x = x.flatten(2)
-    return x.contiguous(), y.contiguous(), None if weight is None else weight.contiguous()
+    return _plain(x), _plain(y), None if weight is None else _plain(weight)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """What native code can read: no wrapper that torch.func left, no turned sign, contiguous."""
+    return torch._C._functorch.unwrap_if_dead(tensor).resolve_neg().contiguous()
 
 
 def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A rate [k, *s] as [k, *shape], or [k, 1...] where it is one number a step."""
     steps, own = rate.shape[0], rate.shape[1:]
-    rate = rate.reshape(steps, *[1] * (len(shape) - len(own)), *own)
+    rate = _plain(rate).reshape(steps, *[1] * (len(shape) - len(own)), *own)
     return rate.contiguous() if rate.numel() == steps else rate.expand(steps, *shape).contiguous()
 
 
@@ -545,7 +553,7 @@ def _keep(ctx: Any, form: _Form, tensors: Sequence[Tensor], constants: Sequence[
 
 def _kept_addresses(form: _Form, kept: Sequence[Tensor]) -> list[int]:
     looks, addresses = looks_and_addresses([*kept])
-    if looks != form.looks:
+    if looks != form.looks and described(kept) != form.described:
         raise RuntimeError("a hook on saved tensors gave back tensors of other shapes")
     return addresses
 
@@ -582,7 +590,7 @@ def _gradients(
 def _by_parameter(program: _Program, grad_fast: Sequence[Tensor | None]) -> list[Tensor | None]:
     given = iter(grad_fast)
     by_parameter = (next(given) if adapts else None for adapts in program.adapts)
-    return [None if gradient is None else gradient.contiguous() for gradient in by_parameter]
+    return [None if gradient is None else _plain(gradient) for gradient in by_parameter]
 
 
 def _rate_buffers(form: _Form, like: Tensor) -> list[Tensor | None]:
@@ -598,7 +606,7 @@ def _read(gradient: Tensor | None) -> tuple[Tensor | None, int]:
     """A gradient of an output, contiguous, and its address; 0 where there is none."""
     if gradient is None:
         return None, 0
-    gradient = gradient.contiguous()
+    gradient = _plain(gradient)
     return gradient, gradient.data_ptr()
 
 

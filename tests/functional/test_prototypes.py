@@ -490,3 +490,17 @@ def test_large_results_may_be_changed_in_place():
     for found in (support.grad, query.grad):
         assert not found._is_view() and found.is_contiguous()
         found.mul_(2)
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+def test_padding_is_inert_where_its_distance_overflows(metric):
+    far = 2.0**64
+    support = (torch.randn(1, 4, 5).mul(2.0**42).round() + far).requires_grad_()
+    query = (torch.randn(1, 3, 5) * 2.0**42 + far).requires_grad_()
+    loss, _ = fmF.prototype_loss(
+        support, torch.tensor([[0, 1, 0, 1]]), query, torch.tensor([[0, 1, 1]]), n_way=2,
+        metric=metric, temperature=2.0**80, query_weight=torch.tensor([[1.0, 1.0, 0.0]]),
+    )  # fmt: skip
+    loss.sum().backward()
+    assert bool(loss.isfinite().all())
+    assert bool(support.grad.isfinite().all() and query.grad.isfinite().all())

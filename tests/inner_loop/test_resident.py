@@ -365,3 +365,26 @@ def test_nested_chains_with_idle_layers_are_chains():
         with fm.use_backend("reference"):
             meta.engine = "auto"
             assert torch.allclose(ours, meta(fm.TaskBatch(x, y, x, y)).loss)
+
+
+def test_a_wrapper_that_torch_func_left_is_a_tensor_like_any_other():
+    meta = fm.MAML(nn.Sequential(nn.Linear(2, 3)), inner_lr=0.1, inner_steps=1, loss="mse")
+    x = [torch.randn(2, 5, features) for features in (2, 3, 2, 3)]
+    left = []
+    torch.func.grad(lambda z: (left.append(z), z.sum())[1])(x[0])
+    right, found = (meta(fm.TaskBatch(first, *x[1:])).loss for first in (x[0], left[0]))
+    assert torch.equal(found, right)
+    found.sum().backward()
+
+
+def test_saved_tensors_may_come_back_as_a_subclass():
+    class Kept(torch.Tensor):
+        pass
+
+    meta = fm.MAML(nn.Sequential(nn.Linear(2, 3)), inner_lr=0.1, inner_steps=1, loss="mse")
+    tasks = fm.TaskBatch(*[torch.randn(2, 5, features) for features in (2, 3, 2, 3)])
+    right = torch.autograd.grad(meta(tasks).loss.sum(), list(meta.parameters()))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.as_subclass(Kept)):
+        loss = meta(tasks).loss.sum()
+    found = torch.autograd.grad(loss, list(meta.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
