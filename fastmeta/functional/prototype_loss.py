@@ -160,6 +160,7 @@ class _Fused(Function):
         ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *tensors, temperature = ctx.saved_tensors
+        _refuse_batched(grad_loss, grad_logits)
         task = Task(*tensors)
         _, of_temperature, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
         wanted = (of_support, of_query, of_temperature)
@@ -173,6 +174,15 @@ class _Fused(Function):
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
         return None, per_task, None, None, support, None, None, query, None, None
+
+
+def _refuse_batched(*gradients: Tensor | None) -> None:
+    for gradient in gradients:
+        if gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient):
+            raise RuntimeError(
+                "prototype_loss takes gradients one at a time, not a batch of them "
+                "(is_grads_batched=True); torch.func.vmap over torch.func.vjp does that"
+            )
 
 
 def _composed_gradients(

@@ -460,7 +460,8 @@ def _one_rate(program: _Program, value: float) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _kept_constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((1,), value, dtype=dtype).to(device)  # waits: any stream may read it
+    number = torch.full((1,), value, dtype=dtype, device="cpu")
+    return number.to(device)  # waits: any stream may read it
 
 
 def _builds_graph(tensors: Sequence[Tensor]) -> bool:

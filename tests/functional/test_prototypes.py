@@ -504,3 +504,18 @@ def test_padding_is_inert_where_its_distance_overflows(metric):
     loss.sum().backward()
     assert bool(loss.isfinite().all())
     assert bool(support.grad.isfinite().all() and query.grad.isfinite().all())
+
+
+def test_batched_gradients_are_refused_with_the_way_out():
+    support, query = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4)
+    labels = torch.arange(3).expand(2, 3)
+
+    def losses(features):
+        return fmF.prototype_loss(features, labels, query, labels, n_way=3)[0]
+
+    with pytest.raises(RuntimeError, match="vmap over torch.func.vjp"):
+        torch.autograd.grad(losses(support), support, torch.eye(2), is_grads_batched=True)
+    _, pull = torch.func.vjp(losses, support)
+    (found,) = vmap(pull)(torch.eye(2))
+    right = [torch.autograd.grad(losses(support)[t], support)[0] for t in range(2)]
+    torch.testing.assert_close(found, torch.stack(right))
