@@ -52,6 +52,7 @@ struct Buffer {
 // What the forward pass of a loss leaves for its backward pass.
 template <class R>
 struct LossRecord {
+  const PrototypeKernels<R>& kernels;  // that made it
   PrototypeLoss<R> loss;
   Memory memory;
   bool differentiable;
@@ -112,16 +113,17 @@ class PrototypeBinding {
                 at<R>(query), at<i64>(query_y), at<R>(query_weight),
                 temperature, at<R>(temperatures.first), temperatures.second};
             const py::gil_scoped_release release;
+            const PrototypeKernels<R>& run = kernels();
             std::unique_ptr<LossRecord<R>> record(new LossRecord<R>{
-                p, Memory(i64(sizeof(R)) * kernels().record_size(p)), differentiable});
-            const bool fits = kernels().loss(p, at<R>(loss), at<R>(logits),
+                run, p, Memory(i64(sizeof(R)) * run.record_size(p)), differentiable});
+            const bool fits = run.loss(p, at<R>(loss), at<R>(logits),
                                              static_cast<R*>(record->memory.data()), differentiable);
             return fits ? std::move(record) : nullptr;
           });
 
     // The same data again: by now it may lie somewhere else.
     m.def(("prototype_loss_backward_" + suffix).c_str(),
-          [kernels](const LossRecord<R>& record, int threads, const std::array<Address, 6>& data,
+          [](const LossRecord<R>& record, int threads, const std::array<Address, 6>& data,
                     const std::pair<Address, i64>& loss, Address support, Address query,
                     Address temperature) {
             check_sizes({}, threads);
@@ -137,7 +139,7 @@ class PrototypeBinding {
             const PrototypeGradients<R> g{at<R>(loss.first), loss.second, at<R>(support),
                                           at<R>(query), at<R>(temperature)};
             const py::gil_scoped_release release;
-            kernels().loss_backward(p, static_cast<const R*>(record.memory.data()), g);
+            record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g);
           });
 
     // sizes (T, Q, N, D)
