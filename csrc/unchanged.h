@@ -26,8 +26,12 @@ int all_of(PyObject* tuple, Py_ssize_t stride, Test test) {
   return 1;
 }
 
-// object, its type
-inline int has_type(Items i) { return reinterpret_cast<PyObject*>(Py_TYPE(i[0])) == i[1]; }
+// object, its type, its very __dict__
+inline int has_type_and_dict(Items i) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(i[0])) != i[1]) return 0;
+  const auto own = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(i[0], nullptr));
+  return own ? own.ptr() == i[2] : -1;
+}
 
 // dict, its length
 inline int has_length(Items i) {
@@ -46,14 +50,37 @@ inline int has_values(Items i) {
   return 1;
 }
 
-// dict, key, a value of the same type and equal to what is there
+// Whether two plain values are equal. All else is the same only as itself: it may have an == of its
+// own, like a tensor's, which is no truth.
+inline int is_same(PyObject* x, PyObject* y) {
+  if (x == y) return 1;
+  if (Py_TYPE(x) != Py_TYPE(y)) return 0;
+  if (!PyTuple_CheckExact(x))
+    return PyLong_CheckExact(x) || PyFloat_CheckExact(x) || PyUnicode_CheckExact(x)
+               ? PyObject_RichCompareBool(x, y, Py_EQ)
+               : 0;
+  const Py_ssize_t n = PyTuple_GET_SIZE(x);
+  if (PyTuple_GET_SIZE(y) != n) return 0;
+  if (Py_EnterRecursiveCall(" while comparing attributes")) return -1;
+  int same = 1;
+  for (Py_ssize_t j = 0; j < n && same == 1; ++j)
+    same = is_same(PyTuple_GET_ITEM(x, j), PyTuple_GET_ITEM(y, j));
+  Py_LeaveRecursiveCall();
+  return same;
+}
+
+// dict, key, a value that is the same as what is there
 inline int has_item(Items i) {
   PyObject* found = PyDict_GetItemWithError(i[0], i[1]);
   if (!found) return PyErr_Occurred() ? -1 : 0;
-  if (found == i[2]) return 1;
-  if (Py_TYPE(found) != Py_TYPE(i[2])) return 0;
-  const auto held = py::reinterpret_borrow<py::object>(found);
-  return PyObject_RichCompareBool(found, i[2], Py_EQ);
+  return is_same(found, i[2]);
+}
+
+// dict, key, the very object there
+inline int has_object(Items i) {
+  PyObject* found = PyDict_GetItemWithError(i[0], i[1]);
+  if (!found) return PyErr_Occurred() ? -1 : 0;
+  return found == i[2];
 }
 
 // dict, key, whether it is there
@@ -67,9 +94,10 @@ inline PyObject* unchanged(PyObject*, PyObject* const* groups, Py_ssize_t n) {
   static constexpr struct {
     Py_ssize_t stride;
     int (*test)(Items);
-  } kinds[] = {{2, has_type}, {2, has_length}, {2, has_values}, {3, has_item}, {3, has_key}};
-  if (n != 5) {
-    PyErr_SetString(PyExc_TypeError, "unchanged: five tuples");
+  } kinds[] = {{3, has_type_and_dict}, {3, has_object}, {2, has_length},
+               {2, has_values},        {3, has_item},   {3, has_key}};
+  if (n != 6) {
+    PyErr_SetString(PyExc_TypeError, "unchanged: six tuples");
     return nullptr;
   }
   for (Py_ssize_t i = 0; i < n; ++i) {

@@ -12,10 +12,19 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.losses import takes_weight, task_loss
+from fastmeta.inner_loop.chain import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["check_dropout", "check_labels", "check_model", "leaves_of_graph", "uses_others"]
+__all__ = [
+    "backward_hooks", "check_dropout", "check_labels", "check_model", "leaves_of_graph",
+    "uses_others",
+]  # fmt: skip
+
+_GLOBAL_BACKWARD_HOOKS = (
+    torch.nn.modules.module._global_backward_pre_hooks,
+    torch.nn.modules.module._global_backward_hooks,
+)
 
 
 def check_model(
@@ -56,6 +65,20 @@ def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
     """ValueError for a label outside [0, n_way) where the loss takes labels."""
     if loop.loss == "cross_entropy":
         tasks.check_labels(n_way)
+
+
+def backward_hooks(module: nn.Module) -> str | None:
+    """A sentence on hooks that must run in the module's backward, or None.
+
+    torch calls none for what runs under vmap, nor can native kernels.
+    """
+    only = "which the reference alone calls: remove them to run faster"
+    if any(_GLOBAL_BACKWARD_HOOKS):
+        return f"there are global backward hooks of modules, {only}"
+    for name, part in module.named_modules():
+        if part._backward_pre_hooks or part._backward_hooks:
+            return f"{called(name, part)} has backward hooks, {only}"
+    return None
 
 
 def _check_parameters(

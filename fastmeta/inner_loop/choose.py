@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmeta.backends import requested_backend
 from fastmeta.inner_loop import layered, reference, resident, vmap
+from fastmeta.inner_loop.checks import backward_hooks
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.words import one_of
 
@@ -108,7 +109,7 @@ def _reason(
     """Why an engine cannot run this, or None."""
     if loop.precision != "fp32" and name != "layered":
         return f'precision="{loop.precision}" is of the Triton kernels, which it does not use'
-    return ENGINES[name].can_run(loop, tasks, parameters, rates)
+    return backward_hooks(loop.module) or ENGINES[name].can_run(loop, tasks, parameters, rates)
 
 
 def _engine_for(backend: str, engine: str) -> str:

@@ -9,15 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastmeta.backends import cpu
-from fastmeta.functional.forward import hook_dicts
+from fastmeta.functional.forward import _GLOBAL_HOOKS, hook_dicts
 
 __all__ = ["Snapshot"]
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
+# Dicts of a module that may be replaced as a whole, by __setstate__ for one.
+_DICTS = (
+    "_parameters", "_buffers", "_modules",
+    "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks",
+)  # fmt: skip
 
 
 class Snapshot:
     """Children, parameter names, plain attributes and hooks of a module and of all below it.
+
+    Hooks of all modules (torch's global ones) count as well.
 
     Looking again takes a few microseconds, so what was derived from a module (its layers, the
     engine that runs it) can be kept between calls.
@@ -27,9 +34,10 @@ class Snapshot:
         self.module = module
         owners = [*module.modules()]
         hooks = [hooks for owner in owners for hooks in hook_dicts(owner)]
-        counted: list[Any] = [*hooks, *[owner._parameters for owner in owners]]
+        counted: list[Any] = [*_GLOBAL_HOOKS, *hooks, *[owner._parameters for owner in owners]]
         self._seen = (
-            _flat((owner, type(owner)) for owner in owners),
+            _flat((owner, type(owner), owner.__dict__) for owner in owners),
+            _flat(own for owner in owners for own in _own_dicts(owner)),
             _flat((each, len(each)) for each in counted),
             _flat((owner._modules, (*owner._modules.values(),)) for owner in owners),
             _flat(attribute for owner in owners for attribute in _plain_attributes(owner)),
@@ -73,13 +81,19 @@ def _groups(flat: tuple[Any, ...], n: int) -> Iterator[tuple[Any, ...]]:
     return zip(*[iter(flat)] * n, strict=True)
 
 
+def _own_dicts(owner: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    attributes = owner.__dict__
+    return [(attributes, key, attributes[key]) for key in _DICTS if key in attributes]
+
+
 def _plain_attributes(owner: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
     attributes = owner.__dict__
     return [(attributes, key, v) for key, v in attributes.items() if type(v) in _PLAIN]
 
 
 def _all_same(
-    types: tuple[Any, ...],
+    owners: tuple[Any, ...],
+    objects: tuple[Any, ...],
     lengths: tuple[Any, ...],
     values: tuple[Any, ...],
     items: tuple[Any, ...],
@@ -87,7 +101,8 @@ def _all_same(
 ) -> bool:
     """What the native `unchanged` tells, where there is none."""
     return (
-        all(type(owner) is kind for owner, kind in _groups(types, 2))
+        all(type(o) is kind and o.__dict__ is own for o, kind, own in _groups(owners, 3))
+        and all(own.get(key) is held for own, key, held in _groups(objects, 3))
         and all(len(each) == length for each, length in _groups(lengths, 2))
         and all([*map(id, each.values())] == [*map(id, held)] for each, held in _groups(values, 2))
         and all(key in own and _same(own[key], value) for own, key, value in _groups(items, 3))
@@ -96,7 +111,14 @@ def _all_same(
 
 
 def _same(found: Any, value: Any) -> bool:
-    return found is value or (type(found) is type(value) and found == value)
+    """Whether plain values are equal; all else, tensors for one, is the same only as itself."""
+    if found is value:
+        return True
+    if type(found) is not type(value) or type(found) not in _PLAIN:
+        return False
+    if type(found) is tuple:
+        return len(found) == len(value) and all(map(_same, found, value))
+    return bool(found == value)
 
 
 def _all_distinct(sources: tuple[Any, ...]) -> dict[str, Any] | None:

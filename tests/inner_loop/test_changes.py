@@ -6,7 +6,14 @@ import pickle
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from oracle import DOUBLE, assert_exact, classification_tasks, regression_tasks
+from oracle import (
+    DOUBLE,
+    assert_exact,
+    classification_tasks,
+    gradients,
+    regression_tasks,
+    relative_error,
+)
 from torch import nn
 
 import fastmeta as fm
@@ -37,7 +44,14 @@ def hook_backward(layer):
     layer.register_full_backward_hook(lambda module, inner, outer: (3 * inner[0],))
 
 
-@pytest.mark.parametrize("change", [turn_into_sigmoid, replace_forward, hook_backward])
+def hook_before_backward(layer):
+    layer.register_full_backward_pre_hook(lambda module, outer: (3 * outer[0],))
+
+
+BACKWARD_HOOKS = [hook_backward, hook_before_backward]
+
+
+@pytest.mark.parametrize("change", [turn_into_sigmoid, replace_forward, *BACKWARD_HOOKS])
 @pytest.mark.parametrize("used_before", [True, False])
 def test_another_layer(change, used_before):
     model, meta, tasks = regression()
@@ -45,8 +59,49 @@ def test_another_layer(change, used_before):
         meta(tasks)
     change(model[1])
     assert meta.choice().name != "resident" or change is turn_into_sigmoid
-    if change is not hook_backward:
+    assert_exact(meta, tasks)
+
+
+@pytest.mark.parametrize("hook", BACKWARD_HOOKS)
+def test_only_the_reference_runs_backward_hooks(hook):
+    model, meta, tasks = regression()
+    hook(model[1])
+    choice = meta.choice()
+    assert choice.name == "reference"
+    for engine in ("resident", "layered", "vmap"):
+        assert "layer '1' (Tanh) has backward hooks" in choice.passed_over[engine]
+    with pytest.raises(ValueError, match=r"\(Tanh\) has backward hooks"):
+        fm.MAML(model, loss="mse", engine="vmap")(tasks)
+
+
+def of_tanh(hook):
+    """A global hook is called for the learner, too."""
+    return lambda module, *args: hook(*args) if isinstance(module, nn.Tanh) else None
+
+
+@pytest.mark.filterwarnings("ignore:.*For backward hooks to be called")
+@pytest.mark.filterwarnings("ignore:.*Full backward hook is firing")
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        ("register_module_forward_hook", of_tanh(lambda x, y: 2 * y)),
+        ("register_module_forward_pre_hook", of_tanh(lambda x: (2 * x[0],))),
+        ("register_module_full_backward_hook", of_tanh(lambda inner, outer: (2 * inner[0],))),
+        ("register_module_full_backward_pre_hook", of_tanh(lambda outer: (2 * outer[0],))),
+    ],
+)
+def test_global_hooks_that_come_and_go_between_calls(register, hook):
+    model, meta, tasks = regression()
+    before = gradients(meta, tasks, [*model.parameters()])
+    handle = getattr(nn.modules.module, register)(hook)
+    try:
+        during = gradients(meta, tasks, [*model.parameters()])
         assert_exact(meta, tasks)
+    finally:
+        handle.remove()
+    assert relative_error(during, before) > 1e-3
+    after = gradients(meta, tasks, [*model.parameters()])
+    assert relative_error(after, before) == 0
 
 
 def test_global_hooks_are_called():
@@ -57,6 +112,46 @@ def test_global_hooks_are_called():
     finally:
         hook.remove()
     assert meta.choice().name == "resident"
+
+
+def replace_parameters(layer, values):
+    layer._parameters = values
+
+
+def set_state(layer, values):
+    layer.__setstate__({"_parameters": values})
+
+
+def replace_dict(layer, values):
+    layer.__dict__ = {**layer.__dict__, "_parameters": values}
+
+
+@pytest.mark.parametrize("change", [replace_parameters, set_state, replace_dict])
+def test_parameters_that_are_replaced_as_a_whole(change):
+    model, meta, tasks = regression()
+    before = meta(tasks).loss
+    change(model[0], {k: nn.Parameter(3 * p.detach()) for k, p in model[0]._parameters.items()})
+    assert not torch.allclose(meta(tasks).loss, before)
+    assert_exact(meta, tasks)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_an_attribute_of_tensors_is_replaced(kind):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.scales = kind([torch.tensor([1.0, 2.0], dtype=DOUBLE)])
+
+        def forward(self, x):
+            return self.layer(x) * self.scales[0]
+
+    model = Scaled().double()
+    meta, tasks = fm.MAML(model, loss="mse", inner_lr=0.1), regression_tasks()
+    before = meta(tasks).loss
+    model.scales = kind([torch.tensor([3.0, 1.0], dtype=DOUBLE)])
+    assert not torch.allclose(meta(tasks).loss, before)
+    assert_exact(meta, tasks)
 
 
 def test_an_attribute_that_goes_away():

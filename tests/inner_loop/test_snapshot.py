@@ -37,7 +37,21 @@ def test_new_values_are_no_change():
     assert snapshot.parameters()["0.weight"] is module[0].weight
 
 
+def replace(module, name):
+    """Another dict of the same items."""
+    setattr(module, name, module.__dict__[name].copy())
+
+
 CHANGES = {
+    "parameters": lambda m: replace(m[0], "_parameters"),
+    "buffers": lambda m: replace(m[1][1], "_buffers"),
+    "children": lambda m: replace(m[1], "_modules"),
+    "hooks": lambda m: replace(m[1][0], "_forward_hooks"),
+    "pre-hooks": lambda m: replace(m[1][0], "_forward_pre_hooks"),
+    "backward hooks": lambda m: replace(m[1][0], "_backward_hooks"),
+    "backward pre-hooks": lambda m: replace(m[1][0], "_backward_pre_hooks"),
+    "dict": lambda m: setattr(m[0], "__dict__", m[0].__dict__.copy()),
+    "state": lambda m: m[0].__setstate__({"_parameters": m[0]._parameters.copy()}),
     "mode": lambda m: m.eval(),
     "mode of one": lambda m: m[1][0].eval(),
     "attribute": lambda m: setattr(m[1][0], "negative_slope", 0.2),
@@ -76,3 +90,68 @@ def test_untying_is_seen():
     assert len(snapshot.parameters()) == 3
     module[1][1].bias = nn.Parameter(torch.zeros(3))
     assert snapshot.parameters() is None
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_module_forward_hook",
+        "register_module_forward_pre_hook",
+        "register_module_full_backward_hook",
+        "register_module_full_backward_pre_hook",
+    ],
+)
+def test_a_global_hook_is_seen_to_come_and_to_go(register):
+    module = model()
+    before = Snapshot(module)
+    handle = getattr(nn.modules.module, register)(lambda *_: None)
+    try:
+        assert before.parameters() is None
+        during = Snapshot(module)
+        assert during.parameters() is not None
+    finally:
+        handle.remove()
+    assert during.parameters() is None
+    assert before.parameters() is not None
+
+
+NUMBERS = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "is_same"),
+    [
+        ((NUMBERS,), (NUMBERS.clone(),), False),
+        ((NUMBERS,), (NUMBERS,), True),
+        ((1, (NUMBERS, "a")), (1, (NUMBERS, "a")), True),
+        ((1, (NUMBERS, "a")), (1, (NUMBERS, "b")), False),
+        ((1.5, 2), (NUMBERS, 2), False),
+        ((NUMBERS, 2), (1.5, 2), False),
+        ((1000, ("a b", None, 0.5)), (1000, ("a b", None, 0.5)), True),
+        ((1, 2), (1.0, 2), False),
+        ((1, 2), (True, 2), False),
+        ((1, 2), (1, 2, 3), False),
+        (([1],), ([1],), False),
+    ],
+)
+def test_a_tuple_is_compared_item_by_item(value, other, is_same):
+    module = model()
+    module[0].note = value
+    snapshot = Snapshot(module)
+    module[0].note = other
+    assert (snapshot.parameters() is not None) is is_same
+
+
+def test_a_tuple_too_deep_to_compare_is_an_error():
+    def nested():
+        value = (0.5,)
+        for _ in range(10**5):
+            value = (value,)
+        return value
+
+    module = model()
+    module[0].note = nested()
+    snapshot = Snapshot(module)
+    module[0].note = nested()
+    with pytest.raises(RecursionError):
+        snapshot.parameters()
