@@ -42,7 +42,8 @@ def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:
 
 def described(tensors: Sequence[Tensor]) -> Hashable:
     """As `looks_and_addresses` tells it of tensors that are not of PyTorch's own types."""
-    return tuple([_look(tensor) for tensor in tensors])
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return tuple([(_look(tensor), wrapped(tensor)) for tensor in tensors])
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:
@@ -59,6 +60,5 @@ def _looks(tensors: list[Any]) -> Hashable:
 
 
 def _look(tensor: Tensor) -> Hashable:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     dense = tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg()
-    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, dense, wrapped
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout, dense

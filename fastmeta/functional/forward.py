@@ -15,7 +15,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from fastmeta.functional.linear import product
 from fastmeta.models import Sine
 
-__all__ = ["ELEMENTWISE", "call_module", "has_hooks", "hook_dicts", "module_lock", "task_forward"]
+__all__ = [
+    "ELEMENTWISE", "GLOBAL_BACKWARD_HOOKS", "call_module", "has_backward_hooks", "has_hooks",
+    "hook_dicts", "module_lock", "task_forward",
+]  # fmt: skip
 
 ELEMENTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Softplus, nn.SiLU, nn.ELU, nn.Identity,
@@ -52,6 +55,8 @@ def task_forward(
         torch.stack([torch.func.functional_call(module, {n: p[t] for n, p in parameters.items()},
                                                 (x[t],)) for t in range(T)])
     """
+    if has_backward_hooks(module):  # which torch calls for none of what runs under vmap
+        return _task_by_task(module, parameters, x)
     layers = _linear_chain(module)
     if layers is not None and x.dim() >= 3 and _all_named(layers, parameters):
         return _chain_forward(layers, parameters, x)
@@ -96,12 +101,33 @@ def hook_dicts(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
     )
 
 
-_GLOBAL_HOOKS = (
-    torch.nn.modules.module._global_forward_pre_hooks,
-    torch.nn.modules.module._global_forward_hooks,
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether something is to run in the backward of the module or of one of its parts."""
+    return any(GLOBAL_BACKWARD_HOOKS) or any(
+        [part._backward_pre_hooks or part._backward_hooks for part in module.modules()]
+    )
+
+
+GLOBAL_BACKWARD_HOOKS = (
     torch.nn.modules.module._global_backward_pre_hooks,
     torch.nn.modules.module._global_backward_hooks,
 )
+_GLOBAL_HOOKS = (
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_forward_hooks,
+    *GLOBAL_BACKWARD_HOOKS,
+)
+
+
+def _task_by_task(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    ranks = {name: own.dim() for name, own in module.named_parameters()}
+    predictions = [
+        call_module(
+            module, {n: p if p.dim() == ranks[n] else p[t] for n, p in parameters.items()}, x[t]
+        )
+        for t in range(len(x))
+    ]
+    return torch.stack(predictions)
 
 
 def _vmap_forward(

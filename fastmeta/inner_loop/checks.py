@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from fastmeta.functional.forward import call_module, module_lock
+from fastmeta.functional.forward import GLOBAL_BACKWARD_HOOKS, call_module, module_lock
 from fastmeta.functional.losses import takes_weight, task_loss
 from fastmeta.inner_loop.chain import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
@@ -20,11 +20,6 @@ __all__ = [
     "backward_hooks", "check_dropout", "check_labels", "check_model", "leaves_of_graph",
     "uses_others",
 ]  # fmt: skip
-
-_GLOBAL_BACKWARD_HOOKS = (
-    torch.nn.modules.module._global_backward_pre_hooks,
-    torch.nn.modules.module._global_backward_hooks,
-)
 
 
 def check_model(
@@ -73,7 +68,7 @@ def backward_hooks(module: nn.Module) -> str | None:
     torch calls none for what runs under vmap, nor can native kernels.
     """
     only = "which the reference alone calls: remove them to run faster"
-    if any(_GLOBAL_BACKWARD_HOOKS):
+    if any(GLOBAL_BACKWARD_HOOKS):
         return f"there are global backward hooks of modules, {only}"
     for name, part in module.named_modules():
         if part._backward_pre_hooks or part._backward_hooks:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fastmeta.functional.forward import ELEMENTWISE, call_module, has_hooks, task_forward
+from fastmeta.functional.forward import (
+    ELEMENTWISE,
+    call_module,
+    has_backward_hooks,
+    has_hooks,
+    task_forward,
+)
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["Prefix", "split"]
@@ -54,7 +60,7 @@ def split(module: nn.Module, adapted: tuple[str, ...]) -> tuple[Prefix, nn.Seque
 
     Both keep the children's names, so parameters are found under the same names.
     """
-    if type(module) is not nn.Sequential or has_hooks(module):
+    if type(module) is not nn.Sequential or has_hooks(module) or has_backward_hooks(module):
         return None
     children = list(module._modules.items())
     adapting = {name.split(".")[0] for name in adapted}

@@ -52,7 +52,9 @@ def unknown_layer(module: nn.Module) -> str | None:
     """A layer that stages cannot have whatever the shape of the samples, in a sentence; or None."""
     for prefix, layer in leaves_of(module):
         known = type(layer) in _ADDERS or is_idle(layer) or activation_of(layer) is not None
-        if not known or has_hooks(layer):
+        if has_hooks(layer):
+            return f"{called(prefix, layer)} has hooks, which native kernels would not call"
+        if not known:
             return unknown(prefix, layer)
     return None
 

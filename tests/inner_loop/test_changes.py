@@ -317,3 +317,26 @@ def test_a_batch_made_in_a_compiled_step_gives_no_warning(recwarn):
     compiled = torch.compile(loss, backend="aot_eager")
     assert torch.equal(compiled(*tensors), loss(*tensors))
     assert not [each for each in recwarn if "Dynamo" in str(each.message)]
+
+
+@pytest.mark.parametrize("below", [True, False], ids=["below", "above"])
+def test_backward_hooks_are_called_in_every_part_of_a_step(below):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    meta = fm.MAML(
+        network, inner_lr=0.1, inner_steps=2, loss="mse",
+        adapt_parameters=lambda name: name.startswith("4."),
+    )  # fmt: skip
+    network[1 if below else 3].register_full_backward_hook(lambda m, gi, go: (gi[0] * 2,))
+    x = [torch.randn(3, 5, features) for features in (2, 1, 2, 1)]
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, list(network.parameters()))
+
+    found = gradients(meta(fm.TaskBatch(*x)).loss.sum())
+    with fm.use_backend("reference"):
+        right = gradients(meta(fm.TaskBatch(*x)).loss.sum())
+    torch.testing.assert_close(found, right)
+    adapted = meta.adapt(x[0], x[1])
+    found = gradients((adapted(x[2]) - x[3]).square().mean((1, 2)).sum())
+    torch.testing.assert_close(found, right)
