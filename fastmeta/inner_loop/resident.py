@@ -353,9 +353,7 @@ def _prepare(
 ) -> tuple[_Form, list[int], list[Tensor], list[Tensor]]:
     """The form, all addresses, the tensors that may require grad, and the constants."""
     program = loop.memory.get(_LATEST) or _program(loop, support[0])
-    tensors = _variables(program, parameters, rates, support, query)
-    constants = _constants(program, rates, support, query)
-    looks, addresses = looks_and_addresses(tensors + constants)
+    tensors, constants, looks, addresses = _gather(program, parameters, rates, support, query)
     form = program.forms.get(_key(looks, rates, support, query))
     if form is None:
         return _prepare_new(loop, parameters, rates, support, query)
@@ -376,9 +374,9 @@ def _prepare_new(
         named = zip(program.names, program.shapes, strict=True)
         rates = {name: _spread(rates[name], shape) for name, shape in named if name in rates}
     dense_support, dense_query = _dense(support), None if query is None else _dense(query)
-    tensors = _variables(program, parameters, rates, dense_support, dense_query)
-    constants = _constants(program, rates, dense_support, dense_query)
-    looks, addresses = looks_and_addresses(tensors + constants)
+    tensors, constants, looks, addresses = _gather(
+        program, parameters, rates, dense_support, dense_query
+    )
     key = _key(looks, rates, support, query)
     if support[0].dim() != 3:  # rows that look like these must not pass for images
         key = key, support[0].shape[2:]
@@ -391,6 +389,19 @@ def _prepare_new(
             program.forms.clear()
         program.forms[key] = form
     return form, addresses, tensors, constants
+
+
+def _gather(
+    program: _Program,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    support: _Samples,
+    query: _Samples | None,
+) -> tuple[list[Tensor], list[Tensor], Hashable, list[int]]:
+    """The tensors that may require grad, the constants, what all look like and where they are."""
+    tensors = _variables(program, parameters, rates, support, query)
+    constants = _constants(program, rates, support, query)
+    return tensors, constants, *looks_and_addresses(tensors + constants)
 
 
 def _variables(
