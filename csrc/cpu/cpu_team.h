@@ -23,6 +23,7 @@ struct CpuTeam {
   static constexpr int max_nodes = 256, max_pieces = 1024;
   static constexpr bool splits = false;           // the samples of a task into parts
   static constexpr bool keeps_away = false;       // theta_k in memory that products do not read
+  static constexpr bool keeps_values = true;      // of the samples, where computing again costs more
   static constexpr bool sums_in_output = false;   // the gradient of the support inputs
   static constexpr bool sums_in_place = false;    // the rates' gradients, task after task
   static constexpr bool shared_layout = true;     // parameters and rates are copied into it

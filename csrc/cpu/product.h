@@ -19,30 +19,52 @@ struct Direct {
   static FASTMETA_INLINE Vec<R> operand(const R* a) { return load(a); }
 };
 
-template <class Lane, class R>
-FASTMETA_INLINE Vec<R> finished(const Target<R>& t, i64 m, i64 n, Vec<R> acc) {
+// Puts a tile of sums where it belongs. The kind of the end is asked once a tile and not once a
+// vector: at a depth of ten the asking took as long as the multiply-adds.
+template <class Lane, int MR, int NR, class R>
+FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> (&acc)[MR][NR]) {
+  using V = Vec<R>;
   constexpr int W = lanes<R>;
-  const i64 at = m * t.c_m + n * W;
-  switch (t.finish) {
+  const i64 c_m = target.c_m, offset = m * c_m + n * W;
+  R* c = target.c + offset;
+  // f(i, j, where the vector lies from the first one)
+  const auto each = [&](auto f) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int j = 0; j < NR; ++j) store(c + i * c_m + j * W, f(i, j, i * c_m + j * W));
+  };
+  switch (target.finish) {
     case Finish::Store:
     case Finish::Bias:
-      return acc;
+      return each([&](int i, int j, i64) -> V { return acc[i][j]; });
     case Finish::Add:
-      return load(t.c + at) + acc;
+      return each([&](int i, int j, i64 at) -> V {
+        return load(c + at) + acc[i][j];
+      });
     case Finish::Subtract:
-      return load(t.c + at) - acc;
+      return each([&](int i, int j, i64 at) -> V {
+        return load(c + at) - acc[i][j];
+      });
     case Finish::Step: {
-      constexpr i64 step = std::is_same_v<Lane, Broadcast> ? W : 1;
-      const R* rate = t.rate + m * t.rate_m + n * step;
-      if constexpr (std::is_same_v<Lane, Broadcast>)
-        return load(t.from + at) - load(rate) * acc;
-      else
-        return load(t.from + at) - splat(*rate) * acc;
+      constexpr bool a_vector = std::is_same_v<Lane, Broadcast>;
+      const R* from = target.from + offset;
+      const i64 rate_m = target.rate_m;
+      const R* rate = target.rate + m * rate_m + n * (a_vector ? W : 1);
+      return each([&](int i, int j, i64 at) -> V {
+        if constexpr (a_vector)
+          return load(from + at) - load(rate + i * rate_m + j * W) * acc[i][j];
+        else
+          return load(from + at) - splat(rate[i * rate_m + j]) * acc[i][j];
+      });
     }
-    case Finish::RateGrad:
-      return load(t.c + at) - load(t.from + at) * acc;
+    case Finish::RateGrad: {
+      const R* from = target.from + offset;
+      return each([&](int i, int j, i64 at) -> V {
+        return load(c + at) - load(from + at) * acc[i][j];
+      });
+    }
   }
-  __builtin_unreachable();
 }
 
 template <class Lane, int MR, int NR, class R>
@@ -77,12 +99,7 @@ FASTMETA_INLINE void tile(const Term<R>* terms, int n_terms, const Target<R>& ta
       b += b_k;
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-    for (int j = 0; j < NR; ++j)
-      store(target.c + (m + i) * target.c_m + (n + j) * W,
-            finished<Lane>(target, m + i, n + j, acc[i][j]));
+  finish<Lane>(target, m, n, acc);
 }
 
 // Accumulators, one row of B and an element of A have to fit the register file:
@@ -144,13 +161,25 @@ struct Cut {
   }
 };
 
+// Whichever loop is outside, its operand is read once and the other once a tile of it, which costs
+// nothing while that one stays in the first-level cache.
+template <class Lane, class R>
+bool walks_columns_outside(const Term<R>* terms, int n_terms, i64 m, i64 n, i64 row_tiles,
+                           i64 column_tiles) {
+  constexpr i64 cache = 24 << 10;  // of 32 KiB and more
+  constexpr i64 a_width = std::is_same_v<Lane, Broadcast> ? 1 : lanes<R>;
+  i64 depth = 0;
+  for (int t = 0; t < n_terms; ++t) depth += terms[t].depth;
+  const i64 a = m * a_width * depth * i64(sizeof(R)), b = n * lanes<R> * depth * i64(sizeof(R));
+  const i64 columns_first = b + (a <= cache ? a : a * column_tiles);
+  const i64 rows_first = a + (b <= cache ? b : b * row_tiles);
+  return columns_first < rows_first;
+}
+
 template <class Lane, class R>
 void product_at_once(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n) {
   const Cut columns(n, max_columns), rows(m, max_rows(int(columns.size)));
-  // The operand that is read again and again should be the small one.
-  constexpr i64 a_width = std::is_same_v<Lane, Broadcast> ? 1 : lanes<R>;
-  const i64 a_size = m * a_width, b_size = n * lanes<R>;
-  const bool columns_outside = b_size * (rows.tiles - 1) > a_size * (columns.tiles - 1);
+  const bool columns_outside = walks_columns_outside<Lane, R>(terms, n_terms, m, n, rows.tiles, columns.tiles);
   const auto part = [&](bool large_rows, bool large_columns) {
     const i64 m0 = large_rows ? 0 : rows.large * rows.size;
     const i64 n0 = large_columns ? 0 : columns.large * columns.size;

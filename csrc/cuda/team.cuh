@@ -48,7 +48,7 @@ struct Block {
   static constexpr int W = 1, max_nodes = cuda::max_nodes, max_pieces = max_parameters;
   static constexpr i64 tasks = 1, element = 1;
   static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
-  static constexpr bool splits = true, keeps_away = true;
+  static constexpr bool splits = true, keeps_away = true, keeps_values = false;
   static constexpr bool sums_in_output = true, sums_in_place = true;
 
   static FASTMETA_INLINE_BOTH i64 vectors(i64 columns) { return columns; }

@@ -3,8 +3,8 @@
 //   theta_{k+1} = theta_k - alpha_k g_k
 //   lambda_k    = lambda_{k+1} - H_k (alpha_k lambda_{k+1}),  d/d alpha_k = -lambda_{k+1} g_k
 //
-// Only theta_0..theta_K are kept, and of large networks the query's values; every R-pass recomputes
-// its own activations.
+// Only theta_0..theta_K are kept, and of large networks the values of the support at theta_0 and of
+// the query at theta_K; the other R-passes recompute their activations.
 #pragma once
 
 #include "parameters.h"
@@ -52,7 +52,7 @@ class Adaptation {
     const i64 Q = loop_.query.n, O = plan_.outputs();
     V loss{};
     each_part(loop_.query, slice, [&](i64 begin, i64 rows) {
-      passes_.forward(theta, kept && plan_.query_size ? kept_query(kept) : nullptr);
+      passes_.forward(theta, kept_query(kept));
       if (out.predictions)
         Team::scatter(out.predictions + begin * O, passes_.predictions(), Q * O, O, 1, rows, O,
                       slice);
@@ -76,7 +76,10 @@ class Adaptation {
         const R* theta = theta_at(k, slice, kept);
         if (second) start_second_order_step(k, out);
         each_part(loop_.support, slice, [&](i64, i64) {
-          passes_.forward(theta, nullptr);
+          if (k == 0 && plan_.support_size)
+            passes_.resume(kept_support(kept), theta);
+          else
+            passes_.forward(theta, nullptr);
           passes_.loss_gradient();
           if (second)
             second_order_step(k, theta, out, slice);
@@ -147,7 +150,7 @@ class Adaptation {
       copy_unadapted(next, theta);
       each_part(loop_.support, slice, [&](i64 begin, i64) {
         const R* from = begin ? next : theta;
-        passes_.forward(theta, nullptr);
+        passes_.forward(theta, k == 0 ? kept_support(kept) : nullptr);
         passes_.loss_gradient();
         passes_.backward(theta, plan_.lowest_adapted, {Finish::Step, next, from, alpha(k)}, false);
       });
@@ -157,9 +160,15 @@ class Adaptation {
     return theta;
   }
 
+  // Where the values of the support at theta_0 are kept, and those of the query; nullptr: nowhere.
+  template <class P>
+  FASTMETA_CODE P* kept_support(P* kept) const {
+    return kept && plan_.support_size ? kept + loop_.steps * plan_.theta_size : nullptr;
+  }
   template <class P>
   FASTMETA_CODE P* kept_query(P* kept) const {
-    return kept + loop_.steps * plan_.theta_size;
+    return kept && plan_.query_size ? kept + loop_.steps * plan_.theta_size + plan_.support_size
+                                    : nullptr;
   }
 
   FASTMETA_CODE const R* theta_at(i64 k, Slice slice, const R* kept) {

@@ -19,7 +19,9 @@ class Passes {
   FASTMETA_CODE Passes(const Plan<Team>& plan, R* scratch, const Crew&)
       : plan_(plan), scratch_(scratch),
         head_(plan.loop.network.loss, plan.outputs(),
-              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {}
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {
+    put_values(nullptr);
+  }
 
   // Takes the samples of a slice: everything below works on them until the next call.
   FASTMETA_CODE void take(const Samples<R>& samples, Slice slice) {
@@ -46,8 +48,9 @@ class Passes {
 
   FASTMETA_CODE void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
 
-  // Small networks keep nothing: computing again is cheaper than memory.
-  FASTMETA_CODE void forward(const R* theta, R*) {
+  // keep: where the values go for a later resume(), or nullptr.
+  FASTMETA_CODE void forward(const R* theta, R* keep) {
+    put_values(keep);
     for (int l = 0; l < plan_.n_nodes; ++l) {
       if (plan_.linear(l))
         linear_forward(l, theta);
@@ -56,9 +59,10 @@ class Passes {
     }
   }
 
-  FASTMETA_CODE void resume(const R*, const R*) {}
+  // As after forward() of the samples taken, whose values were kept; nothing writes to them.
+  FASTMETA_CODE void resume(const R* kept, const R*) { put_values(const_cast<R*>(kept)); }
 
-  FASTMETA_CODE const R* predictions() const { return at(plan_.value_at[plan_.n_nodes - 1]); }
+  FASTMETA_CODE const R* predictions() const { return value(plan_.n_nodes - 1); }
 
   // Of the samples taken; g is scratch.
   FASTMETA_CODE V loss() { return head_.loss(predictions(), g()); }
@@ -156,9 +160,15 @@ class Passes {
   FASTMETA_CODE void top() { side_ = 0; }
   FASTMETA_CODE void flip() { side_ = 1 - side_; }
 
+  FASTMETA_CODE void put_values(R* keep) {
+    values_ = keep ? keep : at(plan_.values_at);
+    values_rows_ = keep ? rows_ : plan_.part;
+  }
+  FASTMETA_CODE R* value(int l) const { return values_ + plan_.value_at[l] * values_rows_; }
+
   FASTMETA_CODE Matrix input(int l) const {
     if (l == 0) return {x_, x_row_};
-    return {at(plan_.value_at[l - 1]), Team::stride(plan_.in(l))};
+    return {value(l - 1), Team::stride(plan_.in(l))};
   }
   // Is there a derivative of node l's input? Not below the first parameter that adapts.
   FASTMETA_CODE bool has_r(int l) const { return l > plan_.lowest_adapted; }
@@ -198,7 +208,7 @@ class Passes {
 
   FASTMETA_CODE void linear_forward(int l, const R* theta) {
     const Term<R> term = forward_term(l, input(l), theta);
-    Target<R> target{at(plan_.value_at[l]), Team::stride(plan_.out(l))};
+    Target<R> target{value(l), Team::stride(plan_.out(l))};
     if (plan_.node(l).bias >= 0) {
       target.finish = Finish::Bias;
       target.row = bias_row(l, theta);
@@ -276,45 +286,53 @@ class Passes {
     Team::each(rows_ * Team::stride(plan_.out(l)), f);
   }
 
+  // What an activation left. Taken before a loop: a store in it might change the plan, for all that
+  // the compiler knows.
+  struct Left {
+    R *value, *s1, *s2;
+
+    template <class F>
+    FASTMETA_INLINE V first(const F& f, i64 i) const {
+      return f.first(load(value + i), f.keeps_s1 ? load(s1 + i) : V{});
+    }
+    template <class F>
+    FASTMETA_INLINE V second(const F& f, i64 i) const {
+      return f.second(load(value + i), f.keeps_s1 ? load(s1 + i) : V{},
+                      f.keeps_s2 ? load(s2 + i) : V{});
+    }
+  };
+  FASTMETA_CODE Left left(int l) const {
+    return {value(l), values_ + plan_.s1_at[l] * values_rows_,
+            values_ + plan_.s2_at[l] * values_rows_};
+  }
+
   FASTMETA_CODE void activate(int l) {
-    const Matrix x = input(l);
-    R* value = at(plan_.value_at[l]);
-    R *s1 = at(plan_.s1_at[l]), *s2 = at(plan_.s2_at[l]);
-    const R* z = x.p;
+    const R* z = input(l).p;
+    const Left to = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
       each_vector(l, [&](i64 i) {
         V first{}, second{};
-        store(value + i, f.apply(load(z + i), first, second));
-        if (f.keeps_s1) store(s1 + i, first);
-        if (f.keeps_s2) store(s2 + i, second);
+        store(to.value + i, f.apply(load(z + i), first, second));
+        if (f.keeps_s1) store(to.s1 + i, first);
+        if (f.keeps_s2) store(to.s2 + i, second);
       });
     });
   }
 
-  template <class F>
-  FASTMETA_INLINE V first(const F& f, int l, i64 i) const {
-    const V s1 = f.keeps_s1 ? load(at(plan_.s1_at[l]) + i) : V{};
-    return f.first(load(at(plan_.value_at[l]) + i), s1);
-  }
-  template <class F>
-  FASTMETA_INLINE V second(const F& f, int l, i64 i) const {
-    const V s1 = f.keeps_s1 ? load(at(plan_.s1_at[l]) + i) : V{};
-    const V s2 = f.keeps_s2 ? load(at(plan_.s2_at[l]) + i) : V{};
-    return f.second(load(at(plan_.value_at[l]) + i), s1, s2);
-  }
-
   FASTMETA_CODE void activation_backward(int l) {
     R* gradient = g();
+    const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) { store(gradient + i, load(gradient + i) * first(f, l, i)); });
+      each_vector(l, [&](i64 i) { store(gradient + i, load(gradient + i) * at.first(f, i)); });
     });
   }
 
   FASTMETA_CODE void r_activate(int l) {
     const R* rz = r_input(l);
     R* r = at(plan_.r_at[l]);
+    const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) { store(r + i, first(f, l, i) * load(rz + i)); });
+      each_vector(l, [&](i64 i) { store(r + i, at.first(f, i) * load(rz + i)); });
     });
   }
 
@@ -322,11 +340,12 @@ class Passes {
     R *gradient = g(), *rgradient = rg();
     const bool curved = has_r(l);
     const R* rz = curved ? r_input(l) : nullptr;
+    const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
       each_vector(l, [&](i64 i) {
-        const V d = first(f, l, i), above = load(gradient + i);
+        const V d = at.first(f, i), above = load(gradient + i);
         V r = load(rgradient + i) * d;
-        if (f.curved && curved) r += above * second(f, l, i) * load(rz + i);
+        if (f.curved && curved) r += above * at.second(f, i) * load(rz + i);
         store(rgradient + i, r);
         store(gradient + i, above * d);
       });
@@ -337,6 +356,8 @@ class Passes {
   R* scratch_;
   Head<Team> head_;
   const R* x_ = nullptr;
+  R* values_ = nullptr;
+  i64 values_rows_ = 0;
   i64 x_row_ = 0, total_ = 0, begin_ = 0, rows_ = 0;
   int side_ = 0;
 };

@@ -30,15 +30,20 @@ struct Plan : Parameters<Team_> {
   i64 part;  // rows taken at once, at most
   bool copies_input;
   i64 x_at, y_at, coefficient_at;
-  i64 value_at[Team::max_nodes], r_at[Team::max_nodes];
-  i64 s1_at[Team::max_nodes], s2_at[Team::max_nodes];
+  // Values of one set of samples, what forward computes: [values_row][rows], by node.
+  i64 value_at[Team::max_nodes], s1_at[Team::max_nodes], s2_at[Team::max_nodes];  // in values_row
+  i64 values_row = 0;
+  i64 support_size = 0, query_size = 0;  // kept from forward to backward: all values, or nothing
+
+  i64 values_at, r_at[Team::max_nodes];
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
-  static constexpr i64 worker_size = 0, query_size = 0;  // nothing a worker, nothing kept
+  static constexpr i64 worker_size = 0;  // nothing a worker
 
   explicit Plan(const InnerLoop<R>& l, Room room = {}) : Base(l), n_nodes(l.network.n_nodes) {
     lay_out_parameters();
+    lay_out_values();
     lay_out_scratch(room);
   }
 
@@ -79,6 +84,43 @@ struct Plan : Parameters<Team_> {
     return at;
   }
 
+  void lay_out_values() {
+    const auto columns = [&](i64 n) {
+      const i64 at = values_row;
+      values_row += Team::stride(n);
+      return at;
+    };
+    for (int l = 0; l < n_nodes; ++l) {
+      if (linear(l)) {
+        value_at[l] = columns(out(l));
+        continue;
+      }
+      with_activation<R>(node(l), [&](auto f) {
+        value_at[l] = l > 0 ? value_at[l - 1] : columns(out(l));
+        s1_at[l] = f.keeps_s1 ? columns(out(l)) : 0;
+        s2_at[l] = f.keeps_s2 ? columns(out(l)) : 0;
+      });
+    }
+    if (!worth_keeping()) return;
+    support_size = loop.order == 2 ? loop.support.n * values_row : 0;
+    query_size = loop.query.n * values_row;
+  }
+
+  // Values are written to memory and read back, or computed again. Of a 1-40-40-1 network computing
+  // again is cheaper, of 20-64-64-6 with tanh and of 256-64-64-1 it is not (docs/notes/cpu-kernels.md).
+  bool worth_keeping() const {
+    if (!Team::keeps_values || !values_row) return false;
+    constexpr i64 curved = 60;  // flops of a product that take as long as one element of tanh
+    i64 flops = 0;
+    for (int l = 0; l < n_nodes; ++l) {
+      if (linear(l))
+        flops += 2 * in(l) * out(l);
+      else
+        with_activation<R>(node(l), [&](auto f) { flops += f.curved ? curved * out(l) : 0; });
+    }
+    return flops * Team::tasks > 80 * values_row;
+  }
+
   void lay_out_scratch(const Room& room) {
     const i64 all = larger(loop.support.n, loop.query.n), rows = room.rows > 0 ? room.rows : all;
     part = rows;
@@ -88,18 +130,15 @@ struct Plan : Parameters<Team_> {
     x_at = copies_input ? matrix(in(0)) : 0;
     y_at = matrix(outputs());
     coefficient_at = take(rows * Team::W);
+    values_at = take(rows * values_row);
     for (int l = 0; l < n_nodes; ++l) {
       widest = larger(widest, larger(in(l), out(l)));
       if (linear(l)) {
-        value_at[l] = matrix(out(l));
         r_at[l] = room.r_pass ? matrix(out(l)) : 0;
         widest_transposed = larger(widest_transposed, out(l) * Team::stride(in(l)));
         continue;
       }
       with_activation<R>(node(l), [&](auto f) {
-        value_at[l] = l > 0 ? value_at[l - 1] : matrix(out(l));
-        s1_at[l] = f.keeps_s1 ? matrix(out(l)) : 0;
-        s2_at[l] = f.keeps_s2 ? matrix(out(l)) : 0;
         // A curved activation still needs its input's derivative when its own is there.
         r_at[l] = !room.r_pass ? 0 : l > 0 && !f.curved ? r_at[l - 1] : matrix(out(l));
       });

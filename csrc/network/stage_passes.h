@@ -367,10 +367,12 @@ class StagePasses : StageNorms<Team> {
       to.from = target.from ? target.from + p.at : nullptr;
       to.rate = target.rate ? target.rate + p.shared_at : nullptr;
       to.rate_m = ld;
+      const R* sums = total + p.at - plan_.begin_at[l];
       for (i64 m = 0; m < n; ++m)
-        for (i64 v = 0; v < ld / W; ++v)
-          store(to.c + m * ld + v * W,
-                finished<Broadcast>(to, m, v, load(total + p.at - plan_.begin_at[l] + m * ld + v * W)));
+        for (i64 v = 0; v < ld / W; ++v) {
+          const Vec<R> one[1][1] = {{load(sums + m * ld + v * W)}};
+          finish<Broadcast>(to, m, v, one);
+        }
     }
   }
 

@@ -25,7 +25,7 @@ struct StagePlan : Parameters<Team_> {
 
   // Values of one set of samples: what the products gave, and the constants of the norms.
   i64 z_at[max_stages], constants_at[max_stages], values_size = 0;
-  i64 query_size;  // kept from forward to backward: all values, or nothing
+  i64 support_size, query_size;  // kept from forward to backward: all values, or nothing
 
   i64 values_at, rz_at[max_stages], rconstants_at[max_stages];
   i64 g_at[2], rg_at[2], sums_at, gconstants_at, ones_at, zeros_at;
@@ -106,9 +106,9 @@ struct StagePlan : Parameters<Team_> {
       constants_at[l] = grow(values_size, sets(l, most()) * 2 * ld(l));
     }
     constexpr i64 affordable = i64(1) << 30;
-    const bool keeps = loop.query.n &&
-                       values_size * i64(sizeof(R)) <= affordable / larger(1, loop.tasks);
-    query_size = keeps ? values_size : 0;
+    const bool keeps = 2 * values_size * i64(sizeof(R)) <= affordable / larger(1, loop.tasks);
+    support_size = keeps && loop.order == 2 && loop.steps ? values_size : 0;
+    query_size = keeps && loop.query.n ? values_size : 0;
   }
 
   void lay_out_scratch() {
