@@ -77,6 +77,49 @@ void backward(const Call<R>& call, int threads, const Addresses& addresses, cons
   kernels<R>().backward(bound.loop, in, out);
 }
 
+// Forward and backward at once, for a gradient of 1 of every task's loss.
+template <class R>
+void step(const Call<R>& call, int threads, const Addresses& addresses, std::uintptr_t predictions,
+          std::uintptr_t loss, const Addresses& out_parameters, const Addresses& out_rates) {
+  const typename Call<R>::Bound bound(call, threads, addresses);
+  require(bound.loop.query.n > 0, "without a query there is no loss");
+  const auto parameter_gradients =
+      pointers<R>(out_parameters, call.n_parameters(), "out_parameters: one a parameter");
+  require(!parameter_gradients.empty(), "out_parameters: one a parameter");
+  const auto rate_gradients =
+      pointers<R>(out_rates, call.n_parameters(), "out_rates: one a parameter");
+  const ForwardOut<R> out{nullptr, pointer<R>(predictions), pointer<R>(loss), nullptr};
+  const BackwardOut<R> gradients{parameter_gradients.data(), data_or_null(rate_gradients), nullptr,
+                                 nullptr};
+  const py::gil_scoped_release release;
+  kernels<R>().step(bound.loop, out, gradients);
+}
+
+// The number that all of these are, bit for bit but for the sign of zero, or None.
+template <class R>
+std::optional<R> common_value(std::uintptr_t numbers, i64 n) {
+  const R* at = reinterpret_cast<const R*>(numbers);
+  for (i64 i = 1; i < n; ++i)
+    if (!(at[i] == at[0])) return std::nullopt;
+  return *at;
+}
+
+// Multiplies tensors of so many elements at these addresses, where there are any.
+template <class R>
+void scale(const std::vector<std::pair<std::uintptr_t, i64>>& tensors, R factor, int threads) {
+  constexpr i64 block = 1 << 14;
+  const py::gil_scoped_release release;
+  for (const auto& [address, n] : tensors) {
+    if (!address) continue;
+    R* at = reinterpret_cast<R*>(address);
+    const i64 blocks = (n + block - 1) / block, size = n;
+    parallel(blocks, blocks < threads ? blocks : threads, [&](i64, i64 b) {
+      const i64 end = (b + 1) * block < size ? (b + 1) * block : size;
+      for (i64 i = b * block; i < end; ++i) at[i] *= factor;
+    });
+  }
+}
+
 template <class R>
 const char* team(const Chain& chain, i64 tasks) {
   InnerLoop<R> loop{};
@@ -141,6 +184,9 @@ void bind_real(py::module_& m, const char* suffix) {
   bind_call<R>(m, name("call_").c_str());
   m.def(name("forward_").c_str(), &forward<R>);
   m.def(name("backward_").c_str(), &backward<R>);
+  m.def(name("step_").c_str(), &step<R>);
+  m.def(name("common_value_").c_str(), &common_value<R>);
+  m.def(name("scale_").c_str(), &scale<R>);
   m.def(name("team_").c_str(), &team<R>);
   m.def(name("convolve_").c_str(), &convolve<R>);
   m.def(name("take_pixels_").c_str(), &take_pixels<R>);

@@ -85,6 +85,13 @@ void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
                      : run_backward<SoloPlan, SoloPasses>(loop, in, out);
 }
 
+void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
+          const BackwardOut<Real>& gradients) {
+  if (loop.network.n_stages) return stage_step(loop, out, gradients);
+  return packs(loop) ? run_step<PackPlan, PackPasses>(loop, out, gradients)
+                     : run_step<SoloPlan, SoloPasses>(loop, out, gradients);
+}
+
 const char* team(const InnerLoop<Real>& loop) {
   if (loop.network.n_stages) return "stages";
   return packs(loop) ? Pack<Real>::name : Solo<Real>::name;
@@ -97,7 +104,7 @@ const char* team(const InnerLoop<Real>& loop) {
 extern const PrototypeKernels<Real> FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL);
 extern const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL);
 const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL) = {
-    record_size, forward,     backward, team,
+    record_size, forward,     backward, step, team,
     convolve,    take_pixels, &FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL)};
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -65,11 +65,12 @@ class Workers {
   using R = typename Plan::Team::Real;
 
  public:
-  Workers(const Plan& plan, i64 n, bool with_rates)
+  // extra: scalars of scratch beyond the plan's
+  Workers(const Plan& plan, i64 n, i64 extra)
       : threads_(plan.worker_size ? i64(plan.loop.threads) : smaller(plan.loop.threads, n)),
         alone_(plan.worker_size && threads_ > 1 ? n - n % threads_ : n),
         n_(n),
-        team_size_(plan.scratch_size + (with_rates ? plan.rate_steps * plan.theta_size : 0)),
+        team_size_(plan.scratch_size + extra),
         worker_size_(plan.worker_size),
         team_memory_(i64(sizeof(R)) * team_size_ * (alone_ ? smaller(threads_, n) : 1)),
         worker_memory_(i64(sizeof(R)) * worker_size_ * threads_) {}
@@ -98,7 +99,7 @@ void run_forward(const InnerLoop<R>& loop, const ForwardOut<R>& out) {
   Record<Plan> record(plan, out.record ? out.record : static_cast<R*>(unkept.data()));
   record.write_common(plan);
   const Common<R> common = record.common();
-  Workers<Plan>(plan, plan.teams(), false).run([&](R* scratch, const Crew& crew, i64 team) {
+  Workers<Plan>(plan, plan.teams(), 0).run([&](R* scratch, const Crew& crew, i64 team) {
     R* kept = out.record ? record.kept + team * Record<Plan>::team_size(plan) : nullptr;
     Adaptation<Plan, Passes>(plan, common, scratch, crew).forward(team, out, kept);
   });
@@ -138,28 +139,57 @@ void put_sums(const Plan& plan, const R* sums, i64 steps, R* const* out, bool sk
   });
 }
 
-template <class Plan, class Passes, class R>
-void run_backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out) {
-  const Plan plan(loop);
-  const Record<Plan> record(plan, const_cast<R*>(in.record));
-  const Common<R> common = record.common();
-
+// f(adaptation, team, scratch of extra scalars, sums) for all teams, and what comes of the sums.
+template <class Plan, class Passes, class R, class F>
+void sum_over_teams(const Plan& plan, const Common<R>& common, const BackwardOut<R>& out, i64 extra,
+                    F f) {
   const i64 size = plan.shared_size * (1 + (out.rates ? plan.rate_steps : 0));
   const i64 runs = count_runs<R>(plan.teams(), size);
+  const i64 of_rates = out.rates ? plan.rate_steps * plan.theta_size : 0;
   const Memory sums(i64(sizeof(R)) * runs * size);
-  Workers<Plan>(plan, runs, out.rates != nullptr).run([&](R* scratch, const Crew& crew, i64 run) {
+  Workers<Plan>(plan, runs, of_rates + extra).run([&](R* scratch, const Crew& crew, i64 run) {
     R* mine = static_cast<R*>(sums.data()) + run * size;
     std::memset(mine, 0, sizeof(R) * size_t(size));
     Adaptation<Plan, Passes> adaptation(plan, common, scratch, crew);
     const i64 end = piece_begin(plan.teams(), runs, run + 1);
     for (i64 team = piece_begin(plan.teams(), runs, run); team < end; ++team)
-      adaptation.backward(team, in, record.kept + team * Record<Plan>::team_size(plan), out,
-                          {mine, mine + plan.shared_size});
+      f(adaptation, team, scratch + plan.scratch_size + of_rates,
+        Sums<R>{mine, mine + plan.shared_size});
   });
   R* total = static_cast<R*>(sums.data());
-  add_runs(total, runs, size, loop.threads);
+  add_runs(total, runs, size, plan.loop.threads);
   put_sums(plan, total, 1, out.parameters, true);
   if (out.rates) put_sums(plan, total + plan.shared_size, plan.rate_steps, out.rates, false);
+}
+
+template <class Plan, class Passes, class R>
+void run_backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out) {
+  const Plan plan(loop);
+  const Record<Plan> record(plan, const_cast<R*>(in.record));
+  sum_over_teams<Plan, Passes>(
+      plan, record.common(), out, 0, [&](auto& adaptation, i64 team, R*, const Sums<R>& sums) {
+        adaptation.backward(team, in, record.kept + team * Record<Plan>::team_size(plan), out, sums);
+      });
+}
+
+// Forward, and the gradient of the sum of the tasks' losses, one team after the other: what a team
+// keeps for its backward stays in the cache.
+template <class Plan, class Passes, class R>
+void run_step(const InnerLoop<R>& loop, const ForwardOut<R>& out, const BackwardOut<R>& gradients) {
+  const Plan plan = Plan::keeping(loop);
+  const Memory shared(i64(sizeof(R)) * Record<Plan>::common_size(plan));
+  Record<Plan> record(plan, static_cast<R*>(shared.data()));
+  record.write_common(plan);
+  const Memory ones(i64(sizeof(R)) * loop.tasks);
+  R* one = static_cast<R*>(ones.data());
+  for (i64 t = 0; t < loop.tasks; ++t) one[t] = 1;
+  const BackwardIn<R> in{nullptr, one, nullptr, nullptr};
+  sum_over_teams<Plan, Passes>(
+      plan, record.common(), gradients, Record<Plan>::team_size(plan),
+      [&](auto& adaptation, i64 team, R* kept, const Sums<R>& sums) {
+        adaptation.forward(team, out, kept);
+        adaptation.backward(team, in, kept, gradients, sums);
+      });
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -39,4 +39,9 @@ void stage_backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
   run_backward<Plan_, Passes_>(loop, in, out);
 }
 
+void stage_step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
+                const BackwardOut<Real>& gradients) {
+  run_step<Plan_, Passes_>(loop, out, gradients);
+}
+
 }  // namespace fastmeta::FASTMETA_ISA

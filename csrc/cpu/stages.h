@@ -10,6 +10,8 @@ i64 stage_record_size(const InnerLoop<FASTMETA_REAL>&);
 void stage_forward(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_REAL>&);
 void stage_backward(const InnerLoop<FASTMETA_REAL>&, const BackwardIn<FASTMETA_REAL>&,
                     const BackwardOut<FASTMETA_REAL>&);
+void stage_step(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_REAL>&,
+                const BackwardOut<FASTMETA_REAL>&);
 void convolve(const Convolution<FASTMETA_REAL>&);
 void take_pixels(const Pixels<FASTMETA_REAL>&);
 

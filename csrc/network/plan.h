@@ -11,6 +11,7 @@ struct Room {
   i64 rows = -1;  // all
   bool adapts = true, differentiates = true, r_pass = true;
   bool keeps_lambda = false;  // lambda_{k+1} while lambda_k forms
+  bool keeps_values = false;  // of the samples, whatever that saves: they stay in the cache
 };
 
 template <class Team_>
@@ -43,8 +44,15 @@ struct Plan : Parameters<Team_> {
 
   explicit Plan(const InnerLoop<R>& l, Room room = {}) : Base(l), n_nodes(l.network.n_nodes) {
     lay_out_parameters();
-    lay_out_values();
+    lay_out_values(room);
     lay_out_scratch(room);
+  }
+
+  // For a forward and a backward that follow each other at once.
+  static Plan keeping(const InnerLoop<R>& l) {
+    Room room;
+    room.keeps_values = Team::keeps_values;
+    return Plan(l, room);
   }
 
   FASTMETA_BOTH const Node& node(int l) const { return loop.network.nodes[l]; }
@@ -84,7 +92,7 @@ struct Plan : Parameters<Team_> {
     return at;
   }
 
-  void lay_out_values() {
+  void lay_out_values(const Room& room) {
     const auto columns = [&](i64 n) {
       const i64 at = values_row;
       values_row += Team::stride(n);
@@ -101,7 +109,7 @@ struct Plan : Parameters<Team_> {
         s2_at[l] = f.keeps_s2 ? columns(out(l)) : 0;
       });
     }
-    if (!worth_keeping()) return;
+    if (!room.keeps_values && !worth_keeping()) return;
     support_size = loop.order == 2 ? loop.support.n * values_row : 0;
     query_size = loop.query.n * values_row;
   }

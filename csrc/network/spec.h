@@ -159,6 +159,8 @@ struct Kernels {
   i64 (*record_size)(const InnerLoop<R>&);  // elements
   void (*forward)(const InnerLoop<R>&, const ForwardOut<R>&);
   void (*backward)(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&);
+  // Both at once, out.record aside: the gradients are those of the sum of the tasks' losses.
+  void (*step)(const InnerLoop<R>&, const ForwardOut<R>& out, const BackwardOut<R>& gradients);
   const char* (*team)(const InnerLoop<R>&);
   void (*convolve)(const Convolution<R>&);
   void (*take_pixels)(const Pixels<R>&);

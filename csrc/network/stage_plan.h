@@ -37,12 +37,16 @@ struct StagePlan : Parameters<Team_> {
   // Of one worker.
   i64 x_at, rx_at, gz_at, rgz_at, rows_at, block_size = 0, terms_at, worker_size = 0;
 
-  explicit StagePlan(const InnerLoop<R>& l) : Base(l), n_stages(l.network.n_stages) {
+  explicit StagePlan(const InnerLoop<R>& l, bool keeps_values = false)
+      : Base(l), n_stages(l.network.n_stages) {
     lay_out_parameters();
-    lay_out_values();
+    lay_out_values(keeps_values);
     lay_out_scratch();
     lay_out_worker();
   }
+
+  // For a forward and a backward that follow each other at once.
+  static StagePlan keeping(const InnerLoop<R>& l) { return StagePlan(l, true); }
 
   const Stage& stage(int l) const { return loop.network.stages[l]; }
   i64 outputs() const { return stage(n_stages - 1).c; }
@@ -100,13 +104,14 @@ struct StagePlan : Parameters<Team_> {
   }
   i64 take(i64 scalars) { return grow(scratch_size, scalars); }
 
-  void lay_out_values() {
+  void lay_out_values(bool keeps_values) {
     for (int l = 0; l < n_stages; ++l) {
       z_at[l] = grow(values_size, most() * z_size(l));
       constants_at[l] = grow(values_size, sets(l, most()) * 2 * ld(l));
     }
     constexpr i64 affordable = i64(1) << 30;
-    const bool keeps = 2 * values_size * i64(sizeof(R)) <= affordable / larger(1, loop.tasks);
+    const bool keeps = keeps_values || 2 * values_size * i64(sizeof(R)) <=
+                                           affordable / larger(1, loop.tasks);
     support_size = keeps && loop.order == 2 && loop.steps ? values_size : 0;
     query_size = keeps && loop.query.n ? values_size : 0;
   }

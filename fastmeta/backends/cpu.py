@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.backends.kernels import Kernels
+from fastmeta.backends.kernels import Kernels, Step
 
 __all__ = ["empty", "kernels", "native", "release_memory", "unavailable"]
 
@@ -51,7 +51,21 @@ def kernels(dtype: str) -> Kernels:
         run_backward(call, threads(), addresses, *others)
 
     new_call = getattr(native, f"call_{dtype}")
-    return Kernels(native.Chain, new_call, forward, backward, lambda call, device: "")
+    return Kernels(native.Chain, new_call, forward, backward, _step(dtype), lambda call, device: "")
+
+
+def _step(dtype: str) -> Step:
+    run_step = getattr(native, f"step_{dtype}")
+    multiply = getattr(native, f"scale_{dtype}")
+    threads = torch.get_num_threads
+
+    def run(call: Any, addresses: Sequence[int], *outputs: Any) -> None:
+        run_step(call, threads(), addresses, *outputs)
+
+    def scale(tensors: Sequence[tuple[int, int]], factor: float) -> None:
+        multiply(tensors, factor, threads())
+
+    return Step(run, getattr(native, f"common_value_{dtype}"), scale)
 
 
 _LARGE = 1 << 17  # bytes: from here on malloc may give pages back, and take fresh ones

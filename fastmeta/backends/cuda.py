@@ -101,7 +101,7 @@ def kernels(dtype: str) -> Kernels:
         with _current(index):
             return why_unfit(call.native, index)
 
-    return Kernels(module.Chain, call, forward, backward, unfit)
+    return Kernels(module.Chain, call, forward, backward, None, unfit)
 
 
 def _current(device: int) -> AbstractContextManager[None]:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Kernels"]
+__all__ = ["Kernels", "Step"]
+
+
+class Step(NamedTuple):
+    """Forward and backward in one call.
+
+    Attributes:
+        run: (call, addresses, predictions, loss, outputs for parameters, for rates) -> nothing;
+            the gradients are those of the sum of the tasks' losses.
+        common_value: (address, n) -> the number that all n are, or None.
+        scale: (addresses and sizes, factor) -> nothing; in place.
+    """
+
+    run: Callable[..., None]
+    common_value: Callable[[int, int], float | None]
+    scale: Callable[[Sequence[tuple[int, int]], float], None]
 
 
 class Kernels(NamedTuple):
@@ -16,6 +31,7 @@ class Kernels(NamedTuple):
         call: (chain, ...) -> an inner loop on tensors of known shapes.
         forward: (call, like, addresses, keep, predictions, loss, fast) -> what backward needs.
         backward: (call, like, addresses, record, gradients ..., outputs ...) -> nothing.
+        step: both at once, where the kernels can.
         unfit: (call, device) -> why the device cannot run it, or "".
     """
 
@@ -23,4 +39,5 @@ class Kernels(NamedTuple):
     call: Callable[..., Any]
     forward: Callable[..., Any]
     backward: Callable[..., None]
+    step: Step | None
     unfit: Callable[[Any, Any], str]

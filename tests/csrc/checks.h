@@ -152,6 +152,26 @@ Outputs<R> forward_and_backward(const Kernels<R>& kernels, const Case<R>& c, int
   return out;
 }
 
+// Both calls in one, which differentiates the sum of the losses.
+template <class R>
+Outputs<R> in_one_step(const Kernels<R>& kernels, const Case<R>& c, int threads) {
+  const Call<R> call(c, threads);
+  Outputs<R> out = outputs_of(c, Wanted::All);
+  release_memory();
+  const auto parameters = pointers(out.parameters), rates = pointers(out.rates);
+  kernels.step(call.loop, {nullptr, out.predictions.data(), out.loss.data(), nullptr},
+               {parameters.data(), rates.data(), nullptr, nullptr});
+  return out;
+}
+
+template <class R>
+Case<R> of_losses_alone(Case<R> c) {
+  c.grad_loss.assign(size_t(c.tasks), 1);
+  c.grad_predictions.clear();
+  for (auto& one : c.grad_fast) one.clear();
+  return c;
+}
+
 // ---- what must hold -----------------------------------------------------------------------------
 
 template <class R>
@@ -358,6 +378,16 @@ inline void check_gradient(const Kernels<double>& kernels, const Case<double>& c
 // ---- all of it ----------------------------------------------------------------------------------
 
 template <class R>
+void check_one_step(const Kernels<R>& kernels, const Case<R>& c, const std::string& where) {
+  Outputs<R> two = forward_and_backward(kernels, of_losses_alone(c), 1);
+  for (auto* others : {&two.support_x, &two.query_x}) others->clear();
+  two.fast.assign(two.fast.size(), {});
+  for (int threads : {1, 3})
+    expect(same_bits(two, in_one_step(kernels, c, threads)), where,
+           "one step has other bits than two calls");
+}
+
+template <class R>
 Outputs<R> check_call(const Kernels<R>& kernels, const Case<R>& c, const std::string& where) {
   const Outputs<R> out = forward_and_backward(kernels, c, 1);
   expect(finite(out), where, "an output is not finite, or was not written");
@@ -366,6 +396,7 @@ Outputs<R> check_call(const Kernels<R>& kernels, const Case<R>& c, const std::st
            "the number of threads changes bits");
   expect(same_bits(forward_and_backward(kernels, c, 2, Wanted::Few), out), where,
          "what else is asked for changes bits");
+  if (c.query_n) check_one_step(kernels, c, where);
   return out;
 }
 
