@@ -17,6 +17,11 @@ from fastmeta.words import kind_of
 
 __all__ = ["Adapted", "MetaOutput", "TaskBatch"]
 
+_IGNORED = (
+    ": give samples to ignore a weight of 0, or write "
+    "loss=lambda logits, labels: F.cross_entropy(logits, labels)"
+)
+
 
 class TaskBatch:
     """T tasks, each with S support and Q query samples.
@@ -166,6 +171,7 @@ class TaskBatch:
                 raise ValueError(
                     f"{name} has labels from {int(low)} to {int(high)}, but the module's "
                     f"{n_way} outputs make them [0, {n_way})"
+                    f"{_IGNORED if int(low) == -100 else ''}"
                 )
         self.with_known_ways(n_way)
 

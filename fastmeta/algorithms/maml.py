@@ -14,7 +14,7 @@ from fastmeta.backends import requested_backend
 from fastmeta.backends.looks import looks
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
-from fastmeta.functional.losses import Loss
+from fastmeta.functional.losses import Loss, named
 from fastmeta.functional.precision import PRECISIONS
 from fastmeta.inner_loop.checks import check_dropout, check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
@@ -61,8 +61,9 @@ class MAML(nn.Module):
             running ones.
         inner_lr: rate of the inner steps, or where the learned rates start.
         inner_steps: 0 or more; a call can say otherwise.
-        loss: "cross_entropy", "mse", "bce", or a callable (predictions [S, O], targets) -> scalar,
-            with a third argument `weight` [S] if padded tasks are to work.
+        loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
+            `F.cross_entropy`), or a callable (predictions [S, O], targets) -> scalar, with a third
+            argument `weight` [S] if padded tasks are to work.
         order: 2 for the exact meta-gradient, 1 for first-order MAML (section 5.2 of the paper).
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
@@ -249,8 +250,8 @@ class MAML(nn.Module):
     def _settings(self, steps: int) -> Hashable:
         """What a plan depends on beside the module and the tensors."""
         return (
-            steps, self.order, self.loss, self.adapt_parameters, self.engine, self.randomness,
-            self.precision, requested_backend(), _autocast(),
+            steps, self.order, named(self.loss), self.adapt_parameters, self.engine,
+            self.randomness, self.precision, requested_backend(), _autocast(),
         )  # fmt: skip
 
     def _plan_for(
@@ -270,7 +271,7 @@ class MAML(nn.Module):
     def _plan(
         self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int
     ) -> _Plan:
-        loop = self._loop(parameters, steps)
+        loop = self._loop(parameters, steps, tasks.support_y)
         outputs = check_model(loop, parameters, rates, tasks)
         prefix, rest = self._cut(loop) or (None, self.model)
         loop = replace(loop, module=rest)
@@ -278,12 +279,15 @@ class MAML(nn.Module):
         engine = choose(loop, tasks, inner, rates, self.engine).engine
         return _Plan(loop, engine, prefix, outputs, _rate_kinds(rates))
 
-    def _loop(self, parameters: Mapping[str, Tensor], steps: int) -> InnerLoop:
+    def _loop(
+        self, parameters: Mapping[str, Tensor], steps: int, targets: Tensor | None = None
+    ) -> InnerLoop:
         chosen = parameters if self.adapt_parameters is None else self.adapt_parameters
         adapted = tuple(name for name in chosen if parameters[name].requires_grad)
         return InnerLoop(
-            self.model, self.loss, steps, self.order, adapted, self.randomness, self.precision
-        )
+            self.model, named(self.loss, targets), steps, self.order, adapted,
+            self.randomness, self.precision,
+        )  # fmt: skip
 
     def _cut(self, loop: InnerLoop) -> tuple[Prefix, nn.Sequential] | None:
         """The model as the layers below the inner loop and those in it, where that is exact."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from fastmeta.functional.capture import assert_later, is_capturing
 
-__all__ = ["LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "takes_weight", "task_loss"]
+__all__ = [
+    "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "takes_weight", "task_loss",
+]  # fmt: skip
 
 Loss = str | Callable[..., Tensor]
 
@@ -102,6 +105,29 @@ def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor |
     return torch.func.vmap(loss)(*(predictions, targets, *(() if weight is None else (weight,))))
 
 
+def named(loss: Loss, targets: Tensor | None = None) -> Loss:
+    """The name of a loss that is PyTorch's own with nothing set, else the loss as it came.
+
+    `F.cross_entropy` and `nn.CrossEntropyLoss()` are "cross_entropy" of targets [T, S] of class
+    labels; of class probabilities they have no name here.
+    """
+    if isinstance(loss, str):
+        return loss
+    name = _module_name(loss) if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss)
+    if name == "cross_entropy" and targets is not None:
+        return name if targets.dtype is torch.int64 and targets.dim() == 2 else loss
+    return name or loss
+
+
+def _module_name(loss: nn.Module) -> str | None:
+    plain = _MODULES.get(type(loss))
+    if plain is None or loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks:
+        return None
+    name, settings = plain
+    same = all(getattr(loss, key) == value for key, value in settings.items())
+    return name if same and not any(b is not None for b in loss._buffers.values()) else None
+
+
 def takes_weight(loss: Loss) -> bool:
     """Whether a loss can be given sample weights: a name, or ``f(predictions, targets, weight)``.
 
@@ -133,6 +159,20 @@ LOSSES = {
     "mse": _squared_errors,
     "bce": _binary_cross_entropies,
 }
+
+
+_FUNCTIONS: dict[Any, str] = {
+    F.cross_entropy: "cross_entropy",
+    F.mse_loss: "mse",
+    F.binary_cross_entropy_with_logits: "bce",
+}
+_MODULES: dict[type[nn.Module], tuple[str, dict[str, Any]]] = {
+    nn.CrossEntropyLoss: (
+        "cross_entropy", {"reduction": "mean", "ignore_index": -100, "label_smoothing": 0.0}
+    ),
+    nn.MSELoss: ("mse", {"reduction": "mean"}),
+    nn.BCEWithLogitsLoss: ("bce", {"reduction": "mean"}),
+}  # fmt: skip
 
 
 def _mean_over_outputs(losses: Tensor) -> Tensor:

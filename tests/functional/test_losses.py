@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import fastmeta as fm
 from fastmeta import functional as fmF
-from fastmeta.functional.losses import takes_weight
+from fastmeta.functional.losses import named, takes_weight
 
 T, S, N = 3, 4, 5
 
@@ -91,3 +93,84 @@ def test_only_a_sample_weight_counts_as_weight():
     assert not takes_weight(lambda predictions, targets: 0)
     assert not takes_weight(F.cross_entropy)  # its weight is of classes
     assert not takes_weight(torch.nn.MSELoss())
+
+
+class TestNamed:
+    """PyTorch's own losses go to the engines by name."""
+
+    LABELS = torch.zeros(2, 3, dtype=torch.int64)
+
+    @pytest.mark.parametrize(
+        ("loss", "name"),
+        [
+            ("mse", "mse"),
+            (F.cross_entropy, "cross_entropy"),
+            (F.mse_loss, "mse"),
+            (F.binary_cross_entropy_with_logits, "bce"),
+            (nn.CrossEntropyLoss(), "cross_entropy"),
+            (nn.MSELoss(), "mse"),
+            (nn.BCEWithLogitsLoss(), "bce"),
+        ],
+    )
+    def test_with_nothing_set(self, loss, name):
+        assert named(loss, self.LABELS) == named(loss) == name
+
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            F.l1_loss,
+            nn.CrossEntropyLoss(weight=torch.ones(3)),
+            nn.CrossEntropyLoss(label_smoothing=0.1),
+            nn.CrossEntropyLoss(ignore_index=0),
+            nn.MSELoss(reduction="sum"),
+            nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)),
+            lambda predictions, targets: F.mse_loss(predictions, targets),
+        ],
+    )
+    def test_not_with_anything_else(self, loss):
+        assert named(loss, self.LABELS) is loss
+
+    def test_not_one_with_hooks_or_a_class_of_its_own(self):
+        hooked = nn.MSELoss()
+        hooked.register_forward_hook(lambda *_: None)
+        own = type("Own", (nn.MSELoss,), {})()
+        assert named(hooked) is hooked and named(own) is own
+
+    def test_class_probabilities_have_no_name(self):
+        assert named(F.cross_entropy, torch.rand(2, 3, 5)) is F.cross_entropy
+
+    def test_a_setting_that_changes_later(self):
+        loss = nn.CrossEntropyLoss()
+        model = nn.Linear(3, 4)
+        meta = fm.MAML(model, loss=loss, inner_lr=0.1)
+        x, y = torch.randn(2, 5, 3), torch.randint(4, (2, 5))
+        tasks = fm.TaskBatch(x, y, x, y)
+        before = meta(tasks).loss
+        loss.label_smoothing = 0.5
+        after = meta(tasks).loss
+        oracle = fm.MAML(model, loss=loss, inner_lr=0.1, engine="reference")
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, oracle(tasks).loss)
+
+    def test_the_fast_engine_takes_them(self):
+        model = nn.Linear(3, 4)
+        x, y = torch.randn(2, 5, 3), torch.randint(4, (2, 5))
+        tasks = fm.TaskBatch(x, y, x, y)
+        by_function = fm.MAML(model, loss=F.cross_entropy, inner_lr=0.1)
+        by_name = fm.MAML(model, loss="cross_entropy", inner_lr=0.1)
+        assert by_function.choice().name == by_name.choice().name
+        assert torch.equal(by_function(tasks).loss, by_name(tasks).loss)
+
+    def test_ignored_labels_are_told_what_to_do(self):
+        x, y = torch.randn(2, 5, 3), torch.randint(4, (2, 5))
+        y[0, 0] = -100
+        with pytest.raises(ValueError, match="weight of 0"):
+            fm.MAML(nn.Linear(3, 4), loss=F.cross_entropy)(fm.TaskBatch(x, y, x, y))
+
+    def test_class_probabilities_still_work(self):
+        model = nn.Linear(3, 4)
+        x, y = torch.randn(2, 5, 3), torch.rand(2, 5, 4).softmax(-1)
+        tasks = fm.TaskBatch(x, y, x, y)
+        meta = fm.MAML(model, loss=F.cross_entropy, inner_lr=0.1)
+        oracle = fm.MAML(model, loss=F.cross_entropy, inner_lr=0.1, engine="reference")
+        torch.testing.assert_close(meta(tasks).loss, oracle(tasks).loss)
