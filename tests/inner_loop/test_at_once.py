@@ -11,11 +11,11 @@ from fastmeta.inner_loop import forms
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 
 
-@pytest.fixture(params=[(3, 2, 5), (20, 1, 4)], ids=["pack", "wide"])
+@pytest.fixture(params=[(3, 24, 2, 5), (20, 64, 1, 4)], ids=["narrow", "wide"])
 def case(request):
-    inputs, steps, tasks = request.param
+    inputs, width, steps, tasks = request.param  # of a wide one the values are kept for two calls
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(inputs, 24), nn.Tanh(), nn.Linear(24, 2))
+    model = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, 2))
     shapes = [(tasks, 6, inputs), (tasks, 6, 2), (tasks, 7, inputs), (tasks, 7, 2)]
     batch = fm.TaskBatch(*(torch.randn(shape) for shape in shapes))
     return model, steps, batch
