@@ -161,6 +161,67 @@ void convolve(int form, const std::array<i64, 12>& shape, int threads,
   kernels<R>().convolve(c);
 }
 
+using Strided = std::optional<std::pair<std::uintptr_t, std::array<i64, 5>>>;
+using Channelwise = std::optional<std::pair<std::uintptr_t, i64>>;
+
+// An image of h x w pixels; strides of sizes of 1 may be anything.
+template <class R>
+Batch<R> batch(const Strided& b, i64 channels, i64 h, i64 w, bool along_pixels) {
+  if (!b) return {};
+  const auto& [task, sample, channel, row, pixel] = b->second;
+  const bool fits = along_pixels ? (w == 1 || pixel == 1) && (h == 1 || row == w)
+                                 : channels == 1 || channel == 1;
+  require(fits, "what must lie side by side does not");
+  return {reinterpret_cast<R*>(b->first), task, sample, channel, along_pixels ? w : row,
+          along_pixels ? 1 : pixel};
+}
+
+// shape: (T, S, C, H, W); images: x, y, a, for_x, for_y; channelwise: weight, bias, mean, rstd, u, v,
+// for_weight, for_bias, (address, task stride) of each. What a form does not need is None.
+template <class R>
+void norm(int form, const std::array<i64, 5>& shape, i64 pool, double eps, double slope,
+          bool along_pixels, int threads, const std::array<Strided, 5>& images,
+          const std::array<Channelwise, 8>& channelwise) {
+  const auto [T, S, C, H, W] = shape;
+  require(form >= 0 && form < 3 && threads > 0, "norm: bad arguments");
+  require(T > 0 && S > 0 && C > 0 && H > 0 && W > 0, "a norm's sizes must be positive");
+  require((pool == 1 || pool == 2) && pool <= H && pool <= W, "a norm's pool must be 1 or 2");
+  const bool needed[3][13] = {{1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0},
+                              {1, 1, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 1},
+                              {1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0}};
+  for (int i = 0; i < 13; ++i)
+    require(!needed[form][i] || (i < 5 ? images[i].has_value() : channelwise[i - 5].has_value()),
+            "norm: a tensor is missing");
+  const auto image = [&](int i, i64 side) {
+    return batch<R>(images[i], C, H / side, W / side, along_pixels);
+  };
+  const auto per_channel = [&](int i) {
+    const Channelwise& p = channelwise[i];
+    return p ? PerChannel<R>{reinterpret_cast<R*>(p->first), p->second} : PerChannel<R>{};
+  };
+  const Norm<R> call{NormForm(form), T, S, C, H, W, pool, eps, slope, threads, along_pixels,
+                     image(0, 1), image(1, pool), image(2, 1), image(3, 1), image(4, pool),
+                     per_channel(0), per_channel(1), per_channel(2), per_channel(3),
+                     per_channel(4), per_channel(5), per_channel(6), per_channel(7)};
+  const py::gil_scoped_release release;
+  kernels<R>().norm(call);
+}
+
+// shape: (T, S, C, H, W); x; y and at, of half the height and width.
+template <class R>
+void max_pool(int form, const std::array<i64, 5>& shape, bool along_pixels, int threads,
+              const Strided& x, const Strided& y, const Strided& at) {
+  const auto [T, S, C, H, W] = shape;
+  require(form >= 0 && form < 3 && threads > 0 && x && y && at, "max_pool: bad arguments");
+  require(T > 0 && S > 0 && C > 0 && H > 1 && W > 1, "a pool's sizes must be positive");
+  const MaxPool<R> call{PoolForm(form), T, S, C, H, W, threads, along_pixels,
+                        batch<R>(x, C, H, W, along_pixels),
+                        batch<R>(y, C, H / 2, W / 2, along_pixels),
+                        batch<R>(at, C, H / 2, W / 2, along_pixels)};
+  const py::gil_scoped_release release;
+  kernels<R>().max_pool(call);
+}
+
 // Rows in range are the caller's to check.
 template <class R>
 void take_pixels(std::uintptr_t images, std::uintptr_t rows, i64 n, i64 channels, i64 area,
@@ -189,6 +250,8 @@ void bind_real(py::module_& m, const char* suffix) {
   m.def(name("scale_").c_str(), &scale<R>);
   m.def(name("team_").c_str(), &team<R>);
   m.def(name("convolve_").c_str(), &convolve<R>);
+  m.def(name("norm_").c_str(), &norm<R>);
+  m.def(name("max_pool_").c_str(), &max_pool<R>);
   m.def(name("take_pixels_").c_str(), &take_pixels<R>);
   bind_prototypes<R>(m, suffix, prototype_kernels<R>);
 }

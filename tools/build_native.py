@@ -85,7 +85,8 @@ ISAS = (
 )
 REALS = ("float", "double")
 KERNELS = (
-    "kernels", "stages", "convolution", "pixels", "prototypes", "prototype_loss", "nearest",
+    "kernels", "stages", "convolution", "norm", "max_pool", "pixels", "prototypes",
+    "prototype_loss", "nearest",
 )  # fmt: skip
 
 

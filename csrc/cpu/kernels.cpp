@@ -104,7 +104,7 @@ const char* team(const InnerLoop<Real>& loop) {
 extern const PrototypeKernels<Real> FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL);
 extern const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL);
 const Kernels<Real> FASTMETA_JOIN(kernels_, FASTMETA_REAL) = {
-    record_size, forward,     backward, step, team,
-    convolve,    take_pixels, &FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL)};
+    record_size, forward, backward, step,        team,
+    convolve,    norm,    max_pool, take_pixels, &FASTMETA_JOIN(prototype_kernels_, FASTMETA_REAL)};
 
 }  // namespace fastmeta::FASTMETA_ISA

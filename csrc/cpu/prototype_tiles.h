@@ -7,17 +7,6 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
-template <class R>
-FASTMETA_INLINE Vec<R> load_anywhere(const R* p) {
-  Vec<R> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class R>
-FASTMETA_INLINE void store_anywhere(R* p, Vec<R> v) {
-  std::memcpy(p, &v, sizeof v);
-}
-
 // Loaded once: as an operand in memory it would be loaded by every instruction that needs it.
 template <class V>
 FASTMETA_INLINE void keep_in_register(V& v) {

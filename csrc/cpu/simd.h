@@ -48,6 +48,17 @@ template <class R>
 FASTMETA_INLINE void store(R* p, Vec<R> v) {
   *reinterpret_cast<Vec<R>*>(p) = v;
 }
+// Without the alignment that the two above rely on.
+template <class R>
+FASTMETA_INLINE Vec<R> load_anywhere(const R* p) {
+  Vec<R> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class R>
+FASTMETA_INLINE void store_anywhere(R* p, Vec<R> v) {
+  std::memcpy(p, &v, sizeof v);
+}
 template <class R>
 FASTMETA_INLINE Vec<R> splat(R x) {
   return x - Vec<R>{};

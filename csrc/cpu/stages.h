@@ -1,5 +1,5 @@
 // What kernels.cpp puts into its table from the other files: networks of stages (stages.cpp), and
-// convolutions by themselves (convolution.cpp).
+// convolutions, norms and pools by themselves (convolution.cpp, norm.cpp, max_pool.cpp).
 #pragma once
 
 #include "../network/spec.h"
@@ -13,6 +13,8 @@ void stage_backward(const InnerLoop<FASTMETA_REAL>&, const BackwardIn<FASTMETA_R
 void stage_step(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_REAL>&,
                 const BackwardOut<FASTMETA_REAL>&);
 void convolve(const Convolution<FASTMETA_REAL>&);
+void norm(const Norm<FASTMETA_REAL>&);
+void max_pool(const MaxPool<FASTMETA_REAL>&);
 void take_pixels(const Pixels<FASTMETA_REAL>&);
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -139,6 +139,46 @@ struct Convolution {
   i64 bias_task;
 };
 
+enum class NormForm { Forward, Backward, SecondBackward };
+
+// [T, C], channels side by side; task 0: shared by all tasks.
+template <class R>
+struct PerChannel {
+  R* data;
+  i64 task;
+};
+
+// Norm of channels over samples and pixels, then max(z, slope z), then the largest of pool x pool
+// pixels; or the backward of that, or the backward's. What a form does not need is nullptr.
+template <class R>
+struct Norm {
+  NormForm form;
+  i64 tasks, samples, channels, height, width, pool;
+  double eps, slope;
+  int threads;
+  bool along_pixels;      // side by side in memory are the pixels of a channel's image, else channels
+  Batch<R> x, y;          // y: what Forward writes; of the others the gradient for it
+  Batch<R> a;             // the gradient for what Backward returns for x
+  Batch<R> for_x, for_y;  // written: gradients for x, and for the gradient for y
+  PerChannel<R> weight, bias;          // nullptr: 1 and 0
+  PerChannel<R> mean, rstd;            // what Forward writes and the others read
+  PerChannel<R> u, v;                  // the gradients for what Backward returns for weight and bias
+  PerChannel<R> for_weight, for_bias;  // written
+};
+
+enum class PoolForm { Largest, Gather, Scatter };
+
+// The largest of 2 x 2 pixels without overlap, and which of the four it is, 0 to 3; or the pixels that
+// were the largest; or the transpose of that, an image with zeros everywhere else.
+template <class R>
+struct MaxPool {
+  PoolForm form;
+  i64 tasks, samples, channels, height, width;
+  int threads;
+  bool along_pixels;  // as for Norm
+  Batch<R> x, y, at;
+};
+
 // Bytes of chosen images as real numbers: out = byte * factor[c] + shift[c].
 template <class R>
 struct Pixels {
@@ -163,6 +203,8 @@ struct Kernels {
   void (*step)(const InnerLoop<R>&, const ForwardOut<R>& out, const BackwardOut<R>& gradients);
   const char* (*team)(const InnerLoop<R>&);
   void (*convolve)(const Convolution<R>&);
+  void (*norm)(const Norm<R>&);
+  void (*max_pool)(const MaxPool<R>&);
   void (*take_pixels)(const Pixels<R>&);
   const PrototypeKernels<R>* prototypes;
 };

@@ -13,27 +13,11 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 
-__all__ = ["can_run", "convolve", "input_gradient", "weight_gradient"]
+__all__ = ["convolve", "input_gradient", "weight_gradient"]
 
 _Pair = tuple[int, int]
 _KERNELS = {torch.float32: "convolve_float32", torch.float64: "convolve_float64"}
 _FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT = range(3)
-
-
-def can_run(*tensors: Tensor | None) -> str | None:
-    """None if the native kernels take these, else the reason why not."""
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"the tensors are on {tensor.device}, and these kernels are for the CPU"
-        if tensor.dtype not in _KERNELS:
-            return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
-        if tensor.numel() == 0:
-            return "a tensor is empty"
-        if tensor.is_neg():
-            return "a tensor is a view with the sign turned, which resolve_neg makes plain"
-    return cpu.unavailable()
 
 
 def convolve(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends.kernels import Kernels, Step
+from fastmeta.backends.registry import requested_backend
 
-__all__ = ["empty", "kernels", "native", "release_memory", "unavailable"]
+__all__ = ["empty", "kernels", "native", "refusal", "release_memory", "takes", "unavailable"]
 
 native: ModuleType | None
 try:
@@ -34,6 +35,29 @@ def unavailable() -> str | None:
     if native is not None:
         return None
     return f"the native kernels did not load ({_load_error}); {_build_failure()}"
+
+
+def refusal(*tensors: Tensor | None) -> str | None:
+    """None if the kernels of single operations take these, else the reason why not."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}, and these kernels are for the CPU"
+        if tensor.dtype not in (torch.float32, torch.float64):
+            return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
+        if tensor.numel() == 0:
+            return "a tensor is empty"
+        if tensor.is_neg():
+            return "a tensor is a view with the sign turned, which resolve_neg makes plain"
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return "a tensor is a wrapper that torch.func has left"
+    return unavailable()
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the kernels of single operations are to run on these: where they can, if allowed."""
+    return requested_backend() != "reference" and refusal(*tensors) is None
 
 
 @cache

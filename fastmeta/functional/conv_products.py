@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.backends import convolution, requested_backend, triton, triton_products
+from fastmeta.backends import convolution, cpu, triton, triton_products
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.precision import PRECISIONS
 
@@ -44,7 +44,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
         return triton_products.convolve(
             x, weight, bias, window.stride, window.padding, _kernels_name(window)
         )
-    if _is_native(x, weight):
+    if cpu.takes(x, weight):
         return convolution.convolve(x, weight, bias, window.stride, window.padding)
     tasks = len(x)
     rows = None if bias is None else bias.flatten()
@@ -61,7 +61,7 @@ def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
         return triton_products.convolve_input_gradient(
             grad, weight, size, stride, padding, _kernels_name(window)
         )
-    if _is_native(grad, weight):
+    if cpu.takes(grad, weight):
         return convolution.input_gradient(grad, weight, size, stride, padding)
     tasks, samples = grad.shape[:2]
     like = grad.new_empty(1).expand(samples, tasks * weight.shape[2], *size)
@@ -82,7 +82,7 @@ def weight_gradient(
             grad, x, kernel, stride, padding, with_bias, _kernels_name(window)
         )
     of_bias = grad.sum((1, 3, 4)) if with_bias else None
-    if _is_native(grad, x):
+    if cpu.takes(grad, x):
         return convolution.weight_gradient(grad, x, kernel, stride, padding), of_bias
     tasks, outputs = len(x), grad.shape[2]
     like = grad.new_empty(1).expand(tasks * outputs, x.shape[2], *kernel)
@@ -112,10 +112,6 @@ def _triton_takes(window: Window, x: Tensor, *others: Tensor | None) -> bool:
     if window.precision != "fp32":
         raise ValueError(f'precision "{window.precision}" is for images of less than 2^31 elements')
     return False
-
-
-def _is_native(*tensors: Tensor) -> bool:
-    return requested_backend() != "reference" and convolution.can_run(*tensors) is None
 
 
 def _kernels_name(window: Window) -> str:

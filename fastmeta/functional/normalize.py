@@ -10,13 +10,14 @@ and its derivatives in turn are made of the same sums.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends import triton_norm
+from fastmeta.backends import norms, triton_norm
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.transforms import (
     fold_batch,
@@ -25,7 +26,10 @@ from fastmeta.functional.transforms import (
     unfold_batch,
 )
 
-__all__ = ["Gradients", "Statistics", "as_function_of", "normalize", "second_backward"]
+__all__ = [
+    "Gradients", "Statistics", "as_function_of", "gradients", "kernels_for", "normalize",
+    "second_backward",
+]  # fmt: skip
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -62,11 +66,17 @@ class Gradients(NamedTuple):
 # ---- the three passes --------------------------------------------------------------------------
 
 
+def kernels_for(x: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """Who has the three passes for x [T, S, C, ...] and what belongs to it; None: PyTorch."""
+    return next((kernels for kernels in (triton_norm, norms) if kernels.takes(x, *others)), None)
+
+
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Statistics]:
-    if triton_norm.takes(x, weight, bias):
-        y, mean, rstd = triton_norm.forward(x.unsqueeze(3), weight, bias, eps, 1.0, 1)
+    kernels = kernels_for(x, weight, bias)
+    if kernels is not None:
+        y, mean, rstd = kernels.forward(x.unsqueeze(3), weight, bias, eps, 1.0, 1)
         return y.squeeze(3), Statistics(mean, rstd, eps)
     tasks, rows = len(x), in_channels(x)
     y, mean, rstd = torch.native_batch_norm(
@@ -76,9 +86,10 @@ def _forward(
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
-    if triton_norm.takes(grad, x, weight):
+    kernels = kernels_for(grad, x, weight)
+    if kernels is not None:
         mean, rstd, _ = statistics
-        of_x, of_weight, of_bias = triton_norm.backward(
+        of_x, of_weight, of_bias = kernels.backward(
             grad.unsqueeze(3), x.unsqueeze(3), weight, None, mean, rstd, 1.0, 1
         )
         return Gradients(of_x.squeeze(3), of_weight, of_bias)
@@ -98,16 +109,17 @@ def second_backward(
     Differentiable in turn, where `statistics` are a differentiable function of x.
     """
     mean, rstd, _ = statistics
-    if nobody_differentiates() and triton_norm.takes(x, *grads, grad, weight):
+    kernels = kernels_for(x, *grads, grad, weight) if nobody_differentiates() else None
+    if kernels is not None:
         along = (grads.x.unsqueeze(3), grads.weight, grads.bias)
-        for_grad, for_x, for_weight = triton_norm.second_backward(
+        for_grad, for_x, for_weight = kernels.second_backward(
             along, grad.unsqueeze(3), x.unsqueeze(3), weight, None, mean, rstd, 1.0, 1
         )
         return for_grad.squeeze(3), for_x.squeeze(3), for_weight
     n = x.shape[1] * x.shape[3]
     scale = rstd if weight is None else weight * rstd
-    of_grad_x = _gradients(grads.x, x, weight, statistics)
-    of_grad = _gradients(grad, x, weight, statistics)
+    of_grad_x = gradients(grads.x, x, weight, statistics)
+    of_grad = gradients(grad, x, weight, statistics)
     # Means over n of grad (g), of grads.x (a), of their products with x', and of g * a.
     m_g, m_gx = of_grad.bias / n, of_grad.weight / n
     m_a, m_ax = of_grad_x.bias / n, of_grad_x.weight / n
@@ -151,7 +163,11 @@ def _by_task(values: Tensor, tasks: int) -> Tensor:
 # ---- autograd ----------------------------------------------------------------------------------
 
 
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
+def gradients(grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Statistics) -> Gradients:
+    """Gradients for (x, weight, bias), from that for what `normalize` returns.
+
+    Differentiable to any order; what depends on the statistics counts as depending on x.
+    """
     return Gradients(*_NormalizeBackward.apply(grad, x, weight, *statistics))
 
 
@@ -177,7 +193,7 @@ class _Normalize(Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         _, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        of = _gradients(grad, x, weight, Statistics(mean, rstd, ctx.eps))
+        of = gradients(grad, x, weight, Statistics(mean, rstd, ctx.eps))
         return of.x, of.weight if needs_weight else None, of.bias if needs_bias else None, None
 
     @staticmethod
@@ -187,7 +203,7 @@ class _Normalize(Function):
         refuse_nested_jvp()
         x, weight, mean, rstd = ctx.saved_tensors
         statistics = as_function_of(x, Statistics(mean, rstd, ctx.eps))
-        dy = _gradients(dx, x, weight, statistics).x
+        dy = gradients(dx, x, weight, statistics).x
         if dweight is not None:
             dy = dy + _affine(x, dweight, torch.zeros_like(dweight), statistics)
         return dy if dbias is None else dy + _of_channel(dbias), None, None
@@ -231,7 +247,7 @@ class _NormalizeBackward(Function):
         refuse_nested_jvp()
         grad, x, weight, mean, rstd = ctx.saved_tensors
         statistics = as_function_of(x, Statistics(mean, rstd, ctx.eps))
-        through_grad = _gradients(dgrad, x, weight, statistics)
+        through_grad = gradients(dgrad, x, weight, statistics)
         # The gradients for x, weight and bias are of one scalar: their derivative is symmetric.
         zero = torch.zeros_like(mean)
         direction = Gradients(dx, zero if dweight is None else dweight, zero)

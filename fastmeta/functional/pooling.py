@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from fastmeta.backends import cpu, pools
 from fastmeta.functional.checks import check_samples, pair
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
@@ -149,7 +150,13 @@ def _check_images(x: Tensor) -> None:
 
 
 def largest(x: Tensor, window: _Pool) -> tuple[Tensor, Tensor]:
-    """The largest pixel of each window, and its number in the image."""
+    """The largest pixel of each window, and its place.
+
+    A place is a number in the image, int64; or, of the native kernels, one in the window, which has
+    the dtype of x.
+    """
+    if window == window_of(2) and pools.pays(x) and cpu.takes(x):
+        return pools.largest(x)
     images = in_channels(x)
     if x.device.type == "cpu":
         # PyTorch's loop over channels is vectorised: 2 to 10 times as fast, copies included.
@@ -160,6 +167,10 @@ def largest(x: Tensor, window: _Pool) -> tuple[Tensor, Tensor]:
 
 def _gather(x: Tensor, at: Tensor) -> Tensor:
     """The pixels that were the largest."""
+    if at.is_floating_point():
+        if cpu.takes(x, at):
+            return pools.gather(x, at)
+        at = _in_image(at, x.shape[4])
     images, places = in_channels(x), in_channels(at)
     y = images.flatten(2).gather(2, places.flatten(2)).view(places.shape)
     return of_tasks(y, len(x))
@@ -167,12 +178,23 @@ def _gather(x: Tensor, at: Tensor) -> Tensor:
 
 def _scatter(y: Tensor, at: Tensor, window: _Pool, size: tuple[int, int]) -> Tensor:
     """[T, S, C, *size]: at each pixel the sum over the windows whose largest it was."""
+    if at.is_floating_point():
+        if cpu.takes(y, at):
+            return pools.scatter(y, at, size)
+        at = _in_image(at, size[1])
     values = in_channels(y)
     like = y.new_empty(1).expand(*values.shape[:2], *size)
     x = torch.ops.aten.max_pool2d_with_indices_backward(
         values, like, *window, [1, 1], False, in_channels(at)
     )
     return of_tasks(x, len(y))
+
+
+def _in_image(at: Tensor, width: int) -> Tensor:
+    """Places in windows of 2 x 2 as numbers in an image."""
+    line, column = (torch.arange(n, device=at.device) for n in at.shape[3:])
+    k = at.long()
+    return (2 * line[:, None] + k // 2) * width + 2 * column + k % 2
 
 
 def window_of(size: int) -> _Pool:
@@ -206,13 +228,14 @@ class _MaxPool(Function):
         _, at = output
         ctx.size = (x.shape[3], x.shape[4])
         ctx.mark_non_differentiable(at)
+        ctx.set_materialize_grads(False)  # no zeros for the places
         ctx.save_for_backward(at)
         ctx.save_for_forward(at)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         (at,) = ctx.saved_tensors
-        return _Scatter.apply(grad, at, ctx.window, ctx.size), None
+        return None if grad is None else _Scatter.apply(grad, at, ctx.window, ctx.size), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> tuple[Tensor, None]:

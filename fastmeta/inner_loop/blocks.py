@@ -1,4 +1,4 @@
-"""Batch norm, activation and max-pool in a row, which a GPU does in one operation."""
+"""Batch norm, activation and max-pool in a row, which kernels do in one operation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fastmeta import functional as fmF
-from fastmeta.backends import requested_backend
+from fastmeta.backends import norms, requested_backend
 
 __all__ = ["Block", "block_at", "run_at_once"]
 
@@ -51,7 +51,7 @@ def block_at(root: nn.Module, node: Node) -> Block | None:
 def run_at_once(x: Tensor) -> bool:
     """Whether blocks are to run as one operation: where there are kernels for them."""
     requested = requested_backend()
-    return requested == "triton" or (requested is None and x.is_cuda)
+    return requested == "triton" or (requested is None and x.is_cuda) or norms.takes(x)
 
 
 def _layer(root: nn.Module, node: Node | None) -> Any:
