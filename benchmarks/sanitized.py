@@ -21,6 +21,12 @@ def regression() -> tuple[nn.Module, fm.TaskBatch]:
     return mlp([5, 17, 3], "tanh"), fm.TaskBatch(x[:, :6], y[:, :6], x[:, 6:], y[:, 6:])
 
 
+def wide_regression() -> tuple[nn.Module, fm.TaskBatch]:
+    """Too much for one thread block: the blocks of a cluster share a task."""
+    x, y = torch.randn(2, 9, 257), torch.randn(2, 9, 3)
+    return mlp([257, 66, 61, 3], "tanh"), fm.TaskBatch(x[:, :4], y[:, :4], x[:, 4:], y[:, 4:])
+
+
 def images() -> tuple[nn.Module, fm.TaskBatch]:
     x, y = torch.randn(2, 21, 1, 20, 20), torch.arange(21).remainder(3).repeat(2, 1)
     return conv4(3, 1, 5, 20), fm.TaskBatch(x[:, :9], y[:, :9], x[:, 9:], y[:, 9:])
@@ -62,6 +68,11 @@ def main() -> None:
             model, tasks = regression()
             maml = fm.MAML(model, inner_lr=0.05, inner_steps=steps, loss="mse", order=order)
             check(f"mlp, order {order}, K={steps}", maml, tasks, device, ours)
+    clusters = ours and torch.cuda.get_device_capability(device) >= (9, 0)
+    torch.manual_seed(0)
+    model, tasks = wide_regression()
+    maml = fm.MAML(model, inner_lr=0.05, inner_steps=2, loss="mse")
+    check("wide mlp", maml, tasks, device, ours if clusters else "")
     for engine in ("auto", "layered", "vmap"):
         torch.manual_seed(0)
         model, tasks = images()

@@ -22,6 +22,7 @@ struct CpuTeam {
   using RateBase = const R*;  // of one step, in shared layout
   static constexpr int max_nodes = 256, max_pieces = 1024;
   static constexpr bool splits = false;           // the samples of a task into parts
+  static constexpr bool shares = false;           // a task with other teams
   static constexpr bool keeps_away = false;       // theta_k in memory that products do not read
   static constexpr bool keeps_values = true;      // of the samples, where computing again costs more
   static constexpr bool sums_in_output = false;   // the gradient of the support inputs

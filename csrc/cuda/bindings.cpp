@@ -40,6 +40,11 @@ std::string unfit(const Call<R>& call, int device) {
   return cuda::unfit<R>(Unbound<R>(call).bound.loop, device);
 }
 
+template <class R>
+int blocks(const Call<R>& call, int device) {
+  return cuda::blocks_of<R>(Unbound<R>(call).bound.loop, device);
+}
+
 // Bytes of (what forward leaves for backward, the workspace of backward).
 template <class R>
 std::pair<i64, i64> sizes(const Call<R>& call, bool rates, int device) {
@@ -83,6 +88,7 @@ void bind_real(py::module_& m, const char* suffix) {
   const auto name = [&](const char* stem) { return std::string(stem) + suffix; };
   bind_call<R>(m, name("call_").c_str());
   m.def(name("unfit_").c_str(), &unfit<R>);
+  m.def(name("blocks_").c_str(), &blocks<R>);
   m.def(name("sizes_").c_str(), &sizes<R>);
   m.def(name("forward_").c_str(), &forward<R>);
   m.def(name("backward_").c_str(), &backward<R>);

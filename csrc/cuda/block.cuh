@@ -1,8 +1,9 @@
-// What one thread block does: a run of consecutive tasks, forward or backward, and the sums over
-// runs. The same text runs on the host, one thread a CUDA thread (tests/csrc/test_cuda_blocks.cpp).
+// What a thread block does, alone or in a cluster: a run of consecutive tasks, forward or backward,
+// and the sums over runs. The same text runs on the host, one thread a CUDA thread
+// (tests/csrc/test_cuda_blocks.cpp).
 #pragma once
 
-#include "team.cuh"
+#include "cluster.cuh"
 //
 #include "../network/passes.h"
 //
@@ -10,10 +11,8 @@
 
 namespace fastmeta::cuda {
 
-template <class R>
-using BlockPlan = Plan<Block<R>>;
-template <class R>
-using BlockAdaptation = Adaptation<BlockPlan<R>, Passes<Block<R>>>;
+template <class Team>
+using TeamAdaptation = Adaptation<Plan<Team>, Passes<Team>>;
 
 // One address a parameter, any of which may be missing; !given: all are.
 template <class R>
@@ -23,19 +22,19 @@ struct Addresses {
   FASTMETA_INLINE R* const* pointers() const { return given ? of : nullptr; }
 };
 
-template <class R>
+template <class Team, class R = typename Team::Real>
 struct ForwardArguments {
-  BlockPlan<R> plan;
-  R* record;  // [T][steps][theta_size], or nullptr
+  Plan<Team> plan;
+  R* record;  // [T][blocks][steps][theta_size], or nullptr
   R* predictions;
   R* loss;
   Addresses<R> fast;
 };
 
-// sums: [runs][(1 + rate_steps) or 1][theta_size]
-template <class R>
+// sums: [runs][blocks][(1 + rate_steps) or 1][theta_size]
+template <class Team, class R = typename Team::Real>
 struct BackwardArguments {
-  BlockPlan<R> plan;
+  Plan<Team> plan;
   const R* record;
   const R* grad_loss;
   const R* grad_predictions;
@@ -44,75 +43,83 @@ struct BackwardArguments {
   R* support_x;
   R* query_x;
   R* sums;
-  i64 runs, run_size;
+  i64 runs, run_size;  // run_size: of one block
 };
 
-template <class R>
-FASTMETA_INLINE i64 team_size(const BlockPlan<R>& plan) {
-  return plan.loop.steps * plan.theta_size;
+// The record of a task, as far as this block keeps it.
+template <class Team, class R>
+FASTMETA_INLINE R* kept(const Plan<Team>& plan, R* record, i64 task) {
+  return record + (task * plan.blocks + Team::rank()) * plan.loop.steps * plan.theta_size;
 }
 
-template <class R>
-FASTMETA_CODE void forward_block(const ForwardArguments<R>& a, R* scratch) {
+template <class Team, class R>
+FASTMETA_CODE void forward_block(const ForwardArguments<Team>& a, R* scratch) {
   const ForwardOut<R> out{a.record, a.predictions, a.loss, a.fast.pointers()};
   const Common<R> common{};
-  for (i64 task = blockIdx.x; task < a.plan.loop.tasks; task += gridDim.x) {
-    R* kept = a.record ? a.record + task * team_size(a.plan) : nullptr;
-    BlockAdaptation<R>(a.plan, common, scratch, Crew{}).forward(task, out, kept);
-  }
+  const unsigned blocks = unsigned(a.plan.blocks);
+  const i64 first = blockIdx.x / blocks, step = gridDim.x / blocks;
+  for (i64 task = first; task < a.plan.loop.tasks; task += step)
+    TeamAdaptation<Team>(a.plan, common, scratch, Crew{})
+        .forward(task, out, a.record ? kept(a.plan, a.record, task) : nullptr);
+  Team::leave();
 }
 
 // Where the i-th of `parts` nearly equal pieces of n begins.
 FASTMETA_INLINE i64 piece_begin(i64 n, i64 parts, i64 i) { return n * i / parts; }
 
-template <class R>
-FASTMETA_CODE void backward_block(const BackwardArguments<R>& a, R* scratch) {
+template <class Team, class R>
+FASTMETA_CODE void backward_block(const BackwardArguments<Team>& a, R* scratch) {
   const BackwardIn<R> in{a.record, a.grad_loss, a.grad_predictions, a.grad_fast.pointers()};
   const BackwardOut<R> out{a.parameters.of, a.rates.pointers(), a.support_x, a.query_x};
   const Common<R> common{};
-  const i64 tasks = a.plan.loop.tasks, run = blockIdx.x;
-  R* mine = a.sums + run * a.run_size;
-  Block<R>::zero(mine, a.run_size);
+  const i64 tasks = a.plan.loop.tasks, run = blockIdx.x / unsigned(a.plan.blocks);
+  R* mine = a.sums + blockIdx.x * a.run_size;
+  Team::zero(mine, a.run_size);
   const i64 end = piece_begin(tasks, a.runs, run + 1);
   for (i64 task = piece_begin(tasks, a.runs, run); task < end; ++task)
-    BlockAdaptation<R>(a.plan, common, scratch, Crew{})
-        .backward(task, in, a.record + task * team_size(a.plan), out,
-                  {mine, mine + a.plan.theta_size});
+    TeamAdaptation<Team>(a.plan, common, scratch, Crew{})
+        .backward(task, in, kept(a.plan, a.record, task), out, {mine, mine + a.plan.theta_size});
+  Team::leave();
 }
 
 // ---- sums over runs -------------------------------------------------------------------------------
 
 constexpr int sum_columns = 32, sum_threads = 8 * sum_columns;
 
-// Where element i of a run belongs in PyTorch's layout, or nullptr: padding, or not asked for.
-template <class R>
-FASTMETA_INLINE R* place_of(const BackwardArguments<R>& a, i64 i) {
-  const i64 size = a.plan.theta_size, step = i / size - 1, at = i - (step + 1) * size;
+// Where element i of the sums of a block belongs in PyTorch's layout, or nullptr: padding, or not
+// asked for.
+template <class Team, class R = typename Team::Real>
+FASTMETA_INLINE R* place_of(const BackwardArguments<Team>& a, i64 i, i64 rank) {
+  const Plan<Team>& plan = a.plan;
+  const i64 size = plan.theta_size, step = i / size - 1, at = i - (step + 1) * size;
   R* place = nullptr;
-  a.plan.each_piece([&](const Piece& p) {
-    const i64 ld = Block<R>::stride(p.columns), row = (at - p.at) / ld, column = at - p.at - row * ld;
-    if (at < p.at || row >= p.rows || column >= p.columns) return;
-    R* out = step < 0 ? (a.plan.per_task(p.parameter) ? nullptr : a.parameters.of[p.parameter])
+  for (int n = 0; n < plan.n_pieces; ++n) {
+    const Piece& p = plan.pieces[n];
+    const i64 ld = Team::stride(p.columns), row = (at - p.at) / ld, column = at - p.at - row * ld;
+    if (at < p.at || row >= plan.held(p.rows, rank) || column >= p.columns) continue;
+    R* out = step < 0 ? (plan.per_task(p.parameter) ? nullptr : a.parameters.of[p.parameter])
                       : a.rates.of[p.parameter];
-    if (!out) return;
-    place = out + larger(step, 0) * p.elements() + row * p.row_step + column * p.column_step;
-  });
+    if (!out) continue;
+    place = out + larger(step, 0) * p.elements() + (plan.first(p.rows, rank) + row) * p.row_step +
+            column * p.column_step;
+  }
   return place;
 }
 
 // A column is an element of a run: its threads, eight of them, add up every eighth run, then the first
 // of them their sums. The order never changes.
-template <class R>
-FASTMETA_CODE void sum_block(const BackwardArguments<R>& a, R* scratch) {
+template <class Team, class R>
+FASTMETA_CODE void sum_block(const BackwardArguments<Team>& a, R* scratch) {
   const int column = int(threadIdx.x) % sum_columns, row = int(threadIdx.x) / sum_columns;
   const int rows = int(blockDim.x) / sum_columns;
-  const i64 i = i64(blockIdx.x) * sum_columns + column;
-  R* place = i < a.run_size ? place_of(a, i) : nullptr;
+  const i64 i = i64(blockIdx.x) * sum_columns + column, size = a.plan.blocks * a.run_size;
+  const i64 rank = i / a.run_size;
+  R* place = i < size ? place_of(a, i - rank * a.run_size, rank) : nullptr;
   R sum = 0;
   if (place)
-    for (i64 run = row; run < a.runs; run += rows) sum += a.sums[run * a.run_size + i];
+    for (i64 run = row; run < a.runs; run += rows) sum += a.sums[run * size + i];
   scratch[threadIdx.x] = sum;
-  Block<R>::barrier();
+  Team::barrier();
   if (row > 0 || !place) return;
   for (int other = 1; other < rows; ++other) sum += scratch[other * sum_columns + column];
   *place = sum;

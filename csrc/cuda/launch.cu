@@ -4,6 +4,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <utility>
 
 #include "room.h"
 
@@ -11,28 +14,35 @@ namespace fastmeta::cuda {
 
 namespace {
 
-// 2 blocks of 256 threads, or 8 of 64, keep an SM's registers busy: 128 a thread.
-constexpr int most_threads = 256;
+template <class Team>
+constexpr bool has_body = !Team::shares || clusters;
 
-template <class R>
-__global__ void __launch_bounds__(most_threads)
-    forward_kernel(const __grid_constant__ ForwardArguments<R> arguments) {
+// Blocks that live on a processor together share its registers; one of a cluster has it to itself.
+template <class Team>
+constexpr int blocks_a_processor = Team::shares ? 1 : 2;
+
+template <class Team>
+__global__ void __launch_bounds__(most_threads, blocks_a_processor<Team>)
+    forward_kernel(const __grid_constant__ ForwardArguments<Team> arguments) {
   extern __shared__ __align__(16) unsigned char memory[];
-  forward_block(arguments, reinterpret_cast<R*>(memory));
+  if constexpr (has_body<Team>)
+    forward_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
 }
 
-template <class R>
-__global__ void __launch_bounds__(most_threads)
-    backward_kernel(const __grid_constant__ BackwardArguments<R> arguments) {
+template <class Team>
+__global__ void __launch_bounds__(most_threads, blocks_a_processor<Team>)
+    backward_kernel(const __grid_constant__ BackwardArguments<Team> arguments) {
   extern __shared__ __align__(16) unsigned char memory[];
-  backward_block(arguments, reinterpret_cast<R*>(memory));
+  if constexpr (has_body<Team>)
+    backward_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
 }
 
-template <class R>
+template <class Team>
 __global__ void __launch_bounds__(sum_threads)
-    sum_kernel(const __grid_constant__ BackwardArguments<R> arguments) {
+    sum_kernel(const __grid_constant__ BackwardArguments<Team> arguments) {
   extern __shared__ __align__(16) unsigned char memory[];
-  sum_block(arguments, reinterpret_cast<R*>(memory));
+  if constexpr (has_body<Team>)
+    sum_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
 }
 
 void check(cudaError_t error, const std::string& doing) {
@@ -51,18 +61,19 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Machine code, or PTX that the driver can compile, for the device in use.
+// Which virtual architecture's code serves the device in use, as machine code or as PTX that the
+// driver can compile; 0: none.
 template <class Arguments>
-bool has_code(void (*kernel)(Arguments)) {
+int code_for_device(void (*kernel)(Arguments)) {
   cudaFuncAttributes found;
   const cudaError_t error = cudaFuncGetAttributes(&found, kernel);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
       error == cudaErrorUnsupportedPtxVersion) {
     cudaGetLastError();
-    return false;
+    return 0;
   }
   check(error, "asking for the kernels");
-  return true;
+  return found.ptxVersion;
 }
 
 i64 shared_limit(int device) {
@@ -77,41 +88,118 @@ void allow_shared(void (*kernel)(Arguments), int device) {
         "raising the limit of shared memory");
 }
 
+// A launch of blocks, in clusters where `sharing` is more than one.
+class Configuration {
+ public:
+  Configuration(i64 blocks, int threads, i64 shared, int sharing, void* stream = nullptr) {
+    cluster_.id = cudaLaunchAttributeClusterDimension;
+    cluster_.val.clusterDim.x = unsigned(sharing);
+    cluster_.val.clusterDim.y = cluster_.val.clusterDim.z = 1;
+    config_.gridDim = dim3(unsigned(blocks));
+    config_.blockDim = dim3(unsigned(threads));
+    config_.dynamicSmemBytes = size_t(shared);
+    config_.stream = static_cast<cudaStream_t>(stream);
+    config_.attrs = &cluster_;
+    config_.numAttrs = sharing > 1;
+  }
+  Configuration(const Configuration&) = delete;
+  Configuration& operator=(const Configuration&) = delete;
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchAttribute cluster_{};
+  cudaLaunchConfig_t config_{};
+};
+
 template <class Arguments>
-void launch(void (*kernel)(Arguments), const Arguments& arguments, i64 blocks, int threads,
-            i64 shared, void* stream, const char* what) {
-  kernel<<<dim3(unsigned(blocks)), dim3(unsigned(threads)), size_t(shared),
-           static_cast<cudaStream_t>(stream)>>>(arguments);
-  check(cudaGetLastError(),
-        std::string(what) + " with " + std::to_string(shared) + " bytes of shared memory");
+void launch(void (*kernel)(Arguments), const Arguments& arguments, const Configuration& how,
+            const char* what) {
+  check(cudaLaunchKernelEx(how.get(), kernel, arguments),
+        std::string(what) + " with " + std::to_string(how.get()->dynamicSmemBytes) +
+            " bytes of shared memory");
 }
 
-// A wave of blocks or two: fewer partial sums, and no block too many in the last wave.
+template <class Team>
+i64 clusters_at_once(const Configuration& how) {
+  int clusters = 0;
+  const cudaError_t error =
+      cudaOccupancyMaxActiveClusters(&clusters, backward_kernel<Team>, how.get());
+  if (error == cudaErrorInvalidClusterSize) {
+    cudaGetLastError();
+    return 0;
+  }
+  check(error, "asking for the clusters at once");
+  return clusters;
+}
+
+// Of `blocks` blocks with all the shared memory of a processor each; 0: the device has no clusters,
+// or no code for them. Asked once.
 template <class R>
-i64 runs_of(const BlockPlan<R>& plan, int threads, i64 processors) {
-  int resident = 1;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, backward_kernel<R>, threads,
-                                                      size_t(shared_bytes(plan))),
-        "asking for the occupancy");
-  return smaller(plan.loop.tasks, larger(1, resident) * processors);
+i64 clusters_at_once(int device, int blocks) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, int>, i64> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find({device, blocks});
+  if (found != known.end()) return found->second;
+  i64 clusters = 0;
+  if (attribute(cudaDevAttrClusterLaunch, device) &&
+      code_for_device(backward_kernel<Cluster<R>>) >= 90) {
+    allow_shared(backward_kernel<Cluster<R>>, device);
+    clusters = clusters_at_once<Cluster<R>>(
+        Configuration(blocks, most_threads, shared_limit(device), blocks));
+  }
+  return known[{device, blocks}] = clusters;
+}
+
+template <class R>
+int blocks_on(const InnerLoop<R>& loop, int device) {
+  return blocks_of_task(loop, shared_limit(device),
+                        [&](int blocks) { return clusters_at_once<R>(device, blocks); });
+}
+
+// f(team), with the team that works on a task.
+template <class R, class F>
+auto with_team(int blocks, F f) {
+  return blocks > 1 ? f(Cluster<R>{}) : f(Block<R>{});
+}
+
+// A wave of tasks or two: fewer partial sums, and no block too many in the last wave.
+template <class Team>
+i64 runs_of(const Plan<Team>& plan, int threads, i64 processors) {
+  i64 at_once = 1;
+  if constexpr (Team::shares) {
+    at_once = clusters_at_once<Team>(
+        Configuration(plan.blocks, threads, shared_bytes(plan), plan.blocks));
+  } else {
+    int resident = 1;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, backward_kernel<Team>, threads,
+                                                        size_t(shared_bytes(plan))),
+          "asking for the occupancy");
+    at_once = resident * processors;
+  }
+  return smaller(plan.loop.tasks, larger(1, at_once));
 }
 
 // How backward runs: decided once for the size of its workspace and again for the launch, alike.
-template <class R>
+template <class Team>
 struct BackwardLaunch {
-  BlockPlan<R> plan;
+  Plan<Team> plan;
   int threads;
   i64 runs, run_size;
 
-  BackwardLaunch(const InnerLoop<R>& loop, bool rates, int device)
-      : plan(loop, backward_room(loop, rates, shared_limit(device))) {
+  template <class R>
+  BackwardLaunch(const InnerLoop<R>& loop, int blocks, bool rates, int device)
+      : plan(loop, backward_room<Team>(loop, rates, shared_limit(device), blocks)) {
     const i64 processors = attribute(cudaDevAttrMultiProcessorCount, device);
     threads = threads_for(plan, processors);
-    allow_shared(backward_kernel<R>, device);
+    allow_shared(backward_kernel<Team>, device);
     runs = runs_of(plan, threads, processors);
     run_size = plan.theta_size * (1 + (rates ? plan.rate_steps : 0));
   }
 };
+
+// A grid's width is at most 2^31 - 1 blocks.
+constexpr i64 most_tasks = i64(1) << 27;
 
 template <class R>
 Addresses<R> addresses(R* const* list, int n) {
@@ -132,54 +220,86 @@ std::string unfit(const InnerLoop<R>& loop, int device) {
     return "the CUDA kernels take " + std::to_string(max_parameters) + " parameters, and this has " +
            std::to_string(loop.network.n_parameters);
   use(device);
-  if (!has_code(forward_kernel<R>))
-    return "the CUDA kernels were not compiled for a GPU of compute capability " +
-           std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
+  const auto capability = [&] {
+    return std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
            std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
-  const i64 needed = least_bytes(loop), limit = shared_limit(device);
-  if (needed > limit)
-    return "the network needs " + std::to_string(needed) +
-           " bytes of shared memory a block, and the device has " + std::to_string(limit);
-  return "";
+  };
+  if (!code_for_device(forward_kernel<Block<R>>))
+    return "the CUDA kernels were not compiled for a GPU of compute capability " + capability();
+  if (blocks_on(loop, device)) return "";
+  const std::string limit = ", and the device has " + std::to_string(shared_limit(device));
+  if (clusters_at_once<R>(device, 2))
+    return "the network needs " +
+           std::to_string(least_bytes<Cluster<R>>(loop, most_blocks)) +
+           " bytes of shared memory in each block of a cluster of " + std::to_string(most_blocks) +
+           limit;
+  return "the network needs " + std::to_string(least_bytes<Block<R>>(loop)) +
+         " bytes of shared memory a block" + limit +
+         " (blocks that share a task need compute capability 9.0 or later and code for it; this is " +
+         capability() + ")";
+}
+
+template <class R>
+int blocks_of(const InnerLoop<R>& loop, int device) {
+  use(device);
+  return blocks_on(loop, device);
 }
 
 template <class R>
 Sizes<R> sizes(const InnerLoop<R>& loop, bool with_rates, int device) {
   use(device);
-  const BackwardLaunch<R> launch(loop, with_rates, device);
-  return {loop.tasks * loop.steps * launch.plan.theta_size, launch.runs * launch.run_size};
+  const int blocks = blocks_on(loop, device);
+  return with_team<R>(blocks, [&](auto team) -> Sizes<R> {
+    const BackwardLaunch<decltype(team)> how(loop, blocks, with_rates, device);
+    return {loop.tasks * loop.steps * how.plan.theta_size * blocks,
+            how.runs * how.run_size * blocks};
+  });
 }
 
 template <class R>
 void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, Place place) {
   use(place.device);
-  allow_shared(forward_kernel<R>, place.device);
-  const BlockPlan<R> plan(loop, forward_room(loop, shared_limit(place.device)));
-  const i64 processors = attribute(cudaDevAttrMultiProcessorCount, place.device);
-  const ForwardArguments<R> arguments{plan, out.record, out.predictions, out.loss,
-                                      addresses(out.fast, loop.network.n_parameters)};
-  launch(forward_kernel<R>, arguments, smaller(loop.tasks, i64(1) << 30),
-         threads_for(plan, processors), shared_bytes(plan), place.stream, "the forward kernel");
+  const int blocks = blocks_on(loop, place.device);
+  with_team<R>(blocks, [&](auto team) {
+    using Team = decltype(team);
+    allow_shared(forward_kernel<Team>, place.device);
+    const Plan<Team> plan(loop, forward_room<Team>(loop, shared_limit(place.device), blocks));
+    const i64 processors = attribute(cudaDevAttrMultiProcessorCount, place.device);
+    const ForwardArguments<Team> arguments{plan, out.record, out.predictions, out.loss,
+                                           addresses(out.fast, loop.network.n_parameters)};
+    launch(forward_kernel<Team>, arguments,
+           Configuration(smaller(loop.tasks, most_tasks) * blocks, threads_for(plan, processors),
+                         shared_bytes(plan), blocks, place.stream),
+           "the forward kernel");
+  });
 }
 
 template <class R>
 void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out,
               R* workspace, Place place) {
   use(place.device);
-  const BackwardLaunch<R> how(loop, out.rates != nullptr, place.device);
-  const int n = loop.network.n_parameters;
-  const BackwardArguments<R> arguments{
-      how.plan, in.record, in.grad_loss, in.grad_predictions, addresses(in.grad_fast, n),
-      addresses(out.parameters, n), addresses(out.rates, n), out.support_x, out.query_x,
-      workspace, how.runs, how.run_size};
-  launch(backward_kernel<R>, arguments, how.runs, how.threads, shared_bytes(how.plan),
-         place.stream, "the gradient kernel");
-  launch(sum_kernel<R>, arguments, ceil_div(how.run_size, sum_columns), sum_threads,
-         i64(sizeof(R)) * sum_threads, place.stream, "the sum kernel");
+  const int blocks = blocks_on(loop, place.device), n = loop.network.n_parameters;
+  with_team<R>(blocks, [&](auto team) {
+    using Team = decltype(team);
+    const BackwardLaunch<Team> how(loop, blocks, out.rates != nullptr, place.device);
+    const BackwardArguments<Team> arguments{
+        how.plan, in.record, in.grad_loss, in.grad_predictions, addresses(in.grad_fast, n),
+        addresses(out.parameters, n), addresses(out.rates, n), out.support_x, out.query_x,
+        workspace, how.runs, how.run_size};
+    launch(backward_kernel<Team>, arguments,
+           Configuration(how.runs * blocks, how.threads, shared_bytes(how.plan), blocks,
+                         place.stream),
+           "the gradient kernel");
+    launch(sum_kernel<Team>, arguments,
+           Configuration(ceil_div(how.run_size * blocks, sum_columns), sum_threads,
+                         i64(sizeof(R)) * sum_threads, 1, place.stream),
+           "the sum kernel");
+  });
 }
 
 #define FASTMETA_INSTANTIATE(R)                                                                  \
   template std::string unfit<R>(const InnerLoop<R>&, int);                                       \
+  template int blocks_of<R>(const InnerLoop<R>&, int);                                           \
   template Sizes<R> sizes<R>(const InnerLoop<R>&, bool, int);                                    \
   template void forward<R>(const InnerLoop<R>&, const ForwardOut<R>&, Place);                    \
   template void backward<R>(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&, R*, \

@@ -28,6 +28,10 @@ struct Sizes {
 template <class R>
 std::string unfit(const InnerLoop<R>& loop, int device);
 
+// How many blocks share a task there: more than one is a cluster.
+template <class R>
+int blocks_of(const InnerLoop<R>& loop, int device);
+
 template <class R>
 Sizes<R> sizes(const InnerLoop<R>& loop, bool with_rates, int device);
 

@@ -48,7 +48,7 @@ struct Block {
   static constexpr int W = 1, max_nodes = cuda::max_nodes, max_pieces = max_parameters;
   static constexpr i64 tasks = 1, element = 1;
   static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
-  static constexpr bool splits = true, keeps_away = true, keeps_values = false;
+  static constexpr bool splits = true, shares = false, keeps_away = true, keeps_values = false;
   static constexpr bool sums_in_output = true, sums_in_place = true;
 
   static FASTMETA_INLINE_BOTH i64 vectors(i64 columns) { return columns; }
@@ -69,7 +69,9 @@ struct Block {
   }
   static FASTMETA_INLINE const R* ones() { return nullptr; }
 
+  static FASTMETA_INLINE int rank() { return 0; }
   static FASTMETA_INLINE void barrier() { __syncthreads(); }
+  static FASTMETA_INLINE void leave() {}
   template <class F>
   static FASTMETA_INLINE void each(i64 n, F f) {
     for (int i = int(threadIdx.x); i < int(n); i += int(blockDim.x)) f(i64(i));
@@ -123,12 +125,12 @@ struct Block {
     });
     barrier();
   }
-  static FASTMETA_INLINE void subtract(R* to, const R* from, i64 task_stride, i64 rows,
-                                       i64 columns, Slice s) {
+  static FASTMETA_INLINE void subtract(R* to, const R* from, i64 task_stride, i64 row_step,
+                                       i64 rows, i64 columns, Slice s) {
     R* mine = to + s.first * task_stride;
     const int ld = int(stride(columns));
     each_element(rows, columns, false,
-                 [&](int r, int c) { mine[r * columns + c] -= from[r * ld + c]; });
+                 [&](int r, int c) { mine[r * row_step + c] -= from[r * ld + c]; });
     barrier();
   }
   static FASTMETA_INLINE void add_to_shared(R* sum, const R* from, i64 rows, i64 columns) {
@@ -141,8 +143,8 @@ struct Block {
 
   // Rates stay where PyTorch has them: [steps or 1, O, I] or [steps or 1, O], or one a tensor.
   static FASTMETA_INLINE void put_rates(Target<R>& t, const Rate<R>& rate, i64 step, i64 down,
-                                        i64 across) {
-    t.rate = rate.data + step * rate.step_stride;
+                                        i64 across, i64 first) {
+    t.rate = rate.data + step * rate.step_stride + (rate.n > 1 ? first : 0);
     t.rate_m = rate.n > 1 ? down : 0;
     t.rate_n = rate.n > 1 ? across : 0;
   }
@@ -154,7 +156,7 @@ struct Block {
     const R* mine = rate.data ? rate.data + step * rate.step_stride : nullptr;
     const i64 down = rate.n > 1 ? p.row_step : 0, across = rate.n > 1 ? p.column_step : 0;
     each_element(p.rows, p.columns, p.row_step < p.column_step && rate.n > 1, [&](int r, int c) {
-      const R alpha = mine ? mine[r * down + c * across] : R(0);
+      const R alpha = mine ? mine[(p.first + r) * down + c * across] : R(0);
       to[r * ld + c] = alpha * from[r * ld + c];
     });
   }

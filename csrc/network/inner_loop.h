@@ -53,7 +53,7 @@ class Adaptation {
     V loss{};
     each_part(loop_.query, slice, [&](i64 begin, i64 rows) {
       passes_.forward(theta, kept_query(kept));
-      if (out.predictions)
+      if (out.predictions && leads())
         Team::scatter(out.predictions + begin * O, passes_.predictions(), Q * O, O, 1, rows, O,
                       slice);
       if (out.loss) loss += passes_.loss();
@@ -97,6 +97,11 @@ class Adaptation {
   }
 
  private:
+  // Of blocks that share a task, one writes what all have.
+  FASTMETA_CODE bool leads() const {
+    if constexpr (Team::shares) return Team::rank() == 0;
+    return true;
+  }
   FASTMETA_CODE R* at(i64 offset) { return scratch_ + offset; }
   FASTMETA_CODE R* lambda() { return at(plan_.lambda_at); }
   // lambda_{k+1}, which the rates need: part by part, lambda itself is on its way to lambda_k.
@@ -313,8 +318,12 @@ class Adaptation {
   }
 
   FASTMETA_CODE void zero_support_gradient(R* out, Slice slice) const {
-    const i64 n = loop_.support.n * plan_.sample_size();
-    Team::zero(out + slice.first * n, slice.tasks * n);
+    const i64 width = plan_.sample_size(), n = loop_.support.n * width;
+    if constexpr (Team::shares)
+      Team::zero_columns(out + slice.first * n + plan_.first(width), loop_.support.n, width,
+                         plan_.held(width));
+    else
+      Team::zero(out + slice.first * n, slice.tasks * n);
   }
 
   FASTMETA_CODE void start_support_gradient(R* out, Slice slice) {

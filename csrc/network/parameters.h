@@ -10,6 +10,7 @@ struct Piece {
   i64 at, shared_at;  // in theta, and in what all tasks share
   i64 taps, rows, columns;
   i64 tap_step, row_step, column_step;  // in PyTorch's layout
+  i64 first = 0;  // the row that a block of a cluster begins with
   FASTMETA_BOTH i64 elements() const { return taps * rows * columns; }
 };
 
@@ -39,8 +40,9 @@ struct Parameters {
   i64 theta_size = 0, shared_size = 0;
   bool all_shared = true;  // no parameter has a task dimension
   i64 rate_steps = 1;      // 1: the same rates at every step
+  int blocks;              // of a cluster, which share a task
 
-  explicit Parameters(const InnerLoop<R>& l) : loop(l) {
+  explicit Parameters(const InnerLoop<R>& l, int sharing = 1) : loop(l), blocks(sharing) {
     for (int p = 0; p < loop.network.n_parameters; ++p) {
       if (loop.rates[p].data && loop.rates[p].step_stride) rate_steps = larger(1, loop.steps);
       all_shared = all_shared && !loop.parameters[p].task_stride;
@@ -53,6 +55,24 @@ struct Parameters {
   FASTMETA_BOTH bool per_task(int parameter) const {
     return loop.parameters[parameter].task_stride;
   }
+
+  // The blocks of a cluster share the rows of every matrix: each has the next `share` of n.
+  FASTMETA_BOTH i64 share(i64 n) const {
+    if constexpr (Team::shares) return Team::share(n, blocks);
+    return n;
+  }
+  FASTMETA_BOTH i64 first(i64 n, i64 rank) const { return smaller(n, rank * share(n)); }
+  FASTMETA_BOTH i64 held(i64 n, i64 rank) const { return smaller(share(n), n - first(n, rank)); }
+  // Those of the block that asks.
+  FASTMETA_CODE i64 first(i64 n) const {
+    if constexpr (Team::shares) return first(n, Team::rank());
+    return 0;
+  }
+  FASTMETA_CODE i64 held(i64 n) const {
+    if constexpr (Team::shares) return held(n, Team::rank());
+    return n;
+  }
+
   i64 teams() const { return ceil_div(loop.tasks, Team::tasks); }
   FASTMETA_BOTH Slice slice(i64 team) const {
     const i64 first = team * Team::tasks;
@@ -61,15 +81,24 @@ struct Parameters {
 
   template <class F>
   FASTMETA_CODE void each_piece(F f) const {
-    for (int i = 0; i < n_pieces; ++i) f(pieces[i]);
+    for (int i = 0; i < n_pieces; ++i) {
+      if constexpr (Team::shares) {
+        Piece p = pieces[i];
+        p.first = first(p.rows), p.rows = held(p.rows);
+        f(p);
+      } else {
+        f(pieces[i]);
+      }
+    }
   }
   template <class F>
   FASTMETA_CODE void each_view(F f) const {
     each_piece([&](const Piece& p) {
       for (i64 tap = 0; tap < p.taps; ++tap)
         f(View{p.parameter, p.at + tap * p.rows * Team::stride(p.columns),
-               p.shared_at + tap * p.rows * Team::shared_stride(p.columns), tap * p.tap_step,
-               p.rows, p.columns, p.row_step, p.column_step});
+               p.shared_at + tap * p.rows * Team::shared_stride(p.columns),
+               tap * p.tap_step + p.first * p.row_step, p.rows, p.columns, p.row_step,
+               p.column_step});
     });
   }
   FASTMETA_BOTH i64 elements(int parameter) const {
@@ -81,8 +110,8 @@ struct Parameters {
  protected:
   void add(Piece p) {
     p.at = theta_size, p.shared_at = shared_size;
-    theta_size += p.taps * p.rows * Team::stride(p.columns);
-    shared_size += p.taps * p.rows * Team::shared_stride(p.columns);
+    theta_size += p.taps * share(p.rows) * Team::stride(p.columns);
+    shared_size += p.taps * share(p.rows) * Team::shared_stride(p.columns);
     pieces[n_pieces++] = p;
   }
   void add_row(int parameter, i64 columns) { add({parameter, 0, 0, 1, 1, columns, 0, 0, 1}); }

@@ -36,9 +36,10 @@ class Passes {
     const i64 I = plan_.in(0);
     const R* x = samples.x + begin * I;
     if (plan_.copies_input) {
-      Team::gather(at(plan_.x_at), x, total_ * I, I, 1, rows, I, slice);
+      Team::gather(at(plan_.x_at), x + plan_.first(I), total_ * I, I, 1, rows, plan_.held(I),
+                   slice);
       x_ = at(plan_.x_at);
-      x_row_ = Team::stride(I);
+      x_row_ = plan_.in_row(0);
     } else {
       x_ = x + slice.first * total_ * I;
       x_row_ = I;
@@ -51,6 +52,9 @@ class Passes {
   // keep: where the values go for a later resume(), or nullptr.
   FASTMETA_CODE void forward(const R* theta, R* keep) {
     put_values(keep);
+    // A single product's part may still be read: nothing else has come between two passes.
+    if constexpr (Team::shares)
+      if (plan_.first_linear == plan_.last_linear) Team::meet();
     for (int l = 0; l < plan_.n_nodes; ++l) {
       if (plan_.linear(l))
         linear_forward(l, theta);
@@ -90,6 +94,7 @@ class Passes {
         if (l > lowest || into_input) activation_backward(l);
         continue;
       }
+      if (!plan_.whole(l + 1)) complete(g(), plan_.out(l));
       const Term<R> term = weight_term(l, input(l), g());
       weight_gradient(l, &term, 1, target);
       if (l > lowest || into_input) input_gradient(l, theta);
@@ -116,6 +121,7 @@ class Passes {
         if (deeper) r_activation_backward(l);
         continue;
       }
+      if (!plan_.whole(l + 1)) complete(g(), plan_.out(l), rg());
       if (gradient && plan_.adapts(l)) {
         const Term<R> term = weight_term(l, input(l), g());
         weight_gradient(l, &term, 1, *gradient);
@@ -134,12 +140,14 @@ class Passes {
   // A gradient of the inputs, in team layout, into PyTorch's [T, rows, I].
   FASTMETA_CODE void put_input(R* out, const R* gradient, Slice slice) const {
     const i64 I = plan_.in(0);
-    Team::scatter(out + begin_ * I, gradient, total_ * I, I, 1, rows_, I, slice);
+    Team::scatter(out + begin_ * I + plan_.first(I), gradient, total_ * I, I, 1, rows_,
+                  plan_.held(I), slice);
   }
   // The same, taken away from what is there.
   FASTMETA_CODE void subtract_input(R* out, const R* gradient, Slice slice) const {
     const i64 I = plan_.in(0);
-    Team::subtract(out + begin_ * I, gradient, total_ * I, rows_, I, slice);
+    Team::subtract(out + begin_ * I + plan_.first(I), gradient, total_ * I, I, rows_,
+                   plan_.held(I), slice);
   }
 
  private:
@@ -168,23 +176,49 @@ class Passes {
 
   FASTMETA_CODE Matrix input(int l) const {
     if (l == 0) return {x_, x_row_};
-    return {value(l - 1), Team::stride(plan_.in(l))};
+    return {value(l - 1) + plan_.in_first(l), plan_.in_row(l)};
   }
   // Is there a derivative of node l's input? Not below the first parameter that adapts.
   FASTMETA_CODE bool has_r(int l) const { return l > plan_.lowest_adapted; }
-  FASTMETA_CODE const R* r_input(int l) const { return at(plan_.r_at[l - 1]); }
+  FASTMETA_CODE Matrix r_input(int l) const {
+    return {at(plan_.r_at[l - 1]) + plan_.in_first(l), Team::stride(plan_.in(l))};
+  }
+
+  // What blocks that share a task exchange. A product over a block's rows of the weights is a part of
+  // the sum over k, in all columns: reduce() adds up the parts, in the columns that the block goes on
+  // with. complete() gets all columns from their blocks.
+  FASTMETA_CODE R* part_of_product(int l, R* values, R* top) const {
+    return Team::shares && plan_.whole(l + 1) ? top : values;
+  }
+  FASTMETA_CODE void reduce(int l, R* values, R* top) const {
+    if constexpr (Team::shares) {
+      const i64 width = plan_.out(l), ld = Team::stride(width), first = plan_.in_first(l + 1);
+      Team::meet();
+      Team::sum_parts(values + first, part_of_product(l, values, top) + first, rows_, ld,
+                      plan_.whole(l + 1) ? width : plan_.held(width), plan_.blocks);
+    }
+    Team::barrier();
+  }
+  FASTMETA_CODE void complete(R* m, i64 width, R* other = nullptr) const {
+    if constexpr (Team::shares) {
+      Team::meet();
+      Team::pull(m, rows_, width, plan_.share(width));
+      if (other) Team::pull(other, rows_, width, plan_.share(width));
+      Team::barrier();
+    }
+  }
 
   // ---- products of a Linear node --------------------------------------------------------------
 
   FASTMETA_CODE Term<R> forward_term(int l, Matrix x, const R* theta) const {
     return {x.p, x.row, Team::element, theta + plan_.theta_at[l],
-            Team::stride(plan_.out(l)), W, plan_.in(l)};
+            Team::stride(plan_.out(l)), W, plan_.held(plan_.in(l))};
   }
   FASTMETA_CODE Term<R> weight_term(int l, Matrix x, const R* g) const {
     return {x.p, Team::element, x.row, g, Team::stride(plan_.out(l)), W, rows_};
   }
   FASTMETA_CODE Term<R> r_weight_term(int l) const {
-    return weight_term(l, {r_input(l), Team::stride(plan_.in(l))}, g());
+    return weight_term(l, r_input(l), g());
   }
   // g W^T; a team whose lanes are columns needs W^T as a matrix.
   FASTMETA_CODE Term<R> input_term(int l, const R* g, const R* theta, int scratch = 0) {
@@ -203,32 +237,34 @@ class Passes {
   }
 
   FASTMETA_CODE const R* bias_row(int l, const R* theta) const {
-    return theta + plan_.theta_at[l] + plan_.in(l) * Team::stride(plan_.out(l));
+    return theta + plan_.theta_at[l] + plan_.share(plan_.in(l)) * Team::stride(plan_.out(l));
   }
 
   FASTMETA_CODE void linear_forward(int l, const R* theta) {
     const Term<R> term = forward_term(l, input(l), theta);
-    Target<R> target{value(l), Team::stride(plan_.out(l))};
-    if (plan_.node(l).bias >= 0) {
+    R *values = value(l), *top = at(plan_.top_at);
+    Target<R> target{part_of_product(l, values, top), Team::stride(plan_.out(l))};
+    if (plan_.node(l).bias >= 0 && plan_.held(1)) {
       target.finish = Finish::Bias;
       target.row = bias_row(l, theta);
     }
     multiply(&term, 1, target, rows_, plan_.out(l));
-    Team::barrier();
+    reduce(l, values, top);
   }
 
   FASTMETA_CODE void r_linear_forward(int l, const R* theta, const R* v) {
     Term<R> terms[2];
     int n = 0;
-    if (has_r(l)) terms[n++] = forward_term(l, {r_input(l), Team::stride(plan_.in(l))}, theta);
+    if (has_r(l)) terms[n++] = forward_term(l, r_input(l), theta);
     if (plan_.weight_adapts[l]) terms[n++] = forward_term(l, input(l), v);
-    Target<R> target{at(plan_.r_at[l]), Team::stride(plan_.out(l))};
-    if (plan_.bias_adapts[l]) {
+    R *values = at(plan_.r_at[l]), *top = at(plan_.r_top_at);
+    Target<R> target{part_of_product(l, values, top), Team::stride(plan_.out(l))};
+    if (plan_.bias_adapts[l] && plan_.held(1)) {
       target.finish = Finish::Bias;
       target.row = bias_row(l, v);
     }
     multiply(terms, n, target, rows_, plan_.out(l));
-    Team::barrier();
+    reduce(l, values, top);
   }
 
   // Leaves the barrier to what follows: nothing reads the target before the pass ends.
@@ -246,44 +282,51 @@ class Passes {
       } else if (to.finish == Finish::Step) {
         const Node& node = plan_.node(l);
         const Rate<R>& rate = plan_.loop.rates[row ? node.bias : node.weight];
-        Team::put_rates(t, rate, to.rate, row ? 0 : 1, row ? 1 : node.in);
+        const i64 down = row ? 0 : 1;
+        Team::put_rates(t, rate, to.rate, down, row ? 1 : node.in, plan_.first(node.in) * down);
       }
       return t;
     };
     if (!adapting_only || plan_.weight_adapts[l])
-      multiply(terms, n, target(0), plan_.in(l), plan_.out(l));
+      multiply(terms, n, target(0), plan_.held(plan_.in(l)), plan_.out(l));
     if (plan_.node(l).bias < 0 || (adapting_only && !plan_.bias_adapts[l])) return;
     // The bias is a weight on an input that is always 1; its derivative along v is 0.
     const Term<R> sum{Team::ones(), 0, 0, terms[0].b, terms[0].b_k, W, rows_};
-    multiply(&sum, 1, target(plan_.in(l)), 1, plan_.out(l));
+    multiply(&sum, 1, target(plan_.share(plan_.in(l))), plan_.held(1), plan_.out(l));
   }
 
   FASTMETA_CODE void input_gradient(int l, const R* theta) {
     const Term<R> term = input_term(l, g(), theta);
-    multiply(&term, 1, {other_g(), Team::stride(plan_.in(l))}, rows_, plan_.in(l));
+    multiply(&term, 1, {other_g() + plan_.in_first(l), plan_.in_row(l)}, rows_,
+             plan_.held(plan_.in(l)));
     flip();
     Team::barrier();
   }
 
   FASTMETA_CODE void r_input_gradient(int l, const R* theta, const R* v) {
-    const i64 ld = Team::stride(plan_.in(l));
+    const i64 ld = plan_.in_row(l), first = plan_.in_first(l), width = plan_.held(plan_.in(l));
     Term<R> terms[2] = {input_term(l, rg(), theta)};
     if (has_r(l)) {
       Term<R> plain = terms[0];
       plain.a = g();
-      multiply(&plain, 1, {other_g(), ld}, rows_, plan_.in(l));
+      multiply(&plain, 1, {other_g() + first, ld}, rows_, width);
     }
     if (plan_.weight_adapts[l]) terms[1] = input_term(l, g(), v, 1);
-    multiply(terms, plan_.weight_adapts[l] ? 2 : 1, {other_rg(), ld}, rows_, plan_.in(l));
+    multiply(terms, plan_.weight_adapts[l] ? 2 : 1, {other_rg() + first, ld}, rows_, width);
     flip();
     Team::barrier();
   }
 
   // ---- activations ----------------------------------------------------------------------------
 
+  // f(i) for every vector of an activation's values that this team goes on with; its input is laid
+  // out alike.
   template <class F>
   FASTMETA_INLINE void each_vector(int l, F f) const {
-    Team::each(rows_ * Team::stride(plan_.out(l)), f);
+    if constexpr (Team::shares)
+      Team::each_of(rows_, plan_.in_row(l), plan_.in_first(l), plan_.in_columns(l), f);
+    else
+      Team::each(rows_ * Team::stride(plan_.out(l)), f);
   }
 
   // What an activation left. Taken before a loop: a store in it might change the plan, for all that
@@ -307,7 +350,7 @@ class Passes {
   }
 
   FASTMETA_CODE void activate(int l) {
-    const R* z = input(l).p;
+    const R* z = l == 0 ? x_ : value(l - 1);
     const Left to = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
       each_vector(l, [&](i64 i) {
@@ -328,7 +371,7 @@ class Passes {
   }
 
   FASTMETA_CODE void r_activate(int l) {
-    const R* rz = r_input(l);
+    const R* rz = at(plan_.r_at[l - 1]);
     R* r = at(plan_.r_at[l]);
     const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
@@ -339,7 +382,7 @@ class Passes {
   FASTMETA_CODE void r_activation_backward(int l) {
     R *gradient = g(), *rgradient = rg();
     const bool curved = has_r(l);
-    const R* rz = curved ? r_input(l) : nullptr;
+    const R* rz = curved ? at(plan_.r_at[l - 1]) : nullptr;
     const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
       each_vector(l, [&](i64 i) {

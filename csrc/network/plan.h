@@ -11,6 +11,7 @@ struct Room {
   i64 rows = -1;  // all
   bool adapts = true, differentiates = true, r_pass = true;
   bool keeps_lambda = false;  // lambda_{k+1} while lambda_k forms
+  int blocks = 1;             // that share a task
   bool keeps_values = false;  // of the samples, whatever that saves: they stay in the cache
 };
 
@@ -26,6 +27,7 @@ struct Plan : Parameters<Team_> {
   i64 theta_at[Team::max_nodes], shared_at[Team::max_nodes];
   bool weight_adapts[Team::max_nodes], bias_adapts[Team::max_nodes];
   int lowest_adapted;   // the first node with a parameter that adapts; n_nodes if there is none
+  int first_linear, last_linear;  // n_nodes and -1 if there is none
 
   // A product reads a task's own rows where they lie; every other reader wants team layout.
   i64 part;  // rows taken at once, at most
@@ -38,11 +40,13 @@ struct Plan : Parameters<Team_> {
 
   i64 values_at, r_at[Team::max_nodes];
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
+  i64 top_at, r_top_at;  // a block's part of the last product and of its derivative
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;  // nothing a worker
 
-  explicit Plan(const InnerLoop<R>& l, Room room = {}) : Base(l), n_nodes(l.network.n_nodes) {
+  explicit Plan(const InnerLoop<R>& l, Room room = {})
+      : Base(l, room.blocks), n_nodes(l.network.n_nodes) {
     lay_out_parameters();
     lay_out_values(room);
     lay_out_scratch(room);
@@ -60,7 +64,6 @@ struct Plan : Parameters<Team_> {
   FASTMETA_BOTH i64 in(int l) const { return node(l).in; }
   FASTMETA_BOTH i64 out(int l) const { return node(l).out; }
   FASTMETA_BOTH i64 outputs() const { return out(n_nodes - 1); }
-  FASTMETA_BOTH i64 rows_of(int l) const { return in(l) + (node(l).bias >= 0); }
   FASTMETA_BOTH bool adapts(int l) const { return weight_adapts[l] || bias_adapts[l]; }
   // In team layout, of one task's inputs.
   FASTMETA_BOTH i64 input_size(const Samples<R>& samples) const {
@@ -68,10 +71,26 @@ struct Plan : Parameters<Team_> {
   }
   FASTMETA_BOTH i64 sample_size() const { return in(0); }
 
+  // Of a node's input a block of a cluster needs the columns that meet its rows of the weights.
+  // Below the first product nothing else is laid out; above it, sums over k come in all columns;
+  // above the last one, every block goes on with all.
+  FASTMETA_BOTH bool narrow(int l) const { return Team::shares && l <= first_linear; }
+  FASTMETA_BOTH bool whole(int l) const { return !Team::shares || l > last_linear; }
+  FASTMETA_BOTH i64 laid_in(int l) const { return narrow(l) ? this->share(in(l)) : in(l); }
+  FASTMETA_BOTH i64 laid_out(int l) const { return linear(l) ? out(l) : laid_in(l); }
+  FASTMETA_CODE i64 in_row(int l) const {
+    return Team::stride(narrow(l) ? this->held(in(l)) : in(l));
+  }
+  FASTMETA_CODE i64 in_first(int l) const {
+    return narrow(l) || whole(l) ? 0 : this->first(in(l));
+  }
+  FASTMETA_CODE i64 in_columns(int l) const { return whole(l) ? in(l) : this->held(in(l)); }
+
  private:
   void lay_out_parameters() {
-    lowest_adapted = n_nodes;
+    lowest_adapted = first_linear = n_nodes, last_linear = -1;
     for (int l = n_nodes - 1; l >= 0; --l) {
+      if (linear(l)) first_linear = l, last_linear = larger(last_linear, l);
       weight_adapts[l] = linear(l) && has_rate(node(l).weight);
       bias_adapts[l] = linear(l) && has_rate(node(l).bias);
       if (adapts(l)) lowest_adapted = l;
@@ -104,9 +123,9 @@ struct Plan : Parameters<Team_> {
         continue;
       }
       with_activation<R>(node(l), [&](auto f) {
-        value_at[l] = l > 0 ? value_at[l - 1] : columns(out(l));
-        s1_at[l] = f.keeps_s1 ? columns(out(l)) : 0;
-        s2_at[l] = f.keeps_s2 ? columns(out(l)) : 0;
+        value_at[l] = l > 0 ? value_at[l - 1] : columns(laid_in(l));
+        s1_at[l] = f.keeps_s1 ? columns(laid_in(l)) : 0;
+        s2_at[l] = f.keeps_s2 ? columns(laid_in(l)) : 0;
       });
     }
     if (!room.keeps_values && !worth_keeping()) return;
@@ -135,12 +154,12 @@ struct Plan : Parameters<Team_> {
     const auto matrix = [&](i64 columns) { return take(rows * Team::stride(columns)); };
     i64 widest = 0, widest_transposed = 0;
     copies_input = Team::splits || Team::tasks > 1 || !linear(0);
-    x_at = copies_input ? matrix(in(0)) : 0;
+    x_at = copies_input ? matrix(laid_in(0)) : 0;
     y_at = matrix(outputs());
     coefficient_at = take(rows * Team::W);
     values_at = take(rows * values_row);
     for (int l = 0; l < n_nodes; ++l) {
-      widest = larger(widest, larger(in(l), out(l)));
+      widest = larger(widest, larger(laid_in(l), laid_out(l)));
       if (linear(l)) {
         r_at[l] = room.r_pass ? matrix(out(l)) : 0;
         widest_transposed = larger(widest_transposed, out(l) * Team::stride(in(l)));
@@ -148,7 +167,7 @@ struct Plan : Parameters<Team_> {
       }
       with_activation<R>(node(l), [&](auto f) {
         // A curved activation still needs its input's derivative when its own is there.
-        r_at[l] = !room.r_pass ? 0 : l > 0 && !f.curved ? r_at[l - 1] : matrix(out(l));
+        r_at[l] = !room.r_pass ? 0 : l > 0 && !f.curved ? r_at[l - 1] : matrix(laid_in(l));
       });
     }
     for (int i = 0; i < 2; ++i) {
@@ -158,6 +177,8 @@ struct Plan : Parameters<Team_> {
       transposed_at[i] = Team::transposes ? take(widest_transposed) : 0;
     }
     curvature_at = matrix(outputs());
+    top_at = Team::shares ? matrix(outputs()) : 0;
+    r_top_at = Team::shares && room.r_pass ? matrix(outputs()) : 0;
     lambda_at = room.differentiates ? take(theta_size) : 0;
     lambda_before_at = room.keeps_lambda ? take(theta_size) : lambda_at;
     direction_at = room.differentiates ? take(theta_size) : 0;

@@ -64,6 +64,7 @@ def _conv4(
 # For GPUs alone: nobody waits for a CPU's loop over these.
 LARGE: tuple[Workload, ...] = (
     sinusoid(tasks=65536, steps=5),
+    Workload("mlp-60k", "regression", (200, 200, 100, 5), "relu", "mse", 32, 25, 25, 5),
     *(omniglot(64, 32, *shape) for shape in product((1, 5), (5, 25), (25, 75))),
 )
 
@@ -117,8 +118,8 @@ USUAL = tuple(
 # What a run on a GPU measures, what matters most first.
 ON_GPU = (
     "sinusoid-T1024-K5", "sinusoid-T25-K5", "rl", "conv64-T32-K1-S5-Q25", "conv64-T32-K5-S25-Q75",
-    "sinusoid-T65536-K5", "head-1600", "per-user", "conv64-T32-K1-S25-Q75",
-    "conv64-T32-K5-S5-Q25", "mini-T4-K5-S5-Q75", "head-64",
+    "sinusoid-T65536-K5", "head-1600", "per-user", "mlp-60k",
+    "conv64-T32-K1-S25-Q75", "conv64-T32-K5-S5-Q25", "mini-T4-K5-S5-Q75", "head-64",
 )  # fmt: skip
 
 # One for each family where it is known whether memory stays flat in the number of inner steps.

@@ -1,6 +1,6 @@
 // The CUDA block code on the host, one thread a CUDA thread, against the CPU's kernels: the same
 // numbers to the last digits of float64, near them in float32, and the same bits for any number of
-// threads; with all samples at once and part by part.
+// threads; with all samples at once and part by part; by one block a task, and by a cluster.
 #include "cuda_on_host.h"
 //
 #include "cuda/room.h"
@@ -41,46 +41,81 @@ cuda::Addresses<R> addresses(const std::vector<R*>& list) {
   return out;
 }
 
+// The shared memory of every block of a cluster.
 template <class R>
-Outputs<R> on_host(const Case<R>& c, unsigned threads, i64 shared, i64 runs,
-                   Wanted wanted = Wanted::All) {
+class Memories {
+ public:
+  Memories(int blocks, i64 bytes) : bytes_(size_t(bytes)) {
+    for (int b = 0; b < blocks; ++b) owners_.push_back(std::make_unique<Scratch<R>>(bytes));
+  }
+  std::vector<char*> data() const {
+    std::vector<char*> out;
+    for (const auto& one : owners_) out.push_back(reinterpret_cast<char*>(one->data()));
+    return out;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_;
+  std::vector<std::unique_ptr<Scratch<R>>> owners_;
+};
+
+struct How {
+  unsigned threads;
+  i64 shared = plenty, runs = 2;
+  int blocks = 1;
+};
+
+template <class Team, class R>
+Outputs<R> by(const Case<R>& c, How how, Wanted wanted) {
   const Call<R> call(c, 1);
   const bool rates = wanted == Wanted::All;
+  const auto scratch_of = [](char* memory) { return reinterpret_cast<R*>(memory); };
   Outputs<R> out = outputs_of(c, wanted);
-  const cuda::BlockPlan<R> forward(call.loop, cuda::forward_room(call.loop, shared));
-  Scratch<R> record(i64(sizeof(R)) * std::max(i64(1), c.tasks * c.steps * forward.theta_size));
+  const cuda::Plan<Team> forward(call.loop,
+                                 cuda::forward_room<Team>(call.loop, how.shared, how.blocks));
+  Scratch<R> record(i64(sizeof(R)) *
+                    std::max(i64(1), c.tasks * c.steps * forward.theta_size * how.blocks));
   {
-    const Scratch<R> scratch(cuda::shared_bytes(forward));
-    const cuda::ForwardArguments<R> a{forward, record.data(), data_or_null(out.predictions),
-                                      data_or_null(out.loss), addresses(pointers(out.fast))};
-    launch_on_host(2, threads, [&](unsigned) { cuda::forward_block(a, scratch.data()); });
+    const Memories<R> memory(how.blocks, cuda::shared_bytes(forward));
+    const cuda::ForwardArguments<Team> a{forward, record.data(), data_or_null(out.predictions),
+                                         data_or_null(out.loss), addresses(pointers(out.fast))};
+    launch_on_host(2, memory.data(), memory.bytes(), how.threads,
+                   [&](char* shared) { cuda::forward_block(a, scratch_of(shared)); });
   }
-  const cuda::BlockPlan<R> backward(call.loop, cuda::backward_room(call.loop, rates, shared));
+  const cuda::Plan<Team> backward(call.loop,
+                            cuda::backward_room<Team>(call.loop, rates, how.shared, how.blocks));
   std::vector<const R*> grad_fast;
   for (const auto& one : c.grad_fast) grad_fast.push_back(data_or_null(one));
-  cuda::BackwardArguments<R> a{backward, record.data(),
-                               c.query_n ? data_or_null(c.grad_loss) : nullptr,
-                               data_or_null(c.grad_predictions), {}, {}, {},
-                               data_or_null(out.support_x), data_or_null(out.query_x), nullptr,
-                               std::min(runs, c.tasks), 0};
+  cuda::BackwardArguments<Team> a{backward, record.data(),
+                                  c.query_n ? data_or_null(c.grad_loss) : nullptr,
+                                  data_or_null(c.grad_predictions), {}, {}, {},
+                                  data_or_null(out.support_x), data_or_null(out.query_x), nullptr,
+                                  std::min(how.runs, c.tasks), 0};
   a.grad_fast.given = true;
   for (size_t p = 0; p < grad_fast.size(); ++p) a.grad_fast.of[p] = grad_fast[p];
   a.parameters = addresses(pointers(out.parameters));
   if (rates) a.rates = addresses(pointers(out.rates));
   a.run_size = backward.theta_size * (1 + (rates ? backward.rate_steps : 0));
-  const Scratch<R> sums(i64(sizeof(R)) * a.runs * a.run_size);
+  const i64 all_sums = a.runs * how.blocks * a.run_size;
+  const Scratch<R> sums(i64(sizeof(R)) * all_sums);
   a.sums = sums.data();
   {
-    const Scratch<R> scratch(cuda::shared_bytes(backward));
-    launch_on_host(unsigned(a.runs), threads,
-                   [&](unsigned) { cuda::backward_block(a, scratch.data()); });
+    const Memories<R> memory(how.blocks, cuda::shared_bytes(backward));
+    launch_on_host(unsigned(a.runs), memory.data(), memory.bytes(), how.threads,
+                   [&](char* shared) { cuda::backward_block(a, scratch_of(shared)); });
   }
   constexpr int sum_threads = 2 * cuda::sum_columns;  // fewer than on a GPU, in the same way
-  const Scratch<R> scratch(i64(sizeof(R)) * sum_threads);
-  const i64 blocks = (a.run_size + cuda::sum_columns - 1) / cuda::sum_columns;
-  launch_on_host(unsigned(blocks), sum_threads,
-                 [&](unsigned) { cuda::sum_block(a, scratch.data()); });
+  const Memories<R> memory(1, i64(sizeof(R)) * sum_threads);
+  const i64 sum_blocks = (how.blocks * a.run_size + cuda::sum_columns - 1) / cuda::sum_columns;
+  launch_on_host(unsigned(sum_blocks), memory.data(), memory.bytes(), sum_threads,
+                 [&](char* shared) { cuda::sum_block(a, scratch_of(shared)); });
   return out;
+}
+
+template <class R>
+Outputs<R> on_host(const Case<R>& c, How how, Wanted wanted = Wanted::All) {
+  return how.blocks > 1 ? by<cuda::Cluster<R>>(c, how, wanted) : by<cuda::Block<R>>(c, how, wanted);
 }
 
 bool agree(const Outputs<double>& a, const Outputs<double>& b) {
@@ -118,24 +153,43 @@ Case<double> make_chain(unsigned seed, ActivationKind kind, LossKind loss, i64 t
 
 // The least shared memory that these samples fit into, so that they come a row at a time.
 template <class R>
-i64 tight(const Case<R>& c) {
-  return cuda::least_bytes(Call<R>(c, 1).loop);
+i64 tight(const Case<R>& c, int blocks = 1) {
+  const Call<R> call(c, 1);
+  return blocks > 1 ? cuda::least_bytes<cuda::Cluster<R>>(call.loop, blocks)
+                    : cuda::least_bytes<cuda::Block<R>>(call.loop);
+}
+
+void check_cluster(const Case<double>& c, const Outputs<double>& expected,
+                   const std::string& where) {
+  const int blocks = c.tasks % 2 ? 3 : 2;
+  const How how{4, plenty, 2, blocks};
+  const auto out = on_host(c, how);
+  expect(agree(out, expected), where, "a cluster does not compute what the CPU does");
+  expect(same_bits(out, on_host(c, {2, plenty, 2, blocks})), where,
+         "the number of threads changes a cluster's bits");
+  expect(same_bits(on_host(c, how, Wanted::Few), out), where,
+         "what else is asked for changes a cluster's bits");
+  expect(agree(on_host(c, {2, tight(c, blocks), 3, blocks}), expected), where,
+         "part by part a cluster gives other numbers");
+  expect(same_bits(by<cuda::Cluster<double>>(c, {4}, Wanted::All), on_host(c, {4})), where,
+         "a cluster of one block is not a block");
 }
 
 void check(const Case<double>& c, const std::string& where) {
   const Variant& cpu = *find_variant("portable");
   const auto expected = forward_and_backward(*cpu.f64, c, 1);
-  const auto out = on_host(c, 8, plenty, 2);
+  const auto out = on_host(c, {8});
   expect(agree(out, expected), where, "a block does not compute what the CPU does");
-  expect(same_bits(out, on_host(c, 4, plenty, 2)), where, "the number of threads changes bits");
-  expect(same_bits(on_host(c, 8, plenty, 2, Wanted::Few), out), where,
+  expect(same_bits(out, on_host(c, {4})), where, "the number of threads changes bits");
+  expect(same_bits(on_host(c, {8}, Wanted::Few), out), where,
          "what else is asked for changes bits");
-  expect(agree(on_host(c, 8, tight(c), 3), expected), where, "part by part gives other numbers");
-  const auto small = in_float(c);
-  expect(near(on_host(small, 8, plenty, 2), expected) ||
-             near(on_host(in_float(moved(c, Direction(c, 0), 1e-3)), 8, plenty, 2),
-                  forward_and_backward(*cpu.f64, moved(c, Direction(c, 0), 1e-3), 1)),
-         where, "float32 is far from float64");
+  expect(agree(on_host(c, {8, tight(c), 3}), expected), where, "part by part gives other numbers");
+  const auto nearby = moved(c, Direction(c, 0), 1e-3);
+  for (const How how : {How{8}, How{4, plenty, 2, 2}})
+    expect(near(on_host(in_float(c), how), expected) ||
+               near(on_host(in_float(nearby), how), forward_and_backward(*cpu.f64, nearby, 1)),
+           where, "float32 is far from float64");
+  check_cluster(c, expected, where);
 }
 
 // More features than one running sum takes, and a batch that comes in uneven parts.
@@ -152,12 +206,69 @@ void check_labels_out_of_range() {
   for (auto* labels : {&c.support_labels, &c.query_labels})
     for (i64& label : *labels)
       label = std::vector<i64>{-1, c.outputs(), i64(1) << 40, INT64_MIN, INT64_MAX}[i++ % 5];
-  expect(finite(on_host(c, 4, plenty, 2)), "labels out of range", "not finite");
+  for (int blocks : {1, 2})
+    expect(finite(on_host(c, {4, plenty, 2, blocks})), "labels out of range", "not finite");
+}
+
+// ---- how many blocks share a task -----------------------------------------------------------------
+
+constexpr i64 h100_shared = 232448, h100_processors = 132;
+
+Case<float> make_layers(i64 tasks, i64 samples, std::vector<i64> widths) {
+  return in_float(make_case(1, LossKind::MeanSquaredError, tasks, [&](Case<double>& c, Random&) {
+    for (size_t l = 1; l < widths.size(); ++l) {
+      Node node{};
+      node.kind = NodeKind::Linear;
+      node.in = widths[l - 1], node.out = widths[l];
+      node.weight = c.add_parameter(node.in * node.out), node.bias = c.add_parameter(node.out);
+      c.nodes.push_back(node);
+      if (l + 1 < widths.size()) c.nodes.push_back(activation(ActivationKind::Tanh, node.out));
+    }
+    c.support_n = c.query_n = samples, c.steps = 1, c.order = 2;
+  }));
+}
+
+int blocks_on_h100(const Case<float>& c, i64 largest_cluster = 8) {
+  return cuda::blocks_of_task(Call<float>(c, 1).loop, h100_shared, [=](int blocks) {
+    return blocks <= largest_cluster ? h100_processors / blocks : 0;
+  });
+}
+
+void check_blocks(const std::string& what, const Case<float>& c, int with, int without) {
+  expect(blocks_on_h100(c) == with, what, "another number of blocks than expected");
+  expect(blocks_on_h100(c, 0) == without, what, "without clusters: another number than expected");
+}
+
+// The least cluster that holds the parameters and enough rows, or parts of equal size, which are then
+// more than half of those.
+void check_least(const std::string& what, const Case<float>& c) {
+  const Call<float> call(c, 1);
+  const int blocks = blocks_on_h100(c);
+  const auto rows = [&](int n) {
+    return cuda::backward_room<cuda::Cluster<float>>(call.loop, true, h100_shared, n).rows;
+  };
+  expect(blocks > 1 && rows(blocks) > cuda::enough_rows / 2, what, "too few rows fit");
+  expect(rows(blocks - 1) < cuda::enough_rows, what, "fewer blocks would do");
+}
+
+void check_choice() {
+  check_blocks("sinusoid, 25 tasks", make_layers(25, 10, {1, 40, 40, 1}), 1, 1);
+  check_blocks("sinusoid, 1 task", make_layers(1, 10, {1, 40, 40, 1}), 1, 1);
+  check_blocks("rl, 40 tasks", make_layers(40, 200, {20, 64, 64, 6}), 3, 1);
+  check_blocks("rl, 60 tasks", make_layers(60, 200, {20, 64, 64, 6}), 2, 1);
+  check_blocks("rl, 133 tasks", make_layers(133, 200, {20, 64, 64, 6}), 1, 1);
+  check_blocks("per-user", make_layers(256, 20, {256, 64, 64, 1}), 2, 0);
+  check_blocks("60k", make_layers(256, 25, {200, 200, 100, 5}), 8, 0);
+  check_blocks("a million", make_layers(1, 5, {1000, 1000, 10}), 0, 0);
+  for (const auto& widths : std::vector<std::vector<i64>>{
+           {256, 64, 64, 1}, {200, 200, 100, 5}, {784, 64, 64, 10}, {100, 100, 100, 100, 100}})
+    check_least(std::to_string(widths[0]) + " features", make_layers(256, 25, widths));
 }
 
 }  // namespace
 
 int main() {
+  check_choice();
   unsigned seed = 1;
   for (int kind = 0; kind <= int(ActivationKind::Softplus); ++kind)
     for (int loss = 0; loss <= int(LossKind::BinaryCrossEntropy); ++loss, ++seed)

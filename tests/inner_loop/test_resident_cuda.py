@@ -15,6 +15,7 @@ from fastmeta.backends import cpu, cuda
 from fastmeta.inner_loop import resident
 from fastmeta.inner_loop.choose import choose
 from fastmeta.inner_loop.loop import InnerLoop
+from fastmeta.models import mlp
 
 needs_native = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
@@ -153,11 +154,68 @@ def test_kernels_agree_with_the_reference(order, learn, classifies):
     assert relative_error(found, expected) < 1e-11
 
 
+def blocks_of_a_task(widths, tasks, samples, dtype="float64"):
+    """How many blocks of the GPU share a task of an MLP with tanh."""
+    module, nodes = cuda.native(), []
+    for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        if layer:
+            nodes.append(("activation", "tanh", 0.0, 0.0, fan_in, fan_in, -1, -1))
+        nodes.append(("linear", "", 0.0, 0.0, fan_in, fan_out, 2 * layer, 2 * layer + 1))
+    n = 2 * len(widths) - 2
+    chain = module.Chain(nodes, "mse", n)
+    call = getattr(module, f"call_{dtype}")(
+        chain, tasks, 1, 2, [0] * n, [(0, 1)] * n, True, (samples, samples), False, (False, False)
+    )
+    return getattr(module, f"blocks_{dtype}")(call, torch.cuda.current_device())
+
+
+@pytest.fixture
+def clusters():
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters of blocks need compute capability 9.0")
+
+
+# Too large for a block; few tasks of many samples.
+SHARED_TASKS = [((256, 64, 64, 3), 5, 20), ((20, 64, 64, 6), 3, 200)]
+
+
 @pytest.mark.gpu
-def test_float32_loses_no_more_than_plain_pytorch():
+@pytest.mark.usefixtures("clusters")
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("learn", [None, "element"])
+@pytest.mark.parametrize("widths, t, samples", SHARED_TASKS)
+def test_blocks_that_share_a_task_agree_with_the_reference(order, learn, widths, t, samples):
+    assert blocks_of_a_task(widths, t, samples) > 1
     torch.manual_seed(0)
-    meta = fm.MAML(network(width=40), loss="mse", inner_steps=5, inner_lr=0.1)
-    tasks = regression_tasks(t=20, s=10, q=10)
+    meta = fm.MAML(
+        mlp(list(widths), "tanh"), loss="mse", inner_steps=2, inner_lr=0.1, order=order,
+        learn_inner_lr=learn,
+    ).to("cuda", torch.float64)  # fmt: skip
+    tasks = regression_tasks(t, samples, samples, widths[0], widths[-1]).to("cuda")
+    inputs = [*meta.parameters(), tasks.support_x.requires_grad_(), tasks.query_x.requires_grad_()]
+    with fm.use_backend("cuda"):
+        found = gradients(meta, tasks, inputs)
+        again = gradients(meta, tasks, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    with fm.use_backend("reference"):
+        expected = gradients(meta, tasks, inputs)
+    assert relative_error(found, expected) < 1e-11
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "widths, t, samples",
+    [((2, 40, 40, 2), 20, 10), ((200, 200, 100, 5), 3, 10), ((20, 64, 64, 6), 3, 200)],
+    ids=["a block", "60k parameters", "few tasks"],
+)
+def test_float32_loses_no_more_than_plain_pytorch(widths, t, samples):
+    shared = widths[0] > 2
+    if shared and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters of blocks need compute capability 9.0")
+    assert (blocks_of_a_task(widths, t, samples, "float32") > 1) == shared
+    torch.manual_seed(0)
+    meta = fm.MAML(mlp(list(widths), "tanh"), loss="mse", inner_steps=5, inner_lr=0.1)
+    tasks = regression_tasks(t, samples, samples, widths[0], widths[-1])
 
     def found(backend, dtype, device="cpu"):
         model = copy.deepcopy(meta).to(device, dtype)
@@ -172,10 +230,14 @@ def test_float32_loses_no_more_than_plain_pytorch():
 
 
 @pytest.mark.gpu
-def test_another_stream_and_a_graph():
+@pytest.mark.parametrize("inputs", [2, 256], ids=["blocks", "clusters where there are any"])
+def test_another_stream_and_a_graph(inputs):
     torch.manual_seed(0)
-    meta = fm.MAML(network(), loss="mse", inner_steps=2, inner_lr=0.1).cuda()
-    tasks, parameters = regression_tasks(t=5).to("cuda"), list(meta.parameters())
+    module = network(inputs, width=8 if inputs == 2 else 64)
+    meta = fm.MAML(module, loss="mse", inner_steps=2, inner_lr=0.1).cuda()
+    tasks, parameters = regression_tasks(t=5, inputs=inputs).to("cuda"), list(meta.parameters())
+    if reason := passed_over(module, tasks):
+        pytest.skip(reason)
 
     def step():
         return torch.autograd.grad(meta(tasks).loss.mean(), parameters)
