@@ -85,7 +85,8 @@ ISAS = (
 )
 REALS = ("float", "double")
 KERNELS = (
-    "kernels", "stages", "convolution", "pixels", "prototypes", "prototype_loss", "nearest",
+    "kernels", "stages", "convolution", "pixels", "prototypes", "prototype_loss",
+    "prototype_gradient", "nearest",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["PRECISIONS", "for_sums", "product_precision", "products_in"]
+__all__ = ["PRECISIONS", "dtype_of_sums", "for_sums", "product_precision", "products_in"]
 
 # As users call it: what the kernels call it.
 PRECISIONS = {"fp32": "ieee", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
@@ -37,6 +37,11 @@ def product_precision() -> str:
     return _of_products.get()
 
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def dtype_of_sums(x: Tensor) -> torch.dtype:
+    """That of `for_sums(x)`."""
+    return torch.float32 if x.dtype in _HALF else x.dtype
 
 
 def for_sums(x: Tensor) -> Tensor:
