@@ -64,16 +64,23 @@ void query_gradient(const Loss& p, const Record& r, const Chunk& c, i64 begin, i
   }
 }
 
+void put_multiple(Real* __restrict to, Real factor, const Real* __restrict from, i64 n) {
+  for (i64 d = 0; d < n; ++d) to[d] = factor * from[d];
+}
+
 void support_gradient(const Loss& p, const Record& r, i64 t, Real grad, Real* scratch, void* out) {
+  const i64 D = p.features;
   const Real* pulled = r.pulled + t * r.chunks * p.classes * r.ld;
   for (i64 s = t * p.support_n; s < (t + 1) * p.support_n; ++s) {
     const bool direct = p.support_storage == Storage::Whole;
-    Real* to = direct ? static_cast<Real*>(out) + s * p.features : scratch;
+    Real* to = direct ? static_cast<Real*>(out) + s * D : scratch;
     const Real w = weight_of(p.support_weight, s);
-    const i64 n = w == 0 ? 0 : p.support_y[s];  // that of padding may be anything
-    const Real factor = grad * w * r.inverse[t * p.classes + n];
-    for (i64 d = 0; d < p.features; ++d) to[d] = w == 0 ? 0 : factor * pulled[n * r.ld + d];
-    if (!direct) write_features(to, p.features, out, p.support_storage, s * p.features);
+    const i64 n = p.support_y[s];  // that of padding may be anything
+    if (w == 0)
+      std::memset(to, 0, sizeof(Real) * size_t(D));
+    else
+      put_multiple(to, grad * w * r.inverse[t * p.classes + n], pulled + n * r.ld, D);
+    if (!direct) write_features(to, D, out, p.support_storage, s * D);
   }
 }
 

@@ -104,7 +104,7 @@ class Task(NamedTuple):
 
     def contiguous(self) -> Task:
         """The same values."""
-        return Task(*(None if x is None else x.resolve_neg().contiguous() for x in self))  # type: ignore[arg-type]
+        return Task(*map(_plain, self))  # type: ignore[arg-type]
 
     def addresses(self) -> tuple[int, ...]:
         """In the order of the fields, 0 for what there is not."""
@@ -192,6 +192,12 @@ def _of_pairs(
 def _in_rows(x: Tensor) -> Tensor:
     """Rows of features one behind the other, as often as not those of one task for all."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+def _plain(x: Tensor | None) -> Tensor | None:
+    if x is None or (x.is_contiguous() and not x.is_neg()):
+        return x
+    return x.resolve_neg().contiguous()
 
 
 def _kernel(name: str, like: Tensor) -> Any:

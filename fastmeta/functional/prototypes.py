@@ -19,7 +19,7 @@ from fastmeta.functional.labels import (
     labels_in_range,
     without_padding,
 )
-from fastmeta.functional.precision import for_sums
+from fastmeta.functional.precision import for_sums, is_half
 from fastmeta.functional.transforms import nobody_transforms
 
 __all__ = ["class_means", "in_sums", "native_for", "prototypes", "refuse_labels"]
@@ -81,7 +81,7 @@ def native_for(
 
 def in_sums(*features: Tensor) -> tuple[Tensor, ...]:
     """In the precision of sums, unless the kernels convert them as they load them."""
-    if nobody_transforms() and loaded_as_they_are(*features):
+    if not any(map(is_half, features)) or (nobody_transforms() and loaded_as_they_are(*features)):
         return features
     return tuple(map(for_sums, features))
 
