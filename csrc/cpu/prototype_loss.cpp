@@ -136,7 +136,7 @@ struct Lanes {
 };
 
 V norms_of(const Group<Real>& x, i64 ld) {
-  V norms;
+  V norms{};
   for (i64 l = 0; l < W; ++l) norms[l] = inverse_norm(x.row[l], ld);
   return norms;
 }

@@ -149,6 +149,32 @@ def test_what_an_evaluation_cannot_do_is_refused(fastmeta, archive):
     assert status == 2 and "a.nonsense is no picture" in err
 
 
+def test_a_result_that_cannot_be_written_is_told_in_a_line(
+    fastmeta, archive, tmp_path, monkeypatch
+):
+    fastmeta(*line_of(archive, "protonet", "--steps", 1))
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for path, message in (("folder.png", "is a folder"), ("file/e.png", "file")):
+        status, out, err = fastmeta("evaluate", FILE, "--embedding", path, "--tasks", 2)
+        assert status == 2 and message in err and err.count("\n") == 1
+        assert "accuracy" not in out  # told before the work is done
+    status, _, err = fastmeta(
+        "evaluate", FILE, "--tasks", 2, "--ways", 2, "--embedding", "new/folder/e.png"
+    )
+    assert status == 0 and (tmp_path / "new/folder/e.png").exists(), err
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastmeta.cli.few_shot.plot_embedding", full)
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    for option, path in (("--embedding", "e.png"), ("--json", "e.json")):
+        status, _, err = fastmeta("evaluate", FILE, "--tasks", 2, "--ways", 2, option, path)
+        assert status == 2 and f"{path} was not written: No space left" in err
+        assert err.count("\n") == 1
+
+
 def test_what_is_no_checkpoint_of_this_run_is_refused(fastmeta, archive, tmp_path):
     assert fastmeta(*line_of(archive, "protonet", "--steps", 1))[0] == 0
     good = (tmp_path / FILE).read_bytes()
