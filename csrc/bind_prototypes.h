@@ -113,7 +113,8 @@ class PrototypeBinding {
           [kernels](const std::array<i64, 5>& sizes, int metric, int threads,
                     const std::array<Address, 6>& data, const std::array<int, 2>& storages,
                     double temperature, const std::pair<Address, i64>& temperatures,
-                    const std::array<Address, 3>& results, bool differentiable) -> std::unique_ptr<LossRecord<R>> {
+                    const std::array<Address, 3>& results,
+                    bool differentiable) -> std::unique_ptr<LossRecord<R>> {
             const auto [T, S, Q, N, D] = sizes;
             check_sizes({T, S, Q, N, D}, threads);
             const auto [support, support_y, support_weight, query, query_y, query_weight] = data;
