@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/prototypes.h"
@@ -30,6 +31,12 @@ inline void check_sizes(std::initializer_list<i64> sizes, int threads) {
 inline Metric metric_of(int metric) {
   if (metric < 0 || metric > 3) throw std::invalid_argument("prototypes: no such metric");
   return Metric(metric);
+}
+
+inline Storage storage_of(int storage, bool halves) {
+  if (storage < 0 || storage > 2 || (storage > 0 && !halves))
+    throw std::invalid_argument("prototypes: no such storage");
+  return Storage(storage);
 }
 
 // Memory that a tensor may lie in, for tensors so large that fresh pages would cost as much as what
@@ -62,6 +69,8 @@ template <class R>
 class PrototypeBinding {
  public:
   using Kernels = const PrototypeKernels<R>& (*)();  // of the build that runs
+
+  static Storage storage(int of) { return storage_of(of, std::is_same_v<R, float>); }
 
   static void bind(pybind11::module_& m, const std::string& suffix, Kernels kernels) {
     namespace py = pybind11;
@@ -97,27 +106,30 @@ class PrototypeBinding {
             kernels().pairs(p);
           });
 
-    // sizes (T, S, Q, N, D); temperatures: (address, task stride). None where a label or a weight is
-    // not as it must be.
+    // sizes (T, S, Q, N, D); storages of support and query; temperatures: (address, task stride);
+    // results: loss, logits, accuracy or 0. None where a label, a weight or a temperature is not as
+    // it must be.
     m.def(("prototype_loss_" + suffix).c_str(),
           [kernels](const std::array<i64, 5>& sizes, int metric, int threads,
-                    const std::array<Address, 6>& data, double temperature,
-                    const std::pair<Address, i64>& temperatures, Address loss, Address logits,
+                    const std::array<Address, 6>& data, const std::array<int, 2>& storages,
+                    double temperature, const std::pair<Address, i64>& temperatures,
+                    const std::array<Address, 3>& results,
                     bool differentiable) -> std::unique_ptr<LossRecord<R>> {
             const auto [T, S, Q, N, D] = sizes;
             check_sizes({T, S, Q, N, D}, threads);
             const auto [support, support_y, support_weight, query, query_y, query_weight] = data;
             const PrototypeLoss<R> p{
                 T, S, Q, N, D, metric_of(metric), threads,
-                at<R>(support), at<i64>(support_y), at<R>(support_weight),
-                at<R>(query), at<i64>(query_y), at<R>(query_weight),
+                at<void>(support), storage(storages[0]), at<i64>(support_y), at<R>(support_weight),
+                at<void>(query), storage(storages[1]), at<i64>(query_y), at<R>(query_weight),
                 temperature, at<R>(temperatures.first), temperatures.second};
             const py::gil_scoped_release release;
             const PrototypeKernels<R>& run = kernels();
             std::unique_ptr<LossRecord<R>> record(new LossRecord<R>{
                 run, p, Memory(i64(sizeof(R)) * run.record_size(p)), differentiable});
-            const bool fits = run.loss(p, at<R>(loss), at<R>(logits),
-                                             static_cast<R*>(record->memory.data()), differentiable);
+            const auto [loss, logits, accuracy] = results;
+            const bool fits = run.loss(p, {at<R>(loss), at<R>(logits), at<R>(accuracy)},
+                                       static_cast<R*>(record->memory.data()), differentiable);
             return fits ? std::move(record) : nullptr;
           });
 
@@ -133,24 +145,26 @@ class PrototypeBinding {
               throw std::invalid_argument("prototype_loss: nothing was kept for backward");
             PrototypeLoss<R> p = record.loss;
             p.threads = threads;
-            p.support = at<R>(data[0]), p.support_y = at<i64>(data[1]);
-            p.support_weight = at<R>(data[2]), p.query = at<R>(data[3]);
+            p.support = at<void>(data[0]), p.support_y = at<i64>(data[1]);
+            p.support_weight = at<R>(data[2]), p.query = at<void>(data[3]);
             p.query_y = at<i64>(data[4]), p.query_weight = at<R>(data[5]);
-            const PrototypeGradients<R> g{at<R>(loss.first), loss.second, at<R>(support),
-                                          at<R>(query), at<R>(temperature)};
+            const PrototypeGradients<R> g{at<R>(loss.first), loss.second, at<void>(support),
+                                          at<void>(query), at<R>(temperature)};
             const py::gil_scoped_release release;
             record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g);
           });
 
-    // sizes (T, Q, N, D)
+    // sizes (T, Q, N, D); storages of x and y
     m.def(("nearest_" + suffix).c_str(),
           [kernels](const std::array<i64, 4>& sizes, i64 k, int metric, int threads, Address x,
-                    Address y, Address values, Address indices) {
+                    Address y, const std::array<int, 2>& storages, Address values,
+                    Address indices) {
             const auto [T, Q, N, D] = sizes;
             check_sizes({T, Q, N, D, k, N - k + 1}, threads);
             if (metric_of(metric) == Metric::Euclidean)
               throw std::invalid_argument("nearest: squared distances have the same order");
-            const Nearest<R> p{T, Q, N, D, k, metric_of(metric), threads, at<R>(x), at<R>(y),
+            const Nearest<R> p{T, Q, N, D, k, metric_of(metric), threads, at<void>(x),
+                               storage(storages[0]), at<void>(y), storage(storages[1]),
                                at<R>(values), at<i64>(indices)};
             const py::gil_scoped_release release;
             kernels().nearest(p);

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.looks import looks
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.forward import task_forward
@@ -229,16 +230,21 @@ class MetaOutput:
         predictions: [T, Q, O].
         targets: [T, Q] or [T, Q, O], as given; padding replaced.
         weight: [T, Q] or None.
+        counted: the accuracy [T], where it came with the loss.
     """
 
     loss: Tensor
     predictions: Tensor
     targets: Tensor
     weight: Tensor | None = None
+    counted: Tensor | None = None
 
     @property
     def accuracy(self) -> Tensor:
         """[T]: the share of a task's queries whose largest output is their label.
+
+        Of equal outputs the first is the largest. A query with an output that is NaN counts as
+        wrong.
 
         Raises:
             TypeError: the targets are not class labels.
@@ -248,10 +254,9 @@ class MetaOutput:
                 f"accuracy needs integer class labels, and these targets are {self.targets.dtype} "
                 f"{list(self.targets.shape)}"
             )
-        hits = (self.predictions.argmax(-1) == self.targets).to(self.predictions.dtype)
-        if self.weight is None:
-            return hits.mean(1)
-        return (hits * self.weight).sum(1) / self.weight.sum(1)
+        if self.counted is not None:
+            return self.counted
+        return accuracy_of(self.predictions, self.targets, self.weight)
 
 
 class Adapted:

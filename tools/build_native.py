@@ -86,7 +86,7 @@ ISAS = (
 REALS = ("float", "double")
 KERNELS = (
     "kernels", "stages", "convolution", "norm", "max_pool", "pixels", "prototypes",
-    "prototype_loss", "nearest",
+    "prototype_loss", "prototype_gradient", "nearest",
 )  # fmt: skip
 
 

@@ -122,6 +122,7 @@ Real threshold(const Bank& p, Real worst, Real x, Real y) {
 // A worker's scratch.
 struct Scratch {
   Real *queries, *norms, *centre, *packed, *row, *scores;
+  Real *x, *y;  // of half precision: the queries as numbers, a prototype
   i64 size = 0;
 
   Scratch(const Bank& p, i64 group, Real* memory) {
@@ -132,18 +133,25 @@ struct Scratch {
     };
     queries = take(group * p.features), norms = take(group), centre = take(p.features);
     packed = take(p.features * panel), row = take(panel), scores = take(rows_at_once * panel);
+    x = take(p.x_storage == Storage::Whole ? 0 : group * p.features), y = take(p.features);
   }
 };
 
+// Prototype i of all tasks' banks.
+const Real* prototype(const Bank& p, i64 i, Real* scratch) {
+  return read_features(p.y, p.y_storage, i * p.features, p.features, scratch);
+}
+
 // Anything will do for a centre; the nearer to all of the bank, the fewer candidates.
-void put_centre(const Bank& p, i64 t, Real* centre) {
-  const Real* y = p.y + t * p.classes * p.features;
+void put_centre(const Bank& p, i64 t, const Scratch& s) {
   const i64 sampled = smaller(64, p.classes);
-  std::memset(centre, 0, sizeof(Real) * size_t(p.features));
+  std::memset(s.centre, 0, sizeof(Real) * size_t(p.features));
   if (!of_differences(p.metric)) return;
+  const Real* origin = prototype(p, t * p.classes, s.packed);  // free until `pack`
   for (i64 i = 0; i < sampled; ++i)
-    add_difference(centre, y + p.classes * i / sampled * p.features, y, 1 / Real(sampled), p.features);
-  for (i64 d = 0; d < p.features; ++d) centre[d] += y[d];
+    add_difference(s.centre, prototype(p, t * p.classes + p.classes * i / sampled, s.y), origin,
+                   1 / Real(sampled), p.features);
+  for (i64 d = 0; d < p.features; ++d) s.centre[d] += origin[d];
 }
 
 void put_queries(const Bank& p, const Real* x, i64 n, const Scratch& s) {
@@ -157,13 +165,15 @@ void put_queries(const Bank& p, const Real* x, i64 n, const Scratch& s) {
   }
 }
 
-// Prototypes as columns, zeros past the last, and what their scores begin with; the largest norm.
-Real pack(const Bank& p, const Real* y, i64 n, const Scratch& s) {
+// n prototypes from `first` of all on as columns, zeros past the last, and what their scores begin
+// with; the largest norm.
+Real pack(const Bank& p, i64 first, i64 n, const Scratch& s) {
   const bool differences = of_differences(p.metric);
   Real squares[panel] = {};
-  for (i64 l = 0; l < panel; ++l)
-    for (i64 d = 0; d < p.features; ++d)
-      s.packed[d * panel + l] = l < n ? y[l * p.features + d] - s.centre[d] : 0;
+  for (i64 l = 0; l < panel; ++l) {
+    const Real* y = prototype(p, first + smaller(l, n - 1), s.y);
+    for (i64 d = 0; d < p.features; ++d) s.packed[d * panel + l] = l < n ? y[d] - s.centre[d] : 0;
+  }
   for (i64 d = 0; d < p.features; ++d)
     for (i64 l = 0; l < panel; ++l) squares[l] += s.packed[d * panel + l] * s.packed[d * panel + l];
   Real most = 0;
@@ -174,30 +184,32 @@ Real pack(const Bank& p, const Real* y, i64 n, const Scratch& s) {
   return std::sqrt(most);
 }
 
-void offer_candidates(const Bank& p, const Real* x, const Real* y, i64 first, i64 n,
-                      const Real* scores, Real least, const Best& best) {
+// Prototypes [first, first + n) of a task.
+void offer_candidates(const Bank& p, const Real* x, i64 t, i64 first, i64 n, const Real* scores,
+                      Real least, Real* scratch, const Best& best) {
   const Vec<Real> limit = splat(least);
   for (i64 v = 0; v < 3; ++v) {
     const Mask<Real> far = load(scores + v * W) < limit;
     if (!any(~far)) continue;
     for (i64 l = v * W; l < smaller(n, (v + 1) * W); ++l)
-      if (!(scores[l] < least)) best.offer(direct(p, x, y + l * p.features), first + l);
+      if (!(scores[l] < least))
+        best.offer(direct(p, x, prototype(p, t * p.classes + first + l, scratch)), first + l);
   }
 }
 
-// Prototypes [begin, end) for n queries at x.
-void search(const Bank& p, i64 t, i64 begin, i64 end, const Real* x, i64 n, const Scratch& s,
+// Prototypes [begin, end) of a task for n of its queries from q on.
+void search(const Bank& p, i64 t, i64 begin, i64 end, i64 q, i64 n, const Scratch& s,
             const Best& best_of_first) {
-  put_centre(p, t, s.centre);
+  const Real* x = read_features(p.x, p.x_storage, (t * p.queries + q) * p.features, n * p.features, s.x);
+  put_centre(p, t, s);
   put_queries(p, x, n, s);
-  const auto best = [&](i64 q) {
-    return Best{best_of_first.value + q * p.k, best_of_first.index + q * p.k, p.k};
+  const auto best = [&](i64 i) {
+    return Best{best_of_first.value + i * p.k, best_of_first.index + i * p.k, p.k};
   };
-  for (i64 q = 0; q < n; ++q) best(q).clear();
+  for (i64 i = 0; i < n; ++i) best(i).clear();
   for (i64 first = begin; first < end; first += panel) {
     const i64 here = smaller(panel, end - first);
-    const Real* y = p.y + (t * p.classes + first) * p.features;
-    const Real most = pack(p, y, here, s);
+    const Real most = pack(p, t * p.classes + first, here, s);
     for (i64 q0 = 0; q0 < n; q0 += rows_at_once) {
       const i64 rows = smaller(rows_at_once, n - q0);
       const Term<Real> term{s.queries + q0 * p.features, p.features, 1, s.packed, panel, W,
@@ -206,9 +218,9 @@ void search(const Bank& p, i64 t, i64 begin, i64 end, const Real* x, i64 n, cons
       target.finish = Finish::Bias;
       target.row = s.row;
       product<Broadcast>(&term, 1, target, rows, 3);
-      for (i64 q = q0; q < q0 + rows; ++q)
-        offer_candidates(p, x + q * p.features, y, first, here, s.scores + (q - q0) * panel,
-                         threshold(p, best(q).value[0], s.norms[q], most), best(q));
+      for (i64 i = q0; i < q0 + rows; ++i)
+        offer_candidates(p, x + i * p.features, t, first, here, s.scores + (i - q0) * panel,
+                         threshold(p, best(i).value[0], s.norms[i], most), s.y, best(i));
     }
   }
 }
@@ -250,7 +262,7 @@ void nearest(const Bank& p) {
     const i64 part = i % parts.count, group = i / parts.count % parts.groups;
     const i64 t = i / parts.count / parts.groups, q = group * parts.group;
     search(p, t, part * parts.length, smaller(p.classes, (part + 1) * parts.length),
-           p.x + (t * p.queries + q) * p.features, smaller(parts.group, p.queries - q),
+           q, smaller(parts.group, p.queries - q),
            Scratch(p, parts.group, static_cast<Real*>(scratch.data()) + worker * size),
            best(part, t, q));
   });

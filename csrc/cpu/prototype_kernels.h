@@ -6,7 +6,7 @@
 namespace fastmeta::FASTMETA_ISA {
 
 i64 prototype_record_size(const PrototypeLoss<FASTMETA_REAL>&);
-bool prototype_loss(const PrototypeLoss<FASTMETA_REAL>&, FASTMETA_REAL* loss, FASTMETA_REAL* logits,
+bool prototype_loss(const PrototypeLoss<FASTMETA_REAL>&, const PrototypeResult<FASTMETA_REAL>&,
                     FASTMETA_REAL* record, bool differentiable);
 void prototype_loss_backward(const PrototypeLoss<FASTMETA_REAL>&, const FASTMETA_REAL* record,
                              const PrototypeGradients<FASTMETA_REAL>&);

@@ -20,66 +20,14 @@
 #include "runtime.h"
 
 #include "prototype_kernels.h"
-#include "prototype_rows.h"
+#include "prototype_record.h"
 #include "prototype_scores.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
 namespace {
 
-using Real = FASTMETA_REAL;
-using V = Vec<Real>;
-using Loss = PrototypeLoss<Real>;
-constexpr int W = lanes<Real>;
-constexpr i64 block_bytes = 256 << 10;  // of queries
-constexpr i64 gradient_rows = 24;
-
-bool of_differences(Metric metric) {
-  return metric == Metric::SquaredEuclidean || metric == Metric::Euclidean;
-}
-bool has_own_term(Metric metric) {
-  return metric == Metric::Euclidean || metric == Metric::Cosine;
-}
-
-// ---- what forward leaves for backward -----------------------------------------------------------
-
-struct Record {
-  i64 ld, chunks, longest, block;
-  Real *means, *centre, *inverse, *norms, *weights;         // a task
-  Real *pulled, *columns_sum, *loss, *slope;                // a chunk
-  Real *u, *v, *query_norms;                                // a query of a chunk: u [N][longest]
-  i64 size = 0;
-
-  Record(const Loss& p, Real* memory) {
-    ld = round_up(p.features, W);
-    // Enough work for many threads in few tasks, and enough queries to be worth a thread.
-    chunks = larger(1, smaller(64 / p.tasks, p.queries / 32));
-    longest = round_up(ceil_div(p.queries, chunks), W);
-    block = larger(W, smaller(64, (block_bytes / (ld * i64(sizeof(Real)))) / W * W));
-    const auto take = [&](i64 n) {
-      Real* at = memory ? memory + size : nullptr;
-      size += round_up(n, 64);
-      return at;
-    };
-    const i64 T = p.tasks, N = p.classes;
-    means = take(T * N * ld), centre = take(T * ld), inverse = take(T * N), norms = take(T * N);
-    weights = take(T);
-    pulled = take(T * chunks * N * ld), columns_sum = take(T * chunks * N);
-    loss = take(T * chunks), slope = take(T * chunks);
-    u = take(T * chunks * N * longest), v = take(T * chunks * longest);
-    query_norms = take(T * chunks * longest);
-  }
-};
-
-// Where in a task a chunk of queries lies, and where what is kept of it.
-struct Chunk {
-  i64 task, part, begin, end;
-
-  Chunk(const Loss& p, const Record& r, i64 i)
-      : task(i / r.chunks), part(i),
-        begin(p.queries * (i % r.chunks) / r.chunks),
-        end(p.queries * (i % r.chunks + 1) / r.chunks) {}
-};
+using Result = PrototypeResult<Real>;
 
 const Real* query_weight(const Loss& p, i64 t) {
   return p.query_weight ? p.query_weight + t * p.queries : nullptr;
@@ -112,11 +60,17 @@ void put_centre(Real* centre, const Real* means, i64 ld, i64 classes) {
 
 bool prepare(const Loss& p, const Record& r, i64 t) {
   Real *means = r.means + t * p.classes * r.ld, *norms = r.norms + t * p.classes;
+  const Real temperature = temperature_of(p, t);
+  if (!(temperature > 0 && temperature <= std::numeric_limits<Real>::max())) return false;
+  const Support<Real> support{p.support, p.support_storage, t * p.support_n,
+                              p.support_y + t * p.support_n,
+                              p.support_weight ? p.support_weight + t * p.support_n : nullptr,
+                              p.support_n, p.features};
+  // What is not written yet is scratch.
   if (!check_labels(p.query_y + t * p.queries, query_weight(p, t), p.queries, p.classes,
                     r.weights + t) ||
-      !class_means_of(p.support + t * p.support_n * p.features, p.support_y + t * p.support_n,
-                      p.support_weight ? p.support_weight + t * p.support_n : nullptr, p.support_n,
-                      p.classes, p.features, means, r.ld, r.inverse + t * p.classes))
+      !class_means_of(support, p.classes, means, r.ld, r.inverse + t * p.classes,
+                      r.centre + t * r.ld, r.pulled + t * r.chunks * p.classes * r.ld))
     return false;
   if (of_differences(p.metric)) put_centre(r.centre + t * r.ld, means, r.ld, p.classes);
   if (p.metric == Metric::Cosine)
@@ -149,15 +103,18 @@ struct Scratch {
 
 // The queries of a block as whole vectors, zeros for those of weight 0, which may hold anything.
 const Real* rows_of_block(const Loss& p, i64 t, i64 begin, i64 n, i64 ld, Real* scratch) {
-  const Real* x = p.query + (t * p.queries + begin) * p.features;
+  const i64 first = t * p.queries + begin;
   const Real* weight = query_weight(p, t);
   bool padding = false;
   for (i64 q = 0; weight && q < n; ++q) padding |= weight[begin + q] == 0;
-  if (!padding) return whole_rows(x, n, p.features, scratch);
+  if (!padding) return whole_rows(p.query, p.query_storage, first, n, p.features, scratch);
   for (i64 q = 0; q < n; ++q) {
-    const i64 kept = weight[begin + q] == 0 ? 0 : p.features;
-    std::memcpy(scratch + q * ld, x + q * p.features, sizeof(Real) * size_t(kept));
-    std::memset(scratch + q * ld + kept, 0, sizeof(Real) * size_t(ld - kept));
+    Real* to = scratch + q * ld;
+    std::memset(to, 0, sizeof(Real) * size_t(ld));
+    if (weight[begin + q] == 0) continue;
+    const Real* row =
+        read_features(p.query, p.query_storage, (first + q) * p.features, p.features, to);
+    if (row != to) std::memcpy(to, row, sizeof(Real) * size_t(p.features));
   }
   return scratch;
 }
@@ -179,7 +136,7 @@ struct Lanes {
 };
 
 V norms_of(const Group<Real>& x, i64 ld) {
-  V norms;
+  V norms{};
   for (i64 l = 0; l < W; ++l) norms[l] = inverse_norm(x.row[l], ld);
   return norms;
 }
@@ -200,12 +157,13 @@ double loss_of(const Lanes& lanes, const Softmax& s, const Real* rows, i64 class
 struct Total {
   double loss = 0;
   Real slope = 0;
+  V hits{};
 };
 
 // The queries [begin, ...) of a task, whose rows are at x: at most W of them.
 template <Metric metric>
 void forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, const Real* x,
-                   const Scratch& b, Real* logits_out, bool differentiable, Total& total) {
+                   const Scratch& b, const Result& out, bool differentiable, Total& total) {
   using Op = std::conditional_t<metric == Metric::SquaredEuclidean || metric == Metric::Euclidean,
                                 SquaredDifference, Multiplied>;
   const i64 N = p.classes, ld = r.ld, kept = c.part * r.longest + begin - c.begin;
@@ -216,7 +174,7 @@ void forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, co
   const V norm = metric == Metric::Cosine ? norms_of(rows, ld) : splat(Real(1));
   const auto softmax = scores.softmax(b.sums, norm, b.logits, b.powers);
   store_group(b.logits, N, b.rows);
-  std::memcpy(logits_out + (c.task * p.queries + begin) * N, b.rows,
+  std::memcpy(out.logits + (c.task * p.queries + begin) * N, b.rows,
               sizeof(Real) * size_t(lanes.count * N));
   if (differentiable) {
     const auto own = scores.residual(b.sums, norm, b.logits, b.powers, softmax, lanes.label,
@@ -226,16 +184,18 @@ void forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, co
     store(r.v + kept, own.v), store(r.query_norms + kept, norm);
     total.slope += horizontal_sum<Real>(own.slope);
   }
+  if (out.accuracy)
+    total.hits += select(scores.hits(b.logits, softmax.largest, lanes.label), lanes.weight, V{});
   total.loss += loss_of(lanes, softmax, b.rows, N);
 }
 
 template <Metric metric>
 void forward_block(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n, const Scratch& b,
-                   Real* logits, bool differentiable, Total& total) {
+                   const Result& out, bool differentiable, Total& total) {
   const i64 N = p.classes, ld = r.ld;
   const Real* x = rows_of_block(p, c.task, begin, n, ld, b.x);
   for (i64 q = 0; q < n; q += W)
-    forward_group<metric>(p, r, c, begin + q, x + q * ld, b, logits, differentiable, total);
+    forward_group<metric>(p, r, c, begin + q, x + q * ld, b, out, differentiable, total);
   if (differentiable)
     combine(Combination<Real>{r.u + c.part * N * r.longest + begin - c.begin, r.longest, 1, x, ld, n,
                               of_differences(metric) ? r.centre + c.task * ld : nullptr, 1,
@@ -244,16 +204,17 @@ void forward_block(const Loss& p, const Record& r, const Chunk& c, i64 begin, i6
 }
 
 template <Metric metric>
-void forward_chunk(const Loss& p, const Record& r, const Chunk& c, const Scratch& b, Real* logits,
-                   bool differentiable) {
+void forward_chunk(const Loss& p, const Record& r, const Chunk& c, const Scratch& b,
+                   const Result& out, bool differentiable) {
   Total total;
   for (i64 n = 0; n < p.classes; ++n) b.columns_sum[n] = V{};
   for (i64 begin = c.begin; begin < c.end; begin += r.block)
-    forward_block<metric>(p, r, c, begin, smaller(r.block, c.end - begin), b, logits, differentiable,
+    forward_block<metric>(p, r, c, begin, smaller(r.block, c.end - begin), b, out, differentiable,
                           total);
   for (i64 n = 0; n < p.classes; ++n)
     r.columns_sum[c.part * p.classes + n] = horizontal_sum<Real>(b.columns_sum[n]);
   r.slope[c.part] = total.slope;
+  r.hits[c.part] = horizontal_sum<Real>(total.hits);
   r.loss[c.part] = Real(total.loss / double(r.weights[c.task]));
 }
 
@@ -279,134 +240,63 @@ void finish(const Loss& p, const Record& r, i64 t) {
   }
 }
 
-i64 threads_of(const Loss& p) {
-  return threads_for(double(p.tasks * p.queries) * double(p.classes * p.features), p.threads);
+void put_result(const Loss& p, const Record& r, const Result& out) {
+  for (i64 t = 0; t < p.tasks; ++t) {
+    Real loss = 0, hits = 0;
+    for (i64 part = t * r.chunks; part < (t + 1) * r.chunks; ++part)
+      loss += r.loss[part], hits += r.hits[part];
+    out.loss[t] = loss;
+    if (out.accuracy) out.accuracy[t] = hits / r.weights[t];
+  }
 }
 
 template <Metric metric>
-void forward(const Loss& p, const Record& r, Real* loss, Real* logits, bool differentiable) {
+bool forward(const Loss& p, const Record& r, const Result& out, bool differentiable) {
   const i64 size = Scratch(p, r, nullptr).size, threads = threads_of(p);
   const Memory scratch(i64(sizeof(Real)) * size * threads);
-  parallel(p.tasks * r.chunks, threads, [&](i64 worker, i64 i) {
+  std::atomic<bool> fits{true};
+  const auto begin = [&](i64 t) {
+    const bool fit = prepare(p, r, t);
+    if (!fit) fits.store(false, std::memory_order_relaxed);
+    return fit;
+  };
+  const auto run = [&](i64 worker, i64 i) {
     const Scratch b(p, r, static_cast<Real*>(scratch.data()) + worker * size);
-    forward_chunk<metric>(p, r, Chunk(p, r, i), b, logits, differentiable);
-  });
-  for (i64 t = 0; t < p.tasks; ++t) {
-    loss[t] = r.loss[t * r.chunks];
-    for (i64 chunk = 1; chunk < r.chunks; ++chunk) loss[t] += r.loss[t * r.chunks + chunk];
+    forward_chunk<metric>(p, r, Chunk(p, r, i), b, out, differentiable);
+  };
+  const auto end = [&](i64 t) {
+    if (differentiable) finish(p, r, t);
+  };
+  if (r.chunks == 1) {  // all of a task while it is in cache
+    parallel(p.tasks, threads, [&](i64 worker, i64 t) {
+      if (begin(t)) run(worker, t), end(t);
+    });
+  } else {
+    parallel(p.tasks, threads, [&](i64, i64 t) { begin(t); });
+    if (fits) parallel(p.tasks * r.chunks, threads, run);
+    if (fits) parallel(p.tasks, threads, [&](i64, i64 t) { end(t); });
   }
-  if (differentiable) parallel(p.tasks, threads, [&](i64, i64 t) { finish(p, r, t); });
-}
-
-// ---- backward -----------------------------------------------------------------------------------
-
-// A worker's scratch: the prototypes of a task less its centre, and rows of gradients.
-struct GradientScratch {
-  Real *centred, *rows;
-  i64 size;
-
-  GradientScratch(const Loss& p, const Record& r, Real* memory)
-      : centred(memory), rows(memory + p.classes * r.ld), size((p.classes + gradient_rows) * r.ld) {}
-};
-
-// The prototypes of a task as its gradients need them.
-const Real* centred_means(const Loss& p, const Record& r, i64 t, Real* scratch) {
-  const Real *means = r.means + t * p.classes * r.ld, *centre = r.centre + t * r.ld;
-  if (!of_differences(p.metric)) return means;
-  for (i64 n = 0; n < p.classes; ++n)
-    for (i64 d = 0; d < r.ld; ++d) scratch[n * r.ld + d] = means[n * r.ld + d] - centre[d];
-  return scratch;
-}
-
-// Adds what is proportional to the query itself.
-void add_own_term(const Loss& p, const Record& r, i64 t, i64 kept, Real grad, const Real* x, Real* to) {
-  const Real* centre = of_differences(p.metric) ? r.centre + t * r.ld : nullptr;
-  const Real own = r.v[kept] * grad, norm = r.query_norms[kept];  // whose square may leave the range
-  if (own == 0) return;
-  for (i64 d = 0; d < p.features; ++d) to[d] += own * ((x[d] - (centre ? centre[d] : 0)) * norm);
-}
-
-// Of queries [begin, begin + n); in scratch first where rows are not whole vectors.
-void query_gradient(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n, Real grad,
-                    const Real* means, Real* scratch, Real* out) {
-  const i64 ld = r.ld, in_chunk = begin - c.begin;
-  out += (c.task * p.queries + begin) * p.features;
-  Real* to = ld == p.features ? out : scratch;
-  combine(Combination<Real>{r.u + c.part * p.classes * r.longest + in_chunk, 1, r.longest, means, ld,
-                            p.classes, nullptr, grad, to, ld, false},
-          n, ld);
-  for (i64 q = 0; q < n; ++q) {
-    if (has_own_term(p.metric))
-      add_own_term(p, r, c.task, c.part * r.longest + in_chunk + q, grad,
-                   p.query + (c.task * p.queries + begin + q) * p.features, to + q * ld);
-    if (to == scratch)
-      std::memcpy(out + q * p.features, to + q * ld, sizeof(Real) * size_t(p.features));
-  }
-}
-
-void support_gradient(const Loss& p, const Record& r, i64 t, Real grad, Real* out) {
-  const Real* pulled = r.pulled + t * r.chunks * p.classes * r.ld;
-  for (i64 s = t * p.support_n; s < (t + 1) * p.support_n; ++s) {
-    Real* to = out + s * p.features;
-    const Real w = weight_of(p.support_weight, s);
-    if (w == 0) {
-      std::memset(to, 0, sizeof(Real) * size_t(p.features));
-      continue;
-    }
-    const i64 n = p.support_y[s];
-    const Real factor = grad * w * r.inverse[t * p.classes + n];
-    for (i64 d = 0; d < p.features; ++d) to[d] = factor * pulled[n * r.ld + d];
-  }
+  if (fits) put_result(p, r, out);
+  return fits;
 }
 
 }  // namespace
 
 i64 prototype_record_size(const Loss& p) { return Record(p, nullptr).size; }
 
-bool prototype_loss(const Loss& p, Real* loss, Real* logits, Real* record, bool differentiable) {
+bool prototype_loss(const Loss& p, const Result& out, Real* record, bool differentiable) {
   const Record r(p, record);
-  const i64 threads = threads_of(p);
-  std::atomic<bool> fits{true};
-  parallel(p.tasks, threads, [&](i64, i64 t) {
-    if (!prepare(p, r, t)) fits.store(false, std::memory_order_relaxed);
-  });
-  if (!fits) return false;
   switch (p.metric) {
     case Metric::SquaredEuclidean:
-      forward<Metric::SquaredEuclidean>(p, r, loss, logits, differentiable);
-      break;
+      return forward<Metric::SquaredEuclidean>(p, r, out, differentiable);
     case Metric::Euclidean:
-      forward<Metric::Euclidean>(p, r, loss, logits, differentiable);
-      break;
+      return forward<Metric::Euclidean>(p, r, out, differentiable);
     case Metric::Cosine:
-      forward<Metric::Cosine>(p, r, loss, logits, differentiable);
-      break;
+      return forward<Metric::Cosine>(p, r, out, differentiable);
     case Metric::Dot:
-      forward<Metric::Dot>(p, r, loss, logits, differentiable);
       break;
   }
-  return true;
-}
-
-void prototype_loss_backward(const Loss& p, const Real* record, const PrototypeGradients<Real>& g) {
-  const Record r(p, const_cast<Real*>(record));
-  const i64 threads = threads_of(p), chunks = g.query ? p.tasks * r.chunks : 0;
-  const i64 size = GradientScratch(p, r, nullptr).size;
-  const Memory memory(i64(sizeof(Real)) * size * threads);
-  parallel(chunks + (g.support ? p.tasks : 0), threads, [&](i64 worker, i64 i) {
-    if (i >= chunks) {
-      const i64 t = i - chunks;
-      return support_gradient(p, r, t, g.loss[t * g.loss_task], g.support);
-    }
-    const Chunk c(p, r, i);
-    const GradientScratch scratch(p, r, static_cast<Real*>(memory.data()) + worker * size);
-    const Real* means = centred_means(p, r, c.task, scratch.centred);
-    for (i64 q = c.begin; q < c.end; q += gradient_rows)
-      query_gradient(p, r, c, q, smaller(gradient_rows, c.end - q), g.loss[c.task * g.loss_task], means,
-                     scratch.rows, g.query);
-  });
-  for (i64 t = 0; g.temperature && t < p.tasks; ++t)
-    g.temperature[t] = g.loss[t * g.loss_task] * r.slope[t * r.chunks];
+  return forward<Metric::Dot>(p, r, out, differentiable);
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

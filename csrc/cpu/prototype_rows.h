@@ -1,6 +1,7 @@
 // Rows of features, labels and class means: what all kernels of prototypes begin with.
 #pragma once
 
+#include "prototype_features.h"
 #include "prototype_tiles.h"
 #include "runtime.h"
 
@@ -10,18 +11,6 @@ namespace fastmeta::FASTMETA_ISA {
 inline i64 threads_for(double multiplications, i64 threads) {
   constexpr double least = 1 << 17;
   return multiplications < least * double(threads) ? larger(1, i64(multiplications / least)) : threads;
-}
-
-// The rows as whole vectors: where they are if they are that already, else copied with zeros behind.
-template <class R>
-const R* whole_rows(const R* from, i64 rows, i64 features, R* scratch) {
-  const i64 ld = round_up(features, lanes<R>);
-  if (ld == features) return from;
-  for (i64 r = 0; r < rows; ++r) {
-    std::memcpy(scratch + r * ld, from + r * features, sizeof(R) * size_t(features));
-    std::memset(scratch + r * ld + features, 0, sizeof(R) * size_t(ld - features));
-  }
-  return scratch;
 }
 
 template <class R>
@@ -55,30 +44,45 @@ void add_difference(R* __restrict sum, const R* __restrict x, const R* __restric
   for (i64 d = 0; d < features; ++d) sum[d] += w * (x[d] - origin[d]);
 }
 
+// Support samples of a task: features [S][D], which begin `first` rows into a tensor.
+template <class R>
+struct Support {
+  const void* x;
+  Storage storage;
+  i64 first;
+  const i64* labels;
+  const R* weight;
+  i64 samples, features;
+
+  const R* row(i64 s, R* scratch) const {
+    return read_features(x, storage, (first + s) * features, features, scratch);
+  }
+};
+
 // means [N][ld], zeros behind the features, and one over each class' weight; false where a label or
 // a weight is not as it must be, or a class has no sample of weight above 0. Sums are of differences
-// to a sample: a common offset costs nothing.
+// to a sample: a common offset costs nothing. Scratch, of half precision: two rows.
 template <class R>
-bool class_means_of(const R* x, const i64* labels, const R* weight, i64 samples, i64 classes,
-                    i64 features, R* means, i64 ld, R* inverse) {
+bool class_means_of(const Support<R>& of, i64 classes, R* means, i64 ld, R* inverse, R* first_row,
+                    R* row) {
   R total;
-  if (!check_labels(labels, weight, samples, classes, &total)) return false;
+  if (!check_labels(of.labels, of.weight, of.samples, classes, &total)) return false;
   std::memset(means, 0, sizeof(R) * size_t(classes * ld));
   std::memset(inverse, 0, sizeof(R) * size_t(classes));
   i64 first = 0;
-  while (weight_of(weight, first) == 0) ++first;
-  const R* origin = x + first * features;
-  for (i64 s = 0; s < samples; ++s) {
-    const R w = weight_of(weight, s);
+  while (weight_of(of.weight, first) == 0) ++first;
+  const R* origin = of.row(first, first_row);
+  for (i64 s = 0; s < of.samples; ++s) {
+    const R w = weight_of(of.weight, s);
     if (w == 0) continue;
-    inverse[labels[s]] += w;
-    add_difference(means + labels[s] * ld, x + s * features, origin, w, features);
+    inverse[of.labels[s]] += w;
+    add_difference(means + of.labels[s] * ld, of.row(s, row), origin, w, of.features);
   }
   for (i64 n = 0; n < classes; ++n) {
     if (inverse[n] == 0) return false;
     inverse[n] = 1 / inverse[n];
     R* mean = means + n * ld;
-    for (i64 d = 0; d < features; ++d) mean[d] = origin[d] + mean[d] * inverse[n];
+    for (i64 d = 0; d < of.features; ++d) mean[d] = origin[d] + mean[d] * inverse[n];
   }
   return true;
 }

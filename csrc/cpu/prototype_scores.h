@@ -56,6 +56,16 @@ struct Scores {
     return {largest, total};
   }
 
+  // Is the label the first of the largest logits, and none of them NaN?
+  FASTMETA_APART Mask<R> hits(const V* logits, V largest, Mask<R> label) const {
+    Mask<R> first{}, numbers = ~Mask<R>{};
+    for (i64 n = classes - 1; n >= 0; --n) {
+      first = logits[n] == largest ? Mask<R>{} + typename Simd<R>::Int(n) : first;
+      numbers &= logits[n] == logits[n];
+    }
+    return (first == label) & numbers;
+  }
+
   struct Own {
     V v, slope;
   };

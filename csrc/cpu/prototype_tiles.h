@@ -185,9 +185,7 @@ FASTMETA_INLINE R pair_sum(const R* x, const R* y, i64 depth) {
 
 // ---- sums of weighted rows ----------------------------------------------------------------------
 
-// An origin takes registers too.
-template <bool centred>
-constexpr int most_rows = FASTMETA_VECTOR_BYTES == 64 ? 6 : centred ? 3 : 4;
+constexpr int most_rows = FASTMETA_VECTOR_BYTES == 64 ? 6 : 4;
 constexpr int most_vectors = FASTMETA_VECTOR_BYTES == 64 ? 4 : 3;
 
 // out[m] = scale * (sum over k of a(m, k) (b[k] - origin)), or that added to out[m].
@@ -211,13 +209,18 @@ void combine_tile(const Combination<R>& c, i64 m, i64 d) {
   if constexpr (centred)
     for (int v = 0; v < V; ++v) origin[v] = load_anywhere(c.origin + d + v * W);
   const R *a = c.a + m * c.a_m, *b = c.b + d;
-  for (i64 k = 0; k < c.depth; ++k, a += c.a_k, b += c.b_k) {
+  // As far as the compiler knows, a store might change them.
+  const i64 depth = c.depth, a_m = c.a_m, a_k = c.a_k, b_k = c.b_k, out_m = c.out_m;
+  const Vec<R> scale = splat(c.scale);
+  const bool adds = c.adds;
+  R* out = c.out + m * out_m + d;
+  for (i64 k = 0; k < depth; ++k, a += a_k, b += b_k) {
     Vec<R> row[V];
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) row[v] = load_anywhere(b + v * W) - origin[v];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
-      const Vec<R> factor = splat(a[i * c.a_m]);
+      const Vec<R> factor = splat(a[i * a_m]);
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) sum[i][v] += factor * row[v];
     }
@@ -225,14 +228,20 @@ void combine_tile(const Combination<R>& c, i64 m, i64 d) {
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      R* to = c.out + (m + i) * c.out_m + d + v * W;
-      const Vec<R> value = c.scale * sum[i][v];
-      store_anywhere(to, c.adds ? load_anywhere(to) + value : value);
-    }
+    for (int v = 0; v < V; ++v) sum[i][v] *= scale;
+  if (adds) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) sum[i][v] += load_anywhere(out + i * out_m + v * W);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store_anywhere(out + i * out_m + v * W, sum[i][v]);
 }
 
-template <bool centred, int V, int M = most_rows<centred>, class R>
+template <bool centred, int V, int M = most_rows, class R>
 void combine_rows(const Combination<R>& c, i64 rows, i64 d) {
   if constexpr (M > 0) {
     i64 m = 0;

@@ -27,9 +27,10 @@ bool class_means(const ClassMeans<Real>& c) {
   std::atomic<bool> fits{true};
   parallel(c.tasks, workers, [&](i64 worker, i64 t) {
     Real* means = static_cast<Real*>(scratch.data()) + worker * (size + c.classes);
-    const bool ok = class_means_of(c.x + t * c.samples * c.features, c.labels + t * c.samples,
-                                   c.weight ? c.weight + t * c.samples : nullptr, c.samples,
-                                   c.classes, c.features, means, ld, means + size);
+    const Support<Real> support{c.x, Storage::Whole, t * c.samples, c.labels + t * c.samples,
+                                c.weight ? c.weight + t * c.samples : nullptr, c.samples,
+                                c.features};
+    const bool ok = class_means_of<Real>(support, c.classes, means, ld, means + size, nullptr, nullptr);
     if (!ok) return fits.store(false, std::memory_order_relaxed);
     Real* out = c.out + t * c.classes * c.features;
     for (i64 n = 0; n < c.classes; ++n)
@@ -57,10 +58,10 @@ template <class Op>
 void sums_of_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n, Real* scratch) {
   const i64 ld = round_up(p.features, W);
   const PairScratch sizes(p);
-  const Real* x = whole_rows(p.x + t * p.x_task + begin * p.features, n, p.features, scratch);
+  const Real* x = whole_rows(p.x + t * p.x_task, Storage::Whole, begin, n, p.features, scratch);
   const Real* a = nullptr;
   if constexpr (Op::has_a)
-    a = whole_rows(p.a + t * p.a_task + begin * p.features, n, p.features, scratch + sizes.rows);
+    a = whole_rows(p.a + t * p.a_task, Storage::Whole, begin, n, p.features, scratch + sizes.rows);
   Real *sums = scratch + 2 * sizes.rows, *turned = sums + sizes.group;
   for (i64 q = 0; q < n; q += W)
     for (i64 c = 0; c < p.classes; c += columns_at_once) {
@@ -78,7 +79,7 @@ void sums_of_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n,
 void pull_block(const Pairs<Real>& p, const Real* y, i64 t, i64 begin, i64 n, Real* scratch) {
   constexpr int V = most_vectors;
   const i64 ld = round_up(p.features, W);
-  const Real* x = whole_rows(p.x + t * p.x_task + begin * p.features, n, p.features, scratch);
+  const Real* x = whole_rows(p.x + t * p.x_task, Storage::Whole, begin, n, p.features, scratch);
   Real* row = scratch + PairScratch(p).rows;
   for (i64 q = 0; q < n; ++q) {
     const Real* h = p.h + t * p.h_task + (begin + q) * p.h_query;
@@ -112,7 +113,7 @@ void pairs(const Pairs<Real>& p) {
   const auto copy_of = [&](i64 t) { return static_cast<Real*>(copied.data()) + t * p.classes * ld; };
   if (copies)
     parallel(y_tasks, threads, [&](i64, i64 t) {
-      whole_rows(p.y + t * p.y_task, p.classes, p.features, copy_of(t));
+      whole_rows(p.y + t * p.y_task, Storage::Whole, 0, p.classes, p.features, copy_of(t));
     });
   const i64 blocks = ceil_div(p.queries, rows_at_once), size = PairScratch(p).size;
   const Memory scratch(i64(sizeof(Real)) * size * threads);

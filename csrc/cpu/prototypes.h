@@ -11,6 +11,9 @@ namespace fastmeta {
 
 enum class Metric { SquaredEuclidean, Euclidean, Cosine, Dot };
 
+// How features lie in memory: as the kernels' type R, or (for float) as half of it.
+enum class Storage { Whole, BFloat16, Float16 };
+
 // out [T, N, D] = the mean of each class; weight [T, S] may be null.
 template <class R>
 struct ClassMeans {
@@ -45,16 +48,19 @@ struct Pairs {
 };
 
 // All of a prototypical network behind its encoder. Weights may be null, and so may `temperatures`
-// (a number a task, or one for all with stride 0), for which `temperature` stands otherwise.
+// (a number a task, or one for all with stride 0), for which `temperature` stands otherwise. Features
+// are of R where they are stored whole.
 template <class R>
 struct PrototypeLoss {
   i64 tasks, support_n, queries, classes, features;
   Metric metric;
   int threads;
-  const R* support;
+  const void* support;
+  Storage support_storage;
   const i64* support_y;
   const R* support_weight;
-  const R* query;
+  const void* query;
+  Storage query_storage;
   const i64* query_y;
   const R* query_weight;
   double temperature;
@@ -62,12 +68,19 @@ struct PrototypeLoss {
   i64 temperature_task;
 };
 
-// Gradients that nobody wants are null.
+// [T], [T, Q, N], and [T], the share of queries whose largest logit is their label's, or null.
+template <class R>
+struct PrototypeResult {
+  R *loss, *logits, *accuracy;
+};
+
+// Gradients that nobody wants are null; those of features are stored as these.
 template <class R>
 struct PrototypeGradients {
   const R* loss;  // [T], of any stride
   i64 loss_task;
-  R *support, *query, *temperature;
+  void *support, *query;
+  R* temperature;
 };
 
 // The k nearest of each query's prototypes: the least values, and of equal ones the lowest indices.
@@ -77,21 +90,22 @@ struct Nearest {
   i64 tasks, queries, classes, features, k;
   Metric metric;
   int threads;
-  const R* x;  // [T, Q, D]
-  const R* y;  // [T, N, D]
-  R* values;   // [T, Q, k]
+  const void* x;  // [T, Q, D]
+  Storage x_storage;
+  const void* y;  // [T, N, D]
+  Storage y_storage;
+  R* values;  // [T, Q, k]
   i64* indices;
 };
 
 template <class R>
 struct PrototypeKernels {
-  // False, and nothing of meaning, where a label or weight is not as it must be.
+  // False, and nothing of meaning, where a label, weight or temperature is not as it must be.
   bool (*class_means)(const ClassMeans<R>&);
   void (*pairs)(const Pairs<R>&);
   i64 (*record_size)(const PrototypeLoss<R>&);  // elements
-  // loss [T], logits [T, Q, N]; the record is for backward, scratch where there is none. False as
-  // above.
-  bool (*loss)(const PrototypeLoss<R>&, R* loss, R* logits, R* record, bool differentiable);
+  // The record is for backward, scratch where there is none. False as above.
+  bool (*loss)(const PrototypeLoss<R>&, const PrototypeResult<R>&, R* record, bool differentiable);
   void (*loss_backward)(const PrototypeLoss<R>&, const R* record, const PrototypeGradients<R>&);
   void (*nearest)(const Nearest<R>&);
 };

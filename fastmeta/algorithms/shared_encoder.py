@@ -63,8 +63,10 @@ class SharedEncoder(nn.Module, Generic[Head]):
         n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
         features = _featured(tasks, *self.embed(tasks))
         with _full_precision(features.query_x):
-            loss, predictions = self._judge(features, n_way)
-        return MetaOutput(loss, predictions, features.query_y, features.query_weight)
+            loss, predictions, *accuracy = self._judge(features, n_way)
+        return MetaOutput(
+            loss, predictions, features.query_y, features.query_weight, *accuracy
+        )
 
     @runs_eagerly
     def adapt(
@@ -110,8 +112,8 @@ class SharedEncoder(nn.Module, Generic[Head]):
         """The heads of checked tasks, whose inputs are features."""
         raise NotImplementedError
 
-    def _judge(self, features: TaskBatch, n_way: int) -> tuple[Tensor, Tensor]:
-        """Loss [T] and predictions [T, Q, N]."""
+    def _judge(self, features: TaskBatch, n_way: int) -> tuple[Tensor, ...]:
+        """Loss [T], predictions [T, Q, N] and, where it comes with them, accuracy [T]."""
         predictions = self._fit(features, n_way)(features.query_x)
         y, weight = features.query_y, features.query_weight
         return task_loss("cross_entropy", predictions, y, weight), predictions

@@ -9,11 +9,14 @@ from torch import Tensor
 from fastmeta.backends import prototypes, triton, triton_prototypes
 from fastmeta.backends.registry import requested_backend
 
-__all__ = ["kernels_for"]
+__all__ = ["kernels_for", "loaded_as_they_are"]
 
 
-def kernels_for(*tensors: Tensor) -> ModuleType | None:
+def kernels_for(*tensors: Tensor, features: bool = False) -> ModuleType | None:
     """The module whose raw functions are to run on these; None for plain PyTorch.
+
+    features: whether these are features for a loss or a search, which may be of half precision
+    where `loaded_as_they_are` says so.
 
     Raises:
         ValueError: the backend "triton" is demanded and cannot run this, with the reason.
@@ -22,4 +25,10 @@ def kernels_for(*tensors: Tensor) -> ModuleType | None:
         return None
     if triton.takes(*tensors):
         return triton_prototypes
-    return prototypes if prototypes.can_run(*tensors) is None else None
+    refusal = prototypes.can_load if features else prototypes.can_run
+    return prototypes if refusal(*tensors) is None else None
+
+
+def loaded_as_they_are(*features: Tensor) -> bool:
+    """Whether the kernels convert features of half precision as they load them."""
+    return requested_backend() in (None, "cpu") and prototypes.can_load(*features) is None

@@ -1,11 +1,13 @@
 """Prototypes of many tasks in the native CPU code: raw functions, nothing checked here but labels.
 
 T tasks, S support samples, Q queries, N classes, D features. Tensors are of one dtype; labels are
-int64. What the labels and weights must be: `fastmeta.functional.labels`.
+int64. What the labels and weights must be: `fastmeta.functional.labels`. Features of the loss and
+of `nearest` may be of half precision beside float32: they are converted as they are loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor
 from fastmeta.backends import cpu
 
 __all__ = [
-    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project",
-    "pull", "squared",
+    "can_find", "can_load", "can_run", "class_means", "loss_backward", "loss_forward", "nearest",
+    "project", "pull", "squared",
 ]  # fmt: skip
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+# How features lie in memory, beside the dtype of the kernels.
+_HALVES = {torch.bfloat16: 1, torch.float16: 2}
 _METRICS = {"sqeuclidean": 0, "euclidean": 1, "cosine": 2, "dot": 3}
 _SQUARED, _PROJECT, _PULL = range(3)
 _NOTHING = (0, 0)
@@ -26,12 +30,21 @@ _NOTHING = (0, 0)
 
 def can_run(*tensors: Tensor | None) -> str | None:
     """None if the native kernels take these, else the reason why not."""
+    return _refusal(tensors, _SUFFIX)
+
+
+def can_load(*tensors: Tensor | None) -> str | None:
+    """As `can_run`, of features that the loss or `nearest` may convert from half precision."""
+    return _refusal(tensors, _SUFFIX | _HALVES)
+
+
+def _refusal(tensors: tuple[Tensor | None, ...], dtypes: Container[torch.dtype]) -> str | None:
     for tensor in tensors:
         if tensor is None:
             continue
         if tensor.device.type != "cpu":
             return f"the tensors are on {tensor.device}, and these kernels are for the CPU"
-        if tensor.dtype not in _SUFFIX:
+        if tensor.dtype not in dtypes:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
         if tensor.numel() == 0:
             return "a tensor is empty"
@@ -42,7 +55,7 @@ def can_run(*tensors: Tensor | None) -> str | None:
 
 def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:
     """None if `nearest` takes these, else the reason why not."""
-    return can_run(x, prototypes)
+    return can_load(x, prototypes)
 
 
 def class_means(
@@ -91,7 +104,7 @@ class Task(NamedTuple):
 
     def contiguous(self) -> Task:
         """The same values."""
-        return Task(*(None if x is None else x.resolve_neg().contiguous() for x in self))  # type: ignore[arg-type]
+        return Task(*map(_plain, self))  # type: ignore[arg-type]
 
     def addresses(self) -> tuple[int, ...]:
         """In the order of the fields, 0 for what there is not."""
@@ -99,15 +112,18 @@ class Task(NamedTuple):
 
 
 def loss_forward(
-    task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
-) -> tuple[Tensor, Tensor, Any] | None:
-    """The loss [T], the logits [T, Q, N] and what `loss_backward` needs.
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
+    accuracy: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
+    """The loss [T], the logits [T, Q, N] and what `loss_backward` needs; fills `accuracy` [T].
 
-    None if labels or weights do not fit. Without `differentiable` there is no backward.
+    None if labels, weights or temperatures do not fit. Without `differentiable` there is no
+    backward.
     """
     (tasks, samples, width), query = task.support.shape, task.query
-    queries = query.shape[1]
-    loss, logits = query.new_empty(tasks), query.new_empty(tasks, queries, n_way)
+    queries, dtype = query.shape[1], _dtype_of_sums(query)
+    loss = query.new_empty(tasks, dtype=dtype)
+    logits = query.new_empty(tasks, queries, n_way, dtype=dtype)
     number, numbers = 0.0, _NOTHING
     if isinstance(temperature, Tensor):
         numbers = (temperature.data_ptr(), int(temperature.numel() > 1))
@@ -115,7 +131,8 @@ def loss_forward(
         number = temperature
     record = _kernel("prototype_loss", query)(
         (tasks, samples, queries, n_way, width), _METRICS[metric], torch.get_num_threads(),
-        task.addresses(), number, numbers, loss.data_ptr(), logits.data_ptr(), differentiable,
+        task.addresses(), (_storage(task.support), _storage(query)), number, numbers,
+        (loss.data_ptr(), logits.data_ptr(), _address(accuracy)), differentiable,
     )  # fmt: skip
     return None if record is None else (loss, logits, record)
 
@@ -147,11 +164,12 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
     """
     x, prototypes = x.contiguous(), prototypes.contiguous()
     (tasks, queries, width), classes = x.shape, prototypes.shape[1]
-    values = x.new_empty(tasks, queries, k)
+    values = x.new_empty(tasks, queries, k, dtype=_dtype_of_sums(x))
     indices = x.new_empty(tasks, queries, k, dtype=torch.int64)
     _kernel("nearest", x)(
         (tasks, queries, classes, width), k, _METRICS[metric], torch.get_num_threads(),
-        x.data_ptr(), prototypes.data_ptr(), values.data_ptr(), indices.data_ptr(),
+        x.data_ptr(), prototypes.data_ptr(), (_storage(x), _storage(prototypes)),
+        values.data_ptr(), indices.data_ptr(),
     )  # fmt: skip
     return values, indices
 
@@ -176,8 +194,22 @@ def _in_rows(x: Tensor) -> Tensor:
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
+def _plain(x: Tensor | None) -> Tensor | None:
+    if x is None or (x.is_contiguous() and not x.is_neg()):
+        return x
+    return x.resolve_neg().contiguous()
+
+
 def _kernel(name: str, like: Tensor) -> Any:
-    return getattr(cpu.native, f"{name}_{_SUFFIX[like.dtype]}")
+    return getattr(cpu.native, f"{name}_{_SUFFIX[_dtype_of_sums(like)]}")
+
+
+def _dtype_of_sums(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in _HALVES else x.dtype
+
+
+def _storage(x: Tensor) -> int:
+    return _HALVES.get(x.dtype, 0)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta.accuracy import accuracy_of
 from fastmeta.backends import triton
 
 __all__ = [
@@ -90,26 +91,35 @@ class _Record(NamedTuple):
 
 @triton.on_their_device
 def loss_forward(
-    task: _Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool
-) -> tuple[Tensor, Tensor, Any] | None:
-    """The loss [T], the logits [T, Q, N] and what `loss_backward` needs.
+    task: _Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
+    accuracy: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
+    """The loss [T], the logits [T, Q, N] and what `loss_backward` needs; fills `accuracy` [T].
 
-    None if labels or weights do not fit. support [T, S, D], query [T, Q, D], labels and weights
-    [T, S] and [T, Q]; a temperature that is a tensor is [] or [T].
+    None if labels, weights or temperatures do not fit. support [T, S, D], query [T, Q, D], labels
+    and weights [T, S] and [T, Q]; a temperature that is a tensor is [] or [T].
     """
     from fastmeta.kernels.class_means import class_means as means_of
     from fastmeta.kernels.labels_fit import misfits
     from fastmeta.kernels.prototype import prototype_loss
 
     support, support_y, support_weight, query, query_y, query_weight = task
+    given_as_tensor = isinstance(temperature, Tensor)
     if not isinstance(temperature, Tensor):
         temperature = query.new_full((1,), temperature)
     temperature = temperature.reshape(-1).expand(len(query))
     means, mass = means_of(support, support_y, support_weight, n_way, query)
     found = prototype_loss(query, means, query_y, query_weight, temperature, metric, query)
-    wrong = misfits(support_y, support_weight, n_way, mass)
-    if not _all_fit(wrong, misfits(query_y, query_weight, n_way, None)):
+    wrong = [
+        misfits(support_y, support_weight, n_way, mass),
+        misfits(query_y, query_weight, n_way, None),
+    ]
+    if given_as_tensor:
+        wrong.append(~((temperature > 0) & (temperature < torch.inf)))
+    if not _all_fit(*wrong):
         return None
+    if accuracy is not None:
+        accuracy.copy_(accuracy_of(found.logits, query_y, query_weight))
     return found.loss, found.logits, _Record(temperature, metric, means, mass, found)
 
 
@@ -187,4 +197,4 @@ def _all_fit(*wrong: Tensor) -> bool:
     """Whether nothing is wrong; True where it cannot be read, inside a CUDA graph."""
     if wrong[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return True
-    return not bool(torch.stack(wrong).any())
+    return not bool(torch.cat(wrong).any())

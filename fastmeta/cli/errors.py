@@ -26,6 +26,15 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(_one_line(error)) from error
 
 
+@contextmanager
+def result_written(path: str) -> Iterator[None]:
+    """Turn what the system says while the file of a result is written into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} was not written: {error.strerror or error}") from error
+
+
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fastmeta.cli.device import choose_device
-from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.errors import UsageError, result_written, usage_errors
 from fastmeta.cli.memory import keep_freed_memory
 from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.cli.sources import module_of
@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     source = module_of(kind)
     numbers = {"meta_steps": checkpoint.step, **source.evaluate(checkpoint, options)}
     if options.json:
-        Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n")
+        with result_written(options.json):
+            Path(options.json).write_text(json.dumps(numbers, indent=2) + "\n")
     return 0
 
 

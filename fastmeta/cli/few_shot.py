@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from fastmeta import MAML, ProtoMAML, ProtoNet
 from fastmeta.algorithms.shared_encoder import SharedEncoder
+from fastmeta.cli.errors import result_written
 from fastmeta.cli.learners import ANY_WAYS
+from fastmeta.cli.setup import check_writable
 from fastmeta.tasks import TaskBatch
 from fastmeta.training import (
     Interval,
@@ -79,11 +82,12 @@ def check_ways(algorithm: str, trained: int, asked: int | None, option: str) -> 
 
 
 def check_for_learner(meta: MetaLearner, options: argparse.Namespace) -> None:
-    """Raise ValueError if `evaluate` was asked for what this learner has not."""
+    """Raise ValueError or OSError if `evaluate` was asked for what it cannot do."""
     if options.embedding:
         check_picture(options.embedding)
         if not isinstance(meta, SharedEncoder):
             raise ValueError("--embedding: this network has no features that tasks share")
+        check_writable(Path(options.embedding))
     if options.features != "un" and not isinstance(meta, ProtoNet):
         raise ValueError("--features: only protonet has prototypes of its features")
     if options.inner_steps and isinstance(meta, SharedEncoder):
@@ -141,7 +145,7 @@ def draw_embedding(meta: MetaLearner, source: Episodes, path: str | None) -> Non
     if path is None:
         return
     assert isinstance(meta, SharedEncoder)
-    with in_evaluation(meta):
+    with in_evaluation(meta), result_written(path):
         plot_embedding(meta, source.sample(DRAWN_TASKS), path)
     print(f"\nembedding: {DRAWN_TASKS} tasks with their prototypes, drawn in {path}")
 

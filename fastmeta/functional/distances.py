@@ -12,12 +12,13 @@ from torch.autograd import Function
 from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.precision import for_sums
+from fastmeta.functional.precision import dtype_of_sums, for_sums
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 from fastmeta.words import one_of
 
 __all__ = [
-    "METRICS", "check_metric", "check_pair", "distance", "pairwise_distance", "root", "unit",
+    "METRICS", "check_features", "check_metric", "check_pair", "distance", "pairwise_distance",
+    "root", "unit",
 ]  # fmt: skip
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
@@ -62,6 +63,12 @@ def check_metric(metric: str) -> None:
 
 def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, Tensor]:
     """[T, Q, D] and [T, N, D] or [N, D] as [T, Q, D] and [T, N, D], in the precision of sums."""
+    y = check_features(x_name, x, y_name, y)
+    return for_sums(x), for_sums(y)
+
+
+def check_features(x_name: str, x: Tensor, y_name: str, y: Tensor) -> Tensor:
+    """y as [T, N, D]; TypeError or ValueError unless x [T, Q, D] and y [T, N, D] or [N, D] fit."""
     check_samples(x_name, x, "[T, Q, D]")
     if isinstance(y, Tensor) and y.dim() == 2:
         y = y.expand(len(x), *y.shape)
@@ -71,10 +78,9 @@ def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, 
             f"{x_name} [T, Q, D] and {y_name} [T, N, D] do not fit: {list(x.shape)} and "
             f"{list(y.shape)}"
         )
-    x, y = for_sums(x), for_sums(y)
-    if x.dtype is not y.dtype or x.device != y.device:
+    if dtype_of_sums(x) is not dtype_of_sums(y) or x.device != y.device:
         raise TypeError(f"{x_name} is {x.dtype} on {x.device}, {y_name} {y.dtype} on {y.device}")
-    return x, y
+    return y
 
 
 def distance(x: Tensor, y: Tensor, metric: str) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.checks import check_samples, count_of
-from fastmeta.functional.distances import check_metric, check_pair, distance, root, unit
+from fastmeta.functional.distances import check_features, check_metric, distance, root, unit
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.prototypes import native_for
+from fastmeta.functional.precision import for_sums
+from fastmeta.functional.prototypes import in_sums, native_for
 
 __all__ = ["nearest_prototype"]
 
@@ -53,12 +54,13 @@ def nearest_prototype(
     shape = x.shape[:2]
     if shared:
         x, prototypes = x.flatten(0, 1).unsqueeze(0), prototypes.unsqueeze(0)
-    x, prototypes = check_pair("x", x, "prototypes", prototypes)
+    prototypes = check_features("x", x, "prototypes", prototypes)
     if k > prototypes.shape[1]:
         raise ValueError(f"k is {k}, and there are {prototypes.shape[1]} prototypes")
     # Roots have the order of the squares, and make some of them equal.
     order = "sqeuclidean" if metric == "euclidean" else metric
-    kernels = native_for(x, prototypes, weight=None)
+    x, prototypes = in_sums(x, prototypes)
+    kernels = native_for(x, prototypes, weight=None, features=True)
     if kernels is not None and kernels.can_find(x, prototypes, k) is None:
         values, indices = _native(kernels, x.detach(), prototypes.detach(), k, order)
         if torch.is_grad_enabled() and (x.requires_grad or prototypes.requires_grad):
@@ -74,7 +76,7 @@ def _native(
     kernels: ModuleType, x: Tensor, prototypes: Tensor, k: int, metric: str
 ) -> tuple[Tensor, Tensor]:
     if metric == "cosine":
-        x, prototypes = unit(x), unit(prototypes)
+        x, prototypes = unit(for_sums(x)), unit(for_sums(prototypes))
     return kernels.nearest(x, prototypes, k, metric)
 
 
@@ -98,4 +100,5 @@ def _distances_to(x: Tensor, prototypes: Tensor, indices: Tensor, metric: str) -
     tasks, queries, k = indices.shape
     rows = indices.flatten(1).unsqueeze(2).expand(tasks, queries * k, x.shape[2])
     chosen = prototypes.gather(1, rows).unflatten(1, (queries, k)).flatten(0, 1)
-    return distance(x.flatten(0, 1).unsqueeze(1), chosen, metric).reshape(indices.shape)
+    x = for_sums(x.flatten(0, 1).unsqueeze(1))
+    return distance(x, for_sums(chosen), metric).reshape(indices.shape)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.prototypes import Task
+from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.checks import check_samples, count_of
-from fastmeta.functional.distances import check_metric, check_pair, distance
+from fastmeta.functional.distances import check_features, check_metric, distance
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
     check_labels,
@@ -22,8 +24,9 @@ from fastmeta.functional.labels import (
     without_padding,
 )
 from fastmeta.functional.losses import task_loss
-from fastmeta.functional.precision import for_sums
-from fastmeta.functional.prototypes import class_means, native_for, refuse_labels
+from fastmeta.functional.precision import dtype_of_sums, for_sums
+from fastmeta.functional.prototypes import class_means, in_sums, native_for, refuse_labels
+from fastmeta.functional.transforms import values_of
 
 __all__ = ["prototype_loss"]
 
@@ -40,14 +43,16 @@ def prototype_loss(
     temperature: float | Tensor = 1.0,
     support_weight: Tensor | None = None,
     query_weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    return_accuracy: bool = False,
+) -> tuple[Tensor, ...]:
     """Classify the queries of each task by their distances to its prototypes.
 
     The logits are minus the distances over the temperature; the loss is the mean cross-entropy
     over the task's queries: Snell et al. 2017, equation 2 and algorithm 1.
 
     Args:
-        support: [T, S, D] features, floating; half precision is summed in float32.
+        support: [T, S, D] features, floating; half precision is summed in float32. The CPU
+            kernels convert it as they load it, and round its gradients once.
         support_y: [T, S], int64, in [0, n_way), in any order and any number a class.
         query: [T, Q, D].
         query_y: [T, Q], int64, in [0, n_way).
@@ -57,15 +62,20 @@ def prototype_loss(
         support_weight: [T, S], finite and not negative, as in `prototypes`. A sample of weight 0
             is padding, and may hold anything; so below.
         query_weight: [T, Q]; the mean over queries becomes sum(weight * loss) / sum(weight).
+        return_accuracy: whether the share of queries whose largest logit is that of their label
+            is wanted too.
 
     Returns:
         The loss [T] and the logits [T, Q, N], of the dtype of the features (float32 for half
-        precision), differentiable to any order. The logits of padding have no meaning.
+        precision), differentiable to any order; with `return_accuracy` the accuracy [T] too, which
+        the CPU kernels count as they go. Of equal logits the first is the largest; a query with a
+        logit that is NaN counts as wrong. Queries are weighed as in the loss. The logits of padding
+        have no meaning.
 
     Raises:
         ValueError: shapes that do not fit, a label outside [0, n_way), a class without a support
             sample of weight above 0, a weight that is negative or not finite, an unknown metric,
-            a number as temperature that is not above 0 (the values of a tensor are not looked at).
+            a temperature that is not above 0 and finite (inside a CUDA graph, nobody can look).
         TypeError: dtypes or devices that do not fit.
 
     Equivalent to::
@@ -73,26 +83,31 @@ def prototype_loss(
         means = prototypes(support, support_y, n_way)
         logits = -pairwise_distance(query, means, metric) / temperature
         loss = torch.stack([F.cross_entropy(logits[t], query_y[t]) for t in range(T)])
+        accuracy = (logits.argmax(-1) == query_y).float().mean(1)
     """
     check_metric(metric)
     n_way = count_of("n_way", n_way)
     check_samples("support", support, "[T, S, D]")
     check_labels("support_y", support_y, "support", support)
     check_ways(n_way, "support", support)
-    query_sums, support_sums = check_pair("query", query, "support", support)
+    check_features("query", query, "support", support)
     check_labels("query_y", query_y, "query", query)
-    temperature = _temperature(temperature, query_sums)
+    temperature = _temperature(temperature, query)
     if support_weight is not None:
         check_weight("support_weight", support_weight, "support", support)
         support_weight = for_sums(support_weight)
     if query_weight is not None:
         check_weight("query_weight", query_weight, "query", query)
         query_weight = for_sums(query_weight)
-    task = Task(support_sums, support_y, support_weight, query_sums, query_y, query_weight)
-    kernels = native_for(support_sums, query_sums, weight=support_weight)
+    support, query = in_sums(support, query)
+    task = Task(support, support_y, support_weight, query, query_y, query_weight)
+    kernels = native_for(support, query, weight=support_weight, features=True)
     if kernels is not None and not (query_weight is not None and query_weight.requires_grad):
-        return _fused(kernels, task, n_way, metric, temperature)
-    return _composed(task, n_way, metric, temperature)
+        return _fused(kernels, task, n_way, metric, temperature, return_accuracy)
+    loss, logits = _composed(task, n_way, metric, temperature)
+    if return_accuracy:
+        return loss, logits, accuracy_of(logits, query_y, query_weight)
+    return loss, logits
 
 
 def _composed(
@@ -100,6 +115,8 @@ def _composed(
 ) -> tuple[Tensor, Tensor]:
     """The loss made of differentiable operations."""
     support, support_y, support_weight, query, query_y, query_weight = task
+    support, query = for_sums(support), for_sums(query)
+    _check_values(temperature)
     support_y = labels_in_range("support_y", support_y, support_weight, n_way, every_class=True)
     query_y = labels_in_range("query_y", query_y, query_weight, n_way, every_class=False)
     support = without_padding(support, support_weight)
@@ -115,38 +132,46 @@ def _composed(
 
 
 def _fused(
-    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor
-) -> tuple[Tensor, Tensor]:
+    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    return_accuracy: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     task = task.contiguous()
     of_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
     wants_gradient = task.support.requires_grad or task.query.requires_grad or of_temperature
-    if not (wants_gradient and torch.is_grad_enabled()):
-        loss, logits, _ = _forward(kernels, task, n_way, metric, temperature, False)
-        return loss, logits
-    return _Fused.apply(kernels, temperature, n_way, metric, *task)
+    accuracy = None
+    if return_accuracy:
+        accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
+    if wants_gradient and torch.is_grad_enabled():
+        loss, logits = _Fused.apply(kernels, temperature, n_way, metric, accuracy, *task)
+    else:
+        loss, logits, _ = _forward(kernels, task, n_way, metric, temperature, False, accuracy)
+    return (loss, logits) if accuracy is None else (loss, logits, accuracy)
 
 
 def _forward(
     kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
-    differentiable: bool,
+    differentiable: bool, accuracy: Tensor | None,
 ) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
-    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable)
+    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable, accuracy)
     if found is None:
         labels_in_range("query_y", task.query_y, task.query_weight, n_way, every_class=False)
+        _check_values(temperature)
         refuse_labels("support_y", task.support_y, task.support_weight, n_way)
     return found
 
 
 class _Fused(Function):
-    """(kernels, temperature, n_way, metric, *task) -> loss, logits"""
+    """(kernels, temperature, n_way, metric, accuracy, *task) -> loss, logits; fills accuracy"""
 
     @staticmethod
     def forward(
         ctx: Any, kernels: ModuleType, temperature: float | Tensor, n_way: int, metric: str,
-        *tensors: Any,
+        accuracy: Tensor | None, *tensors: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         task = Task(*tensors)
-        loss, logits, ctx.record = _forward(kernels, task, n_way, metric, temperature, True)
+        loss, logits, ctx.record = _forward(
+            kernels, task, n_way, metric, temperature, True, accuracy
+        )
         ctx.kernels, ctx.n_way, ctx.metric, ctx.temperature = kernels, n_way, metric, temperature
         learned = isinstance(temperature, Tensor)
         if learned:
@@ -162,10 +187,10 @@ class _Fused(Function):
         *tensors, temperature = ctx.saved_tensors
         _refuse_batched(grad_loss, grad_logits)
         task = Task(*tensors)
-        _, of_temperature, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
+        _, of_temperature, _, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
         wanted = (of_support, of_query, of_temperature)
         if grad_loss is None and grad_logits is None:
-            return (None,) * 10
+            return (None,) * 11
         if grad_loss is None or grad_logits is not None or torch.is_grad_enabled():
             found = _composed_gradients(ctx, task, temperature, (grad_loss, grad_logits), wanted)
         else:
@@ -173,7 +198,7 @@ class _Fused(Function):
         support, query, per_task = found
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
-        return None, per_task, None, None, support, None, None, query, None, None
+        return None, per_task, None, None, None, support, None, None, query, None, None
 
 
 def _refuse_batched(*gradients: Tensor | None) -> None:
@@ -224,9 +249,22 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
     if list(temperature.shape) not in ([], [tasks]):
         raise ValueError(f"temperature must be [] or [{tasks}], not {list(temperature.shape)}")
     temperature = for_sums(temperature)
-    if temperature.dtype is not query.dtype or temperature.device != query.device:
+    if temperature.dtype is not dtype_of_sums(query) or temperature.device != query.device:
         raise TypeError(
             f"temperature is {temperature.dtype} on {temperature.device}, query {query.dtype} on "
             f"{query.device}"
         )
     return temperature.resolve_neg().contiguous()
+
+
+def _check_values(temperature: float | Tensor) -> None:
+    """ValueError unless all are above 0 and finite."""
+    if not isinstance(temperature, Tensor):
+        return
+    values = values_of(temperature)
+    fits = (values > 0) & (values < torch.inf)
+    if is_capturing(values):
+        assert_later(fits, "a temperature is not above 0 and finite")
+    elif not fits.all():
+        wrong = values[~fits].flatten()[0].item()
+        raise ValueError(f"temperature must be above 0 and finite, and one is {wrong}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.backends.prototype_kernels import kernels_for
+from fastmeta.backends.prototype_kernels import kernels_for, loaded_as_they_are
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.labels import (
@@ -19,10 +19,10 @@ from fastmeta.functional.labels import (
     labels_in_range,
     without_padding,
 )
-from fastmeta.functional.precision import for_sums
+from fastmeta.functional.precision import for_sums, is_half
 from fastmeta.functional.transforms import nobody_transforms
 
-__all__ = ["class_means", "native_for", "prototypes", "refuse_labels"]
+__all__ = ["class_means", "in_sums", "native_for", "prototypes", "refuse_labels"]
 
 
 @runs_eagerly
@@ -67,11 +67,23 @@ def prototypes(
     return class_means(without_padding(x, weight), labels, n_way, weight)
 
 
-def native_for(*tensors: Tensor, weight: Tensor | None) -> ModuleType | None:
-    """The kernels that do it, if any: of plain tensors, and without a gradient for the weights."""
+def native_for(
+    *tensors: Tensor, weight: Tensor | None, features: bool = False
+) -> ModuleType | None:
+    """The kernels that do it, if any: of plain tensors, and without a gradient for the weights.
+
+    features: whether these are what `in_sums` made of features.
+    """
     if not nobody_transforms() or (weight is not None and weight.requires_grad):
         return None
-    return kernels_for(*tensors)
+    return kernels_for(*tensors, features=features)
+
+
+def in_sums(*features: Tensor) -> tuple[Tensor, ...]:
+    """In the precision of sums, unless the kernels convert them as they load them."""
+    if not any(map(is_half, features)) or (nobody_transforms() and loaded_as_they_are(*features)):
+        return features
+    return tuple(map(for_sums, features))
 
 
 def refuse_labels(name: str, labels: Tensor, weight: Tensor | None, n_way: int) -> NoReturn:
@@ -89,8 +101,16 @@ def class_means(x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) ->
     share = member / member.sum(2, keepdim=True)
     # Sums of differences: those of features with a large common offset would lose it in rounding.
     # The shares of a class add up to 1, so that nothing depends on the origin.
-    origin = x[:, :1].detach()
+    origin = _first_real(x.detach(), weight)
     return origin + share @ (x - origin)
+
+
+def _first_real(x: Tensor, weight: Tensor | None) -> Tensor:
+    """[T, 1, D]: each task's first sample that is no padding."""
+    if weight is None:
+        return x[:, :1]
+    first = (weight > 0).int().argmax(1).reshape(-1, 1, 1)
+    return x.gather(1, first.expand(-1, 1, x.shape[2]))
 
 
 class _Means(Function):

@@ -12,6 +12,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
     "fold_batch", "nobody_differentiates", "nobody_transforms", "refuse_nested_jvp", "unfold_batch",
+    "values_of",
 ]  # fmt: skip
 
 
@@ -43,6 +44,13 @@ def nobody_differentiates() -> bool:
 def nobody_transforms() -> bool:
     """Whether tensors are plain ones: no transform of torch.func, no forward derivative."""
     return forward_ad._current_level < 0 and get_interpreter_stack() is None
+
+
+def values_of(tensor: Tensor) -> Tensor:
+    """The plain tensor below the transforms of torch.func, batch dimensions and all."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.detach()
 
 
 def refuse_nested_jvp() -> None:

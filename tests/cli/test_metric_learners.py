@@ -116,6 +116,10 @@ def test_defaults_depend_on_the_algorithm():
         ("protonet", "--ways 14", "train: 14 ways need 14 classes, and there are 13"),
         ("protonet", "--eval-ways 4", "validation: 4 ways need 4 classes, and there are 3"),
         ("protonets", "", "invalid choice: 'protonets'"),
+        ("protonet", "--ways 1", "--ways: must be a whole number of at least 2, not '1'"),
+        ("r2d2", "--eval-ways 1", "--eval-ways: must be a whole number of at least 2, not '1'"),
+        ("protomaml", "--shots 30", "30 shots and 2 queries need 32"),
+        ("matchingnet", "--temperature nan", "--temperature: must be a number above 0"),
     ],
 )
 def test_what_an_algorithm_has_not_is_refused(fastmeta, archive, algorithm, options, message):
@@ -143,6 +147,56 @@ def test_what_an_evaluation_cannot_do_is_refused(fastmeta, archive):
     assert status == 2 and "--inner-steps: this network has no inner loop" in err
     status, _, err = fastmeta("evaluate", FILE, "--embedding", "a.nonsense")
     assert status == 2 and "a.nonsense is no picture" in err
+
+
+def test_a_result_that_cannot_be_written_is_told_in_a_line(
+    fastmeta, archive, tmp_path, monkeypatch
+):
+    fastmeta(*line_of(archive, "protonet", "--steps", 1))
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for path, message in (("folder.png", "is a folder"), ("file/e.png", "file")):
+        status, out, err = fastmeta("evaluate", FILE, "--embedding", path, "--tasks", 2)
+        assert status == 2 and message in err and err.count("\n") == 1
+        assert "accuracy" not in out  # told before the work is done
+    status, _, err = fastmeta(
+        "evaluate", FILE, "--tasks", 2, "--ways", 2, "--embedding", "new/folder/e.png"
+    )
+    assert status == 0 and (tmp_path / "new/folder/e.png").exists(), err
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastmeta.cli.few_shot.plot_embedding", full)
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    for option, path in (("--embedding", "e.png"), ("--json", "e.json")):
+        status, _, err = fastmeta("evaluate", FILE, "--tasks", 2, "--ways", 2, option, path)
+        assert status == 2 and f"{path} was not written: No space left" in err
+        assert err.count("\n") == 1
+
+
+def test_what_is_no_checkpoint_of_this_run_is_refused(fastmeta, archive, tmp_path):
+    assert fastmeta(*line_of(archive, "protonet", "--steps", 1))[0] == 0
+    good = (tmp_path / FILE).read_bytes()
+    last = bytes([good[-1] ^ 0xFF])
+    for name, damaged, message in (
+        ("cut", good[: len(good) // 2], "is not a checkpoint, or is damaged"),
+        ("noise", bytes(range(256)) * 9, "is not a checkpoint, or is damaged"),
+        ("empty", b"", "is not a checkpoint, or is damaged"),
+        ("flipped", good[:-1] + last, "do not match its checksum"),
+    ):
+        (tmp_path / name).write_bytes(damaged)
+        for line in (["evaluate", name], line_of(archive, "protonet", "--steps", 2, "--resume")):
+            more = [] if line[0] == "evaluate" else ["--checkpoint", name]
+            status, _, err = fastmeta(*line, *more)
+            assert status == 2 and message in err and err.count("\n") == 1, err
+        assert (tmp_path / name).read_bytes() == damaged  # what is refused is not written over
+    other = line_of(archive, "r2d2", "--steps", 2, "--resume", "--checkpoint", FILE)
+    status, _, err = fastmeta(*other)
+    assert status == 2 and 'meta.algorithm was "protonet", now "r2d2"' in err
+    status, _, err = fastmeta("evaluate", FILE, "--ways", 1)
+    assert status == 2 and "--ways: must be a whole number of at least 2" in err
+    assert (tmp_path / FILE).read_bytes() == good
 
 
 def test_each_algorithm_is_what_its_name_says(fastmeta, archive):

@@ -1,11 +1,14 @@
 // The kernels of prototypes through their tables, in memory of exactly the size asked for:
 //   no access outside it (AddressSanitizer) and no race (ThreadSanitizer), whatever the labels;
 //   every output is written, and finite; the same bits for any number of threads;
+//   half precision is read as it is, and its gradients are those of float, rounded;
 //   the logits are minus the distances to the means, and the gradient is the derivative of the loss;
 //   the nearest of a bank are those of all distances, sorted.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -88,27 +91,31 @@ struct Case {
   }
 
   PrototypeLoss<R> loss(Metric metric, int threads) const {
+    return of(metric, threads, support.data(), query.data(), Storage::Whole);
+  }
+  PrototypeLoss<R> of(Metric metric, int threads, const void* support_x, const void* query_x,
+                      Storage storage) const {
     const auto or_null = [](const auto& v) { return v.empty() ? nullptr : v.data(); };
-    return {n.T, n.S, n.Q, n.N, n.D, metric, threads, support.data(), support_y.data(),
-            or_null(support_weight), query.data(), query_y.data(), or_null(query_weight), 0,
+    return {n.T, n.S, n.Q, n.N, n.D, metric, threads, support_x, storage, support_y.data(),
+            or_null(support_weight), query_x, storage, query_y.data(), or_null(query_weight), 0,
             temperature.data(), 1};
   }
 };
 
 template <class R>
 struct Outputs {
-  std::vector<R> loss, logits, support, query, temperature;
+  std::vector<R> loss, accuracy, logits, support, query, temperature;
 
   explicit Outputs(const Sizes& n)
-      : loss(poisoned<R>(n.T)), logits(poisoned<R>(n.T * n.Q * n.N)),
+      : loss(poisoned<R>(n.T)), accuracy(poisoned<R>(n.T)), logits(poisoned<R>(n.T * n.Q * n.N)),
         support(poisoned<R>(n.T * n.S * n.D)), query(poisoned<R>(n.T * n.Q * n.D)),
         temperature(poisoned<R>(n.T)) {}
   bool operator==(const Outputs& o) const {
-    return loss == o.loss && support == o.support && query == o.query &&
+    return loss == o.loss && accuracy == o.accuracy && support == o.support && query == o.query &&
            temperature == o.temperature;
   }
   bool finite() const {
-    for (const auto* v : {&loss, &support, &query, &temperature})
+    for (const auto* v : {&loss, &accuracy, &support, &query, &temperature})
       for (const R x : *v)
         if (!std::isfinite(x)) return false;
     return true;
@@ -117,14 +124,16 @@ struct Outputs {
 
 template <class R>
 bool run(const PrototypeKernels<R>& k, const PrototypeLoss<R>& p, const Case<R>& c,
-         Outputs<R>& out) {
+         Outputs<R>& out, void* support_grad = nullptr, void* query_grad = nullptr) {
   std::vector<R> record = poisoned<R>(k.record_size(p) + 64);
   void* start = record.data();
   size_t space = record.size() * sizeof(R);
   R* aligned = static_cast<R*>(std::align(64, size_t(k.record_size(p)) * sizeof(R), start, space));
-  if (!k.loss(p, out.loss.data(), out.logits.data(), aligned, true)) return false;
+  if (!k.loss(p, {out.loss.data(), out.logits.data(), out.accuracy.data()}, aligned, true))
+    return false;
   k.loss_backward(p, aligned,
-                  {c.grad.data(), 1, out.support.data(), out.query.data(), out.temperature.data()});
+                  {c.grad.data(), 1, support_grad ? support_grad : out.support.data(),
+                   query_grad ? query_grad : out.query.data(), out.temperature.data()});
   return true;
 }
 
@@ -177,9 +186,67 @@ void check_loss(const PrototypeKernels<R>& k, const Sizes& n, bool weighted, con
   wrong = c;
   wrong.query_y[0] = n.N;
   expect(!run(k, wrong.loss(Metric::Dot, 2), wrong, out), at, "took a label of N");
+  for (const double temperature : {0.0, -1.0, double(INFINITY), double(NAN)}) {
+    wrong = c;
+    wrong.temperature.back() = R(temperature);
+    expect(!run(k, wrong.loss(Metric::Dot, 2), wrong, out), at, "took a temperature");
+  }
   wrong = c;
   for (i64& y : wrong.support_y) y = 0;
   expect(n.N == 1 || !run(k, wrong.loss(Metric::Dot, 2), wrong, out), at, "took an empty class");
+}
+
+// ---- half precision -----------------------------------------------------------------------------
+
+using Halves = std::vector<std::uint16_t>;
+
+// Features whose low halves are 0 are the same numbers in both.
+Halves upper_halves(std::vector<float>& x) {
+  Halves halves;
+  for (float& v : x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    halves.push_back(std::uint16_t(bits >> 16));
+    bits &= 0xffff0000;
+    std::memcpy(&v, &bits, sizeof v);
+  }
+  return halves;
+}
+
+bool rounded(const std::vector<float>& x, const Halves& halves) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    const std::uint32_t bits = std::uint32_t(halves[i]) << 16;
+    float v;
+    std::memcpy(&v, &bits, sizeof v);
+    if (!(std::fabs(v - x[i]) <= std::fabs(x[i]) * 0x1p-8f)) return false;
+  }
+  return true;
+}
+
+void check_halves(const PrototypeKernels<float>& k, const Sizes& n, bool weighted,
+                  const std::string& where) {
+  Case<float> c(n, weighted);
+  const Halves support = upper_halves(c.support), query = upper_halves(c.query);
+  for (int metric = 0; metric < 4; ++metric) {
+    Outputs<float> whole(n), half(n);
+    Halves for_support(support.size(), 0x7fc0), for_query(query.size(), 0x7fc0);
+    run(k, c.loss(Metric(metric), 1), c, whole);
+    run(k, c.of(Metric(metric), 3, support.data(), query.data(), Storage::BFloat16), c, half,
+        for_support.data(), for_query.data());
+    expect(half.loss == whole.loss && half.accuracy == whole.accuracy, where, "halves: loss");
+    expect(rounded(whole.support, for_support) && rounded(whole.query, for_query), where,
+           "halves: gradient");
+  }
+  std::vector<float> values(size_t(n.T * n.Q)), other = values;
+  std::vector<i64> indices(values.size()), others = indices;
+  Case<float> plain(n, false);
+  const Halves x = upper_halves(plain.query), y = upper_halves(plain.support);
+  const auto metric = Metric::SquaredEuclidean;
+  k.nearest({n.T, n.Q, n.S, n.D, 1, metric, 3, x.data(), Storage::BFloat16, y.data(),
+             Storage::BFloat16, values.data(), indices.data()});
+  k.nearest({n.T, n.Q, n.S, n.D, 1, metric, 1, plain.query.data(), Storage::Whole,
+             plain.support.data(), Storage::Whole, other.data(), others.data()});
+  expect(values == other && indices == others, where, "halves: nearest");
 }
 
 // ---- means, pairs, nearest ----------------------------------------------------------------------
@@ -235,8 +302,8 @@ void check_nearest(const PrototypeKernels<R>& k, const Sizes& n, i64 wanted, con
   for (const int threads : {1, 4}) {
     auto values = poisoned<R>(n.T * n.Q * wanted);
     std::vector<i64> indices(values.size(), -1);
-    k.nearest({n.T, n.Q, n.N, n.D, wanted, Metric::SquaredEuclidean, threads, x.data(), y.data(),
-               values.data(), indices.data()});
+    k.nearest({n.T, n.Q, n.N, n.D, wanted, Metric::SquaredEuclidean, threads, x.data(),
+               Storage::Whole, y.data(), Storage::Whole, values.data(), indices.data()});
     bool right = true;
     for (i64 i = 0; i < n.T * n.Q; ++i) {
       const R* own = squared.data() + i * n.N;
@@ -258,7 +325,10 @@ void check(const Variant& variant, const char* real) {
                          Sizes{1, 40, 33, 37, 64}, Sizes{65, 3, 3, 2, 5}, Sizes{1, 4, 9, 2, 1100}}) {
     const std::string where = std::string(variant.name) + " " + real + " T=" + std::to_string(n.T) +
                               " N=" + std::to_string(n.N) + " D=" + std::to_string(n.D);
-    for (const bool weighted : {false, true}) check_loss<R>(k, n, weighted, where);
+    for (const bool weighted : {false, true}) {
+      check_loss<R>(k, n, weighted, where);
+      if constexpr (std::is_same_v<R, float>) check_halves(k, n, weighted, where);
+    }
     check_pairs<R>(k, n, where);
     for (const i64 wanted : {i64(1), n.N}) check_nearest<R>(k, n, wanted, where);
   }

@@ -286,6 +286,21 @@ def test_the_public_functions_reach_the_kernels(device, on_triton, monkeypatch):
         fmF.prototype_loss(x, y, query, query_y + 3, n_way=3)
 
 
+def test_accuracy_and_temperatures_of_the_public_loss(device, on_triton):
+    x, y, _, query, query_y, weight = task((2, 6, 9, 4, 3), device, torch.float32, weighted=True)
+    y = torch.arange(6, device=device).expand(2, 6) % 3
+    given = {"support": x, "support_y": y, "query": query, "query_y": query_y, "n_way": 3}
+    _, logits, accuracy = fmF.prototype_loss(
+        **given, query_weight=weight, return_accuracy=True, temperature=torch.ones(2, device=device)
+    )
+    hits = (logits.argmax(-1) == query_y) * weight
+    torch.testing.assert_close(accuracy, hits.sum(1) / weight.sum(1))
+    for wrong in (0.0, -1.0, NAN, float("inf")):
+        temperature = torch.tensor([1.0, wrong], device=device)
+        with pytest.raises(ValueError, match="temperature must be above"):
+            fmF.prototype_loss(**given, temperature=temperature)
+
+
 def test_what_nearest_does_not_take():
     x, y = torch.zeros(1, 2, 3), torch.zeros(1, 100, 3)
     assert "float64" in raw.can_find(x.double(), y.double(), 1)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from fastmeta.cli.options.common import add_command, add_machine
-from fastmeta.cli.options.kinds import positive
+from fastmeta.cli.options.kinds import positive, ways
 
 FEATURES = ("un", "l2n", "cl2n")
 
@@ -44,7 +44,7 @@ def _add_few_shot(evaluate: argparse.ArgumentParser) -> None:
     group = evaluate.add_argument_group("images, vectors")
     group.add_argument(
         "--ways",
-        type=positive,
+        type=ways,
         help="classes a task; protonet, matchingnet, r2d2 and protomaml take any (default: as in "
         "the training's validation)",
     )

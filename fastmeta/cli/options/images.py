@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmeta.cli.options.algorithms import CLASSIFIERS, defaults_by_algorithm
 from fastmeta.cli.options.common import add_command
-from fastmeta.cli.options.kinds import positive
+from fastmeta.cli.options.kinds import positive, ways
 from fastmeta.cli.options.metric import add_evaluation_tasks, add_metric
 from fastmeta.cli.options.training import add_training
 
@@ -156,7 +156,7 @@ def _add_images(source: Any, name: str, gradient: dict[str, Any], metric: dict[s
 
 def _add_tasks(source: argparse.ArgumentParser) -> None:
     group = source.add_argument_group("tasks")
-    group.add_argument("--ways", type=positive, help="classes a task (default: %(default)s)")
+    group.add_argument("--ways", type=ways, help="classes a task (default: %(default)s)")
     for name, about in (("--shots", "support"), ("--queries", "query")):
         group.add_argument(
             name, type=positive, help=f"{about} images a class (default: %(default)s)"

@@ -20,6 +20,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def ways(text: str) -> int:
+    """How many classes a task has: a whole number from 2 on, or there is nothing to tell apart."""
+    if not text.isdecimal() or int(text) < 2:
+        raise ArgumentTypeError(f"must be a whole number of at least 2, not {text!r}")
+    return int(text)
+
+
 def positive_number(text: str) -> float:
     """A finite number above 0."""
     value = _number(text)

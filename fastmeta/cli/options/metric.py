@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastmeta.cli.options.kinds import positive, positive_number
+from fastmeta.cli.options.kinds import positive, positive_number, ways
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
 
@@ -42,7 +42,7 @@ def add_evaluation_tasks(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--eval-ways",
-        type=positive,
+        type=ways,
         metavar="WAYS",
         help="not for networks with a head of --ways outputs (default: %(default)s)",
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmeta.cli.options.algorithms import CLASSIFIERS, defaults_by_algorithm
 from fastmeta.cli.options.common import add_command
-from fastmeta.cli.options.kinds import fraction, natural, positive, share
+from fastmeta.cli.options.kinds import fraction, natural, positive, share, ways
 from fastmeta.cli.options.metric import add_evaluation_tasks, add_metric
 from fastmeta.cli.options.training import add_training
 
@@ -88,7 +88,7 @@ def _add_arrays(source: argparse.ArgumentParser) -> None:
 
 def _add_tasks(source: argparse.ArgumentParser) -> None:
     group = source.add_argument_group("tasks")
-    group.add_argument("--ways", type=positive, help="classes a task (default: %(default)s)")
+    group.add_argument("--ways", type=ways, help="classes a task (default: %(default)s)")
     for name, about in (("--shots", "support"), ("--queries", "query")):
         group.add_argument(
             name, type=positive, help=f"{about} vectors a class (default: %(default)s)"
