@@ -218,17 +218,16 @@ class _MetaLoss(torch.autograd.Function):
         refuse_batched(grad_loss, grad_predictions)
         kept = ctx.saved_tensors  # all are looked at for changes in place
         grad_loss, at_loss = _read(grad_loss)
-        factor = None
-        if grad_predictions is None:
-            factor = _factor(ctx.form, at_loss)
-        ready, ctx.gradients = ctx.gradients, None
-        if ready is None or factor is None:
-            if factor is not None:
-                grad_loss, at_loss = _read(torch.ones(ctx.form.tasks, dtype=kept[0].dtype))
-            ready = _run_backward(ctx, kept, at_loss, grad_predictions, None)
+        factor = _factor(ctx.form, at_loss if grad_predictions is None else 0)
+        gradients, ctx.gradients = ctx.gradients, None
+        if factor is None:
+            gradients = _run_backward(ctx, kept, at_loss, grad_predictions, None)
+        elif gradients is None:
+            ones = kept[0].new_ones(ctx.form.tasks)
+            gradients = _run_backward(ctx, kept, ones.data_ptr(), None, None)
         if factor is not None:
-            _scale(ctx.form, ready, factor)
-        return None, None, None, *_by_tensor(ctx, ready)
+            _scale(ctx.form, gradients, factor)
+        return None, None, None, *_by_tensor(ctx, gradients)
 
 
 class _Adapt(torch.autograd.Function):
@@ -276,7 +275,10 @@ def _steps_at_once(form: Form, needs: Sequence[bool]) -> bool:
 
 
 def _factor(form: Form, at_loss: int) -> float | None:
-    """The gradient of every task's loss if they are all alike, as those of a mean are."""
+    """The gradient of every task's loss if they are all alike, as those of a mean are.
+
+    None if they are not, or if they are not all that there is (no address).
+    """
     step = form.program.kernels.step
     if step is None:
         return None

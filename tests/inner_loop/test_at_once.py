@@ -113,6 +113,14 @@ def test_an_uneven_sum_takes_two_from_its_second_time_on(case, calls):
     assert calls == ["forward", "backward", "step"]
 
 
+def test_a_gradient_of_predictions_takes_two_from_its_second_time_on(case, calls):
+    meta = learner(case)
+    gradients(meta, case[2], of_both)
+    del calls[:]
+    gradients(meta, case[2], of_both)
+    assert calls == ["forward", "backward"]
+
+
 def test_forwards_without_a_backward_stop_it(case, calls):
     meta = learner(case)
     for _ in range(4):
