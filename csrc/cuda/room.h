@@ -89,6 +89,13 @@ int threads_for(const Plan<Team>& plan, i64 processors) {
 #endif
 constexpr int most_blocks = FASTMETA_MOST_BLOCKS;
 
+// Are few tasks that fit a block each shared among more, for speed? Predicted to pay and not measured:
+// until it is, a build with 1 does so (docs/notes/gpu-session.md).
+#ifndef FASTMETA_SHARE_FEW_TASKS
+#define FASTMETA_SHARE_FEW_TASKS 0
+#endif
+constexpr bool share_few_tasks = FASTMETA_SHARE_FEW_TASKS;
+
 // With fewer rows a part, weights are read for too little work.
 constexpr i64 enough_rows = 16;
 
@@ -119,10 +126,11 @@ i64 longest_share(const InnerLoop<R>& loop, int blocks) {
 // parameters and enough rows, or where the device has no clusters. at_once(blocks): how many clusters
 // of that many the device runs at the same time, 0 where it has none.
 //
-// Few tasks are shared among more blocks: as long as all tasks still run at once, every thread keeps
+// If asked for, few tasks are shared among more blocks: as long as all tasks still run at once, every thread keeps
 // a tile, and the longest share becomes shorter.
 template <class R, class AtOnce>
-int blocks_of_task(const InnerLoop<R>& loop, i64 limit, AtOnce at_once) {
+int blocks_of_task(const InnerLoop<R>& loop, i64 limit, AtOnce at_once,
+                   bool for_speed = share_few_tasks) {
   const i64 tiles = most_tiles(loop.network.nodes, loop.network.n_nodes, most_samples(loop));
   int blocks = 1;
   while (tiles && blocks < most_blocks && !takes_enough_rows(loop, limit, blocks)) ++blocks;
@@ -132,6 +140,7 @@ int blocks_of_task(const InnerLoop<R>& loop, i64 limit, AtOnce at_once) {
   } else if (least_bytes<Cluster<R>>(loop, blocks) > limit) {
     return 0;
   }
+  if (!for_speed) return blocks;
   i64 least = longest_share(loop, blocks);
   for (int more = blocks + 1; more <= most_blocks && tiles >= more * most_threads; ++more) {
     const i64 share = longest_share(loop, more);

@@ -228,14 +228,18 @@ Case<float> make_layers(i64 tasks, i64 samples, std::vector<i64> widths) {
   }));
 }
 
-int blocks_on_h100(const Case<float>& c, i64 largest_cluster = 8) {
-  return cuda::blocks_of_task(Call<float>(c, 1).loop, h100_shared, [=](int blocks) {
+int blocks_on_h100(const Case<float>& c, i64 largest_cluster = 8, bool for_speed = false) {
+  const auto at_once = [=](int blocks) {
     return blocks <= largest_cluster ? h100_processors / blocks : 0;
-  });
+  };
+  return cuda::blocks_of_task(Call<float>(c, 1).loop, h100_shared, at_once, for_speed);
 }
 
-void check_blocks(const std::string& what, const Case<float>& c, int with, int without) {
+// for_speed: where few tasks are shared among more blocks than hold them.
+void check_blocks(const std::string& what, const Case<float>& c, int with, int without,
+                  int for_speed) {
   expect(blocks_on_h100(c) == with, what, "another number of blocks than expected");
+  expect(blocks_on_h100(c, 8, true) == for_speed, what, "for speed: another number than expected");
   expect(blocks_on_h100(c, 0) == without, what, "without clusters: another number than expected");
 }
 
@@ -252,14 +256,14 @@ void check_least(const std::string& what, const Case<float>& c) {
 }
 
 void check_choice() {
-  check_blocks("sinusoid, 25 tasks", make_layers(25, 10, {1, 40, 40, 1}), 1, 1);
-  check_blocks("sinusoid, 1 task", make_layers(1, 10, {1, 40, 40, 1}), 1, 1);
-  check_blocks("rl, 40 tasks", make_layers(40, 200, {20, 64, 64, 6}), 3, 1);
-  check_blocks("rl, 60 tasks", make_layers(60, 200, {20, 64, 64, 6}), 2, 1);
-  check_blocks("rl, 133 tasks", make_layers(133, 200, {20, 64, 64, 6}), 1, 1);
-  check_blocks("per-user", make_layers(256, 20, {256, 64, 64, 1}), 2, 0);
-  check_blocks("60k", make_layers(256, 25, {200, 200, 100, 5}), 8, 0);
-  check_blocks("a million", make_layers(1, 5, {1000, 1000, 10}), 0, 0);
+  check_blocks("sinusoid, 25 tasks", make_layers(25, 10, {1, 40, 40, 1}), 1, 1, 1);
+  check_blocks("sinusoid, 1 task", make_layers(1, 10, {1, 40, 40, 1}), 1, 1, 1);
+  check_blocks("rl, 40 tasks", make_layers(40, 200, {20, 64, 64, 6}), 1, 1, 3);
+  check_blocks("rl, 60 tasks", make_layers(60, 200, {20, 64, 64, 6}), 1, 1, 2);
+  check_blocks("rl, 133 tasks", make_layers(133, 200, {20, 64, 64, 6}), 1, 1, 1);
+  check_blocks("per-user", make_layers(256, 20, {256, 64, 64, 1}), 2, 0, 2);
+  check_blocks("60k", make_layers(256, 25, {200, 200, 100, 5}), 8, 0, 8);
+  check_blocks("a million", make_layers(1, 5, {1000, 1000, 10}), 0, 0, 0);
   for (const auto& widths : std::vector<std::vector<i64>>{
            {256, 64, 64, 1}, {200, 200, 100, 5}, {784, 64, 64, 10}, {100, 100, 100, 100, 100}})
     check_least(std::to_string(widths[0]) + " features", make_layers(256, 25, widths));
