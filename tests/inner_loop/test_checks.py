@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from oracle import classification_tasks, regression_tasks
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fastmeta as fm
 from fastmeta.models import mlp
@@ -156,3 +157,22 @@ def test_what_looks_like_one_task_is_told_so():
         classify(mlp([1, 4]))(fm.TaskBatch(x[..., 0], y, x[..., 0], y))
     with pytest.raises(ValueError, match="forget the task dimension"):
         fm.ProtoNet(nn.Linear(3, 2).double())(fm.TaskBatch(x[..., 0], y, x[..., 0], y))
+
+
+@pytest.mark.parametrize(
+    ("engine", "loss"),
+    [
+        ("auto", "cross_entropy"),
+        ("vmap", "cross_entropy"),
+        ("layered", lambda p, y: F.cross_entropy(p, y)),
+        ("reference", "cross_entropy"),
+    ],
+)
+def test_a_first_call_under_a_checkpoint_saves_what_the_next_one_does(engine, loss):
+    tasks = classification_tasks([2])
+    meta = classify(mlp([2, 4, 3]), loss, engine=engine)
+    values = checkpoint(lambda: meta(tasks).loss, use_reentrant=False)
+    ours = torch.autograd.grad(values.sum(), list(meta.parameters()))
+    right = torch.autograd.grad(meta(tasks).loss.sum(), list(meta.parameters()))
+    for gradient, expected in zip(ours, right, strict=True):
+        torch.testing.assert_close(gradient, expected)
