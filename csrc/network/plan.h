@@ -123,7 +123,9 @@ struct Plan : Parameters<Team_> {
         continue;
       }
       with_activation<R>(node(l), [&](auto f) {
-        value_at[l] = l > 0 ? value_at[l - 1] : columns(laid_in(l));
+        // A product's result is not needed once it is activated; that of an activation is, by its
+        // derivatives.
+        value_at[l] = l > 0 && linear(l - 1) ? value_at[l - 1] : columns(laid_in(l));
         s1_at[l] = f.keeps_s1 ? columns(laid_in(l)) : 0;
         s2_at[l] = f.keeps_s2 ? columns(laid_in(l)) : 0;
       });

@@ -109,23 +109,33 @@ def named(loss: Loss, targets: Tensor | None = None) -> Loss:
     """The name of a loss that is PyTorch's own with nothing set, else the loss as it came.
 
     `F.cross_entropy` and `nn.CrossEntropyLoss()` are "cross_entropy" of targets [T, S] of class
-    labels; of class probabilities they have no name here.
+    labels; of class probabilities they have no name here. Nor have the other losses of targets that
+    are whole numbers, which PyTorch's functions take.
     """
     if isinstance(loss, str):
         return loss
     name = _module_name(loss) if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss)
-    if name == "cross_entropy" and targets is not None:
+    if name is None or targets is None:
+        return name or loss
+    if name == "cross_entropy":
         return name if targets.dtype is torch.int64 and targets.dim() == 2 else loss
-    return name or loss
+    return name if targets.is_floating_point() else loss
 
 
 def _module_name(loss: nn.Module) -> str | None:
     plain = _MODULES.get(type(loss))
-    if plain is None or loss._forward_hooks or loss._forward_pre_hooks or loss._backward_hooks:
+    if plain is None or "forward" in vars(loss) or _has_hooks(loss):
         return None
     name, settings = plain
     same = all(getattr(loss, key) == value for key, value in settings.items())
     return name if same and not any(b is not None for b in loss._buffers.values()) else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks
+        or module._backward_hooks or module._backward_pre_hooks
+    )  # fmt: skip
 
 
 def takes_weight(loss: Loss) -> bool:

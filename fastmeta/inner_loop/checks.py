@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -140,7 +141,7 @@ def _probe(
     theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
     x = tasks.support_x[0].detach()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _unseen():
             predictions = _predict(loop, theta, x)
     except (RuntimeError, IndexError) as error:
         hint = ""
@@ -238,8 +239,17 @@ def _loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tensor:
     """[1]: the support loss of the first task."""
     weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
     targets = tasks.support_y[:1].detach()
-    with torch.enable_grad():
+    with torch.enable_grad(), _unseen():
         return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
+
+
+def _unseen() -> AbstractContextManager[None]:
+    """Whoever counts the tensors that a call saves, as torch.utils.checkpoint does, shall not count
+    those of a probe, which the next call does without.
+    """
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return nullcontext()
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def leaves_of_graph(root: Tensor) -> Iterator[Tensor]:

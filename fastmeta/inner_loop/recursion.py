@@ -201,7 +201,8 @@ class _Descent(torch.autograd.Function):
     def backward(ctx: Any, *outer_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph(ctx.forward.engine)
         loop = ctx.loop
-        tensors, path = ctx.saved_tensors[: ctx.n_inputs], ctx.saved_tensors[ctx.n_inputs :]
+        kept = ctx.saved_tensors  # asked for once: hooks may compute them again, or refuse to
+        tensors, path = kept[: ctx.n_inputs], kept[ctx.n_inputs :]
         inputs = ctx.layout.unflatten(tensors)
         needs = ctx.layout.unflatten(ctx.needs_input_grad[3:])
         adjoint = _Adjoint(ctx.forward, loop, inputs, needs, outer_gradient)

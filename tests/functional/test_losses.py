@@ -113,7 +113,8 @@ class TestNamed:
         ],
     )
     def test_with_nothing_set(self, loss, name):
-        assert named(loss, self.LABELS) == named(loss) == name
+        targets = self.LABELS if name == "cross_entropy" else torch.rand(2, 3, 4)
+        assert named(loss, targets) == named(loss) == name
 
     @pytest.mark.parametrize(
         "loss",
@@ -130,11 +131,23 @@ class TestNamed:
     def test_not_with_anything_else(self, loss):
         assert named(loss, self.LABELS) is loss
 
-    def test_not_one_with_hooks_or_a_class_of_its_own(self):
-        hooked = nn.MSELoss()
+    def test_not_one_with_hooks_or_a_class_or_a_forward_of_its_own(self):
+        hooked, hooked_behind, changed = nn.MSELoss(), nn.MSELoss(), nn.MSELoss()
         hooked.register_forward_hook(lambda *_: None)
+        hooked_behind.register_full_backward_pre_hook(lambda *_: None)
+        changed.forward = F.l1_loss
         own = type("Own", (nn.MSELoss,), {})()
-        assert named(hooked) is hooked and named(own) is own
+        for loss in (hooked, hooked_behind, changed, own):
+            assert named(loss) is loss
+
+    def test_whole_numbers_have_no_name_but_in_cross_entropy(self):
+        assert named(F.mse_loss, self.LABELS) is F.mse_loss
+        x, y = torch.randn(2, 5, 3), torch.randint(4, (2, 5, 1))
+        tasks = fm.TaskBatch(x, y, x, y)
+        model = nn.Linear(3, 1)
+        oracle = fm.MAML(model, loss=F.mse_loss, inner_lr=0.1, engine="reference")
+        meta = fm.MAML(model, loss=F.mse_loss, inner_lr=0.1)
+        torch.testing.assert_close(meta(tasks).loss, oracle(tasks).loss)
 
     def test_class_probabilities_have_no_name(self):
         assert named(F.cross_entropy, torch.rand(2, 3, 5)) is F.cross_entropy

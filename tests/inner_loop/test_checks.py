@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from oracle import classification_tasks, regression_tasks
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import fastmeta as fm
 from fastmeta.models import mlp
@@ -82,16 +83,16 @@ def test_weights_need_a_loss_that_takes_them():
     x, y = torch.randn(2, 4, 2).double(), torch.zeros(2, 4, dtype=torch.int64)
     tasks = fm.TaskBatch(x, y, x, y, torch.ones(2, 4).double(), torch.ones(2, 4).double())
     with pytest.raises(ValueError, match="need a loss that takes them"):
-        classify(mlp([2, 3]), F.cross_entropy)(tasks)
+        classify(mlp([2, 3]), lambda p, y: F.cross_entropy(p, y))(tasks)
 
     def weighted(predictions, targets, weight):
         losses = F.cross_entropy(predictions, targets, reduction="none")
         return (weight * losses).sum() / weight.sum()
 
     model = mlp([2, 3])
-    torch.testing.assert_close(
-        classify(model, weighted)(tasks).loss, classify(model)(tasks).loss
-    )
+    right = classify(model)(tasks).loss
+    for loss in (weighted, F.cross_entropy):  # the latter goes by its name
+        torch.testing.assert_close(classify(model, loss)(tasks).loss, right)
 
 
 def test_no_parameter_that_adapts():
@@ -156,3 +157,22 @@ def test_what_looks_like_one_task_is_told_so():
         classify(mlp([1, 4]))(fm.TaskBatch(x[..., 0], y, x[..., 0], y))
     with pytest.raises(ValueError, match="forget the task dimension"):
         fm.ProtoNet(nn.Linear(3, 2).double())(fm.TaskBatch(x[..., 0], y, x[..., 0], y))
+
+
+@pytest.mark.parametrize(
+    ("engine", "loss"),
+    [
+        ("auto", "cross_entropy"),
+        ("vmap", "cross_entropy"),
+        ("layered", lambda p, y: F.cross_entropy(p, y)),
+        ("reference", "cross_entropy"),
+    ],
+)
+def test_a_first_call_under_a_checkpoint_saves_what_the_next_one_does(engine, loss):
+    tasks = classification_tasks([2])
+    meta = classify(mlp([2, 4, 3]), loss, engine=engine)
+    values = checkpoint(lambda: meta(tasks).loss, use_reentrant=False)
+    ours = torch.autograd.grad(values.sum(), list(meta.parameters()))
+    right = torch.autograd.grad(meta(tasks).loss.sum(), list(meta.parameters()))
+    for gradient, expected in zip(ours, right, strict=True):
+        torch.testing.assert_close(gradient, expected)

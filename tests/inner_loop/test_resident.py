@@ -183,6 +183,21 @@ def plain(widths=(2, 19, 3), tasks=9, loss="mse", **options):
 
 
 @pytest.mark.parametrize("tasks", [3, 33])
+@pytest.mark.parametrize("first", [nn.ReLU(), Sine(3.0), nn.GELU()])
+@pytest.mark.parametrize("second", [nn.LeakyReLU(0.1), nn.Tanh(), Sine(2.0), nn.Softplus()])
+def test_an_activation_of_an_activation(first, second, tasks):
+    meta, batch, leaves = plain((2, 7, 3), tasks, learn_inner_lr="element")
+    meta.model[1] = nn.Sequential(first, second, nn.Tanh())
+    meta.engine = "resident"
+    ours = outcome(meta, batch, leaves)
+    with fm.use_backend("reference"):
+        meta.engine = "auto"
+        right = outcome(meta, batch, leaves)
+    for value, expected in zip(ours, right, strict=True):
+        assert torch.allclose(value, expected, rtol=1e-10, atol=1e-10 * scale(right))
+
+
+@pytest.mark.parametrize("tasks", [3, 33])
 def test_every_instruction_set_gives_the_reference(variant, tasks):
     meta, batch, leaves = plain(tasks=tasks, learn_inner_lr="element")
     ours = outcome(meta, batch, leaves)
