@@ -12,7 +12,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu, cuda
-from fastmeta.inner_loop import resident
+from fastmeta.inner_loop import forms, resident
 from fastmeta.inner_loop.choose import choose
 from fastmeta.inner_loop.loop import InnerLoop
 from fastmeta.models import mlp
@@ -71,7 +71,8 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(cuda, "_load", lambda: module)
     monkeypatch.setattr(cuda, "_place", lambda like: (0, 7))
     monkeypatch.setattr(cuda, "_current", lambda device: nullcontext())
-    monkeypatch.setattr(resident, "_BACKENDS", {"cpu": cuda})
+    for where in (resident, forms):
+        monkeypatch.setattr(where, "BACKENDS", {"cpu": cuda})
     yield module
     cuda.kernels.cache_clear()
 
