@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastmeta.algorithms.positive import Positive
 from fastmeta.algorithms.shared_encoder import SharedEncoder
 from fastmeta.functional.distances import check_metric, pairwise_distance
-from fastmeta.functional.prototype_loss import prototype_loss
+from fastmeta.functional.prototype_loss import loss_of_prototypes
 from fastmeta.functional.prototypes import prototypes
 from fastmeta.tasks import TaskBatch
 
@@ -114,11 +114,10 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
 
     def _judge(self, features: TaskBatch, n_way: int) -> tuple[Tensor, ...]:
         # On a GPU the accuracy is a pass of its own, made when somebody asks for it.
-        return prototype_loss(
-            features.support_x, features.support_y, features.query_x, features.query_y,
-            n_way=n_way, metric=self.metric, temperature=self.temperature(features.query_x),
-            support_weight=features.support_weight, query_weight=features.query_weight,
-            return_accuracy=features.query_x.device.type == "cpu",
+        return loss_of_prototypes(
+            features.support_x, features.support_y, features.query_x, features.query_y, n_way,
+            self.metric, self.temperature(features.query_x), features.support_weight,
+            features.query_weight, features.query_x.device.type == "cpu", positive=True,
         )  # fmt: skip
 
     def _mean_feature(self, inputs: Iterable[Tensor]) -> Tensor:

@@ -14,6 +14,8 @@ from fastmeta.bench.rivals import FASTMETA, Step
 from fastmeta.bench.timing import measure, seconds_of
 from fastmeta.bench.workloads import Problem
 
+_KERNELS = "forward_", "backward_", "step_", "scale_"
+
 
 class _Stopwatch:
     """Stands in for the native module and adds up the seconds spent in its kernels."""
@@ -24,7 +26,7 @@ class _Stopwatch:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._native, name)
-        return self._timed(attribute) if name.startswith(("forward_", "backward_")) else attribute
+        return self._timed(attribute) if name.startswith(_KERNELS) else attribute
 
     def _timed(self, kernel: Any) -> Any:
         def timed(*arguments: Any) -> Any:

@@ -28,7 +28,7 @@ from fastmeta.functional.precision import dtype_of_sums, for_sums
 from fastmeta.functional.prototypes import class_means, in_sums, native_for, refuse_labels
 from fastmeta.functional.transforms import values_of
 
-__all__ = ["prototype_loss"]
+__all__ = ["loss_of_prototypes", "prototype_loss"]
 
 
 @runs_eagerly
@@ -85,6 +85,28 @@ def prototype_loss(
         loss = torch.stack([F.cross_entropy(logits[t], query_y[t]) for t in range(T)])
         accuracy = (logits.argmax(-1) == query_y).float().mean(1)
     """
+    return loss_of_prototypes(
+        support, support_y, query, query_y, n_way, metric, temperature, support_weight,
+        query_weight, return_accuracy,
+    )  # fmt: skip
+
+
+def loss_of_prototypes(
+    support: Tensor,
+    support_y: Tensor,
+    query: Tensor,
+    query_y: Tensor,
+    n_way: int,
+    metric: str,
+    temperature: float | Tensor,
+    support_weight: Tensor | None,
+    query_weight: Tensor | None,
+    return_accuracy: bool,
+    positive: bool = False,
+) -> tuple[Tensor, ...]:
+    """`prototype_loss`, where a learner may know its temperature to be positive: a look at the
+    value would wait for a GPU.
+    """
     check_metric(metric)
     n_way = count_of("n_way", n_way)
     check_samples("support", support, "[T, S, D]")
@@ -104,6 +126,8 @@ def prototype_loss(
     kernels = native_for(support, query, weight=support_weight, features=True)
     if kernels is not None and not (query_weight is not None and query_weight.requires_grad):
         return _fused(kernels, task, n_way, metric, temperature, return_accuracy)
+    if not positive:
+        _check_values(temperature)
     loss, logits = _composed(task, n_way, metric, temperature)
     if return_accuracy:
         return loss, logits, accuracy_of(logits, query_y, query_weight)
@@ -116,7 +140,6 @@ def _composed(
     """The loss made of differentiable operations."""
     support, support_y, support_weight, query, query_y, query_weight = task
     support, query = for_sums(support), for_sums(query)
-    _check_values(temperature)
     support_y = labels_in_range("support_y", support_y, support_weight, n_way, every_class=True)
     query_y = labels_in_range("query_y", query_y, query_weight, n_way, every_class=False)
     support = without_padding(support, support_weight)
