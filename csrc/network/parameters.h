@@ -3,6 +3,9 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
+// Bytes of values that the tasks of a call keep from forward to backward, at most.
+constexpr i64 most_kept = i64(1) << 30;
+
 // A parameter tensor as a matrix [taps * rows][columns] in team layout. A weight [O, I] is its
 // transpose (one tap); of a weight [O, I, kh, kw] every tap (kh, kw) is a transpose of its own.
 struct Piece {

@@ -130,7 +130,7 @@ struct Plan : Parameters<Team_> {
         s2_at[l] = f.keeps_s2 ? columns(laid_in(l)) : 0;
       });
     }
-    if (!room.keeps_values && !worth_keeping()) return;
+    if (!room.keeps_values && !(worth_keeping() && affordable())) return;
     support_size = loop.order == 2 ? loop.support.n * values_row : 0;
     query_size = loop.query.n * values_row;
   }
@@ -148,6 +148,12 @@ struct Plan : Parameters<Team_> {
         with_activation<R>(node(l), [&](auto f) { flops += f.curved ? curved * out(l) : 0; });
     }
     return flops * Team::tasks > 80 * values_row;
+  }
+
+  // Of all tasks together: many samples of many tasks shall not take what theta_k does not.
+  bool affordable() const {
+    const i64 bytes = (loop.support.n + loop.query.n) * values_row * i64(sizeof(R));
+    return bytes <= most_kept / larger(1, this->teams());
   }
 
   void lay_out_scratch(const Room& room) {

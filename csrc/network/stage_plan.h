@@ -109,9 +109,8 @@ struct StagePlan : Parameters<Team_> {
       z_at[l] = grow(values_size, most() * z_size(l));
       constants_at[l] = grow(values_size, sets(l, most()) * 2 * ld(l));
     }
-    constexpr i64 affordable = i64(1) << 30;
     const bool keeps = keeps_values || 2 * values_size * i64(sizeof(R)) <=
-                                           affordable / larger(1, loop.tasks);
+                                           most_kept / larger(1, loop.tasks);
     support_size = keeps && loop.order == 2 && loop.steps ? values_size : 0;
     query_size = keeps && loop.query.n ? values_size : 0;
   }

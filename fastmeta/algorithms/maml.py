@@ -134,6 +134,9 @@ class MAML(nn.Module):
     def forward(self, tasks: TaskBatch, inner_steps: int | None = None) -> MetaOutput:
         """Adapt to each task's support set and judge on its query set.
 
+        Evaluate under `torch.no_grad()`: where a backward may come, native kernels compute the
+        gradient of the losses' sum along with them.
+
         Args:
             tasks: T tasks on the model's device, in its dtype.
             inner_steps: instead of the number given at construction.

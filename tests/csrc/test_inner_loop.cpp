@@ -56,6 +56,23 @@ void check_labels_out_of_range(const Variant& variant) {
   }
 }
 
+// Of a wide network the values of the samples are kept, but not those of a million tasks.
+void check_kept(const Variant& variant) {
+  const auto c = in_float(make_case(1, LossKind::MeanSquaredError, 1, [](auto& c, Random& random) {
+    c.nodes = {linear(c, random, 64, 64), activation(ActivationKind::Tanh, 64),
+               linear(c, random, 64, 64)};
+    c.support_n = c.query_n = 20, c.steps = 1, c.order = 2;
+  }));
+  Call<float> call(c, 1);
+  const auto record_of = [&](i64 tasks) {
+    call.loop.tasks = tasks;
+    return variant.f32->record_size(call.loop);
+  };
+  const i64 values = 2 * 20 * (64 + 64), million = 1 << 20;
+  const i64 few = record_of(2) - record_of(1), many = record_of(million) / million;
+  expect(few - many >= values, variant.name, "values are not kept, or those of too many tasks are");
+}
+
 void check_variant(const Variant& variant) {
   std::set<std::string> teams;
   const i64 crowd = 16 * processors() + 1;  // enough for every pack, the last of them not full
@@ -71,6 +88,7 @@ void check_variant(const Variant& variant) {
         teams.insert(std::string("float32 ") + variant.f32->team(Call<float>(in_float(c), 1).loop));
       }
   check_labels_out_of_range(variant);
+  check_kept(variant);
   expect(teams.size() == 4, variant.name, "a team was never chosen");
 }
 

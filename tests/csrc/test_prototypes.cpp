@@ -17,24 +17,13 @@
 #include "cpu/dispatch.h"
 #include "cpu/prototypes.h"
 #include "cpu/runtime.h"
+#include "expect.h"
 #include "gomp_threads.h"
-
-// Fresh memory is all ones, a NaN: what is read before it is written does not stay hidden.
-extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
-  return "max_malloc_fill_size=1073741824:malloc_fill_byte=255";
-}
 
 namespace {
 
 using namespace fastmeta;
-
-int failures = 0;
-
-void expect(bool condition, const std::string& where, const char* what) {
-  if (condition) return;
-  std::printf("FAILED: %s: %s\n", where.c_str(), what);
-  ++failures;
-}
+using test::expect, test::failures;
 
 std::uint64_t state = 1;
 double uniform() {
