@@ -46,6 +46,11 @@ FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> 
       return each([&](int i, int j, i64 at) -> V {
         return load(c + at) - acc[i][j];
       });
+    case Finish::Descend: {
+      const R* from = target.from + offset;
+      const V scale = splat(target.scale);
+      return each([&](int i, int j, i64 at) -> V { return load(from + at) - scale * acc[i][j]; });
+    }
     case Finish::Step: {
       constexpr bool a_vector = std::is_same_v<Lane, Broadcast>;
       const R* from = target.from + offset;

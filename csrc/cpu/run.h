@@ -18,8 +18,7 @@ template <class Team, class R>
 void put_rate(R* to, const Rate<R>& rate, i64 k, const View& v) {
   const R* from = rate.data + k * rate.step_stride;
   if (rate.n > 1) return put_matrix<Team>(to, from, v);
-  const i64 n = (v.rows - 1) * Team::shared_stride(v.columns) + v.columns;
-  for (i64 i = 0; i < n; ++i) to[i] = *from;
+  for (i64 c = 0; c < v.columns; ++c) to[c] = *from;
 }
 
 // What forward leaves for backward: what all tasks share, in shared layout, then what every team

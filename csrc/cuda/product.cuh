@@ -146,6 +146,8 @@ FASTMETA_INLINE R finished(const Target<R>& t, i64 at, R rate, R acc) {
       return t.c[at] + acc;
     case Finish::Subtract:
       return t.c[at] - acc;
+    case Finish::Descend:
+      return t.from[at] - t.scale * acc;
     case Finish::Step:
       return t.from[at] - rate * acc;
     case Finish::RateGrad:

@@ -65,6 +65,7 @@ class Adaptation {
                               const BackwardOut<R>& out, const Sums<R>& sums) {
     const Slice slice = plan_.slice(team);
     rates_ = Team::sums_in_place ? sums.rates : at(plan_.scratch_size);
+    swapped_ = false;
     start_lambda(slice, in, kept, out);
     const bool second = loop_.order == 2;
     if (loop_.steps > 0 && (second || out.rates)) {
@@ -103,13 +104,14 @@ class Adaptation {
     return true;
   }
   FASTMETA_CODE R* at(i64 offset) { return scratch_ + offset; }
-  FASTMETA_CODE R* lambda() { return at(plan_.lambda_at); }
+  FASTMETA_CODE R* lambda() { return at(swapped_ ? plan_.direction_at : plan_.lambda_at); }
   // lambda_{k+1}, which the rates need: part by part, lambda itself is on its way to lambda_k.
   FASTMETA_CODE R* lambda_before() {
     if constexpr (Team::splits) return at(plan_.lambda_before_at);
     return lambda();
   }
-  FASTMETA_CODE R* direction() { return at(plan_.direction_at); }
+  // alpha_k lambda_{k+1}; where one rate serves all, lambda_k forms here and they change places.
+  FASTMETA_CODE R* direction() { return at(swapped_ ? plan_.lambda_at : plan_.direction_at); }
   FASTMETA_CODE R* support_gradient() { return at(plan_.support_gradient_at); }
   FASTMETA_CODE R* rate_gradient(i64 k) { return rates_ + rate_step(k) * plan_.theta_size; }
   FASTMETA_CODE i64 rate_step(i64 k) const { return plan_.rate_steps == 1 ? 0 : k; }
@@ -152,6 +154,7 @@ class Adaptation {
     for (i64 k = 0; k < loop_.steps; ++k) {
       R* place = kept ? kept + k * plan_.theta_size : nullptr;
       R* next = place && !Team::keeps_away ? place : at(plan_.theta_work_at[(k + 1) % 2]);
+      if (next == at(plan_.theta_work_at[0])) started_ = -1;
       copy_unadapted(next, theta);
       each_part(loop_.support, slice, [&](i64 begin, i64) {
         const R* from = begin ? next : theta;
@@ -197,7 +200,7 @@ class Adaptation {
   // lambda_K: what the query and the caller's own use of the fast weights say of theta_K.
   FASTMETA_CODE void start_lambda(Slice slice, const BackwardIn<R>& in, const R* kept,
                                   const BackwardOut<R>& out) {
-    Team::zero(lambda(), plan_.theta_size);
+    if (!loop_.query.n || !Team::shared_layout) Team::zero(lambda(), plan_.theta_size);
     if (loop_.query.n) {
       const R* theta = theta_at(loop_.steps, slice, kept);
       take(loop_.query, slice);
@@ -222,6 +225,7 @@ class Adaptation {
   }
 
   FASTMETA_CODE void start_second_order_step(i64 k, const BackwardOut<R>& out) {
+    if (has_one_rate()) return;
     take_direction(k);
     if (out.rates && lambda_before() != lambda())
       Team::copy(lambda_before(), lambda(), plan_.theta_size);
@@ -230,9 +234,24 @@ class Adaptation {
   FASTMETA_CODE void second_order_step(i64 k, const R* theta, const BackwardOut<R>& out,
                                        Slice slice) {
     const GradientTo rates = rate_target(k);
-    passes_.r_pass(theta, direction(), 0, {Finish::Subtract, lambda()},
-                   out.rates ? &rates : nullptr, out.support_x != nullptr);
-    if (out.support_x) subtract_support_gradient(out.support_x, slice);
+    const R* along = has_one_rate() ? lambda() : direction();
+    passes_.r_pass(theta, along, 0, hessian_target(k), out.rates ? &rates : nullptr,
+                   out.support_x != nullptr);
+    if (out.support_x) subtract_support_gradient(out.support_x, slice, one_rate(k));
+    if (has_one_rate()) swapped_ = !swapped_;
+  }
+
+  FASTMETA_CODE bool has_one_rate() const {
+    if constexpr (Team::shared_layout) return plan_.one_rate;
+    return false;
+  }
+  FASTMETA_CODE R one_rate(i64 k) const {
+    return has_one_rate() ? plan_.one_rate->data[k * plan_.one_rate->step_stride] : R(1);
+  }
+  // H (alpha lambda) is alpha H lambda where alpha is a number: no direction has to be made.
+  FASTMETA_CODE GradientTo hessian_target(i64 k) {
+    if (!has_one_rate()) return {Finish::Subtract, lambda()};
+    return {Finish::Descend, direction(), lambda(), {}, one_rate(k)};
   }
 
   FASTMETA_CODE GradientTo rate_target(i64 k) {
@@ -244,8 +263,9 @@ class Adaptation {
     plan_.each_piece([&](const Piece& p) {
       if constexpr (Team::shared_layout) {
         const i64 rows = p.taps * p.rows, vectors = Team::vectors(p.columns);
+        const i64 rate_row = plan_.rate_row(p.parameter, p.columns);
         for (i64 r = 0; r < rows; ++r) {
-          const R* rate = alpha(k) + p.shared_at + r * Team::shared_stride(p.columns);
+          const R* rate = alpha(k) + p.shared_at + r * rate_row;
           for (i64 v = 0; v < vectors; ++v) {
             const i64 i = p.at + r * Team::stride(p.columns) + v * W;
             store(direction() + i, Team::shared_value(rate, v) * load(lambda() + i));
@@ -260,10 +280,12 @@ class Adaptation {
 
   // ---- between PyTorch's layout and the team's ------------------------------------------------
 
-  // theta_0
+  // theta_0, which a backward that follows its forward at once finds in place.
   FASTMETA_CODE const R* start(Slice slice) {
     if (Team::reads_shared && plan_.all_shared) return common_.theta;
     R* theta = at(plan_.theta_work_at[0]);
+    if (started_ == slice.first) return theta;
+    started_ = Team::shared_layout ? slice.first : -1;
     plan_.each_view([&](const View& v) {
       const Parameter<R>& from = loop_.parameters[v.parameter];
       if (from.task_stride || !Team::shared_layout)
@@ -333,14 +355,14 @@ class Adaptation {
       Team::zero(support_gradient(), plan_.input_size(loop_.support));
   }
 
-  FASTMETA_CODE void subtract_support_gradient(R* out, Slice slice) {
+  FASTMETA_CODE void subtract_support_gradient(R* out, Slice slice, R scale) {
     const R* r = passes_.r_input_gradient_of_loss();
     if constexpr (Team::sums_in_output) {
       passes_.subtract_input(out, r, slice);
     } else {
       R* sum = support_gradient();
       Team::each(plan_.input_size(loop_.support),
-                 [&](i64 i) { store(sum + i, load(sum + i) - load(r + i)); });
+                 [&](i64 i) { store(sum + i, load(sum + i) - splat(scale) * load(r + i)); });
     }
   }
 
@@ -349,6 +371,8 @@ class Adaptation {
   const Common<R>& common_;
   R* scratch_;
   R* rates_ = nullptr;  // the gradient of the rates: [rate_steps][theta_size]
+  i64 started_ = -1;      // the first task of the slice whose theta_0 is in theta_work_at[0]
+  bool swapped_ = false;  // lambda and direction
   Passes passes_;
 };
 

@@ -31,6 +31,7 @@ struct GradientTarget {
   R* c;
   const R* from = nullptr;
   RateBase rate{};
+  R scale = 1;
 };
 
 template <class Team>
@@ -43,6 +44,7 @@ struct Parameters {
   i64 theta_size = 0, shared_size = 0;
   bool all_shared = true;  // no parameter has a task dimension
   i64 rate_steps = 1;      // 1: the same rates at every step
+  const Rate<R>* one_rate = nullptr;  // one number a step, of every parameter
   int blocks;              // of a cluster, which share a task
 
   explicit Parameters(const InnerLoop<R>& l, int sharing = 1) : loop(l), blocks(sharing) {
@@ -50,10 +52,16 @@ struct Parameters {
       if (loop.rates[p].data && loop.rates[p].step_stride) rate_steps = larger(1, loop.steps);
       all_shared = all_shared && !loop.parameters[p].task_stride;
     }
+    if (Team::shared_layout) one_rate = find_one_rate();
   }
 
   FASTMETA_BOTH bool has_rate(int parameter) const {
     return parameter >= 0 && loop.rates[parameter].data;
+  }
+  // From a row of rates to the next one, in shared layout: where one number is the rate of all of a
+  // tensor, there is one row, which the first-level cache keeps.
+  FASTMETA_BOTH i64 rate_row(int parameter, i64 columns) const {
+    return has_rate(parameter) && loop.rates[parameter].n > 1 ? Team::shared_stride(columns) : 0;
   }
   FASTMETA_BOTH bool per_task(int parameter) const {
     return loop.parameters[parameter].task_stride;
@@ -108,6 +116,13 @@ struct Parameters {
     for (int i = 0; i < n_pieces; ++i)
       if (pieces[i].parameter == parameter) return pieces[i].elements();
     return 0;
+  }
+
+ private:
+  const Rate<R>* find_one_rate() const {
+    for (int p = 0; p < loop.network.n_parameters; ++p)
+      if (loop.rates[p].n != 1 || loop.rates[p].data != loop.rates[0].data) return nullptr;
+    return loop.network.n_parameters && loop.rates[0].data ? &loop.rates[0] : nullptr;
   }
 
  protected:

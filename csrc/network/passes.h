@@ -276,9 +276,12 @@ class Passes {
       const i64 offset = base + row * ld;
       Target<R> t{to.c + offset, ld, to.finish};
       t.from = to.from ? to.from + offset : nullptr;
+      t.scale = to.scale;
       if constexpr (Team::shared_layout) {
-        t.rate_m = Team::shared_stride(plan_.out(l));
-        t.rate = to.rate ? to.rate + plan_.shared_at[l] + row * t.rate_m : nullptr;
+        const int parameter = row ? plan_.node(l).bias : plan_.node(l).weight;
+        t.rate_m = plan_.rate_row(parameter, plan_.out(l));
+        t.rate = to.rate ? to.rate + plan_.shared_at[l] + row * Team::shared_stride(plan_.out(l))
+                         : nullptr;
       } else if (to.finish == Finish::Step) {
         const Node& node = plan_.node(l);
         const Rate<R>& rate = plan_.loop.rates[row ? node.bias : node.weight];

@@ -21,6 +21,7 @@ enum class Finish {
   Bias,      // C = row[n] + acc
   Add,       // C = C + acc
   Subtract,  // C = C - acc
+  Descend,   // C = from - scale * acc
   Step,      // C = from - rate * acc
   RateGrad,  // C = C - from * acc
 };
@@ -36,6 +37,7 @@ struct Target {
   const R* from = nullptr;
   const R* rate = nullptr;
   i64 rate_m = 0, rate_n = 0;
+  R scale = 1;
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -365,8 +365,9 @@ class StagePasses : StageNorms<Team> {
       const i64 ld = Team::stride(p.columns), n = p.taps * p.rows;
       Target<R> to{target.c + p.at, ld, target.finish};
       to.from = target.from ? target.from + p.at : nullptr;
+      to.scale = target.scale;
       to.rate = target.rate ? target.rate + p.shared_at : nullptr;
-      to.rate_m = ld;
+      to.rate_m = plan_.rate_row(p.parameter, p.columns);
       const R* sums = total + p.at - plan_.begin_at[l];
       for (i64 m = 0; m < n; ++m)
         for (i64 v = 0; v < ld / W; ++v) {

@@ -20,7 +20,7 @@ from fastmeta.bench.operations import Operation
 from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import Entry, Point
 from fastmeta.bench.rivals import FASTMETA, FASTMETA_GRAPH, Outcome, Rival, Step, engine
-from fastmeta.bench.roofline import native_share, one_thread_seconds
+from fastmeta.bench.roofline import autograd_seconds, native_share, one_thread_seconds
 from fastmeta.bench.timing import Timing, measure, seconds_of
 from fastmeta.bench.workloads import Problem, Workload, make_problem
 
@@ -184,6 +184,7 @@ def _roofline(race: _Race, settings: Settings) -> dict[str, float | None]:
     step, seconds = race.steps[FASTMETA.name], settings.seconds / 3
     return {
         "native_share": native_share(race.problem, seconds),
+        "autograd_s": autograd_seconds(race.problem, seconds),
         "one_thread_s": one_thread_seconds(step, seconds) if settings.threads > 1 else None,
     }
 

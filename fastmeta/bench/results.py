@@ -63,8 +63,9 @@ class Point:
     data_bytes: int
     ceilings: Ceilings  # as measured just before
     entries: list[Entry]
-    # of a workload and fastmeta: native_share of its time, one_thread_s; of anyone: arithmetic_s
-    # and data_s, the least time at the best rates of the run
+    # of a workload and fastmeta: native_share of its time, autograd_s of a step that computes
+    # nothing, one_thread_s; of anyone: arithmetic_s and data_s, the least time at the best rates of
+    # the run
     roofline: dict[str, float | None] = field(default_factory=dict)
     best_rival: str | None = None
     times_best_rival: float | None = None

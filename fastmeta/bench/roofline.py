@@ -55,6 +55,32 @@ def native_share(problem: Problem, seconds: float) -> float | None:
     return stopwatch.seconds / total
 
 
+def autograd_seconds(problem: Problem, seconds: float) -> float:
+    """Median seconds of a step that computes nothing, on PyTorch's way to the same gradients.
+
+    No `autograd.Function` of Python can take less.
+    """
+    parameters = [value.clone().requires_grad_() for value in problem.parameters.values()]
+
+    def step() -> None:
+        _Nothing.apply(*parameters).mean().backward()
+        for parameter in parameters:
+            parameter.grad = None
+
+    return measure({"step": step}, seconds)["step"].median
+
+
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parameters: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = [torch.empty_like(parameter) for parameter in parameters]
+        return parameters[0].new_empty(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(ctx.gradients)
+
+
 def one_thread_seconds(step: Step, seconds: float) -> float:
     """Median seconds of a step on one thread."""
     threads = torch.get_num_threads()

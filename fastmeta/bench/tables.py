@@ -126,6 +126,8 @@ def _where_time_went(point: dict[str, Any]) -> str:
     if share is not None:
         outside = f"{_ms((1 - share) * seconds)} ms outside"
         parts.append(f"{100 * share:.0f} % of the time in native kernels, {outside}")
+    if roofline.get("autograd_s") is not None:  # results of before 2026-12 have none
+        parts.append(f"PyTorch's autograd alone takes {_ms(roofline['autograd_s'])} ms")
     if roofline["one_thread_s"] is not None:
         parts.append(f"{roofline['one_thread_s'] / seconds:.2f} times as fast as on one thread")
     return "; ".join(parts)

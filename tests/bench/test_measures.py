@@ -64,6 +64,10 @@ def test_the_native_module_is_put_back_after_an_error(monkeypatch):
     assert cpu.native is native
 
 
+def test_autograd_alone_takes_time():
+    assert 0 < roofline.autograd_seconds(make_problem(TINY["relu"]), seconds=1e-3) < 1
+
+
 def test_one_thread_is_for_the_measurement_only():
     threads, seen = torch.get_num_threads(), []
     roofline.one_thread_seconds(lambda: seen.append(torch.get_num_threads()), seconds=1e-4)
