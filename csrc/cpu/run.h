@@ -36,7 +36,8 @@ struct Record {
     return round_up((1 + plan.rate_steps) * plan.shared_size, Team::W);
   }
   static i64 team_size(const Plan& plan) {
-    return plan.loop.steps * plan.theta_size + plan.support_size + plan.query_size;
+    return plan.loop.steps * plan.theta_size + plan.kept_steps * plan.support_size +
+           plan.query_size;
   }
   static i64 size(const Plan& plan) {
     return common_size(plan) + plan.teams() * team_size(plan);

@@ -3,8 +3,8 @@
 //   theta_{k+1} = theta_k - alpha_k g_k
 //   lambda_k    = lambda_{k+1} - H_k (alpha_k lambda_{k+1}),  d/d alpha_k = -lambda_{k+1} g_k
 //
-// Only theta_0..theta_K are kept, and of large networks the values of the support at theta_0 and of
-// the query at theta_K; the other R-passes recompute their activations.
+// Only theta_0..theta_K are kept, and where that is cheaper the values of the query at theta_K and of
+// the support at theta_0 or further; the other R-passes recompute their activations.
 #pragma once
 
 #include "parameters.h"
@@ -77,8 +77,8 @@ class Adaptation {
         const R* theta = theta_at(k, slice, kept);
         if (second) start_second_order_step(k, out);
         each_part(loop_.support, slice, [&](i64, i64) {
-          if (k == 0 && plan_.support_size)
-            passes_.resume(kept_support(kept), theta);
+          if (const R* values = kept_support(kept, k))
+            passes_.resume(values, theta);
           else
             passes_.forward(theta, nullptr);
           passes_.loss_gradient();
@@ -158,7 +158,7 @@ class Adaptation {
       copy_unadapted(next, theta);
       each_part(loop_.support, slice, [&](i64 begin, i64) {
         const R* from = begin ? next : theta;
-        passes_.forward(theta, k == 0 ? kept_support(kept) : nullptr);
+        passes_.forward(theta, kept_support(kept, k));
         passes_.loss_gradient();
         passes_.backward(theta, plan_.lowest_adapted, {Finish::Step, next, from, alpha(k)}, false);
       });
@@ -168,14 +168,16 @@ class Adaptation {
     return theta;
   }
 
-  // Where the values of the support at theta_0 are kept, and those of the query; nullptr: nowhere.
+  // Where the values of the support at theta_k are kept, and those of the query; nullptr: nowhere.
   template <class P>
-  FASTMETA_CODE P* kept_support(P* kept) const {
-    return kept && plan_.support_size ? kept + loop_.steps * plan_.theta_size : nullptr;
+  FASTMETA_CODE P* kept_support(P* kept, i64 k) const {
+    const bool keeps = kept && plan_.support_size && k < plan_.kept_steps;
+    return keeps ? kept + loop_.steps * plan_.theta_size + k * plan_.support_size : nullptr;
   }
   template <class P>
   FASTMETA_CODE P* kept_query(P* kept) const {
-    return kept && plan_.query_size ? kept + loop_.steps * plan_.theta_size + plan_.support_size
+    return kept && plan_.query_size ? kept + loop_.steps * plan_.theta_size +
+                                          plan_.kept_steps * plan_.support_size
                                     : nullptr;
   }
 

@@ -45,6 +45,7 @@ struct Parameters {
   bool all_shared = true;  // no parameter has a task dimension
   i64 rate_steps = 1;      // 1: the same rates at every step
   const Rate<R>* one_rate = nullptr;  // one number a step, of every parameter
+  i64 kept_steps = 1;      // the first steps whose values of the support are kept, if any are
   int blocks;              // of a cluster, which share a task
 
   explicit Parameters(const InnerLoop<R>& l, int sharing = 1) : loop(l), blocks(sharing) {

@@ -133,6 +133,7 @@ struct Plan : Parameters<Team_> {
     if (!room.keeps_values && !(worth_keeping() && affordable())) return;
     support_size = loop.order == 2 ? loop.support.n * values_row : 0;
     query_size = loop.query.n * values_row;
+    if (room.keeps_values) this->kept_steps = steps_in_cache();
   }
 
   // Values are written to memory and read back, or computed again. Of a 1-40-40-1 network computing
@@ -148,6 +149,13 @@ struct Plan : Parameters<Team_> {
         with_activation<R>(node(l), [&](auto f) { flops += f.curved ? curved * out(l) : 0; });
     }
     return flops * Team::tasks > 80 * values_row;
+  }
+
+  // Beside the theta_k, in the second-level cache, from a forward to the backward that follows at once.
+  i64 steps_in_cache() const {
+    constexpr i64 cache = i64(256) << 10;  // 512 KiB gained nothing more
+    const i64 bytes = larger(1, support_size * i64(sizeof(R)));
+    return larger(1, smaller(loop.steps, cache / bytes));
   }
 
   // Of all tasks together: many samples of many tasks shall not take what theta_k does not.
