@@ -20,6 +20,7 @@ from fastmeta.functional.conv_products import (
     input_gradient,
     weight_gradient,
 )
+from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.precision import product_precision
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 from fastmeta.words import kind_of
@@ -29,6 +30,7 @@ __all__ = ["conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"]
 Pair = int | Sequence[int]
 
 
+@traced_whole
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0
 ) -> Tensor:
@@ -61,6 +63,7 @@ def conv2d(
     return _Convolve.apply(x, weight, None if bias is None else bias.expand(len(x), -1), window)
 
 
+@traced_whole
 def conv2d_input_gradient(
     grad: Tensor, weight: Tensor, size: Sequence[int], stride: Pair = 1, padding: Pair = 0
 ) -> Tensor:
@@ -91,6 +94,7 @@ def conv2d_input_gradient(
     return _InputGradient.apply(grad, weight, window)
 
 
+@traced_whole
 def conv2d_weight_gradient(
     grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0
 ) -> Tensor:

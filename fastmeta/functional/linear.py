@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from fastmeta.backends import triton, triton_products
 from fastmeta.functional.checks import check_parameter, check_samples
+from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.precision import PRECISIONS, product_precision
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 from fastmeta.words import kind_of
@@ -18,6 +19,7 @@ from fastmeta.words import kind_of
 __all__ = ["linear"]
 
 
+@traced_whole
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply each task's samples by its own weight.
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta.functional.capture import assert_later, is_capturing
+from fastmeta.functional.eager import traced_whole
 
 __all__ = [
     "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "takes_weight", "task_loss",
@@ -19,6 +20,7 @@ __all__ = [
 Loss = str | Callable[..., Tensor]
 
 
+@traced_whole
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the samples of each task.
 

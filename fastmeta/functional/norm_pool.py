@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.normalize import (
     Gradients,
     Statistics,
@@ -24,6 +25,7 @@ from fastmeta.functional.transforms import nobody_differentiates, nobody_transfo
 __all__ = ["batch_norm_pool"]
 
 
+@traced_whole
 def batch_norm_pool(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     negative_slope: float = 0.0, pool: int = 2,

@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from fastmeta.backends import cpu, pools
 from fastmeta.functional.checks import check_samples, pair
+from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
 
@@ -23,6 +24,7 @@ __all__ = [
 Pair = int | Sequence[int]
 
 
+@traced_whole
 def max_pool2d(
     x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0
 ) -> Tensor:
