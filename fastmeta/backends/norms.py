@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 from fastmeta.backends.image_layout import along_pixels, empty, laid_out
-from fastmeta.backends.operation import is_fake, operation
+from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = ["backward", "forward", "second_backward", "takes"]
 
@@ -86,7 +86,7 @@ def _run(
     """
     x, y, *others = images
     assert x is not None and y is not None
-    if is_fake(x):
+    if type(x) is FakeTensor:
         return
     by_pixels = along_pixels(x)
     laid = [z if z is None else laid_out(z, by_pixels) for z in (x, y, *others)]

@@ -15,10 +15,9 @@ from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["is_fake", "is_traced", "operation"]
+__all__ = ["FakeTensor", "is_traced", "nobody_sees_values", "operation"]
 
 _Raw = TypeVar("_Raw", bound=Callable[..., Any])
 
@@ -27,19 +26,21 @@ _library = torch.library.Library("fastmeta", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _modes = torch._C._len_torch_dispatch_stack
+_TRACERS = tuple(
+    getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL")
+)
 
 
 def is_traced() -> bool:
-    """Whether a mode of PyTorch's dispatcher watches, so that kernels must be called as operators.
-
-    There no value of a tensor may be looked at.
-    """
+    """Whether a mode of PyTorch's dispatcher watches, so that kernels are called as operators."""
     return _modes() > 0
 
 
-def is_fake(x: Tensor) -> bool:
-    """Whether it has shape, dtype and strides, but no memory that a kernel could read."""
-    return type(x) is FakeTensor
+def nobody_sees_values() -> bool:
+    """Whether such a mode makes a graph, of tensors whose values nobody may look at."""
+    if torch.compiler.is_dynamo_compiling() or not _modes():
+        return False
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)
 
 
 def operation(schema: str, fake: Callable[..., Any] | None = None) -> Callable[[_Raw], _Raw]:
@@ -49,7 +50,7 @@ def operation(schema: str, fake: Callable[..., Any] | None = None) -> Callable[[
         schema: ``name(Tensor x, int n) -> Tensor``, the arguments in the order of the function's;
             a module among them is a string to the operator, its name.
         fake: what the function returns, of fake tensors; None: the function, whose kernels start
-            nothing where `is_fake` says so.
+            nothing on a `FakeTensor`, which has no memory.
     """
     name = schema[: schema.index("(")]
 
@@ -59,15 +60,16 @@ def operation(schema: str, fake: Callable[..., Any] | None = None) -> Callable[[
         def run(*args: Any) -> Any:
             return raw(import_module(args[0]), *args[1:]) if takes_module else raw(*args)
 
-        def refuse(ctx: Any, *grads: Any) -> NoReturn:
-            raise RuntimeError(
-                f"torch.ops.fastmeta.{name} has no derivative: call fastmeta.functional instead"
-            )
+        def with_grad_mode(*args: Any) -> Any:
+            compute = _WithoutDerivative.apply if torch.is_grad_enabled() else _below_autograd
+            found = compute(operator, *args)
+            return list(found) if schema.endswith("Tensor[]") else found
 
         _library.define(schema, tags=_TAGS)
         _library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastmeta::{name}", fake or run, lib=_library)
-        torch.library.register_autograd(f"fastmeta::{name}", refuse, lib=_library)
+        # Not register_autograd, which takes most of the time that importing all of this takes.
+        _library.impl(name, with_grad_mode, "Autograd")
         operator = getattr(torch.ops.fastmeta, name).default
 
         @wraps(raw)
@@ -79,3 +81,24 @@ def operation(schema: str, fake: Callable[..., Any] | None = None) -> Callable[[
         return call  # type: ignore[return-value]
 
     return register
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    """(operator, *arguments) -> what it returns; its backward is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Any, *args: Any) -> Any:
+        ctx.operator = operator
+        return _below_autograd(operator, *args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(
+            f"torch.ops.{ctx.operator} has no derivative: call fastmeta.functional instead"
+        )
+
+
+def _below_autograd(operator: Any, *args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        found = operator(*args)
+    return tuple(found) if isinstance(found, list) else found

@@ -23,11 +23,12 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
     Raises:
         ValueError: the backend "triton" is demanded and cannot run this, with the reason.
     """
-    tasks, samples, channels = x.shape[:3]
+    if not triton.takes(x, *others):
+        return False
+    tasks, _, channels = x.shape[:3]
     pixels = x[0, :, 0].numel()
     # A program takes 16 pixels or more of up to 32 channels.
-    fits = pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
-    return fits and triton.takes(x, *others)
+    return pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
 
 
 @operation(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.functional.checks import check_parameter, check_samples, pair
 from fastmeta.functional.conv_products import (
@@ -20,9 +19,13 @@ from fastmeta.functional.conv_products import (
     input_gradient,
     weight_gradient,
 )
-from fastmeta.functional.eager import traced_whole
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.precision import product_precision
-from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.functional.transforms import (
+    fold_batch,
+    refuse_nested_jvp,
+    unfold_batch,
+)
 from fastmeta.words import kind_of
 
 __all__ = ["conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"]

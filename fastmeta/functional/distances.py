@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples
-from fastmeta.functional.eager import traced_whole
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.precision import dtype_of_sums, for_sums
-from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.functional.transforms import (
+    fold_batch,
+    refuse_nested_jvp,
+    unfold_batch,
+)
 from fastmeta.words import one_of
 
 __all__ = [

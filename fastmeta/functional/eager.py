@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["runs_eagerly", "traced_whole"]
+__all__ = ["Function", "runs_eagerly", "traced_whole"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+_compiling = torch.compiler.is_dynamo_compiling
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 _whole: list[Callable[..., Any]] = []
 _eager: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -21,7 +24,7 @@ _REASON = (
 )
 
 
-def traced_whole(function: Function) -> Function:
+def traced_whole(function: _Callable) -> _Callable:
     """Let torch.compile put a call of `function` into its graph without looking into it.
 
     When the graph is made into code the function runs on tensors without values, and its kernels
@@ -31,25 +34,59 @@ def traced_whole(function: Function) -> Function:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
+        if _compiling():
             _tell_dynamo()
         return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
 
 
-def runs_eagerly(function: Function) -> Function:
+def runs_eagerly(function: _Callable) -> _Callable:
     """Let torch.compile call `function` as it is: traced, native calls would read no real data."""
     _eager[function] = function
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
+        if _compiling():
             _tell_dynamo()
             return _eager[function](*args, **kwargs)
         return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+class Function(torch.autograd.Function):
+    """An autograd.Function whose backward is never compiled, and says what it cannot take.
+
+    Where a compiled step calls ``loss.backward()``, torch.compile looks into the backward of what
+    ran outside of its graphs too. What it compiled there could not be differentiated once more, and
+    meta-gradients came out wrong without a word.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.backward = staticmethod(_as_backward(cls.backward))  # type: ignore[method-assign]
+
+
+def _as_backward(function: Callable[..., Any]) -> Callable[..., Any]:
+    _eager[function] = function
+
+    @functools.wraps(function)
+    def run(ctx: Any, *grads: Any) -> Any:
+        if _compiling():
+            _tell_dynamo()
+            return _eager[function](ctx, *grads)
+        try:
+            return function(ctx, *grads)
+        except RuntimeError as error:
+            if not any(isinstance(g, torch.Tensor) and _is_legacy_batched(g) for g in grads):
+                raise
+            raise RuntimeError(
+                "fastmeta.functional takes gradients one at a time, not a batch of them "
+                "(is_grads_batched=True); torch.func.vmap over torch.func.vjp does that"
+            ) from error
+
+    return run
 
 
 def _tell_dynamo() -> None:

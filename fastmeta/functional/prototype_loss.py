@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.prototypes import Task
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_features, check_metric, distance
-from fastmeta.functional.eager import traced_whole
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.labels import (
     check_labels,
     check_ways,
@@ -26,6 +25,7 @@ from fastmeta.functional.losses import task_loss
 from fastmeta.functional.precision import dtype_of_sums, for_sums
 from fastmeta.functional.prototype_native import check_values, loss_backward, loss_forward
 from fastmeta.functional.prototypes import class_means, in_sums, native_for
+from fastmeta.functional.transforms import is_wrapped
 
 __all__ = ["loss_of_prototypes", "prototype_loss"]
 
@@ -195,13 +195,13 @@ class _Fused(Function):
         ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *tensors, temperature = ctx.saved_tensors
-        _refuse_batched(grad_loss, grad_logits)
         task = Task(*tensors)
         _, of_temperature, _, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
         wanted = (of_support, of_query, of_temperature)
         if grad_loss is None and grad_logits is None:
             return (None,) * 11
-        if grad_loss is None or grad_logits is not None or torch.is_grad_enabled():
+        more = grad_logits is not None or torch.is_grad_enabled()
+        if grad_loss is None or more or is_wrapped(grad_loss):  # by torch.vmap
             found = _composed_gradients(ctx, task, temperature, (grad_loss, grad_logits), wanted)
         else:
             given = ctx.temperature if temperature is None else temperature
@@ -212,15 +212,6 @@ class _Fused(Function):
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
         return None, per_task, None, None, None, support, None, None, query, None, None
-
-
-def _refuse_batched(*gradients: Tensor | None) -> None:
-    for gradient in gradients:
-        if gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient):
-            raise RuntimeError(
-                "prototype_loss takes gradients one at a time, not a batch of them "
-                "(is_grads_batched=True); torch.func.vmap over torch.func.vjp does that"
-            )
 
 
 def _composed_gradients(

@@ -7,12 +7,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.backends.operation import operation
 from fastmeta.backends.prototype_kernels import kernels_for, loaded_as_they_are
 from fastmeta.functional.checks import check_samples, count_of
-from fastmeta.functional.eager import traced_whole
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.labels import (
     check_labels,
     check_ways,
