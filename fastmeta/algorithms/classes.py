@@ -32,7 +32,9 @@ def count_classes(
     """
     _check_form("support_y", support_y)
     if is_capturing(support_y) and n_way is None:
-        raise RuntimeError("a CUDA graph cannot look for the number of classes: give n_way")
+        raise RuntimeError(
+            "a graph that is captured or traced cannot look for the number of classes: give n_way"
+        )
     if n_way is None:
         n_way = int(support_y.max()) + 1
     elif isinstance(n_way, bool) or not isinstance(n_way, int) or n_way < 1:

@@ -53,7 +53,8 @@ class MAML(nn.Module):
     """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017, algorithm 1).
 
     Its parameters are the model's own, and the inner rates where they are learned, so optimizers,
-    schedulers, `state_dict` and DDP treat it like any module.
+    schedulers, `state_dict` and DDP treat it like any module. torch.compile runs it between its
+    graphs; ``fullgraph=True`` around it, torch.export and torch.func transforms are a RuntimeError.
 
     Args:
         model: any module. Parameters that do not require grad neither adapt nor learn. Norms use

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import cpu
+from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = ["convolve", "input_gradient", "weight_gradient"]
 
@@ -20,6 +21,9 @@ _KERNELS = {torch.float32: "convolve_float32", torch.float64: "convolve_float64"
 _FORWARD, _INPUT_GRADIENT, _WEIGHT_GRADIENT = range(3)
 
 
+@operation(
+    "convolve(Tensor x, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding) -> Tensor"
+)
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Pair, padding: _Pair
 ) -> Tensor:
@@ -33,6 +37,10 @@ def convolve(
     return y
 
 
+@operation(
+    "convolve_input_gradient(Tensor grad, Tensor weight, SymInt[] size, SymInt[] stride, "
+    "SymInt[] padding) -> Tensor"
+)
 def input_gradient(
     grad: Tensor, weight: Tensor, size: _Pair, stride: _Pair, padding: _Pair
 ) -> Tensor:
@@ -42,6 +50,10 @@ def input_gradient(
     return x
 
 
+@operation(
+    "convolve_weight_gradient(Tensor grad, Tensor x, SymInt[] kernel, SymInt[] stride, "
+    "SymInt[] padding) -> Tensor"
+)
 def weight_gradient(
     grad: Tensor, x: Tensor, kernel: _Pair, stride: _Pair, padding: _Pair
 ) -> Tensor:
@@ -55,6 +67,8 @@ def _run(
     form: int, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None,
     stride: _Pair, padding: _Pair,
 ) -> None:  # fmt: skip
+    if type(x) is FakeTensor:
+        return
     bias = None if bias is None else bias.contiguous()
     kernel: Any = getattr(cpu.native, _KERNELS[x.dtype])
     shape = (*x.shape, weight.shape[1], *weight.shape[3:], *stride, *padding)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends.kernels import Kernels, Step
+from fastmeta.backends.operation import FakeTensor
 from fastmeta.backends.registry import requested_backend
 
 __all__ = ["empty", "kernels", "native", "refusal", "release_memory", "takes", "unavailable"]
@@ -101,7 +102,7 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     Fresh pages cost as much as writing to them. `release_memory` gives back what is kept.
     """
     size = math.prod(shape) * like.element_size()
-    if native is None or size < _LARGE:
+    if native is None or type(like) is FakeTensor or size < _LARGE:
         return like.new_empty(shape)
     flat = torch.frombuffer(native.Buffer(size), dtype=like.dtype)
     no_view = like.new_empty(0).set_(flat.untyped_storage())

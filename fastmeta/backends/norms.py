@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 from fastmeta.backends.image_layout import along_pixels, empty, laid_out
+from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = ["backward", "forward", "second_backward", "takes"]
 
@@ -23,6 +24,10 @@ _FORWARD, _BACKWARD, _SECOND_BACKWARD = range(3)
 takes = cpu.takes
 
 
+@operation(
+    "norm(Tensor x, Tensor? weight, Tensor? bias, float eps, float slope, int pool) "
+    "-> (Tensor, Tensor, Tensor)"
+)
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +39,10 @@ def forward(
     return y, mean, rstd
 
 
+@operation(
+    "norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, "
+    "float slope, int pool) -> (Tensor, Tensor, Tensor)"
+)
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
     rstd: Tensor, slope: float, pool: int,
@@ -48,6 +57,10 @@ def backward(
     return for_x, for_weight, for_bias
 
 
+@operation(
+    "norm_second_backward(Tensor[] grads, Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
+    "Tensor mean, Tensor rstd, float slope, int pool) -> (Tensor, Tensor, Tensor)"
+)
 def second_backward(
     grads: tuple[Tensor, Tensor, Tensor], grad: Tensor, x: Tensor, weight: Tensor | None,
     bias: Tensor | None, mean: Tensor, rstd: Tensor, slope: float, pool: int,
@@ -73,6 +86,8 @@ def _run(
     """
     x, y, *others = images
     assert x is not None and y is not None
+    if type(x) is FakeTensor:
+        return
     by_pixels = along_pixels(x)
     laid = [z if z is None else laid_out(z, by_pixels) for z in (x, y, *others)]
     sides = [z if z is None or z.stride(1) == 1 else z.contiguous() for z in per_channel]

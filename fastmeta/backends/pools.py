@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 from fastmeta.backends.image_layout import along_pixels, by_pixels_if_it_can, empty, laid_out
+from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = ["gather", "largest", "pays", "scatter"]
 
@@ -24,6 +25,7 @@ def pays(x: Tensor) -> bool:
     return x.shape[4] >= 16 or not along_pixels(x)
 
 
+@operation("max_pool(Tensor x) -> (Tensor, Tensor)")
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """[T, S, C, H, W] -> the largest pixels [T, S, C, H // 2, W // 2], and their places."""
     by_pixels = along_pixels(x)
@@ -32,6 +34,7 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, at
 
 
+@operation("max_pool_gather(Tensor x, Tensor at) -> Tensor")
 def gather(x: Tensor, at: Tensor) -> Tensor:
     """The pixels of x at these places."""
     by_pixels = along_pixels(x)
@@ -40,6 +43,7 @@ def gather(x: Tensor, at: Tensor) -> Tensor:
     return y
 
 
+@operation("max_pool_scatter(Tensor y, Tensor at, SymInt[] size) -> Tensor")
 def scatter(y: Tensor, at: Tensor, size: tuple[int, int]) -> Tensor:
     """[T, S, C, *size]: y at these places, and zeros."""
     by_pixels = by_pixels_if_it_can(at)
@@ -49,6 +53,8 @@ def scatter(y: Tensor, at: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _run(form: int, by_pixels: bool, x: Tensor, y: Tensor, at: Tensor) -> None:
+    if type(x) is FakeTensor:
+        return
     laid = [laid_out(z, by_pixels) for z in (x, y, at)]
     kernel: Any = getattr(cpu.native, _KERNELS[x.dtype])
     kernel(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import cpu
+from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = [
     "can_find", "can_load", "can_run", "class_means", "loss_backward", "loss_forward", "nearest",
@@ -73,16 +74,19 @@ def class_means(
     return means if fits else None
 
 
+@operation("squared_distances(Tensor x, Tensor y) -> Tensor")
 def squared(x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, N, D] -> |x_q - y_n|^2, [T, Q, N]"""
     return _of_pairs(_SQUARED, x, y)
 
 
+@operation("project_differences(Tensor a, Tensor x, Tensor y) -> Tensor")
 def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, Q, D], [T, N, D] -> a_q . (x_q - y_n), [T, Q, N]"""
     return _of_pairs(_PROJECT, x, y, a)
 
 
+@operation("pull_differences(Tensor h, Tensor x, Tensor y) -> Tensor")
 def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, N], [T, Q, D], [T, N, D] -> sum over n of h_qn (x_q - y_n), [T, Q, D]"""
     return _of_pairs(_PULL, x, y, h=h)
@@ -156,6 +160,9 @@ def loss_backward(
     return support, query, temperature
 
 
+@operation(
+    "nearest(Tensor x, Tensor prototypes, int k, str metric) -> (Tensor, Tensor)"
+)
 def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """The k least distances [T, Q, k] and their indices; ties by lowest index, NaN last.
 
@@ -166,6 +173,8 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
     (tasks, queries, width), classes = x.shape, prototypes.shape[1]
     values = x.new_empty(tasks, queries, k, dtype=_dtype_of_sums(x))
     indices = x.new_empty(tasks, queries, k, dtype=torch.int64)
+    if type(x) is FakeTensor:
+        return values, indices
     _kernel("nearest", x)(
         (tasks, queries, classes, width), k, _METRICS[metric], torch.get_num_threads(),
         x.data_ptr(), prototypes.data_ptr(), (_storage(x), _storage(prototypes)),
@@ -180,6 +189,8 @@ def _of_pairs(
     (tasks, queries, width), classes = x.shape, y.shape[1]
     x, y, a = _in_rows(x), _in_rows(y), None if a is None else _in_rows(a)
     out = x.new_empty(tasks, queries, width if sum_ == _PULL else classes)
+    if type(x) is FakeTensor:
+        return out
     _kernel("pairs", x)(
         sum_, (tasks, queries, classes, width), torch.get_num_threads(),
         (x.data_ptr(), x.stride(0)), (y.data_ptr(), y.stride(0)),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastmeta.backends.operation import FakeTensor
 from fastmeta.backends.registry import requested_backend
 
 __all__ = ["interprets", "on_their_device", "refusal", "takes", "unavailable"]
@@ -65,6 +67,9 @@ def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
             run this; with the reason.
     """
     requested = requested_backend()
+    first = tensors[0]
+    if requested is None and precision == "fp32" and first is not None and not first.is_cuda:
+        return False  # soon: small calls on the CPU come here too
     reason: str | None = None
     if requested not in (None, "triton"):
         reason = f'the backend "{requested}" is in force'
@@ -82,15 +87,39 @@ def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
 def on_their_device(run: _Run) -> _Run:
     """Let `run` start kernels on the device of its first argument: Triton takes the current one.
 
-    That argument is a tensor, or a tuple that begins with one.
+    That argument is a tensor, or a tuple that begins with one. Where it is fake no kernel starts.
     """
 
     @wraps(run)
     def start(first: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.cuda.device_of(first if isinstance(first, Tensor) else first[0]):
+        tensor = first if isinstance(first, Tensor) else first[0]
+        if type(tensor) is FakeTensor:
+            with _no_launches():
+                return run(first, *args, **kwargs)
+        with torch.cuda.device_of(tensor):
             return run(first, *args, **kwargs)
 
     return start  # type: ignore[return-value]
+
+
+@contextmanager
+def _no_launches() -> Iterator[None]:
+    """Kernels do not start on fake tensors; on others they do, as another thread's may be."""
+    from triton.runtime.jit import KernelInterface
+
+    launcher = KernelInterface.__getitem__
+
+    def launch(kernel: Any, grid: Any) -> Callable[..., Any]:
+        start = launcher(kernel, grid)
+        return lambda *args, **options: (
+            None if FakeTensor in map(type, args) else start(*args, **options)
+        )
+
+    KernelInterface.__getitem__ = launch
+    try:
+        yield
+    finally:
+        KernelInterface.__getitem__ = launcher
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastmeta.backends import triton
+from fastmeta.backends.operation import operation
 
 __all__ = ["backward", "forward", "second_backward", "takes"]
 
@@ -22,13 +23,18 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
     Raises:
         ValueError: the backend "triton" is demanded and cannot run this, with the reason.
     """
-    tasks, samples, channels = x.shape[:3]
+    if not triton.takes(x, *others):
+        return False
+    tasks, _, channels = x.shape[:3]
     pixels = x[0, :, 0].numel()
     # A program takes 16 pixels or more of up to 32 channels.
-    fits = pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
-    return fits and triton.takes(x, *others)
+    return pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
 
 
+@operation(
+    "triton_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, float slope, int pool) "
+    "-> (Tensor, Tensor, Tensor)"
+)
 @triton.on_their_device
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, pool: int
@@ -39,6 +45,10 @@ def forward(
     return norm_forward(x, weight, bias, eps, slope, pool)
 
 
+@operation(
+    "triton_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, "
+    "Tensor rstd, float slope, int pool) -> (Tensor, Tensor, Tensor)"
+)
 @triton.on_their_device
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
@@ -50,6 +60,10 @@ def backward(
     return norm_gradient(grad, x, weight, bias, mean, rstd, slope, pool)
 
 
+@operation(
+    "triton_norm_second_backward(Tensor[] grads, Tensor grad, Tensor x, Tensor? weight, "
+    "Tensor? bias, Tensor mean, Tensor rstd, float slope, int pool) -> (Tensor, Tensor, Tensor)"
+)
 @triton.on_their_device
 def second_backward(
     grads: tuple[Tensor, Tensor, Tensor], grad: Tensor, x: Tensor, weight: Tensor | None,

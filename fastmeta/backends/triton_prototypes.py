@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends import triton
+from fastmeta.backends.operation import operation
 
 __all__ = [
     "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project",
@@ -51,6 +52,7 @@ def class_means(
     return means if _all_fit(misfits(labels, weight, n_way, mass)) else None
 
 
+@operation("triton_squared_distances(Tensor x, Tensor y) -> Tensor")
 @triton.on_their_device
 def squared(x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, N, D] -> |x_q - y_n|^2, [T, Q, N]"""
@@ -59,6 +61,7 @@ def squared(x: Tensor, y: Tensor) -> Tensor:
     return pairwise(x, y, "sqeuclidean", x)
 
 
+@operation("triton_project_differences(Tensor a, Tensor x, Tensor y) -> Tensor")
 @triton.on_their_device
 def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, D], [T, Q, D], [T, N, D] -> a_q . (x_q - y_n), [T, Q, N]"""
@@ -67,6 +70,7 @@ def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return kernel(a, x, y)
 
 
+@operation("triton_pull_differences(Tensor h, Tensor x, Tensor y) -> Tensor")
 @triton.on_their_device
 def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """[T, Q, N], [T, Q, D], [T, N, D] -> sum over n of h_qn (x_q - y_n), [T, Q, D]"""
@@ -149,6 +153,9 @@ def loss_backward(
     )
 
 
+@operation(
+    "triton_nearest(Tensor x, Tensor prototypes, int k, str metric) -> (Tensor, Tensor)"
+)
 @triton.on_their_device
 def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """The k least distances [T, Q, k] and their indices; ties by lowest index, NaN last.

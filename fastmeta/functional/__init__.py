@@ -1,4 +1,11 @@
-"""Stateless operations on many tasks at once; a tensor's first dimension is the task."""
+"""Stateless operations on many tasks at once; a tensor's first dimension is the task.
+
+They compose with torch.func: `grad`, `vmap`, `jvp` and what is made of them, but `jvp` of `jvp`.
+They go into one graph of ``torch.compile(fullgraph=True)`` or `torch.export`, where the backend and
+the precision stay that were in force when it was made; what only values can tell, such as a label
+outside its classes, is an error when the graph runs. `inner_sgd` and `hessian_vector_product` take
+gradients of their own: torch.compile runs them between its graphs.
+"""
 
 from fastmeta.functional.activations import (
     gelu,

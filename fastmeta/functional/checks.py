@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from fastmeta.words import kind_of
 
@@ -44,7 +44,8 @@ def check_parameter(name: str, parameter: Tensor, shape: Sequence[int], x: Tenso
 
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """A whole number, or two of them for height and width, each at least `least`."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
+    both = (value, value) if isinstance(value, int | SymInt) else value
+    values = tuple(map(_plain, both))
     if len(values) != 2 or any(type(v) is not int or v < least for v in values):
         raise ValueError(
             f"{name} must be one or two whole numbers of at least {least}, not {value!r}"
@@ -54,6 +55,12 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
 
 def count_of(name: str, value: int) -> int:
     """A whole number of at least 1."""
+    value = _plain(value)
     if type(value) is not int or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     return value
+
+
+def _plain(value: int) -> int:
+    """A number that a compiler would leave open is fixed: it compiles again for another."""
+    return int(value) if isinstance(value, SymInt) else value

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.functional.checks import check_parameter, check_samples, pair
 from fastmeta.functional.conv_products import (
@@ -20,8 +19,13 @@ from fastmeta.functional.conv_products import (
     input_gradient,
     weight_gradient,
 )
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.precision import product_precision
-from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.functional.transforms import (
+    fold_batch,
+    refuse_nested_jvp,
+    unfold_batch,
+)
 from fastmeta.words import kind_of
 
 __all__ = ["conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"]
@@ -29,6 +33,7 @@ __all__ = ["conv2d", "conv2d_input_gradient", "conv2d_weight_gradient"]
 Pair = int | Sequence[int]
 
 
+@traced_whole
 def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0
 ) -> Tensor:
@@ -61,6 +66,7 @@ def conv2d(
     return _Convolve.apply(x, weight, None if bias is None else bias.expand(len(x), -1), window)
 
 
+@traced_whole
 def conv2d_input_gradient(
     grad: Tensor, weight: Tensor, size: Sequence[int], stride: Pair = 1, padding: Pair = 0
 ) -> Tensor:
@@ -91,6 +97,7 @@ def conv2d_input_gradient(
     return _InputGradient.apply(grad, weight, window)
 
 
+@traced_whole
 def conv2d_weight_gradient(
     grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0
 ) -> Tensor:

@@ -104,11 +104,13 @@ def as_one_task(x: Tensor, window: Window) -> tuple[Tensor, bool]:
 
 
 def _triton_takes(window: Window, x: Tensor, *others: Tensor | None) -> bool:
+    if not triton.takes(x, *others, precision=window.precision):
+        return False
     # Within an image the kernels count in 32 bits.
     pixels = max(window.size[0] * window.size[1], window.output_size[0] * window.output_size[1])
     channels = max(z.shape[2] for z in (x, *others) if z is not None and z.dim() > 2)
     if channels * pixels < 2**31:
-        return triton.takes(x, *others, precision=window.precision)
+        return True
     if window.precision != "fp32":
         raise ValueError(f'precision "{window.precision}" is for images of less than 2^31 elements')
     return False

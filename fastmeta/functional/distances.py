@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples
-from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.precision import dtype_of_sums, for_sums
-from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.functional.transforms import (
+    fold_batch,
+    refuse_nested_jvp,
+    unfold_batch,
+)
 from fastmeta.words import one_of
 
 __all__ = [
@@ -24,7 +27,7 @@ __all__ = [
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
 
 
-@runs_eagerly
+@traced_whole
 def pairwise_distance(x: Tensor, y: Tensor, metric: str = "sqeuclidean") -> Tensor:
     """The distance of each sample of a task to each of its prototypes; the nearer, the smaller.
 

@@ -1,4 +1,4 @@
-"""Functions that torch.compile must not look into."""
+"""What torch.compile does where it meets a function of ours: take it as a whole, or leave it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,97 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["runs_eagerly"]
+__all__ = ["Function", "runs_eagerly", "traced_whole"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+_compiling = torch.compiler.is_dynamo_compiling
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
+_whole: list[Callable[..., Any]] = []
+_eager: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+_REASON = (
+    "fastmeta takes the gradients of an inner loop itself and runs outside of compiled graphs; "
+    "torch.compile without fullgraph=True compiles what is around it"
+)
 
 
-def runs_eagerly(function: Function) -> Function:
-    """Let torch.compile call `function` as it is: traced, native calls would read no real data."""
+def traced_whole(function: _Callable) -> _Callable:
+    """Let torch.compile put a call of `function` into its graph without looking into it.
+
+    When the graph is made into code the function runs on tensors without values, and its kernels
+    are operators: see `fastmeta.backends.operation`.
+    """
+    _whole.append(function)
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)
+        if _compiling():
+            _tell_dynamo()
         return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def runs_eagerly(function: _Callable) -> _Callable:
+    """Let torch.compile call `function` as it is: traced, native calls would read no real data."""
+    _eager[function] = function
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if _compiling():
+            _tell_dynamo()
+            return _eager[function](*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+class Function(torch.autograd.Function):
+    """An autograd.Function whose backward is never compiled, and says what it cannot take.
+
+    Where a compiled step calls ``loss.backward()``, torch.compile looks into the backward of what
+    ran outside of its graphs too. What it compiled there could not be differentiated once more, and
+    meta-gradients came out wrong without a word.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.backward = staticmethod(_as_backward(cls.backward))  # type: ignore[method-assign]
+
+
+def _as_backward(function: Callable[..., Any]) -> Callable[..., Any]:
+    _eager[function] = function
+
+    @functools.wraps(function)
+    def run(ctx: Any, *grads: Any) -> Any:
+        if _compiling():
+            _tell_dynamo()
+            return _eager[function](ctx, *grads)
+        try:
+            return function(ctx, *grads)
+        except RuntimeError as error:
+            if not any(isinstance(g, torch.Tensor) and _is_legacy_batched(g) for g in grads):
+                raise
+            raise RuntimeError(
+                "fastmeta.functional takes gradients one at a time, not a batch of them "
+                "(is_grads_batched=True); torch.func.vmap over torch.func.vjp does that"
+            ) from error
+
+    return run
+
+
+def _tell_dynamo() -> None:
+    """Tell the compiler about all of our functions, once it is there: importing it takes seconds.
+
+    It calls this while it traces, instead of tracing it.
+    """
+    while _whole:
+        torch.compiler.allow_in_graph(_whole.pop())
+    for function, told in _eager.items():
+        if told is function:
+            _eager[function] = torch.compiler.disable(function, reason=_REASON)
+
+
+_tell_dynamo._dynamo_marked_constant = True  # type: ignore[attr-defined]

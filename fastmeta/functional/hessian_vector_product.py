@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import task_forward
 from fastmeta.functional.losses import Loss, task_loss
+from fastmeta.functional.transforms import nobody_transforms
 
 __all__ = ["hessian_vector_product"]
 
 
+@runs_eagerly
 def hessian_vector_product(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -47,6 +50,8 @@ def hessian_vector_product(
         torch.autograd.grad(g, theta, grad_outputs=v)
     """
     _check(parameters, vector)
+    if not nobody_transforms():
+        return _under_transforms(module, parameters, x, y, vector, loss)
     build_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = {name: _differentiable(parameters[name]) for name in vector}
@@ -63,6 +68,27 @@ def hessian_vector_product(
             materialize_grads=True,
         )
     return dict(zip(vector, products, strict=True))
+
+
+def _under_transforms(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    vector: Mapping[str, Tensor],
+    loss: Loss,
+) -> dict[str, Tensor]:
+    """The same by torch.func, whose transforms autograd.grad would not see through."""
+
+    def total(leaves: dict[str, Tensor]) -> Tensor:
+        predictions = task_forward(module, {**parameters, **leaves}, x)
+        return task_loss(loss, predictions, y, None).sum()
+
+    def along_vector(leaves: dict[str, Tensor]) -> Tensor:
+        gradients = torch.func.grad(total)(leaves)
+        return torch.stack([(gradients[name] * vector[name]).sum() for name in vector]).sum()
+
+    return torch.func.grad(along_vector)({name: parameters[name] for name in vector})
 
 
 def _differentiable(parameter: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.functional.capture import assert_later, is_capturing
+from fastmeta.functional.eager import Function
 from fastmeta.functional.transforms import fold_batch, unfold_batch
 from fastmeta.words import kind_of
 

@@ -7,17 +7,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.backends import triton, triton_products
 from fastmeta.functional.checks import check_parameter, check_samples
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.precision import PRECISIONS, product_precision
-from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.functional.transforms import (
+    fold_batch,
+    refuse_nested_jvp,
+    unfold_batch,
+)
 from fastmeta.words import kind_of
 
 __all__ = ["linear"]
 
 
+@traced_whole
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply each task's samples by its own weight.
 

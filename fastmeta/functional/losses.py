@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta.functional.capture import assert_later, is_capturing
+from fastmeta.functional.eager import traced_whole
+from fastmeta.functional.transforms import values_of
 
 __all__ = [
     "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "takes_weight", "task_loss",
@@ -19,6 +21,7 @@ __all__ = [
 Loss = str | Callable[..., Tensor]
 
 
+@traced_whole
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the samples of each task.
 
@@ -46,8 +49,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
         raise TypeError(f"labels must be int64, not {labels.dtype}")
     if is_capturing(labels):
         assert_later((labels >= 0) & (labels < logits.shape[-1]), "labels outside their classes")
-    elif labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
-        raise ValueError(f"labels outside [0, {logits.shape[-1]}): {labels.unique().tolist()}")
+    else:
+        _check_range(values_of(labels), logits.shape[-1])
     _check_weight(weight, logits)
     return _weighted_mean(_cross_entropies(logits, labels), weight)
 
@@ -193,6 +196,11 @@ def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return losses.mean(1)
     return (weight * losses).sum(1) / weight.sum(1)
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"labels outside [0, {classes}): {labels.unique().tolist()}")
 
 
 def _check_same_shape(predictions: Tensor, targets: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_features, check_metric, distance, root, unit
-from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.precision import for_sums
 from fastmeta.functional.prototypes import in_sums, native_for
 
@@ -18,7 +18,7 @@ __all__ = ["nearest_prototype"]
 _ELEMENTS = 1 << 22  # of distances that are in memory at a time
 
 
-@runs_eagerly
+@traced_whole
 def nearest_prototype(
     x: Tensor, prototypes: Tensor, k: int = 1, metric: str = "sqeuclidean"
 ) -> tuple[Tensor, Tensor]:

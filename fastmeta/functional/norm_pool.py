@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.normalize import (
     Gradients,
     Statistics,
@@ -19,11 +19,15 @@ from fastmeta.functional.normalize import (
 )
 from fastmeta.functional.norms import batch_norm, check_batch, per_task
 from fastmeta.functional.pooling import gather, largest, max_pool2d, scatter, window_of
-from fastmeta.functional.transforms import nobody_differentiates, nobody_transforms
+from fastmeta.functional.transforms import (
+    nobody_differentiates,
+    nobody_transforms,
+)
 
 __all__ = ["batch_norm_pool"]
 
 
+@traced_whole
 def batch_norm_pool(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     negative_slope: float = 0.0, pool: int = 2,

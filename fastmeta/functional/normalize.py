@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.backends import norms, triton_norm
+from fastmeta.functional.eager import Function
 from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.transforms import (
     fold_batch,

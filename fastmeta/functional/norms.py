@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.checks import check_parameter, check_samples, count_of
+from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.normalize import normalize
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@traced_whole
 def batch_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -53,6 +55,7 @@ def check_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         raise ValueError(f"x {list(x.shape)} needs more than one value a channel, T and C aside")
 
 
+@traced_whole
 def layer_norm(
     x: Tensor,
     normalized_shape: Sequence[int],
@@ -90,6 +93,7 @@ def layer_norm(
     return _scale_and_shift(y, weight, bias, rank=len(shape), before=first - 1)
 
 
+@traced_whole
 def group_norm(
     x: Tensor,
     num_groups: int,
@@ -126,6 +130,7 @@ def group_norm(
     return _scale_and_shift(y, weight, bias, rank=1, before=1, after=x.dim() - 3)
 
 
+@traced_whole
 def instance_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:

@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.backends import cpu, pools
 from fastmeta.functional.checks import check_samples, pair
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.layout import in_channels, of_tasks
-from fastmeta.functional.transforms import fold_batch, refuse_nested_jvp, unfold_batch
+from fastmeta.functional.transforms import (
+    fold_batch,
+    refuse_nested_jvp,
+    unfold_batch,
+)
 
 __all__ = [
     "adaptive_avg_pool2d", "avg_pool2d", "flatten", "gather", "largest", "max_pool2d", "scatter",
@@ -23,6 +27,7 @@ __all__ = [
 Pair = int | Sequence[int]
 
 
+@traced_whole
 def max_pool2d(
     x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0
 ) -> Tensor:

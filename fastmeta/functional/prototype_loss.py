@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.prototypes import Task
-from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_features, check_metric, distance
-from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.labels import (
     check_labels,
     check_ways,
@@ -25,13 +23,14 @@ from fastmeta.functional.labels import (
 )
 from fastmeta.functional.losses import task_loss
 from fastmeta.functional.precision import dtype_of_sums, for_sums
-from fastmeta.functional.prototypes import class_means, in_sums, native_for, refuse_labels
-from fastmeta.functional.transforms import values_of
+from fastmeta.functional.prototype_native import check_values, loss_backward, loss_forward
+from fastmeta.functional.prototypes import class_means, in_sums, native_for
+from fastmeta.functional.transforms import is_wrapped
 
 __all__ = ["loss_of_prototypes", "prototype_loss"]
 
 
-@runs_eagerly
+@traced_whole
 def prototype_loss(
     support: Tensor,
     support_y: Tensor,
@@ -127,7 +126,7 @@ def loss_of_prototypes(
     if kernels is not None and not (query_weight is not None and query_weight.requires_grad):
         return _fused(kernels, task, n_way, metric, temperature, return_accuracy)
     if not positive:
-        _check_values(temperature)
+        check_values(temperature)
     loss, logits = _composed(task, n_way, metric, temperature)
     if return_accuracy:
         return loss, logits, accuracy_of(logits, query_y, query_weight)
@@ -167,20 +166,8 @@ def _fused(
     if wants_gradient and torch.is_grad_enabled():
         loss, logits = _Fused.apply(kernels, temperature, n_way, metric, accuracy, *task)
     else:
-        loss, logits, _ = _forward(kernels, task, n_way, metric, temperature, False, accuracy)
+        loss, logits, _ = loss_forward(kernels, task, n_way, metric, temperature, False, accuracy)
     return (loss, logits) if accuracy is None else (loss, logits, accuracy)
-
-
-def _forward(
-    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
-    differentiable: bool, accuracy: Tensor | None,
-) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
-    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable, accuracy)
-    if found is None:
-        labels_in_range("query_y", task.query_y, task.query_weight, n_way, every_class=False)
-        _check_values(temperature)
-        refuse_labels("support_y", task.support_y, task.support_weight, n_way)
-    return found
 
 
 class _Fused(Function):
@@ -192,7 +179,7 @@ class _Fused(Function):
         accuracy: Tensor | None, *tensors: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         task = Task(*tensors)
-        loss, logits, ctx.record = _forward(
+        loss, logits, ctx.record = loss_forward(
             kernels, task, n_way, metric, temperature, True, accuracy
         )
         ctx.kernels, ctx.n_way, ctx.metric, ctx.temperature = kernels, n_way, metric, temperature
@@ -208,29 +195,23 @@ class _Fused(Function):
         ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *tensors, temperature = ctx.saved_tensors
-        _refuse_batched(grad_loss, grad_logits)
         task = Task(*tensors)
         _, of_temperature, _, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
         wanted = (of_support, of_query, of_temperature)
         if grad_loss is None and grad_logits is None:
             return (None,) * 11
-        if grad_loss is None or grad_logits is not None or torch.is_grad_enabled():
+        more = grad_logits is not None or torch.is_grad_enabled()
+        if grad_loss is None or more or is_wrapped(grad_loss):  # by torch.vmap
             found = _composed_gradients(ctx, task, temperature, (grad_loss, grad_logits), wanted)
         else:
-            found = ctx.kernels.loss_backward(ctx.record, task, grad_loss, wanted)
+            given = ctx.temperature if temperature is None else temperature
+            found = loss_backward(
+                ctx.kernels, ctx.record, task, ctx.n_way, ctx.metric, given, grad_loss, wanted
+            )
         support, query, per_task = found
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
         return None, per_task, None, None, None, support, None, None, query, None, None
-
-
-def _refuse_batched(*gradients: Tensor | None) -> None:
-    for gradient in gradients:
-        if gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient):
-            raise RuntimeError(
-                "prototype_loss takes gradients one at a time, not a batch of them "
-                "(is_grads_batched=True); torch.func.vmap over torch.func.vjp does that"
-            )
 
 
 def _composed_gradients(
@@ -278,16 +259,3 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
             f"{query.device}"
         )
     return temperature.resolve_neg().contiguous()
-
-
-def _check_values(temperature: float | Tensor) -> None:
-    """ValueError unless all are above 0 and finite."""
-    if not isinstance(temperature, Tensor):
-        return
-    values = values_of(temperature)
-    fits = (values > 0) & (values < torch.inf)
-    if is_capturing(values):
-        assert_later(fits, "a temperature is not above 0 and finite")
-    elif not fits.all():
-        wrong = values[~fits].flatten()[0].item()
-        raise ValueError(f"temperature must be above 0 and finite, and one is {wrong}")

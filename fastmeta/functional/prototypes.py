@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
+from fastmeta.backends.operation import operation
 from fastmeta.backends.prototype_kernels import kernels_for, loaded_as_they_are
 from fastmeta.functional.checks import check_samples, count_of
-from fastmeta.functional.eager import runs_eagerly
+from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.labels import (
     check_labels,
     check_ways,
@@ -25,7 +25,7 @@ from fastmeta.functional.transforms import nobody_transforms
 __all__ = ["class_means", "in_sums", "native_for", "prototypes", "refuse_labels"]
 
 
-@runs_eagerly
+@traced_whole
 def prototypes(
     features: Tensor, labels: Tensor, n_way: int, weight: Tensor | None = None
 ) -> Tensor:
@@ -113,6 +113,23 @@ def _first_real(x: Tensor, weight: Tensor | None) -> Tensor:
     return x.gather(1, first.expand(-1, 1, x.shape[2]))
 
 
+def _no_means(kernels: str, x: Tensor, labels: Tensor, n_way: int, weight: Any) -> Tensor:
+    return x.new_empty(x.shape[0], n_way, x.shape[2])
+
+
+@operation(
+    "class_means(str kernels, Tensor x, Tensor labels, int n_way, Tensor? weight) -> Tensor",
+    fake=_no_means,
+)
+def _native_means(
+    kernels: ModuleType, x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None
+) -> Tensor:
+    means = kernels.class_means(x, labels, n_way, weight)
+    if means is None:
+        refuse_labels("labels", labels, weight, n_way)
+    return means
+
+
 class _Means(Function):
     """(features, labels, n_way, weight, kernels) -> means, linear in the features"""
 
@@ -120,9 +137,7 @@ class _Means(Function):
     def forward(
         ctx: Any, x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None, kernels: ModuleType
     ) -> Tensor:
-        means = kernels.class_means(x, labels, n_way, weight)
-        if means is None:
-            refuse_labels("labels", labels, weight, n_way)
+        means = _native_means(kernels, x, labels, n_way, weight)
         ctx.n_way = n_way
         ctx.save_for_backward(labels, weight)
         return means

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
-    "fold_batch", "nobody_differentiates", "nobody_transforms", "refuse_nested_jvp", "unfold_batch",
-    "values_of",
+    "fold_batch", "is_wrapped", "nobody_differentiates", "nobody_transforms", "refuse_nested_jvp",
+    "unfold_batch", "values_of",
 ]  # fmt: skip
+
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def fold_batch(
@@ -48,7 +50,7 @@ def nobody_transforms() -> bool:
 
 def values_of(tensor: Tensor) -> Tensor:
     """The plain tensor below the transforms of torch.func, batch dimensions and all."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor.detach()
 

@@ -12,6 +12,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastmeta.backends.operation import nobody_sees_values
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 from fastmeta.functional.precision import PRECISIONS
@@ -182,12 +183,20 @@ class UnknownTensors(RuntimeError):
 
 
 def check_grad_mode() -> None:
-    """RuntimeError where no inner loop can take its gradients: torch.func, torch.inference_mode."""
+    """RuntimeError where no inner loop can take its gradients: torch.func, torch.inference_mode,
+    and while a graph is made of tensors without values, as by torch.export.
+    """
     if _transform_level() is not None or forward_ad._current_level >= 0:
         raise RuntimeError(
             "fastmeta's inner loop does not run inside torch.func transforms (grad, vmap, jvp): it "
             "takes gradients of its own. It is already batched over tasks; for derivatives use "
             "loss.backward() or torch.autograd.grad outside of them."
+        )
+    if nobody_sees_values():
+        raise RuntimeError(
+            "fastmeta's inner loop computes with values, and here a graph is traced without any "
+            "(torch.export, make_fx, fake tensors). torch.compile runs it outside of its graphs; "
+            "to export a network, export the module that was learned, or its adapted parameters."
         )
     if torch.is_inference_mode_enabled():
         raise RuntimeError(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_graph
@@ -198,6 +199,7 @@ class _Descent(torch.autograd.Function):
         return tuple(theta.values())
 
     @staticmethod
+    @runs_eagerly
     def backward(ctx: Any, *outer_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph(ctx.forward.engine)
         loop = ctx.loop

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.looks import described, looks_and_addresses
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.forms import (
     BACKENDS,
@@ -211,6 +212,7 @@ class _MetaLoss(torch.autograd.Function):
         return loss, predictions
 
     @staticmethod
+    @runs_eagerly
     def backward(
         ctx: Any, grad_loss: Tensor | None, grad_predictions: Tensor | None
     ) -> tuple[Tensor | None, ...]:
@@ -242,6 +244,7 @@ class _Adapt(torch.autograd.Function):
         return fast
 
     @staticmethod
+    @runs_eagerly
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         refuse_batched(*grad_fast)
