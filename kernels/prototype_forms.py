@@ -54,13 +54,14 @@ def aot() -> list[AotCase]:
 def _by_bounds() -> list[AotCase]:
     """The nearest by bounds on tensor cores: each metric, the most that are kept, few queries."""
     cases = []
-    for queries, width, k, metric, targets in [
-        (1024, 64, 10, "sqeuclidean", (80, 90, 100)),
-        (1024, 512, 16, "unit", (90,)),
-        (64, 1600, 1, "dot", _SOME),
+    for queries, prototypes, width, k, metric, targets in [
+        (1024, 1_000_000, 64, 10, "sqeuclidean", (80, 90, 100)),
+        (1024, 1_000_000, 512, 16, "unit", _SOME),
+        (64, 1_000_000, 1600, 1, "dot", _SOME),
+        (65536, 2048, 64, 1, "sqeuclidean", _SOME),  # in one part
     ]:
-        x, bank, centre = empty(1, queries, width), empty(1, 1_000_000, width), empty(1, width)
-        block = bound_block(1, queries, 1_000_000, width, k)
+        x, bank, centre = empty(1, queries, width), empty(1, prototypes, width), empty(1, width)
+        block = bound_block(1, queries, prototypes, width, k)
         assert block is not None
         name = f"nearest {k} by bounds, {metric}, {queries} x {width}"
         cases += cases_of(

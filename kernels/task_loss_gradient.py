@@ -109,6 +109,8 @@ def aot() -> list[AotCase]:
         ("cross_entropy", 25, 5, torch.float32, (80, 90, 100)),
         ("cross_entropy", 75, 2048, torch.float64, (90,)),
         ("mse", 10, 1, torch.float32, (90,)),
+        ("cross_entropy", 1, 1, torch.float32, (90,)),
+        ("mse", 1, 1, torch.float64, (90,)),
         ("bce", 100, 784, torch.bfloat16, (80, 90, 100)),
     ]:
         x = torch.empty(32, samples, outputs, device="meta", dtype=dtype)
