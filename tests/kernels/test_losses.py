@@ -123,7 +123,23 @@ def test_gradients_are_those_of_differences(name):
     assert gradcheck(loss, x, fast_mode=True)
     assert gradgradcheck(loss, x, fast_mode=True)
     assert gradcheck(slope, x, fast_mode=True)
-    assert gradgradcheck(slope, x, fast_mode=True)  # third order: composed
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", OURS)
+def test_higher_derivatives(name, weighted):
+    """Composed of differentiable operations, in the third order and where a graph is built."""
+    x, y, weight = problem(name, (2, 3, 4), weighted=weighted)
+    x.requires_grad_()
+
+    def orders(of):
+        found = [of(x)]
+        for _ in range(3):
+            found += torch.autograd.grad(found[-1].sin().sum(), x, create_graph=True)
+        return found
+
+    ours = orders(lambda x: OURS[name](x, y, weight))
+    torch.testing.assert_close(ours, orders(lambda x: plain(name, x, y, weight)))
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0])
