@@ -27,7 +27,7 @@ def fused_loss(
 
     loss: "cross_entropy", "mse" or "bce"; predictions [T, S, O...], targets [T, S] or like them.
     """
-    if not nobody_transforms() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not nobody_transforms():
         return None
     if targets.requires_grad or (weight is not None and weight.requires_grad):
         return None
