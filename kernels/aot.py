@@ -70,7 +70,11 @@ class AotCase:
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of a case; bytes but for the registers of a thread."""
+    """What the compiler made of a case; bytes but for the registers of a thread.
+
+    `pair_sums`: the layouts of tiles of three dimensions of which the last is summed. Kernels that
+    sum in one layout sum in one order.
+    """
 
     name: str
     target: int
@@ -78,6 +82,7 @@ class Report:
     spilled_bytes: int
     shared_bytes: int
     matrix_instructions: tuple[str, ...]
+    pair_sums: tuple[str, ...]
     error: str = ""
 
 
@@ -165,10 +170,19 @@ def compile_case(case: AotCase, target: int) -> Report:
     )
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    return _report(case, target, compiled.asm["cubin"], compiled.metadata.shared)
+    sums = _pair_sums(compiled.asm["ttgir"])
+    return _report(case, target, compiled.asm["cubin"], compiled.metadata.shared, sums)
 
 
-def _report(case: AotCase, target: int, cubin: bytes, shared: int) -> Report:
+def _pair_sums(ttgir: str) -> tuple[str, ...]:
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\.\w+<.*>)$", ttgir, re.MULTILINE))
+    reduction = r"axis = 2 : i32}> \(\{.*?\}\) : \(tensor<[^,]*, (#\w+)>\)"
+    return tuple(layouts[name] for name in re.findall(reduction, ttgir, re.DOTALL))
+
+
+def _report(
+    case: AotCase, target: int, cubin: bytes, shared: int, pair_sums: tuple[str, ...]
+) -> Report:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -178,7 +192,7 @@ def _report(case: AotCase, target: int, cubin: bytes, shared: int) -> Report:
     instructions = re.findall(r"\b(?:HMMA|HGMMA|IGMMA|DMMA|UTC\w*MMA)\b[.\w]*", assembly)
     spilled = amounts["STACK"] + amounts["LOCAL"]
     kinds = tuple(sorted(set(instructions)))
-    return Report(case.name, target, amounts["REG"], spilled, shared, kinds)
+    return Report(case.name, target, amounts["REG"], spilled, shared, kinds, pair_sums)
 
 
 def _cuobjdump(*arguments: str) -> str:
@@ -194,7 +208,7 @@ def _compile(job: tuple[str, int]) -> Report:
     try:
         return compile_case(case, target)
     except Exception as error:  # a compiler's: the caller judges all of them together
-        return Report(name, target, 0, 0, 0, (), f"{type(error).__name__}: {error}")
+        return Report(name, target, 0, 0, 0, (), (), f"{type(error).__name__}: {error}")
 
 
 def _reports(jobs: Sequence[tuple[str, int]]) -> Iterator[Report]:

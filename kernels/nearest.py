@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import METRICS, distances
-from fastmeta.kernels.prototype_configs import nearest_block, power_of_2
+from fastmeta.kernels.prototype_configs import NearestBlock, nearest_block, power_of_2
 
-__all__ = ["MOST", "nearest"]
+__all__ = ["MOST", "merge", "nearest", "nearest_of_parts"]
 
 MOST = 64  # nearest that fit into registers
 _LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -59,17 +59,27 @@ def nothing_yet(BQ: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def nearest_kernel(
-    x_ptr, y_ptr, keys_ptr, Q, N, D, part, x_t, x_q, x_d, y_t, y_n, y_d,
-    METRIC: tl.constexpr, K: tl.constexpr,
+    x_ptr, y_ptr, keys_ptr, marks_ptr, Q, N, D, part, lists, x_t, x_q, x_d, y_t, y_n, y_d,
+    METRIC: tl.constexpr, K: tl.constexpr, HAS_MARKS: tl.constexpr,
     BQ: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """A program a block of samples and `part` prototypes, a multiple of BN."""
+    """A program a block of samples and `part` prototypes, a multiple of BN.
+
+    Of marks [T * Q, parts], those that are 0 leave a list without prototypes.
+    """
     blocks = tl.cdiv(Q, BQ)
     t = (tl.program_id(0) // blocks).to(tl.int64)
     q = ((tl.program_id(0) % blocks) * BQ + tl.arange(0, BQ)).to(tl.int64)
     begin = tl.program_id(1).to(tl.int64) * part
+    row = t * Q + q
     lowest = nothing_yet(BQ, K)
-    for first in range(0, part, BN):
+    length = part
+    if HAS_MARKS:
+        marks = tl.load(
+            marks_ptr + row * tl.num_programs(1) + tl.program_id(1), mask=q < Q, other=0
+        )
+        length = part * tl.max(marks, 0)
+    for first in range(0, length, BN):
         n = begin + first + tl.arange(0, BN)
         distance, _, _ = distances(
             x_ptr + t * x_t, q, q < Q, x_q, x_d, y_ptr + t * y_t, n, n < N, y_n, y_d,
@@ -77,8 +87,10 @@ def nearest_kernel(
         )  # fmt: skip
         keys = tl.where((n < N)[None, :], keys_of(distance, n), _LAST)
         lowest = keep_lowest(lowest, keys)
+    if HAS_MARKS:
+        lowest = tl.where((marks > 0)[:, None], lowest, _LAST)
     place = tl.arange(0, K)
-    out = keys_ptr + ((t * Q + q[:, None]) * tl.num_programs(1) + tl.program_id(1)) * K
+    out = keys_ptr + (row[:, None] * lists + tl.program_id(1)) * K
     tl.store(out + place[None, :], lowest, mask=(q < Q)[:, None] & (place >= 0)[None, :])
 
 
@@ -111,19 +123,40 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
     """
     tasks, queries, width = x.shape
     bank = prototypes.shape[1]
-    K = max(2, power_of_2(k))
     block = nearest_block(tasks * queries, bank, width)
-    blocks = tasks * triton.cdiv(queries, block.Q)
     parts = triton.cdiv(bank, block.part)
-    keys = x.new_empty(tasks * queries, parts * K, dtype=torch.int64)
-    nearest_kernel[(blocks, parts)](
-        x, prototypes, keys, queries, bank, width, block.part, *x.stride(), *prototypes.stride(),
-        METRIC=METRICS[metric], K=K, BQ=block.Q, BN=block.N, BD=block.D, num_warps=4,
+    keys = x.new_empty(tasks * queries, parts, max(2, power_of_2(k)), dtype=torch.int64)
+    nearest_of_parts(x, prototypes, metric, keys, None, block)
+    return merge(keys, tasks, queries, k)
+
+
+def nearest_of_parts(
+    x: Tensor, prototypes: Tensor, metric: str, keys: Tensor, marks: Tensor | None,
+    block: NearestBlock,
+) -> None:  # fmt: skip
+    """Write the lowest keys of each part, or of those that have a mark for a query.
+
+    keys [T * Q, lists, K], of which the lists behind the parts are left as they are; marks
+    [T * Q, parts].
+    """
+    tasks, queries, width = x.shape
+    bank = prototypes.shape[1]
+    grid = (tasks * triton.cdiv(queries, block.Q), triton.cdiv(bank, block.part))
+    nearest_kernel[grid](
+        x, prototypes, keys, keys if marks is None else marks, queries, bank, width, block.part,
+        keys.shape[1], *x.stride(), *prototypes.stride(),
+        METRIC=METRICS[metric], K=keys.shape[2], HAS_MARKS=marks is not None,
+        BQ=block.Q, BN=block.N, BD=block.D, num_warps=4,
     )  # fmt: skip
-    values = x.new_empty(tasks, queries, k, dtype=torch.float32)
-    indices = x.new_empty(tasks, queries, k, dtype=torch.int64)
+
+
+def merge(keys: Tensor, tasks: int, queries: int, k: int) -> tuple[Tensor, Tensor]:
+    """Of keys [T * Q, lists, K] the k lowest: distances [T, Q, k] and indices."""
+    values = keys.new_empty(tasks, queries, k, dtype=torch.float32)
+    indices = keys.new_empty(tasks, queries, k)
     rows = 4
-    merge_kernel[(triton.cdiv(tasks * queries, rows),)](
-        keys, values, indices, tasks * queries, parts * K, k, K=K, BQ=rows, BC=128, num_warps=4,
+    total, lists, K = keys.shape
+    merge_kernel[(triton.cdiv(total, rows),)](
+        keys, values, indices, total, lists * K, k, K=K, BQ=rows, BC=128, num_warps=4,
     )  # fmt: skip
     return values, indices

@@ -22,6 +22,7 @@ from fastmeta.kernels.norm_configs import NormBlock, norm_block
 from fastmeta.kernels.norm_forward import like_pixels
 from fastmeta.kernels.norm_sums import norm_sums
 from fastmeta.kernels.norm_tile import (
+    affine_of,
     channels_of,
     is_largest,
     normalized,
@@ -63,12 +64,10 @@ def norm_gradient_kernel(
     known = c < C
     mean = tl.load(mean_ptr + t * C + c, mask=known, other=0.0)
     rstd = tl.load(rstd_ptr + t * C + c, mask=known, other=0.0)
-    weight = tl.full([BC], 1.0, mean.dtype)
-    bias = tl.zeros([BC], mean.dtype)
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + t * weight_t + c * weight_c, mask=known, other=0.0)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + t * bias_t + c * bias_c, mask=known, other=0.0)
+    weight, bias = affine_of(
+        weight_ptr, bias_ptr, t, c, C, weight_t, weight_c, bias_t, bias_c,
+        HAS_WEIGHT, HAS_BIAS, mean.dtype,
+    )  # fmt: skip
     scale = weight * rstd
     n = tl.zeros([1], mean.dtype) + S * H * W
     m_g = sum_of_parts(sums_ptr, parts, 0, COUNT, t, c, T, C) / n
@@ -82,11 +81,8 @@ def norm_gradient_kernel(
     chosen = is_largest(x, there, scale, P)
     i, j = (h // P).to(tl.int64), (w // P).to(tl.int64)
     output = whole[:, None] & known[None, :]
-    place = s.to(tl.int64) * grad_s + i * grad_h + j * grad_w
-    grad = tl.load(
-        grad_ptr + t * grad_t + place[:, None] + (c * grad_c)[None, :], mask=output, other=0.0
-    )  # fmt: skip
-    g = through_pool(grad, z, chosen, SLOPE)
+    pointers = outputs_at(grad_ptr, t, s, i, j, c, grad_t, grad_s, grad_c, grad_h, grad_w)
+    g = through_pool(tl.load(pointers, mask=output, other=0.0), z, chosen, SLOPE)
     if SECOND:
         m_a = sum_of_parts(sums_ptr, parts, 2, COUNT, t, c, T, C) / n
         m_ax = sum_of_parts(sums_ptr, parts, 3, COUNT, t, c, T, C) / n
@@ -96,20 +92,11 @@ def norm_gradient_kernel(
         pointers, _ = pixels_at(a_ptr + t * a_t, s, h, w, c, S, H, W, C, a_s, a_c, a_h, a_w, P)
         a = tl.load(pointers, mask=there, other=0.0) - m_a[None, None, :]
         e = m_ag - m_a * m_g - m_ax * m_gx
-        of_g = rstd * (u - scale * m_ax)
-        of_a = -scale * rstd * m_gx
-        of_x = rstd * ((2.0 * scale * m_ax - u) * m_gx - scale * e)
-        for_x = (
-            of_g[None, None, :] * (g - m_g[None, None, :])
-            + of_a[None, None, :] * a
-            + of_x[None, None, :] * normal
-        )
-        for_g = (
-            (u - scale * m_ax)[None, None, :] * normal + v[None, None, :] + scale[None, None, :] * a
-        )
+        for_x, for_g = second_gradients(a, u, v, g, normal, scale, rstd, m_g, m_gx, m_ax, e)
         for_g = tl.where(z > 0, for_g, for_g * SLOPE)
-        place = s.to(tl.int64) * for_grad_s + i * for_grad_h + j * for_grad_w
-        pointers = for_grad_ptr + t * for_grad_t + place[:, None] + (c * for_grad_c)[None, :]
+        pointers = outputs_at(
+            for_grad_ptr, t, s, i, j, c, for_grad_t, for_grad_s, for_grad_c, for_grad_h, for_grad_w
+        )
         tl.store(pointers, pooled(for_g, chosen), mask=output)
         if tl.program_id(1) == 0:
             tl.store(for_weight_ptr + t * C + c, n * rstd * e, mask=known)
@@ -122,6 +109,28 @@ def norm_gradient_kernel(
         for_x_ptr + t * for_x_t, s, h, w, c, S, H, W, C, for_x_s, for_x_c, for_x_h, for_x_w, P
     )  # fmt: skip
     tl.store(pointers, for_x, mask=there)
+
+
+@triton.jit
+def outputs_at(ptr, t, s, i, j, c, stride_t, stride_s, stride_c, stride_h, stride_w):
+    """Pointers [BR, BC] to what the pool makes of windows."""
+    place = s.to(tl.int64) * stride_s + i * stride_h + j * stride_w
+    return ptr + t * stride_t + place[:, None] + (c * stride_c)[None, :]
+
+
+@triton.jit
+def second_gradients(a, u, v, g, normal, scale, rstd, m_g, m_gx, m_ax, e):
+    """For x and for the norm's output, [BR, K, BC]; a comes less its mean."""
+    of_g = rstd * (u - scale * m_ax)
+    of_a = -scale * rstd * m_gx
+    of_x = rstd * ((2.0 * scale * m_ax - u) * m_gx - scale * e)
+    for_x = (
+        of_g[None, None, :] * (g - m_g[None, None, :])
+        + of_a[None, None, :] * a
+        + of_x[None, None, :] * normal
+    )
+    for_g = (u - scale * m_ax)[None, None, :] * normal + v[None, None, :] + scale[None, None, :] * a
+    return for_x, for_g
 
 
 def norm_gradient(

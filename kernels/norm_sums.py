@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastmeta.kernels.norm_configs import NormBlock
 from fastmeta.kernels.norm_tile import (
+    affine_of,
     channels_of,
     is_largest,
     normalized,
@@ -33,12 +34,10 @@ def norm_sums_kernel(
     known = c < C
     mean = tl.load(mean_ptr + t * C + c, mask=known, other=0.0)
     rstd = tl.load(rstd_ptr + t * C + c, mask=known, other=0.0)
-    weight = tl.full([BC], 1.0, ACC)
-    bias = tl.zeros([BC], ACC)
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + t * weight_t + c * weight_c, mask=known, other=0.0)
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + t * bias_t + c * bias_c, mask=known, other=0.0)
+    weight, bias = affine_of(
+        weight_ptr, bias_ptr, t, c, C, weight_t, weight_c, bias_t, bias_c,
+        HAS_WEIGHT, HAS_BIAS, ACC,
+    )  # fmt: skip
     sum_g = tl.zeros([BC], ACC)
     sum_gx = tl.zeros([BC], ACC)
     sum_a = tl.zeros([BC], ACC)

@@ -8,7 +8,10 @@ channels. Of equal pixels the first is the largest, as in PyTorch.
 import triton
 import triton.language as tl
 
-__all__ = ["channels_of", "normalized", "pixels_at", "pooled", "through_pool", "windows"]
+__all__ = [
+    "affine_of", "channels_of", "is_largest", "normalized", "pixels_at", "pooled",
+    "through_pool", "windows",
+]  # fmt: skip
 
 
 @triton.jit
@@ -18,6 +21,21 @@ def channels_of(C, BC: tl.constexpr):
     t = (tl.program_id(0) // blocks).to(tl.int64)
     c = ((tl.program_id(0) % blocks) * BC + tl.arange(0, BC)).to(tl.int64)
     return t, c
+
+
+@triton.jit
+def affine_of(
+    weight_ptr, bias_ptr, t, c, C, weight_t, weight_c, bias_t, bias_c,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Weight and bias [BC] of channels, 1 and 0 where there are none."""
+    weight = tl.full([c.shape[0]], 1.0, ACC)
+    bias = tl.zeros([c.shape[0]], ACC)
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + t * weight_t + c * weight_c, mask=c < C, other=0.0)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + t * bias_t + c * bias_c, mask=c < C, other=0.0)
+    return weight, bias
 
 
 @triton.jit

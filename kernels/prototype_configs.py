@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 __all__ = [
-    "MOST_CLASSES", "DistanceBlock", "GradientBlock", "SumBlock", "distance_block",
-    "gradient_block", "power_of_2", "pull_block", "sum_block",
+    "MOST_CLASSES", "BoundBlock", "DistanceBlock", "GradientBlock", "NearestBlock", "SumBlock",
+    "bound_block", "distance_block", "exact_block", "gradient_block", "nearest_block",
+    "power_of_2", "pull_block", "sum_block",
 ]  # fmt: skip
 
 
@@ -49,9 +50,21 @@ class NearestBlock(NamedTuple):
     part: int
 
 
+class BoundBlock(NamedTuple):
+    """Queries, prototypes and features of a product, prototypes of a program, bounds it keeps."""
+
+    Q: int
+    N: int
+    D: int
+    part: int
+    kept: int
+    num_warps: int
+
+
 # A wider gradient keeps prototypes and their gradients of more than 32 classes in registers.
 MOST_CLASSES = 32
 _BLOCKS = 132 * 4  # of four warps, before blocks get larger than they must be
+_WORTH_BOUNDS = 2**33  # subtractions and multiply-adds of 0.5 ms on an H100, for the exact form
 _PROGRAMS = 132 * 12  # of one warp: 12 a multiprocessor hide the latency of their loads
 
 
@@ -93,12 +106,30 @@ def gradient_block(tasks: int, queries: int, prototypes: int, width: int) -> Gra
 
 def nearest_block(rows: int, bank: int, width: int) -> NearestBlock:
     """For the nearest of a bank: parts of it to programs, enough of them to fill the card."""
-    D = 8 if width <= 128 else 32
-    Q = min(32, max(4, power_of_2(rows)))
-    N = 32 if D == 8 else 8
-    parts = min(-(-bank // (8 * N)), max(1, _BLOCKS // max(1, -(-rows // Q))), 1024)
+    block = exact_block(rows, width, 0)
+    parts = min(-(-bank // (8 * block.N)), max(1, _BLOCKS // max(1, -(-rows // block.Q))), 1024)
     part = -(-bank // max(1, parts))
-    return NearestBlock(Q, N, D, -(-part // N) * N)
+    return block._replace(part=-(-part // block.N) * block.N)
+
+
+def exact_block(rows: int, width: int, part: int) -> NearestBlock:
+    """For distances of parts that are given, multiples of 32."""
+    D = 8 if width <= 128 else 32
+    return NearestBlock(min(32, max(4, power_of_2(rows))), 32 if D == 8 else 8, D, part)
+
+
+def bound_block(tasks: int, queries: int, bank: int, width: int, k: int) -> BoundBlock | None:
+    """For the nearest of a bank by bounds on tensor cores; None where they do not pay by count.
+
+    They pay where the exact distances would take long beside seven launches, and a list of twice
+    the nearest that are wanted fits into registers.
+    """
+    if queries < 64 or k > 16 or tasks * queries * bank * width < _WORTH_BOUNDS:
+        return None
+    Q, N = (64, 64) if queries < 128 else (128, 64)
+    blocks = tasks * -(-queries // Q)
+    part = -(-bank // min(-(-bank // (32 * N)), max(1, _BLOCKS // (2 * blocks)), 1024))
+    return BoundBlock(Q, N, 32, -(-part // N) * N, 2 * max(2, power_of_2(k)), Q // 16)
 
 
 def power_of_2(n: int) -> int:

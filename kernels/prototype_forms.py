@@ -10,8 +10,11 @@ from fastmeta.kernels.class_gradient import class_gradient
 from fastmeta.kernels.class_means import class_means
 from fastmeta.kernels.labels_fit import misfits
 from fastmeta.kernels.nearest import nearest
+from fastmeta.kernels.nearest_bounds import nearest_bounds
+from fastmeta.kernels.nearest_rerank import nearest_by_bounds
 from fastmeta.kernels.project import project
 from fastmeta.kernels.prototype import PrototypeLoss, prototype_loss
+from fastmeta.kernels.prototype_configs import bound_block
 from fastmeta.kernels.prototype_gradient import prototype_gradient
 from fastmeta.kernels.pull import pull
 
@@ -42,8 +45,33 @@ def aot() -> list[AotCase]:
             f"nearest {k}",
             lambda: nearest(empty(1, 1024, 64), bank, k, "sqeuclidean"),  # noqa: B023
         )
+    cases += _by_bounds()
     labels = empty(32, 75, dtype=torch.int64)
     cases += cases_of("labels fit", lambda: misfits(labels, empty(32, 75), 5, empty(32, 5)))
+    return cases
+
+
+def _by_bounds() -> list[AotCase]:
+    """The nearest by bounds on tensor cores: each metric, the most that are kept, few queries."""
+    cases = []
+    for queries, prototypes, width, k, metric, targets in [
+        (1024, 1_000_000, 64, 10, "sqeuclidean", (80, 90, 100)),
+        (1024, 1_000_000, 512, 16, "unit", _SOME),
+        (64, 1_000_000, 1600, 1, "dot", _SOME),
+        (65536, 2048, 64, 1, "sqeuclidean", _SOME),  # in one part
+    ]:
+        x, bank, centre = empty(1, queries, width), empty(1, prototypes, width), empty(1, width)
+        block = bound_block(1, queries, prototypes, width, k)
+        assert block is not None
+        name = f"nearest {k} by bounds, {metric}, {queries} x {width}"
+        cases += cases_of(
+            f"{name}: bounds",
+            lambda: nearest_bounds(x, bank, centre, metric, block),  # noqa: B023
+            tensor_cores=True, warpgroups=True, targets=targets,
+        )  # fmt: skip
+        cases += cases_of(
+            name, lambda: nearest_by_bounds(x, bank, k, metric, block), targets=targets  # noqa: B023
+        )[1:3]  # fmt: skip
     return cases
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib.metadata import version
@@ -38,8 +38,13 @@ def interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-def refusal(*tensors: Tensor | None, precision: str = "fp32") -> str | None:
-    """None if Triton kernels can take these, with products in a precision; else why not."""
+def refusal(
+    *tensors: Tensor | None, precision: str = "fp32", dtypes: Collection[torch.dtype] = _DTYPES
+) -> str | None:
+    """None if Triton kernels can take these, with products in a precision; else why not.
+
+    dtypes: of the kernels, where they are not float32 and float64 alone.
+    """
     if precision == "bf16" and interprets():
         return "Triton's interpreter has no products in bfloat16"
     device = "cpu" if interprets() else "cuda"
@@ -48,7 +53,7 @@ def refusal(*tensors: Tensor | None, precision: str = "fp32") -> str | None:
             continue
         if tensor.device.type != device:
             return f"the tensors are on {tensor.device}, and the kernels run on {device}"
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in dtypes:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
         if tensor.numel() == 0:
             return "a tensor is empty"
@@ -59,7 +64,9 @@ def refusal(*tensors: Tensor | None, precision: str = "fp32") -> str | None:
     return unavailable()
 
 
-def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
+def takes(
+    *tensors: Tensor | None, precision: str = "fp32", dtypes: Collection[torch.dtype] = _DTYPES
+) -> bool:
     """Whether the Triton kernels are to run on these: where they can, on a GPU or by demand.
 
     Raises:
@@ -76,7 +83,7 @@ def takes(*tensors: Tensor | None, precision: str = "fp32") -> bool:
     elif requested is None and not all(tensor is None or tensor.is_cuda for tensor in tensors):
         reason = "the tensors are not on a GPU"
     else:
-        reason = refusal(*tensors, precision=precision)
+        reason = refusal(*tensors, precision=precision, dtypes=dtypes)
     if reason is not None and requested == "triton":
         raise ValueError(f'the backend "triton" was demanded but cannot run this: {reason}')
     if reason is not None and precision != "fp32":

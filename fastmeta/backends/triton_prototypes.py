@@ -162,9 +162,16 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
 
     x [T, Q, D], prototypes [T, N, D]; unit vectors (or zeros) under "cosine".
     """
-    from fastmeta.kernels.nearest import nearest as kernel
+    from fastmeta.kernels.nearest import nearest as exact
+    from fastmeta.kernels.nearest_rerank import nearest_by_bounds
+    from fastmeta.kernels.prototype_configs import bound_block
 
-    return kernel(x, prototypes, k, "unit" if metric == "cosine" else metric)
+    metric = "unit" if metric == "cosine" else metric
+    tasks, queries, width = x.shape
+    block = bound_block(tasks, queries, prototypes.shape[1], width, k)
+    if block is None:
+        return exact(x, prototypes, k, metric)
+    return nearest_by_bounds(x, prototypes, k, metric, block)
 
 
 def _gradient_of_many(

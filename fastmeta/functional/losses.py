@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.eager import traced_whole
+from fastmeta.functional.fused_loss import fused_loss
 from fastmeta.functional.transforms import values_of
 
 __all__ = [
@@ -52,7 +53,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
     else:
         _check_range(values_of(labels), logits.shape[-1])
     _check_weight(weight, logits)
-    return _weighted_mean(_cross_entropies(logits, labels), weight)
+    return task_loss("cross_entropy", logits, labels, weight)
 
 
 def mse_loss(predictions: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -75,7 +76,7 @@ def mse_loss(predictions: Tensor, targets: Tensor, weight: Tensor | None = None)
     """
     _check_same_shape(predictions, targets)
     _check_weight(weight, predictions)
-    return _weighted_mean(_squared_errors(predictions, targets), weight)
+    return task_loss("mse", predictions, targets, weight)
 
 
 def bce(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -98,12 +99,15 @@ def bce(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor
     """
     _check_same_shape(logits, targets)
     _check_weight(weight, logits)
-    return _weighted_mean(_binary_cross_entropies(logits, targets), weight)
+    return task_loss("bce", logits, targets, weight)
 
 
 def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
     """The loss [T] of checked predictions [T, S, O...], by name or by a task's callable."""
     if isinstance(loss, str):
+        fused = fused_loss(loss, predictions, targets, weight)
+        if fused is not None:
+            return fused
         return _weighted_mean(LOSSES[loss](predictions, targets), weight)
     return torch.func.vmap(loss)(*(predictions, targets, *(() if weight is None else (weight,))))
 

@@ -49,6 +49,13 @@ def test_twice_differentiable(name):
     assert torch.autograd.gradgradcheck(OURS[name], (scores, targets, weight))
 
 
+@pytest.mark.parametrize("name", ["mse", "bce"])
+def test_compiled_without_a_break(name):
+    scores, targets = problem(name)
+    compiled = torch.compile(OURS[name], fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(scores, targets), OURS[name](scores, targets))
+
+
 def test_large_logits_stay_finite():
     logits = torch.tensor([[[1000.0, -1000.0]]])
     assert fmF.bce(logits, torch.tensor([[[1.0, 0.0]]])).item() == 0

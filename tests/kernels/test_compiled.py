@@ -13,6 +13,7 @@ import pytest
 from fastmeta.kernels.aot import all_cases
 
 CASES = {case.name: case for case in all_cases()}
+AOT = [sys.executable, "-m", "fastmeta.kernels.aot"]
 # Of a block, in bytes: what the card has, for sm_80 a little less.
 SHARED = {80: 160 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -21,10 +22,11 @@ SHARED = {80: 160 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 def reports(request):
     """By name and target; only those that are asked for are compiled."""
     here = [item for item in request.session.items if item.fspath == request.fspath]
-    jobs = [(i.callspec.params["name"], i.callspec.params["target"]) for i in here if is_case(i)]
+    params = [item.callspec.params for item in here if is_case(item)]
+    jobs = [(p[key], p["target"]) for p in params for key in ("name", "other") if key in p]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "fastmeta.kernels.aot", "--json", "--jobs", json.dumps(jobs)],
+        [*AOT, "--json", "--jobs", json.dumps([*dict.fromkeys(jobs)])],
         capture_output=True,
         text=True,
         env=environment,
@@ -54,3 +56,19 @@ def test_compiles_within_its_limits(reports, name, target):
         assert bool(report["matrix_instructions"]) == case.tensor_cores, report
     if case.warpgroups and target == 90:
         assert any(kind.startswith("HGMMA") for kind in report["matrix_instructions"]), report
+
+
+SAME_SUMS = [
+    (name, name[:-3] + "[2]") for name in CASES if "by bounds" in name and name.endswith("[1]")
+]
+SAME_SUMS.append(("nearest 10", "nearest 10 by bounds, sqeuclidean, 1024 x 64 [1]"))
+
+
+@pytest.mark.parametrize(
+    "name, other, target",
+    [(name, other, target) for name, other in SAME_SUMS for target in CASES[name].targets],
+)
+def test_distances_are_summed_alike_wherever_they_are_exact(reports, name, other, target):
+    """So that a search by bounds finds the exact search's results to the last bit."""
+    layout, same = (reports[case, target]["pair_sums"] for case in (name, other))
+    assert len(layout) == 1 and layout == same

@@ -1,5 +1,7 @@
 """The layered engine on the Triton kernels: networks of images against the reference."""
 
+from collections import Counter
+
 import pytest
 import torch
 from oracle import DOUBLE, relative_error
@@ -66,3 +68,20 @@ def test_norm_activation_and_pool_are_one_operation():
     names = [kernel.__name__ for kernel, _, _ in launches(run)]
     block = ["norm_statistics_kernel", "norm_forward_kernel"]
     assert names == ["_convolve", *block, "_convolve", *block, "_product"]
+
+
+def test_each_loss_of_a_meta_step_is_one_launch():
+    model, steps = NETWORKS["pooled"]().to(DEVICE), 2
+    x, y = torch.randn(2, 3, 1, 4, 4, device=DEVICE), torch.zeros(2, 3, dtype=int, device=DEVICE)
+    tasks = fm.TaskBatch(x, y, x, y)
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=steps, engine="layered")
+
+    def run():
+        with fm.use_backend("triton"):
+            meta(tasks).loss.mean().backward()
+
+    launches(run)  # the engine is chosen, with launches of its own
+    counts = Counter(kernel.__name__ for kernel, _, _ in launches(run))
+    # In each step once forward and once on the way back, there with a second derivative; the query.
+    assert counts["task_loss_kernel"] == 2 * steps + 1
+    assert counts["task_loss_gradient_kernel"] == 3 * steps + 1
