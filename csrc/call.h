@@ -33,7 +33,7 @@ inline void check_geometry(const Stage& s) {
                   z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
                   in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
               "a product's geometry is not that of its sizes");
-    else
+    if (!s.product || s.scale != ScaleKind::None)
       require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
     require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
                 z[axis] >= s.window[axis] &&
@@ -113,6 +113,7 @@ class Chain {
     Stage s{};
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = fields["product"].cast<bool>();
+    s.scale = ScaleKind(one_of(fields["scale"], {"none", "elements", "pixels"}));
     s.weight = int(number("weight")), s.bias = int(number("bias"));
     pair("kernel", s.kernel), pair("stride", s.stride), pair("padding", s.padding);
     s.c = number("c"), s.h = number("h"), s.w = number("w");
@@ -156,6 +157,7 @@ class Chain {
     require(parameter(s.weight, !s.product) && parameter(s.bias, true) &&
                 parameter(s.gamma, true) && parameter(s.beta, true),
             "a parameter's index is out of range");
+    require(s.scale == ScaleKind::None || s.product, "a scale is a product");
     require(s.norm != NormKind::Group || (s.groups > 0 && s.c % s.groups == 0),
             "groups must divide the channels");
   }

@@ -218,7 +218,7 @@ class StagePasses : StageNorms<Team> {
       put_input_of(l, worker, first, n, x);
       sums[count++] = weighted(l, x, v_);
     }
-    if (count)
+    if (count || own.scales())
       own.forward(sums, count, n, out, bias(l, v_), terms(worker));
     else
       fill(out, n * plan_.z_pixels(l), bias(l, v_));
@@ -326,7 +326,7 @@ class StagePasses : StageNorms<Team> {
     const auto add = [&](const Outer<R>* sums, int count, R* sum) {
       own.add_weight_gradient(sums, count, n, sum, terms(worker));
       if (plan_.bias_at[l] >= 0)
-        add_pixels(l, n, sums[0].g, sum + plan_.bias_at[l] - plan_.begin_at[l]);
+        own.add_bias_gradient(sums[0].g, n, sum + plan_.bias_at[l] - plan_.begin_at[l]);
     };
     const Outer<R> plain{x, gz};
     if (plain_to) add(&plain, 1, plain_to);
@@ -336,22 +336,6 @@ class StagePasses : StageNorms<Team> {
     const bool has_r = put_r_input_of(l, worker, first, n, rx);
     if (has_r) sums[1] = {rx, gz};
     add(sums, has_r ? 2 : 1, to);
-  }
-
-  // to += the sum over all pixels
-  void add_pixels(int l, i64 n, const Images<R>& images, R* to) const {
-    const Stage& s = plan_.stage(l);
-    for (i64 v = 0; v < plan_.ld(l); v += W) {
-      V total = load(to + v);
-      for (i64 i = 0; i < n; ++i) {
-        for (i64 y = 0; y < s.h; ++y) {
-          V sum{};
-          for (i64 x = 0; x < s.w; ++x) sum += load(images.at(i, y, x) + v);
-          total += sum;
-        }
-      }
-      store(to + v, total);
-    }
   }
 
   static void add_to(R* sum, const R* part, i64 n) {

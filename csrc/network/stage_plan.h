@@ -78,8 +78,14 @@ struct StagePlan : Parameters<Team_> {
       first_piece[l] = this->n_pieces;
       begin_at[l] = theta_size;
       weight_at[l] = theta_size;
-      if (s.product) this->add({s.weight, 0, 0, taps, s.in_c, s.c, 1, taps, s.in_c * taps});
-      bias_at[l] = row(s.product ? s.bias : -1, s.c);
+      bias_at[l] = -1;
+      if (s.scale != ScaleKind::None) {
+        scale(s.weight, s);
+        if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
+      } else if (s.product) {
+        this->add({s.weight, 0, 0, taps, s.in_c, s.c, 1, taps, s.in_c * taps});
+        bias_at[l] = row(s.bias, s.c);
+      }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);
       beta_at[l] = row(s.norm == NormKind::None ? -1 : s.beta, s.c);
       run_size = larger(run_size, theta_size - begin_at[l]);
@@ -94,6 +100,12 @@ struct StagePlan : Parameters<Team_> {
     const i64 at = theta_size;
     if (parameter < 0) return -1;
     this->add_row(parameter, columns);
+    return at;
+  }
+
+  i64 scale(int parameter, const Stage& s) {
+    const i64 at = theta_size, pixels = s.h * s.w;
+    this->add({parameter, 0, 0, 1, pixels, s.scale == ScaleKind::Pixels ? 1 : s.c, 0, 1, pixels});
     return at;
   }
 

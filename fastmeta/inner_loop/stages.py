@@ -163,20 +163,46 @@ class _Builder:
         return self._norm(prefix, layer, name, "group", layer.num_groups)
 
     def _layer_norm(self, prefix: str, layer: nn.LayerNorm, name: str) -> str | None:
-        if not self.flat or tuple(layer.normalized_shape) != (self.shape[0],):
-            return f"{name} is over {list(layer.normalized_shape)} of samples {list(self.shape)}"
-        return self._norm(prefix, layer, name, "group", 1)
+        over, whole = tuple(layer.normalized_shape), math.prod(self.shape)
+        if over == ((whole,) if self.flat else self.shape):
+            groups, scale = 1, "elements"
+        elif not self.flat and over == self.shape[1:]:
+            groups, scale = self.shape[0], "pixels"
+        else:
+            samples = [whole] if self.flat else [*self.shape]
+            return f"{name} is over {list(over)} of samples {samples}"
+        if whole == self.shape[0] and groups == 1:  # as many parameters as channels
+            return self._put_norm(prefix, layer, name, "group", groups)
+        reason = self._put_statistics(layer, name, "group", groups)
+        if reason is None and layer.weight is not None:
+            self._put_scale(prefix, layer, scale)
+        return reason
+
+    def _put_scale(self, prefix: str, layer: nn.LayerNorm, scale: str) -> None:
+        stage = self._new_stage()
+        stage.update(product=True, scale=scale, weight=self._parameter(prefix, "weight"))
+        if layer.bias is not None:
+            stage["bias"] = self._parameter(prefix, "bias")
 
     def _norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
         if self.flat and self.shape[1:] != (1, 1):
             return f"{name} is over flattened samples {list(self.shape)}"
+        return self._put_norm(prefix, layer, name, kind, groups)
+
+    def _put_norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
+        reason = self._put_statistics(layer, name, kind, groups)
+        if reason is not None:
+            return reason
+        for key, own in (("gamma", "weight"), ("beta", "bias")):
+            if getattr(layer, own) is not None:
+                self.stages[-1][key] = self._parameter(prefix, own)
+        return None
+
+    def _put_statistics(self, layer: Any, name: str, kind: str, groups: int) -> str | None:
         if type(layer.eps) is not float:
             return f"{name} has an eps that is not a number"
         stage = self._stage_before("norm", "activation", "pool")
         stage.update(norm=kind, groups=groups, eps=layer.eps)
-        for key, own in (("gamma", "weight"), ("beta", "bias")):
-            if getattr(layer, own) is not None:
-                stage[key] = self._parameter(prefix, own)
         return None
 
     def _max_pool(self, prefix: str, layer: nn.MaxPool2d, name: str) -> str | None:
@@ -238,7 +264,7 @@ class _Builder:
     def _new_stage(self) -> dict[str, Any]:
         c, h, w = self.shape
         stage: dict[str, Any] = dict(
-            in_c=c, in_h=h, in_w=w, product=False, weight=-1, bias=-1,
+            in_c=c, in_h=h, in_w=w, product=False, scale="none", weight=-1, bias=-1,
             kernel=(1, 1), stride=(1, 1), padding=(0, 0),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
             pool="none", window=(1, 1), pool_stride=(1, 1),

@@ -68,6 +68,14 @@ void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid g
   if (random.below(4)) s.bias = c.add_parameter(s.c);
 }
 
+void add_scale(Case<double>& c, Random& random, Stage& s) {
+  s.product = true;
+  s.scale = random.coin() ? ScaleKind::Elements : ScaleKind::Pixels;
+  const i64 size = (s.scale == ScaleKind::Elements ? s.c : 1) * s.h * s.w;
+  s.weight = c.add_parameter(size, 1.5);
+  if (random.below(4)) s.bias = c.add_parameter(size);
+}
+
 void add_norm(Case<double>& c, Random& random, Stage& s, NormKind kind) {
   s.norm = kind;
   if (s.norm == NormKind::None) return;
@@ -94,10 +102,12 @@ void add_activation(Stage& s, ActivationKind kind) {
 // The last stage leaves one pixel.
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
-  const int product = random.below(last ? 3 : 6);
+  const int product = random.below(last ? 4 : 7);
   if (product == 1)  // a linear layer
     add_product(c, random, s, channels,
                 {whole_kernel(random, s.in_h), whole_kernel(random, s.in_w)});
+  else if (product == 2)
+    add_scale(c, random, s);
   else if (product)
     add_product(c, random, s, channels, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   add_norm(c, random, s, NormKind(random.below(3)));
