@@ -33,7 +33,7 @@ inline void check_geometry(const Stage& s) {
                   z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
                   in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
               "a product's geometry is not that of its sizes");
-    else
+    if (!s.product || s.scale != ScaleKind::None)
       require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
     require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
                 z[axis] >= s.window[axis] &&
@@ -72,10 +72,11 @@ class Chain {
     require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
     for (const py::dict& fields : stages) {
       const Stage s = stage(fields);
-      require(stages_.empty() || follows(stages_.back(), s), "neighbouring stages' shapes differ");
       check_stage(s);
+      check_inputs(s);
       stages_.push_back(s);
     }
+    check_readers();
     require(stages_.back().out_h == 1 && stages_.back().out_w == 1,
             "the last stage must leave one pixel");
   }
@@ -111,8 +112,10 @@ class Chain {
       to[0] = values.first, to[1] = values.second;
     };
     Stage s{};
+    s.input = int(number("input")), s.added = int(number("added"));
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = fields["product"].cast<bool>();
+    s.scale = ScaleKind(one_of(fields["scale"], {"none", "elements", "pixels"}));
     s.weight = int(number("weight")), s.bias = int(number("bias"));
     pair("kernel", s.kernel), pair("stride", s.stride), pair("padding", s.padding);
     s.c = number("c"), s.h = number("h"), s.w = number("w");
@@ -144,8 +147,32 @@ class Chain {
     throw std::invalid_argument("unknown: " + wanted);
   }
 
-  static bool follows(const Stage& below, const Stage& s) {
+  // Whether the stage m before s, or the network's input, gives what s takes.
+  bool gives(int m, const Stage& s) const {
+    if (m < -1 || m >= int(stages_.size())) return false;
+    if (m < 0) {
+      const Stage& first = stages_.empty() ? s : stages_.front();
+      return first.in_c == s.in_c && first.in_h == s.in_h && first.in_w == s.in_w;
+    }
+    const Stage& below = stages_[size_t(m)];
     return below.c == s.in_c && below.out_h == s.in_h && below.out_w == s.in_w;
+  }
+
+  void check_inputs(const Stage& s) const {
+    require(gives(s.input, s), "a stage does not take what the one that it reads gives");
+    require(s.added == no_stage || (!s.product && gives(s.added, s)),
+            "a stage cannot add what the other one gives");
+  }
+
+  // A gradient comes to each stage from its readers.
+  void check_readers() const {
+    std::vector<bool> read(stages_.size());
+    for (const Stage& s : stages_) {
+      if (s.input >= 0) read[size_t(s.input)] = true;
+      if (s.added >= 0) read[size_t(s.added)] = true;
+    }
+    read.back() = true;
+    for (const bool one : read) require(one, "nothing reads a stage");
   }
 
   void check_stage(const Stage& s) const {
@@ -156,6 +183,7 @@ class Chain {
     require(parameter(s.weight, !s.product) && parameter(s.bias, true) &&
                 parameter(s.gamma, true) && parameter(s.beta, true),
             "a parameter's index is out of range");
+    require(s.scale == ScaleKind::None || s.product, "a scale is a product");
     require(s.norm != NormKind::Group || (s.groups > 0 && s.c % s.groups == 0),
             "groups must divide the channels");
   }

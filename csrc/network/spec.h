@@ -24,13 +24,21 @@ struct Node {
 };
 
 enum class NormKind { None, Batch, Group };
+// What a layer norm over images multiplies with: a weight and a bias for every element of a sample,
+// or for every pixel, whatever the channel.
+enum class ScaleKind { None, Elements, Pixels };
 enum class PoolKind { None, Average, Max };
+constexpr int no_stage = -2;
 
 // One stage of a network of images: a product, then norm, activation and pool, each of which may be
-// missing. A linear layer is a convolution whose kernel is as large as its input.
+// missing. A linear layer is a convolution whose kernel is as large as its input. Of a scale the product
+// is that of each element with its own weight, [C, H, W] or [H, W].
 struct Stage {
+  int input;               // the earlier stage whose output it takes, -1: the network's input
+  int added;               // without a product: another, whose output is added; or no_stage
   i64 in_c, in_h, in_w;
   bool product;            // else the input goes straight into what follows
+  ScaleKind scale;
   int weight, bias;        // parameter indices, -1 where there is none
   i64 kernel[2], stride[2], padding[2];  // height, width
   i64 c, h, w;             // after the product
@@ -45,7 +53,7 @@ struct Stage {
   i64 out_h, out_w;
 };
 
-// Either a chain of nodes or, with n_stages > 0, a chain of stages.
+// Either a chain of nodes or, with n_stages > 0, stages, each of which but the last has a reader.
 struct Network {
   const Node* nodes;
   int n_nodes;

@@ -3,14 +3,14 @@
 // the tails; here they are put together, in double precision.
 #pragma once
 
-#include "stage_state.h"
+#include "stage_inputs.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
 template <class Team>
-class StageNorms : protected StageState<Team> {
+class StageNorms : protected StageInputs<Team> {
  protected:
-  using Base = StageState<Team>;
+  using Base = StageInputs<Team>;
   using R = typename Team::Real;
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
@@ -124,10 +124,10 @@ class StageNorms : protected StageState<Team> {
         for (i64 i = first; i < first + n; ++i) {
           const Constants<R> c = constants(l, i);
           if (r_)
-            own.r_sums(z(l, i), rz(l, i), g() + i * out_size(l), rg() + i * out_size(l), c,
+            own.r_sums(z(l, i), rz(l, i), g(l) + i * out_size(l), rg(l) + i * out_size(l), c,
                        sums(l, i));
           else
-            own.backward_sums(z(l, i), g() + i * out_size(l), c, sums(l, i));
+            own.backward_sums(z(l, i), g(l) + i * out_size(l), c, sums(l, i));
         }
       });
     });

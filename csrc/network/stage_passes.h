@@ -1,4 +1,4 @@
-// The passes over a chain of stages for one task: forward, backward, and the R-pass.
+// The passes over the stages for one task: forward, backward, and the R-pass.
 //
 // Each sweeps over chunks of samples. A chunk goes through the tail of the stage below, the product
 // and the sums of the norm while it is in the cache; only the products' results z are kept whole. The
@@ -13,10 +13,11 @@ namespace fastmeta::FASTMETA_ISA {
 template <class Team>
 class StagePasses : StageNorms<Team> {
   using Base = StageNorms<Team>;
-  using Base::at, Base::constants, Base::crew_, Base::each_chunk, Base::g, Base::moved, Base::n_,
-      Base::normed, Base::out_size, Base::plan_, Base::product, Base::r_, Base::rg, Base::rz,
-      Base::scratch_, Base::side_, Base::sums, Base::terms, Base::theta_, Base::v_, Base::values_,
-      Base::with_tail, Base::work, Base::x_, Base::z;
+  using Base::add_to, Base::at, Base::constants, Base::crew_, Base::each_chunk, Base::g,
+      Base::g_below, Base::goes_deeper, Base::lowest_wanted_, Base::moved, Base::n_, Base::normed,
+      Base::out_size, Base::plan_, Base::product, Base::put_input_of, Base::put_r_input_of, Base::r_,
+      Base::rg, Base::rg_below, Base::rz, Base::side_, Base::spread_gradient, Base::terms,
+      Base::theta_, Base::v_, Base::values_, Base::with_tail, Base::work, Base::x_, Base::z;
 
  public:
   using R = typename Team::Real;
@@ -59,22 +60,23 @@ class StagePasses : StageNorms<Team> {
 
   void loss_gradient() {
     side_ = 0;
-    head_.gradient(predictions(), g());
+    head_.gradient(predictions(), g(last_));
   }
   void zero_gradient() {
     side_ = 0;
-    head_.zero(g());
+    head_.zero(g(last_));
   }
   void add_gradient(const R* outside, Slice slice) {
-    head_.add(g(), at(plan_.r_output_at), outside, slice);
+    head_.add(g(last_), at(plan_.r_output_at), outside, slice);
   }
 
   void backward(const R* theta, int lowest, const GradientTarget<R>& target, bool into_input) {
     theta_ = theta;
     r_ = false;
+    lowest_wanted_ = into_input ? -1 : lowest;
     for (int l = last_; l >= lowest; --l) {
       if (normed(l)) this->settle_gradients(l);
-      stage_backward(l, nullptr, wants_gradient(l, target), false, l > lowest || into_input);
+      stage_backward(l, nullptr, wants_gradient(l, target), false, goes_deeper(l));
       apply(l, target, at(plan_.total_at[0]));
     }
   }
@@ -85,19 +87,20 @@ class StagePasses : StageNorms<Team> {
     theta_ = theta;
     v_ = v;
     r_ = true;
+    lowest_wanted_ = into_input ? -1 : lowest;
     r_forward();
-    head_.r_gradient(predictions(), at(plan_.r_output_at), rg());
+    head_.r_gradient(predictions(), at(plan_.r_output_at), rg(last_));
     for (int l = last_; l >= lowest; --l) {
       const bool plain = gradient && plan_.adapts(l);
       if (normed(l)) this->settle_gradients(l);
-      stage_backward(l, v, true, plain, l > lowest || into_input);
+      stage_backward(l, v, true, plain, goes_deeper(l));
       if (plain) apply(l, *gradient, at(plan_.total_at[1]));
       apply(l, target, at(plan_.total_at[0]));
     }
   }
 
-  const R* input_gradient_of_loss() const { return at(plan_.g_at[side_]); }
-  const R* r_input_gradient_of_loss() const { return at(plan_.rg_at[side_]); }
+  const R* input_gradient_of_loss() { return g(-1); }
+  const R* r_input_gradient_of_loss() { return rg(-1); }
 
   // A gradient of the inputs, [n, H, W, C], into PyTorch's [T, n, C, H, W].
   void put_input(R* out, const R* gradient, Slice slice) const {
@@ -110,42 +113,6 @@ class StagePasses : StageNorms<Team> {
   }
 
  private:
-  // ---- the input of a stage ---------------------------------------------------------------------
-
-  // The network's own input, [n, C, H, W], as channels last.
-  void gather(i64 first, i64 n, const Images<R>& to) const {
-    const Stage& s = plan_.stage(0);
-    const R* from = x_ + first * plan_.sample_size();
-    const i64 pixels = s.in_h * s.in_w;
-    for (i64 i = 0; i < n; ++i, from += plan_.sample_size())
-      for (i64 y = 0; y < s.in_h; ++y)
-        for (i64 x = 0; x < s.in_w; ++x) {
-          R* pixel = to.at(i, y, x);
-          for (i64 c = 0; c < s.in_c; ++c) pixel[c] = from[c * pixels + y * s.in_w + x];
-          for (i64 c = s.in_c; c < to.pixel; ++c) pixel[c] = 0;
-        }
-  }
-
-  // What stage l reads, of samples first..first + n.
-  void put_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
-    if (l == 0) return gather(first, n, to);
-    with_tail(l - 1, worker, [&](auto below) {
-      for (i64 i = 0; i < n; ++i)
-        below.forward(z(l - 1, first + i), constants(l - 1, first + i), moved(to, i));
-    });
-  }
-
-  // Its derivative; false where that is 0 everywhere.
-  bool put_r_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
-    if (l <= plan_.lowest_adapted) return false;
-    with_tail(l - 1, worker, [&](auto below) {
-      for (i64 i = 0; i < n; ++i)
-        below.r_forward(z(l - 1, first + i), rz(l - 1, first + i), constants(l - 1, first + i),
-                        moved(to, i));
-    });
-    return true;
-  }
-
   // ---- forward --------------------------------------------------------------------------------
 
   Correlated<R> weighted(int l, const Images<R>& images, const R* vector) const {
@@ -218,7 +185,7 @@ class StagePasses : StageNorms<Team> {
       put_input_of(l, worker, first, n, x);
       sums[count++] = weighted(l, x, v_);
     }
-    if (count)
+    if (count || own.scales())
       own.forward(sums, count, n, out, bias(l, v_), terms(worker));
     else
       fill(out, n * plan_.z_pixels(l), bias(l, v_));
@@ -283,11 +250,12 @@ class StagePasses : StageNorms<Team> {
                       bool deeper) {
     const StageProduct<Team> own = product(l);
     const i64 offset = first * own.in_size();
-    const Images<R> below = own.input_gradient_images(at(plan_.g_at[1 - side_]) + offset);
-    const Images<R> r_below = own.input_gradient_images(at(plan_.rg_at[1 - side_]) + offset);
+    const Images<R> below = own.input_gradient_images(g_below(l) + offset);
+    const Images<R> r_below = own.input_gradient_images(rg_below(l) + offset);
     if (!own.s.product) {
-      if (deeper) z_gradients(l, worker, first, n, v != nullptr, below, r_below);
-      return;
+      if (!deeper) return;
+      z_gradients(l, worker, first, n, v != nullptr, below, r_below);
+      return spread_gradient(l, first, n, v != nullptr);
     }
     const Images<R> gz = own.bordered_gradient(work(worker, plan_.gz_at), n);
     const Images<R> rgz =
@@ -297,9 +265,10 @@ class StagePasses : StageNorms<Team> {
     if (!deeper) return;
     R* const flipped[2] = {at(plan_.flipped_at[0]), at(plan_.flipped_at[1])};
     own.input_gradient(&gz, flipped, 1, n, below, terms(worker));
-    if (!v) return;
     const Images<R> both[2] = {rgz, gz};
-    own.input_gradient(both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below, terms(worker));
+    if (v)
+      own.input_gradient(both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below, terms(worker));
+    spread_gradient(l, first, n, v != nullptr);
   }
 
   void z_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
@@ -308,9 +277,9 @@ class StagePasses : StageNorms<Team> {
       for (i64 i = 0; i < n; ++i) {
         const i64 sample = first + i;
         const Constants<R> c = constants(l, sample);
-        const R* above = g() + sample * out_size(l);
+        const R* above = g(l) + sample * out_size(l);
         if (r)
-          own.r_backward(z(l, sample), rz(l, sample), above, rg() + sample * out_size(l), c,
+          own.r_backward(z(l, sample), rz(l, sample), above, rg(l) + sample * out_size(l), c,
                          moved(gz, i), moved(rgz, i));
         else
           own.backward(z(l, sample), above, c, moved(gz, i));
@@ -326,7 +295,7 @@ class StagePasses : StageNorms<Team> {
     const auto add = [&](const Outer<R>* sums, int count, R* sum) {
       own.add_weight_gradient(sums, count, n, sum, terms(worker));
       if (plan_.bias_at[l] >= 0)
-        add_pixels(l, n, sums[0].g, sum + plan_.bias_at[l] - plan_.begin_at[l]);
+        own.add_bias_gradient(sums[0].g, n, sum + plan_.bias_at[l] - plan_.begin_at[l]);
     };
     const Outer<R> plain{x, gz};
     if (plain_to) add(&plain, 1, plain_to);
@@ -336,26 +305,6 @@ class StagePasses : StageNorms<Team> {
     const bool has_r = put_r_input_of(l, worker, first, n, rx);
     if (has_r) sums[1] = {rx, gz};
     add(sums, has_r ? 2 : 1, to);
-  }
-
-  // to += the sum over all pixels
-  void add_pixels(int l, i64 n, const Images<R>& images, R* to) const {
-    const Stage& s = plan_.stage(l);
-    for (i64 v = 0; v < plan_.ld(l); v += W) {
-      V total = load(to + v);
-      for (i64 i = 0; i < n; ++i) {
-        for (i64 y = 0; y < s.h; ++y) {
-          V sum{};
-          for (i64 x = 0; x < s.w; ++x) sum += load(images.at(i, y, x) + v);
-          total += sum;
-        }
-      }
-      store(to + v, total);
-    }
-  }
-
-  static void add_to(R* sum, const R* part, i64 n) {
-    for (i64 i = 0; i < n; i += W) store(sum + i, load(sum + i) + load(part + i));
   }
 
   void apply(int l, const GradientTarget<R>& target, const R* total) const {

@@ -28,7 +28,7 @@ struct StagePlan : Parameters<Team_> {
   i64 support_size, query_size;  // kept from forward to backward: all values, or nothing
 
   i64 values_at, rz_at[max_stages], rconstants_at[max_stages];
-  i64 g_at[2], rg_at[2], sums_at, gconstants_at, ones_at, zeros_at;
+  i64 g_at[2], rg_at[2], branch_g_at[max_stages + 1], branch_rg_at[max_stages + 1], sums_at, gconstants_at, ones_at, zeros_at;
   i64 total_at[2], runs_at, run_size = 0, flipped_at[2];
   i64 output_at, r_output_at, y_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
@@ -39,6 +39,7 @@ struct StagePlan : Parameters<Team_> {
 
   explicit StagePlan(const InnerLoop<R>& l, bool keeps_values = false)
       : Base(l), n_stages(l.network.n_stages) {
+    find_branches();
     lay_out_parameters();
     lay_out_values(keeps_values);
     lay_out_scratch();
@@ -53,7 +54,17 @@ struct StagePlan : Parameters<Team_> {
   i64 sample_size() const { return stage(0).in_c * stage(0).in_h * stage(0).in_w; }
   i64 input_size(const Samples<R>& s) const { return s.n * product(0).in_size(); }
 
-  StageProduct<Team> product(int l) const { return StageProduct<Team>(stage(l), l == 0); }
+  // What a stage reads: a stage, or -1 for the network's input.
+  int input(int l) const { return stage(l).input; }
+  int added(int l) const { return stage(l).added; }
+  bool adds(int l) const { return added(l) != no_stage; }
+  // Whether the gradient of what stage m gives is more than what the next stage's backward leaves:
+  // it is a sum over readers then, or waits for stages between.
+  bool branches(int m) const { return branches_[m + 1]; }
+  int last_reader(int m) const { return last_reader_[m + 1]; }
+
+  StageProduct<Team> product(int l) const { return StageProduct<Team>(stage(l), input(l) < 0); }
+  i64 out_size(int m) const { return m < 0 ? product(0).in_size() : out_pixels(m) * ld(m); }
   i64 ld(int l) const { return Team::stride(stage(l).c); }
   i64 z_pixels(int l) const { return stage(l).h * stage(l).w; }
   i64 out_pixels(int l) const { return stage(l).out_h * stage(l).out_w; }
@@ -70,6 +81,21 @@ struct StagePlan : Parameters<Team_> {
   i64 most() const { return larger(loop.support.n, loop.query.n); }
 
  private:
+  bool branches_[max_stages + 1] = {};
+  int last_reader_[max_stages + 1] = {};
+
+  void find_branches() {
+    int readers[max_stages + 1] = {};
+    for (int l = 0; l < n_stages; ++l) {
+      const int read[2] = {input(l), added(l)};
+      for (int m : read) {
+        if (m == no_stage) continue;
+        last_reader_[m + 1] = l;
+        branches_[m + 1] = ++readers[m + 1] > 1 || m + 1 != l || m != input(l);
+      }
+    }
+  }
+
   void lay_out_parameters() {
     lowest_adapted = n_stages;
     for (int l = 0; l < n_stages; ++l) {
@@ -78,8 +104,14 @@ struct StagePlan : Parameters<Team_> {
       first_piece[l] = this->n_pieces;
       begin_at[l] = theta_size;
       weight_at[l] = theta_size;
-      if (s.product) this->add({s.weight, 0, 0, taps, s.in_c, s.c, 1, taps, s.in_c * taps});
-      bias_at[l] = row(s.product ? s.bias : -1, s.c);
+      bias_at[l] = -1;
+      if (s.scale != ScaleKind::None) {
+        scale(s.weight, s);
+        if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
+      } else if (s.product) {
+        this->add({s.weight, 0, 0, taps, s.in_c, s.c, 1, taps, s.in_c * taps});
+        bias_at[l] = row(s.bias, s.c);
+      }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);
       beta_at[l] = row(s.norm == NormKind::None ? -1 : s.beta, s.c);
       run_size = larger(run_size, theta_size - begin_at[l]);
@@ -94,6 +126,12 @@ struct StagePlan : Parameters<Team_> {
     const i64 at = theta_size;
     if (parameter < 0) return -1;
     this->add_row(parameter, columns);
+    return at;
+  }
+
+  i64 scale(int parameter, const Stage& s) {
+    const i64 at = theta_size, pixels = s.h * s.w;
+    this->add({parameter, 0, 0, 1, pixels, s.scale == ScaleKind::Pixels ? 1 : s.c, 0, 1, pixels});
     return at;
   }
 
@@ -133,6 +171,10 @@ struct StagePlan : Parameters<Team_> {
       total_at[i] = take(run_size);
       flipped_at[i] = take(flipped);
       theta_work_at[i] = take(theta_size);
+    }
+    for (int m = -1; m < n_stages; ++m) {
+      branch_g_at[m + 1] = take(branches(m) ? n * out_size(m) : 0);
+      branch_rg_at[m + 1] = take(branches(m) ? S * out_size(m) : 0);
     }
     sums_at = take(n * 4 * widest);
     gconstants_at = take(n * 4 * widest);

@@ -1,5 +1,7 @@
-// The product of one stage, a convolution or a linear layer: its geometry, and the three forms.
+// The product of one stage, a convolution, a linear layer or a scale: its geometry, and the three forms.
 #pragma once
+
+#include "stage_scale.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -34,13 +36,17 @@ struct StageProduct {
 
   // The network's own input is read element by element, so its pixels need no padding.
   StageProduct(const Stage& stage, bool first)
-      : s(stage), ld_in(first && stage.product ? stage.in_c : Team::stride(stage.in_c)),
+      : s(stage), ld_in(first && stage.product && !scales() ? stage.in_c
+                                                            : Team::stride(stage.in_c)),
         ld(Team::stride(stage.c)), ld_gradient(Team::stride(stage.in_c)) {}
 
   i64 taps() const { return s.kernel[0] * s.kernel[1]; }
   i64 padding(int axis) const { return s.product ? s.padding[axis] : 0; }
   i64 filter_size() const { return taps() * s.in_c * ld; }
-  i64 flipped_size() const { return s.product ? taps() * s.c * ld_gradient : 0; }
+  i64 flipped_size() const {
+    return scales() ? scale().parameters() : s.product ? taps() * s.c * ld_gradient : 0;
+  }
+  bool scales() const { return s.scale != ScaleKind::None; }
 
   // ---- images -----------------------------------------------------------------------------------
   // Sizes are a sample's. Input and output's gradient lie inside borders of zeros.
@@ -97,8 +103,10 @@ struct StageProduct {
     return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.padding[0], -s.padding[1]}};
   }
 
+  // count 0: a scale alone
   void forward(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
                const R* bias, Term<R>* terms) const {
+    if (scales()) return scale_sum(sums, count, samples, out, bias);
     Target<R> target{nullptr, 0};
     if (bias) target.finish = Finish::Bias, target.row = bias;
     correlate(sums, count, sweep(samples), out, target, ld / W, terms);
@@ -106,11 +114,32 @@ struct StageProduct {
 
   void add_weight_gradient(const Outer<R>* sums, int count, i64 samples, R* to,
                            Term<R>* terms) const {
+    if (scales()) {
+      for (int i = 0; i < count; ++i) scale().add_gradient(samples, to, sums[i].g.p, sums[i].in.p);
+      return;
+    }
     correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
+  }
+
+  // to += the sum over samples and pixels; of a scale, over what shares its bias.
+  void add_bias_gradient(const Images<R>& g, i64 samples, R* to) const {
+    if (scales()) return scale().add_gradient(samples, to, g.p, nullptr);
+    for (i64 v = 0; v < ld; v += W) {
+      Vec<R> total = load(to + v);
+      for (i64 i = 0; i < samples; ++i) {
+        for (i64 y = 0; y < s.h; ++y) {
+          Vec<R> sum{};
+          for (i64 x = 0; x < s.w; ++x) sum += load(g.at(i, y, x) + v);
+          total += sum;
+        }
+      }
+      store(to + v, total);
+    }
   }
 
   // Every phase's taps, transposed and in reverse order.
   void flip(R* to, const R* w) const {
+    if (scales()) return Team::copy(to, w, scale().parameters());
     each_phase([&](const Phase& py, i64, const Phase& px, i64) {
       for (i64 r = py.taps - 1; r >= 0; --r)
         for (i64 c = px.taps - 1; c >= 0; --c, to += s.c * ld_gradient) {
@@ -123,6 +152,11 @@ struct StageProduct {
   // The gradient of the input: the sum of the output's gradients with each its flipped weights.
   void input_gradient(const Images<R>* gradients, R* const* flipped, int count, i64 n,
                       const Images<R>& out, Term<R>* terms) const {
+    if (scales()) {
+      for (int i = 0; i < count; ++i)
+        scale().add_products(n, out.p, gradients[i].p, flipped[i], i > 0);
+      return;
+    }
     i64 offset = 0;
     each_phase([&](const Phase& py, i64 y, const Phase& px, i64 x) {
       const Images<R> part{out.at(0, y, x), out.sample, s.stride[0] * out.row,
@@ -138,6 +172,15 @@ struct StageProduct {
   }
 
  private:
+  StageScale<Team> scale() const { return {s, ld}; }
+
+  void scale_sum(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
+                 const R* bias) const {
+    scale().fill(samples, out.p, bias);
+    for (int i = 0; i < count; ++i)
+      scale().add_products(samples, out.p, sums[i].in.p, sums[i].filter.w, true);
+  }
+
   struct Border {
     i64 before[2], after[2];
   };

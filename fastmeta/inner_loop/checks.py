@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import GLOBAL_BACKWARD_HOOKS, call_module, module_lock
 from fastmeta.functional.losses import takes_weight, task_loss
-from fastmeta.inner_loop.chain import called
+from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.tasks import TaskBatch
 

@@ -28,10 +28,12 @@ BACKENDS = {"cpu": cpu, "cuda": cuda}  # by type of device
 
 def native_network(loop: InnerLoop, sample: torch.Size) -> Chain | Stages | str:
     """A module's layers as the native kernels know them, or the reason why they do not."""
-    chain = chain_of(loop.module)
-    if isinstance(chain, Chain) and (chain.flattens or len(sample) == 1):
-        return chain
-    return stages_of(loop.module, sample)
+    key = ("network", sample)
+    if key not in loop.memory:
+        chain = chain_of(loop.module)
+        fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
+        loop.memory[key] = chain if fits else stages_of(loop.module, sample)
+    return loop.memory[key]
 
 
 class Habit:

@@ -42,7 +42,7 @@ def can_run(
         chain = chain_of(loop.module)
         layer = unknown_layer(loop.module) if isinstance(chain, str) else None
         unfit = layer or _unfit_parameters(parameters)
-        if unfit is None and isinstance(chain, Chain):
+        if unfit is None and parameters:
             unfit = _unfit_network(loop, chain, next(iter(parameters.values())))
         return unfit
     network = native_network(loop, tasks.support_x.shape[2:])
@@ -129,11 +129,14 @@ def _unfit_tasks(loop: InnerLoop, tasks: Any) -> str | None:
     return None
 
 
-def _unfit_network(loop: InnerLoop, network: Chain | Stages, x: Tensor) -> str | None:
-    """Why the kernels for the device of `x` do not take this network, though others do."""
+def _unfit_network(loop: InnerLoop, network: Chain | Stages | str, x: Tensor) -> str | None:
+    """Why the kernels for the device of `x` do not take this network, though others do.
+
+    A network that is no chain, where it is not known of which samples, is a sentence.
+    """
     if BACKENDS[x.device.type] is cpu:
         return None
-    if isinstance(network, Stages):
+    if not isinstance(network, Chain):
         return "the CUDA kernels take chains of linear layers, and this is a network of images"
     key = ("unfit", x.dtype, x.device, network)
     if key not in loop.memory:

@@ -17,7 +17,7 @@ from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
 from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
 
-__all__ = ["Program", "rewrite"]
+__all__ = ["OF_EVERY_MODULE", "Program", "Unknown", "is_layer", "own_name", "rewrite", "trace"]
 
 
 class Program:
@@ -78,12 +78,12 @@ def rewrite(module: nn.Module) -> Program | str:
     with module_lock:
         try:
             state = _state(module)
-            return Program(root, _trace(root), state)
-        except _Unknown as unknown:
+            return Program(root, trace(root), state)
+        except Unknown as unknown:
             return str(unknown)
 
 
-class _Unknown(Exception):
+class Unknown(Exception):
     """Something that has no rule; says what."""
 
 
@@ -111,14 +111,15 @@ def _shares_memory(x: Tensor, y: Tensor) -> bool:
 # ---- tracing -----------------------------------------------------------------------------------
 
 
-def _trace(root: nn.Module) -> fx.Graph:
+def trace(root: nn.Module) -> fx.Graph:
+    """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
     try:
         return _Tracer().trace(root)
-    except _Unknown:
+    except Unknown:
         raise
     except Exception as error:  # the forward is the user's, and may do anything to a proxy
         first_line = (str(error).splitlines() or [""])[0]
-        raise _Unknown(
+        raise Unknown(
             f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
         ) from error
 
@@ -133,7 +134,7 @@ class _Tracer(fx.Tracer):
         self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_layer(m)
+        return is_layer(m)
 
     def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         # While it traces, torch.fx stands in for every module's call in every thread.
@@ -148,7 +149,7 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, (Tensor, nn.Module)) and not isinstance(a, nn.Parameter):
-            raise _Unknown(
+            raise Unknown(
                 f"its forward uses a {type(a).__name__} that is neither its input nor one of its "
                 "parameters and buffers"
             )
@@ -180,7 +181,8 @@ for _function in _IN_PLACE:
     setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
+    """Whether a graph has a module as one call."""
     return type(module) in LAYERS or (
         type(module).__module__.startswith("torch.") and not isinstance(module, nn.Sequential)
     )
@@ -237,15 +239,15 @@ def _step(names: _Names, node: Node) -> _Step:
 
 def _layer_step(names: _Names, node: Node) -> _Step:
     layer: Any = names.root.get_submodule(str(node.target))
-    called = f"layer {_own_name(node.target)!r} ({type(layer).__name__})"
+    called = f"layer {own_name(node.target)!r} ({type(layer).__name__})"
     rule = LAYERS.get(type(layer))
     if rule is None:
-        raise _Unknown(f"{called} is not among the layers that fastmeta.functional has")
+        raise Unknown(f"{called} is not among the layers that fastmeta.functional has")
     reason = unfit(layer)
     if reason is not None:
-        raise _Unknown(f"{called} {reason}")
+        raise Unknown(f"{called} {reason}")
     if len(node.args) != 1 or not isinstance(node.args[0], Node) or node.kwargs:
-        raise _Unknown(f"{called} is called with more than its input")
+        raise Unknown(f"{called} is called with more than its input")
     source, changes = node.args[0], None
     if getattr(layer, "inplace", False):
         layer, changes = copy.copy(layer), source
@@ -270,7 +272,7 @@ def _call_step(node: Node) -> _Step:
         rule = FUNCTIONS.get(_IN_PLACE.get(target, target))  # type: ignore[arg-type]
         name = getattr(target, "__name__", str(target))
     if rule is None:
-        raise _Unknown(f"its forward calls {name}, which has no rule for many tasks")
+        raise Unknown(f"its forward calls {name}, which has no rule for many tasks")
 
     def run(known: dict[Node, Any], parameters: Mapping[str, Tensor], x: Tensor) -> Any:
         args: Any = map_arg(node.args, known.__getitem__)
@@ -286,7 +288,7 @@ class _Names:
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self._parameters = {id(p): _own_name(name) for name, p in root.named_parameters()}
+        self._parameters = {id(p): own_name(name) for name, p in root.named_parameters()}
 
     def of_layer(self, layer: nn.Module) -> dict[str, str]:
         """The names of a layer's parameters by their own names in it."""
@@ -302,7 +304,7 @@ class _Names:
             name, rank = self._parameters[id(parameter)], parameter.dim()
             return lambda parameters: _with_tasks(parameters[name], rank)
         if owner._buffers.get(key) is None:
-            raise _Unknown(f"its forward reads {_own_name(target)!r}, no parameter and no buffer")
+            raise Unknown(f"its forward reads {own_name(target)!r}, no parameter and no buffer")
         return lambda parameters: owner._buffers[key].unsqueeze(0)  # type: ignore[union-attr]
 
 
@@ -310,7 +312,7 @@ def _with_tasks(parameter: Tensor, rank: int) -> Tensor:
     return parameter if parameter.dim() > rank else parameter.unsqueeze(0)
 
 
-def _own_name(target: Any) -> str:
+def own_name(target: Any) -> str:
     """A name in the module, from that in the Sequential around it."""
     return str(target).removeprefix("0").removeprefix(".")
 
@@ -318,7 +320,7 @@ def _own_name(target: Any) -> str:
 def _output(node: Node) -> Node:
     (output,) = node.args
     if not isinstance(output, Node):
-        raise _Unknown("its forward returns something else than one tensor")
+        raise Unknown("its forward returns something else than one tensor")
     return output
 
 
@@ -342,7 +344,7 @@ class _State(NamedTuple):
     value: Any  # frozen
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _ATOMS = (
     bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
     torch.memory_format, torch.Size, slice, range,
@@ -353,15 +355,15 @@ _BY_IDENTITY = (type, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
 def _state(module: nn.Module) -> list[_State]:
     states = []
     for owner in module.modules():
-        if _is_layer(owner) or type(owner) is nn.Sequential:
+        if is_layer(owner) or type(owner) is nn.Sequential:
             continue
         for name, value in vars(owner).items():
-            if name in _OF_EVERY_MODULE:
+            if name in OF_EVERY_MODULE:
                 continue
             try:
                 states.append(_State(vars(owner), name, _frozen(value)))
             except TypeError:
-                raise _Unknown(
+                raise Unknown(
                     f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
                     "change would not be seen"
                 ) from None

@@ -1,20 +1,21 @@
-"""Which modules are chains of stages that the native kernels know, and what they look like."""
+"""Which modules are stages that the native kernels know, and what they look like."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastmeta.functional.forward import has_hooks
-from fastmeta.inner_loop.chain import activation_of, called, is_idle, leaves_of, unknown
+from fastmeta.inner_loop.calls import Call, calls_of
+from fastmeta.inner_loop.layers import activation_of, is_idle, unknown
 
 __all__ = ["Stages", "stages_of", "unknown_layer"]
 
 _MAX_STAGES = 256
+_NO_STAGE = -2
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,12 @@ def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
     """The stages that a module is for samples of a shape, or a sentence saying why it is none."""
     if len(sample) not in (1, 3):
         return f"samples are {list(sample)}: the native kernels take [C, H, W] or [I]"
+    calls = calls_of(module)
+    if isinstance(calls, str):
+        return calls
     builder = _Builder(module, tuple(sample))
-    for prefix, layer in leaves_of(module):
-        reason = builder.add(prefix, layer)
+    for call in calls:
+        reason = builder.add(call)
         if reason is not None:
             return reason
     return builder.finished()
@@ -50,13 +54,31 @@ def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
 
 def unknown_layer(module: nn.Module) -> str | None:
     """A layer that stages cannot have whatever the shape of the samples, in a sentence; or None."""
-    for prefix, layer in leaves_of(module):
+    calls = calls_of(module)
+    if isinstance(calls, str):
+        return calls
+    for call in calls:
+        layer = call.layer
         known = type(layer) in _ADDERS or is_idle(layer) or activation_of(layer) is not None
-        if has_hooks(layer):
-            return f"{called(prefix, layer)} has hooks, which native kernels would not call"
-        if not known:
-            return unknown(prefix, layer)
+        if layer is not None and not known:
+            return unknown(call.name)
     return None
+
+
+class _Value(NamedTuple):
+    """What a call gives.
+
+    Attributes:
+        at: the stage that gives it, -1 for the module's input.
+        shape: C, H, W.
+        flat: the module has flattened it.
+        open: no call but the next one reads it, so that one may become a part of the stage.
+    """
+
+    at: int
+    shape: tuple[int, ...]
+    flat: bool
+    open: bool
 
 
 @dataclass
@@ -65,38 +87,74 @@ class _Builder:
     sample: tuple[int, ...]
     stages: list[dict[str, Any]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    values: list[_Value] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.flat = len(self.sample) == 1
-        self.shape = (*self.sample, 1, 1) if self.flat else self.sample  # C, H, W
+        flat = len(self.sample) == 1
+        self._go_to(_Value(-1, (*self.sample, 1, 1) if flat else self.sample, flat, True))
+        self.input = self._here(True)
 
-    def add(self, prefix: str, layer: nn.Module) -> str | None:
-        """Take one more layer, or say why not."""
-        name = called(prefix, layer)
-        if has_hooks(layer):
-            return f"{name} has hooks, which the native kernels would not call"
+    def add(self, call: Call) -> str | None:
+        """Take one more call, or say why not."""
+        sources = [self.values[i] if i >= 0 else self.input for i in call.inputs]
+        source = sources[0]
+        if call.in_place and not source.open:
+            return f"{call.name} changes in place what others read"
+        self._go_to(source)
+        if call.layer is None:
+            reason = self._sum(sources[1])
+        else:
+            reason = self._layer(call.prefix, call.layer, call.name)
+        open_still = source.open or self.at != source.at
+        self.values.append(self._here(call.alone and open_still))
+        return reason
+
+    def _layer(self, prefix: str, layer: nn.Module, name: str) -> str | None:
         if is_idle(layer):
             return None
-        kind = type(layer)
-        add = _ADDERS.get(kind)
+        add = _ADDERS.get(type(layer))
         if add is not None:
             return add(self, prefix, layer, name)
         activation = activation_of(layer)
         if activation is None:
-            return unknown(prefix, layer)
+            return unknown(name)
         self._stage_before("activation", "pool")["activation"] = activation
+        return None
+
+    def _go_to(self, value: _Value) -> None:
+        self.at, self.shape, self.flat, self.open = value
+
+    def _here(self, is_open: bool) -> _Value:
+        return _Value(self.at, self.shape, self.flat, is_open)
+
+    def _sum(self, other: _Value) -> str | None:
+        if (self.shape, self.flat) != (other.shape, other.flat):
+            return f"a sum is of samples {list(self.shape)} and {list(other.shape)}"
+        added, self.at = sorted((self.at, other.at))
+        self._new_stage()["added"] = added
         return None
 
     def finished(self) -> Stages | str:
         if not self.stages:
             return "the module has no layer"
+        if self.at != len(self.stages) - 1:
+            return "the last layer does not make the output"
+        whole = [self.stages[0][key] for key in ("in_c", "in_h", "in_w")]
+        for stage in self.stages:
+            own = [stage[key] for key in ("in_c", "in_h", "in_w")]
+            if -1 in (stage["input"], stage["added"]) and own != whole:
+                return "samples are read as they are and flattened"
         if not self.flat:
             return f"the module's outputs are {list(self.shape)}, not flattened"
         if self.shape[1:] != (1, 1):
             return f"the last layer flattens {list(self.shape)} without a linear layer after it"
         if len(self.stages) > _MAX_STAGES:
             return f"the network has {len(self.stages)} stages, and the kernels take {_MAX_STAGES}"
-        shared = set(self.names) ^ {name for name, _ in self.module.named_parameters()}
+        known = {name for name, _ in self.module.named_parameters()}
+        shared = {name for name in self.names if self.names.count(name) > 1 or name not in known}
+        unused = known - {*self.names}
+        if unused and not shared:
+            return f"the forward does not use parameters ({', '.join(sorted(unused))})"
         if shared:
             return f"layers share parameters ({', '.join(sorted(shared))})"
         lone = any(s["norm"] == "batch" and s["h"] * s["w"] == 1 for s in self.stages)
@@ -163,20 +221,46 @@ class _Builder:
         return self._norm(prefix, layer, name, "group", layer.num_groups)
 
     def _layer_norm(self, prefix: str, layer: nn.LayerNorm, name: str) -> str | None:
-        if not self.flat or tuple(layer.normalized_shape) != (self.shape[0],):
-            return f"{name} is over {list(layer.normalized_shape)} of samples {list(self.shape)}"
-        return self._norm(prefix, layer, name, "group", 1)
+        over, whole = tuple(layer.normalized_shape), math.prod(self.shape)
+        if over == ((whole,) if self.flat else self.shape):
+            groups, scale = 1, "elements"
+        elif not self.flat and over == self.shape[1:]:
+            groups, scale = self.shape[0], "pixels"
+        else:
+            samples = [whole] if self.flat else [*self.shape]
+            return f"{name} is over {list(over)} of samples {samples}"
+        if whole == self.shape[0] and groups == 1:  # as many parameters as channels
+            return self._put_norm(prefix, layer, name, "group", groups)
+        reason = self._put_statistics(layer, name, "group", groups)
+        if reason is None and layer.weight is not None:
+            self._put_scale(prefix, layer, scale)
+        return reason
+
+    def _put_scale(self, prefix: str, layer: nn.LayerNorm, scale: str) -> None:
+        stage = self._new_stage()
+        stage.update(product=True, scale=scale, weight=self._parameter(prefix, "weight"))
+        if layer.bias is not None:
+            stage["bias"] = self._parameter(prefix, "bias")
 
     def _norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
         if self.flat and self.shape[1:] != (1, 1):
             return f"{name} is over flattened samples {list(self.shape)}"
+        return self._put_norm(prefix, layer, name, kind, groups)
+
+    def _put_norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
+        reason = self._put_statistics(layer, name, kind, groups)
+        if reason is not None:
+            return reason
+        for key, own in (("gamma", "weight"), ("beta", "bias")):
+            if getattr(layer, own) is not None:
+                self.stages[self.at][key] = self._parameter(prefix, own)
+        return None
+
+    def _put_statistics(self, layer: Any, name: str, kind: str, groups: int) -> str | None:
         if type(layer.eps) is not float:
             return f"{name} has an eps that is not a number"
         stage = self._stage_before("norm", "activation", "pool")
         stage.update(norm=kind, groups=groups, eps=layer.eps)
-        for key, own in (("gamma", "weight"), ("beta", "bias")):
-            if getattr(layer, own) is not None:
-                stage[key] = self._parameter(prefix, own)
         return None
 
     def _max_pool(self, prefix: str, layer: nn.MaxPool2d, name: str) -> str | None:
@@ -223,7 +307,7 @@ class _Builder:
     def _flatten(self, prefix: str, layer: nn.Flatten, name: str) -> str | None:
         if (layer.start_dim, layer.end_dim) != (1, -1):
             return f"{name} does not flatten all of a sample"
-        if not self.stages:
+        if self.at < 0:
             self.shape = (math.prod(self.shape), 1, 1)
         self.flat = True
         return None
@@ -231,20 +315,25 @@ class _Builder:
     # ---- stages ----------------------------------------------------------------------------------
 
     def _stage_before(self, *later: str) -> dict[str, Any]:
-        """The last stage, or a new one if it has any of these already."""
-        taken = self.stages and any(self.stages[-1][key] not in ("none", None) for key in later)
-        return self._new_stage() if taken or not self.stages else self.stages[-1]
+        """The stage that gives what is here, or a new one if it has any of these already."""
+        if self.at < 0 or not self.open:
+            return self._new_stage()
+        stage = self.stages[self.at]
+        taken = any(stage[key] not in ("none", None) for key in later)
+        return self._new_stage() if taken else stage
 
     def _new_stage(self) -> dict[str, Any]:
         c, h, w = self.shape
         stage: dict[str, Any] = dict(
-            in_c=c, in_h=h, in_w=w, product=False, weight=-1, bias=-1,
+            input=self.at, added=_NO_STAGE, in_c=c, in_h=h, in_w=w,
+            product=False, scale="none", weight=-1, bias=-1,
             kernel=(1, 1), stride=(1, 1), padding=(0, 0),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
             pool="none", window=(1, 1), pool_stride=(1, 1),
         )  # fmt: skip
         self._shape_of_product(stage, c, h, w)
         self.stages.append(stage)
+        self.at, self.open = len(self.stages) - 1, True
         return stage
 
     def _shape_of_product(self, stage: dict[str, Any], c: int, h: int, w: int) -> None:

@@ -17,6 +17,7 @@ using namespace fastmeta::test;
 // Does nothing yet to images of a shape.
 Stage stage_of(i64 channels, i64 h, i64 w) {
   Stage s{};
+  s.added = no_stage;
   s.in_c = s.c = channels;
   s.in_h = s.h = s.out_h = h;
   s.in_w = s.w = s.out_w = w;
@@ -27,6 +28,20 @@ Stage stage_of(i64 channels, i64 h, i64 w) {
 }
 
 Stage stage_after(const Stage& s) { return stage_of(s.c, s.out_h, s.out_w); }
+
+// After the latest stage, or first of all.
+void append(Case<double>& c, Stage s) {
+  s.input = int(c.stages.size()) - 1;
+  c.stages.push_back(s);
+}
+
+// After stage m, with what that one gives or, m < 0, with the network's input.
+Stage stage_reading(const Case<double>& c, int m) {
+  const Stage& first = c.stages.front();
+  Stage s = m < 0 ? stage_of(first.in_c, first.in_h, first.in_w) : stage_after(c.stages[size_t(m)]);
+  s.input = m;
+  return s;
+}
 
 // Along one axis.
 struct Windows {
@@ -68,6 +83,14 @@ void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid g
   if (random.below(4)) s.bias = c.add_parameter(s.c);
 }
 
+void add_scale(Case<double>& c, Random& random, Stage& s) {
+  s.product = true;
+  s.scale = random.coin() ? ScaleKind::Elements : ScaleKind::Pixels;
+  const i64 size = (s.scale == ScaleKind::Elements ? s.c : 1) * s.h * s.w;
+  s.weight = c.add_parameter(size, 1.5);
+  if (random.below(4)) s.bias = c.add_parameter(size);
+}
+
 void add_norm(Case<double>& c, Random& random, Stage& s, NormKind kind) {
   s.norm = kind;
   if (s.norm == NormKind::None) return;
@@ -94,10 +117,12 @@ void add_activation(Stage& s, ActivationKind kind) {
 // The last stage leaves one pixel.
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
-  const int product = random.below(last ? 3 : 6);
+  const int product = random.below(last ? 4 : 7);
   if (product == 1)  // a linear layer
     add_product(c, random, s, channels,
                 {whole_kernel(random, s.in_h), whole_kernel(random, s.in_w)});
+  else if (product == 2)
+    add_scale(c, random, s);
   else if (product)
     add_product(c, random, s, channels, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   add_norm(c, random, s, NormKind(random.below(3)));
@@ -127,7 +152,7 @@ Stage common_stage(Case<double>& c, Random& random, Stage s, i64 channels, NormK
 
 void add_any(Case<double>& c, Random& random, i64 n, Stage next, ActivationKind kind) {
   for (; n > 0; --n) {
-    c.stages.push_back(any_stage(c, random, next, kind, n == 1));
+    append(c, any_stage(c, random, next, kind, n == 1));
     next = stage_after(c.stages.back());
   }
 }
@@ -144,9 +169,9 @@ Case<double> make_common(unsigned seed, NormKind norm, MaybeActivation kind) {
   return make_case(seed, LossKind::CrossEntropy, 2, [&](Case<double>& c, Random& random) {
     c.steps = c.order = 2;
     const Stage input = stage_of(3, 4 + random.below(4), 4 + random.below(4));
-    c.stages.push_back(common_stage(c, random, input, 17, norm, kind, common_pool));
+    append(c, common_stage(c, random, input, 17, norm, kind, common_pool));
     const Stage next = stage_after(c.stages.back());
-    c.stages.push_back(common_stage(c, random, next, 5, norm, kind, common_pool));
+    append(c, common_stage(c, random, next, 5, norm, kind, common_pool));
   });
 }
 
@@ -156,9 +181,59 @@ Case<double> make_large(unsigned seed, NormKind norm, Windows pool, i64 tasks) {
     c.support_n = 9, c.query_n = 2;
     c.steps = 1, c.order = 2;
     const Stage input = stage_of(1, 30, 31);
-    c.stages.push_back(
-        common_stage(c, random, input, 17, norm, ActivationKind::ReLU, pool));
+    append(c, common_stage(c, random, input, 17, norm, ActivationKind::ReLU, pool));
     add_any(c, random, 1, stage_after(c.stages.back()), ActivationKind::Tanh);
+  });
+}
+
+// ---- residuals ----------------------------------------------------------------------------------
+
+// Keeps the size, so that it can be added to its input.
+int append_level(Case<double>& c, Random& random, int m, i64 channels) {
+  Stage s = stage_reading(c, m);
+  const i64 size = 2 * random.below(2) + 1;
+  const Windows same{size, 1, size / 2};
+  add_product(c, random, s, channels, {same, same});
+  add_norm(c, random, s, NormKind(random.below(3)));
+  if (random.coin()) add_activation(s, ActivationKind::Tanh);
+  c.stages.push_back(s);
+  return int(c.stages.size()) - 1;
+}
+
+// f(x) + g(x): of f one or two products, of g none or one; then any activation and pool.
+void append_block(Case<double>& c, Random& random, int x, ActivationKind kind) {
+  const bool shortcut = random.coin();
+  const i64 channels = shortcut ? random.one_of({1, 3, 17}) : stage_reading(c, x).in_c;
+  int side = shortcut && random.coin() ? append_level(c, random, x, channels) : x;
+  int main = append_level(c, random, x, channels);
+  if (random.coin()) main = append_level(c, random, main, channels);
+  if (shortcut && side == x) side = append_level(c, random, x, channels);
+  Stage sum = stage_reading(c, random.coin() ? main : side);
+  sum.added = sum.input == main ? side : main;
+  if (random.below(4)) add_activation(sum, kind);
+  if (random.coin())
+    add_pool(sum, random.coin() ? PoolKind::Average : PoolKind::Max,
+             {any_pool(random, sum.h), any_pool(random, sum.w)});
+  c.stages.push_back(sum);
+}
+
+// Blocks after a stage; the network's input may have two readers as well.
+Case<double> make_residual(unsigned seed, ActivationKind kind, LossKind loss, i64 tasks) {
+  return make_case(seed, loss, tasks, [&](Case<double>& c, Random& random) {
+    Stage first = stage_of(random.one_of({1, 3, 17}), 1 + random.below(8), 1 + random.below(8));
+    const int start = random.below(3);
+    if (start == 0) add_scale(c, random, first);
+    if (start == 1) add_product(c, random, first, 3, {{3, 1, 1}, {3, 1, 1}});
+    append(c, first);
+    if (start == 1 || random.coin()) {
+      const int other = start == 1 ? append_level(c, random, -1, 3) : -random.below(2);
+      Stage sum = stage_reading(c, 0);
+      sum.added = other;
+      c.stages.push_back(sum);
+    }
+    for (i64 blocks = 1 + random.below(3); blocks > 0; --blocks)
+      append_block(c, random, int(c.stages.size()) - 1, kind);
+    add_any(c, random, 1, stage_after(c.stages.back()), kind);
   });
 }
 
@@ -173,6 +248,15 @@ void check_any(const Variant& variant) {
         const auto c = make_any(seed, ActivationKind(kind), LossKind(loss), tasks);
         check_case(variant, c, std::string(variant.name) + ", seed " + std::to_string(seed));
       }
+}
+
+void check_residual(const Variant& variant) {
+  for (unsigned seed = 1; seed <= 24; ++seed) {
+    const auto kind = ActivationKind(seed % (unsigned(ActivationKind::Softplus) + 1));
+    const auto loss = LossKind(seed % 3);
+    const auto c = make_residual(seed, kind, loss, 1 + seed % 3);
+    check_case(variant, c, std::string(variant.name) + ", residual, seed " + std::to_string(seed));
+  }
 }
 
 void check_common(const Variant& variant) {
@@ -205,6 +289,7 @@ int main() {
   for (const Variant* v = variants(); v->name; ++v) {
     if (!v->runs_here()) continue;
     check_any(*v);
+    check_residual(*v);
     check_common(*v);
     check_large(*v);
   }

@@ -101,9 +101,10 @@ def test_a_module_with_a_forward_of_its_own_is_told_what_to_do():
             self.layer = nn.Linear(2, 3)
 
         def forward(self, x):
-            return self.layer(x)
+            return self.layer(x).exp()
 
     said = str(fm.explain(Own()))
     assert said.startswith("engine: layered")
     assert "not resident: the module (Own) has a forward() written by hand" in said
+    assert "it calls exp" in said
     assert "nn.Sequential" in said and 'engine="auto"' in said

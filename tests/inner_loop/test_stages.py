@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DOUBLE, assert_slope, classification_tasks, gradients, outer_loss, relative_error
+from oracle import (
+    DOUBLE,
+    assert_exact,
+    assert_slope,
+    classification_tasks,
+    gradients,
+    outer_loss,
+    relative_error,
+)
 from torch import nn
 
 import fastmeta as fm
@@ -28,13 +36,27 @@ def variant(request):
     cpu.native.use_variant(before)
 
 
-def norm(kind, channels):
+def norm(kind, channels, height, width):
     return {
         "none": nn.Identity,
         "batch": lambda: nn.BatchNorm2d(channels),
         "plain batch": lambda: nn.BatchNorm2d(channels, affine=False),
         "group": lambda: nn.GroupNorm(channels // 2 if channels % 2 == 0 else 1, channels),
+        "layer": lambda: layer_norm(channels, height, width),
+        "plain layer": lambda: nn.LayerNorm((channels, height, width), 0.1, False),
+        "layer over pixels": lambda: layer_norm(height, width),
     }[kind]()
+
+
+def layer_norm(*over, bias=True):
+    """Of an eps that keeps a norm of norms from magnifying rounding."""
+    layer = nn.LayerNorm(over, eps=0.1, bias=bias)
+    for p in layer.parameters():
+        nn.init.normal_(p, mean=0.5)
+    return layer
+
+
+NORMS = ["none", "batch", "plain batch", "group", "layer", "plain layer", "layer over pixels"]
 
 
 @st.composite
@@ -49,12 +71,13 @@ def networks(draw):
             c, out, kernel, bias=draw(st.booleans()),
             stride=draw(st.sampled_from([1, 2, (1, 3)])), padding=draw(st.sampled_from([0, 1])),
         )  # fmt: skip
+        shape = tuple(conv(torch.zeros(1, c, *shape)).shape[2:])
         block = [
-            norm(draw(st.sampled_from(["none", "batch", "plain batch", "group"])), out),
+            norm(draw(st.sampled_from(NORMS)), out, *shape),
             draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.Softplus(), nn.Identity()])),
         ]
         layers += [conv, *(block if draw(st.booleans()) else block[::-1])]
-        c, shape = out, tuple(conv(torch.zeros(1, c, *shape)).shape[2:])
+        c = out
         pool = draw(st.sampled_from([None, nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(1, 2)]))
         if pool is not None and min(shape) >= 2:
             layers.append(pool)
@@ -62,8 +85,10 @@ def networks(draw):
     if draw(st.booleans()):
         layers.append(nn.AdaptiveAvgPool2d(1))
         shape = (1, 1)
-    head = nn.Linear(c * shape[0] * shape[1], 3)
-    return nn.Sequential(*layers, nn.Flatten(), head), (channels, height, width)
+    width_of_all = c * shape[0] * shape[1]
+    flat = draw(st.sampled_from([[], [layer_norm(width_of_all, bias=draw(st.booleans()))]]))
+    layers += [nn.Flatten(), *flat, nn.Linear(width_of_all, 3)]
+    return nn.Sequential(*layers), (channels, height, width)
 
 
 @given(
@@ -133,9 +158,43 @@ def test_the_gradient_of_a_bias_before_batch_norm_is_zero():
     assert model[0].bias.grad.abs().max() < 1e-12 * largest
 
 
+def layer_normed(dtype=torch.float32):
+    """Each form of layer norm."""
+    return nn.Sequential(
+        layer_norm(1, 12, 12), nn.Conv2d(1, 16, 3, padding=1), layer_norm(16, 12, 12), nn.ReLU(),
+        nn.MaxPool2d(2), layer_norm(6, 6), nn.Conv2d(16, 3, 3), nn.GELU(), nn.Flatten(),
+        layer_norm(48, bias=False), nn.Linear(48, 3),
+    ).to(dtype)  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_layer_norm_is_exact_with_every_instruction_set(variant, steps):
+    model = layer_normed(DOUBLE)
+    for frozen in (model[2].weight, model[5].bias):
+        frozen.requires_grad_(False)
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=steps)
+    assert meta.choice().name == "resident"
+    batch = classification_tasks((1, 12, 12))
+    for x in (batch.support_x, batch.query_x):
+        x.requires_grad_()
+    inputs = [p for p in model.parameters() if p.requires_grad]
+    assert_exact(meta, batch, [*inputs, batch.support_x, batch.query_x], 1e-10)
+
+
+def test_the_meta_gradient_of_layer_norm_is_the_slope_of_the_meta_loss():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), layer_norm(4, 5, 5), nn.Tanh(), layer_norm(5, 5), nn.Flatten(),
+        layer_norm(100), nn.Linear(100, 3),
+    ).double()  # fmt: skip
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    batch = classification_tasks((1, 7, 7))
+    assert_slope(lambda: outer_loss(meta, batch), list(meta.parameters()))
+
+
+@pytest.mark.parametrize("network", [lambda: conv4(16), layer_normed], ids=["conv4", "layer norm"])
 @pytest.mark.parametrize("tasks", [1, 3])
-def test_the_same_bits_for_any_number_of_threads(tasks):
-    model = conv4(16)
+def test_the_same_bits_for_any_number_of_threads(tasks, network):
+    model = network()
     meta = fm.MAML(model, inner_lr=0.1, inner_steps=2, learn_inner_lr="element")
     batch = classification_tasks((1, 12, 12), t=tasks, s=10, q=30).to(dtype=torch.float32)
     inputs = list(meta.parameters())
@@ -150,9 +209,10 @@ def test_the_same_bits_for_any_number_of_threads(tasks):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_float32_is_within_twice_the_error_of_pytorch():
+@pytest.mark.parametrize("network", [lambda: conv4(32), layer_normed], ids=["conv4", "layer norm"])
+def test_float32_is_within_twice_the_error_of_pytorch(network):
     torch.manual_seed(3)
-    model = conv4(32)
+    model = network()
     batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
 
     def errors(model, dtype, backend):
@@ -233,6 +293,9 @@ def test_what_is_not_a_chain_of_stages_has_a_reason():
     flat = nn.Sequential(conv, nn.Flatten(), nn.BatchNorm1d(4))
     assert "over flattened" in reason(flat, 1, 8, 8)
     assert unknown_layer(nn.Sequential(conv, nn.LSTM(3, 4))) is not None
+    assert "over [6] of samples" in reason(nn.Sequential(conv, nn.LayerNorm(6)), 1, 8, 8)
+    flat = nn.Sequential(conv, nn.Flatten(), nn.LayerNorm(36))
+    assert "over [36] of samples [144]" in reason(flat, 1, 8, 8)
     shared = nn.Sequential(conv, nn.Flatten(), nn.Linear(144, 144))
     shared.append(shared[2])
     assert "share" in reason(shared, 1, 8, 8)

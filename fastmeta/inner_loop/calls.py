@@ -1,0 +1,257 @@
+"""What a module's forward does: layers and sums of two results, in the order they run."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.node import Node
+
+from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.inner_loop.layers import called, leaves_of
+from fastmeta.inner_loop.rewrite import OF_EVERY_MODULE, Unknown, is_layer, own_name, trace
+
+__all__ = ["Call", "calls_of"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer that runs, or a sum.
+
+    Attributes:
+        name: what to call it in a sentence.
+        prefix: of the names of its parameters.
+        layer: None for the sum of both inputs.
+        inputs: the calls whose results it takes, -1 for the module's input.
+        alone: at most one call reads its result.
+        in_place: it writes its result over its first input.
+    """
+
+    name: str
+    prefix: str
+    layer: Any
+    inputs: tuple[int, ...]
+    alone: bool = True
+    in_place: bool = False
+
+
+def calls_of(module: nn.Module) -> list[Call] | str:
+    """The calls of a forward whose last one makes the output, or a sentence why there are none."""
+    for name, part in module.named_modules():
+        if has_hooks(part):
+            return f"{called(name, part)} has hooks, which the native kernels would not call"
+    leaves = leaves_of(module)
+    by_hand = next((leaf for leaf in leaves if not is_layer(leaf[1])), None)
+    if by_hand is None:
+        return [
+            Call(
+                called(prefix, layer), prefix, layer, (index - 1,), in_place=_works_in_place(layer)
+            )
+            for index, (prefix, layer) in enumerate(leaves)
+        ]
+    reason = _unseen(module)
+    try:
+        if reason is None:
+            with module_lock:
+                root = nn.Sequential(module)
+                return _Reader(root).read()
+    except Unknown as unknown:
+        reason = str(unknown)
+    return (
+        f"{called(*by_hand)} has a forward() written by hand, and {reason}: write it as an "
+        "nn.Sequential of layers that the native kernels have, or let another engine run it, as "
+        'engine="auto" does'
+    )
+
+
+def _works_in_place(layer: nn.Module) -> bool:
+    return bool(getattr(layer, "inplace", False))
+
+
+def _unseen(module: nn.Module) -> str | None:
+    """An attribute that a forward may read, and of which a later change would not be seen."""
+    for owner in module.modules():
+        if is_layer(owner) or type(owner) is nn.Sequential:
+            continue
+        for name, value in vars(owner).items():
+            if name not in OF_EVERY_MODULE and not _is_watched(value):
+                return (
+                    f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
+                    "change would not be seen"
+                )
+    return None
+
+
+def _is_watched(value: Any) -> bool:
+    """Whether a snapshot of the module tells when it changes."""
+    if type(value) is tuple:
+        return all(map(_is_watched, value))
+    return type(value) in (bool, int, float, str, type(None))
+
+
+# ---- a graph -----------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Turns the nodes of a graph into calls; raises Unknown."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.calls: list[Call] = []
+        self.results: dict[Node, int] = {}
+
+    def read(self) -> list[Call]:
+        for node in trace(self.root).nodes:
+            if node.op == "placeholder":
+                self.results[node] = -1
+            elif node.op == "output":
+                if self.results.get(node.args[0]) != len(self.calls) - 1:
+                    raise Unknown("it returns something else than the last layer's result")
+            elif not _is_size(node):
+                if not node.users:
+                    raise Unknown("it computes something that it does not return")
+                self._read(node)
+        return self.calls
+
+    def _read(self, node: Node) -> None:
+        if _is_sum(node):
+            inputs = self._inputs(node, node.args, node.kwargs)
+            return self._add(node, "a sum", "", None, inputs, node.target in _SUMS_IN_PLACE)
+        if node.op == "call_module":
+            layer: Any = self.root.get_submodule(str(node.target))
+            name = called(own_name(node.target), layer)
+            inputs = self._inputs(node, node.args, node.kwargs)
+            if len(inputs) != 1:
+                raise Unknown(f"it calls {name} with several inputs")
+            return self._add(node, name, f"{own_name(node.target)}.", layer, inputs)
+        inputs = self._inputs(node, node.args[:1], {})
+        for layer in _layers_of_call(node):
+            self._add(node, f"the call of {_name_of(node)}", "", layer, inputs)
+            inputs = (self.results[node],)
+        return None
+
+    def _inputs(self, node: Node, args: Any, kwargs: Any) -> tuple[int, ...]:
+        if kwargs or not args or not all(isinstance(a, Node) and a in self.results for a in args):
+            raise Unknown(f"it calls {_name_of(node)} with what is no layer's result")
+        return tuple(self.results[a] for a in args)
+
+    def _add(
+        self, node: Node, name: str, prefix: str, layer: Any, inputs: tuple[int, ...],
+        in_place: bool = False,
+    ) -> None:  # fmt: skip
+        self.results[node] = len(self.calls)
+        in_place = in_place or _works_in_place(layer)
+        if in_place and inputs[0] < 0:
+            raise Unknown("it changes its input in place")
+        self.calls.append(Call(name, prefix, layer, inputs, _readers(node) <= 1, in_place))
+
+
+def _readers(node: Node) -> int:
+    return sum(not _is_size(user) for user in node.users)
+
+
+def _name_of(node: Node) -> str:
+    return getattr(node.target, "__name__", str(node.target))
+
+
+_SUMS_IN_PLACE = (operator.iadd, "add_")
+_SUMS = (operator.add, torch.add, "add", *_SUMS_IN_PLACE)
+
+
+def _is_sum(node: Node) -> bool:
+    return node.target in _SUMS and len(node.args) == 2 and not node.kwargs
+
+
+# ---- the number of samples, which a forward needs to flatten them --------------------------------
+
+
+def _is_size(node: Node) -> bool:
+    """x.shape, x.size(0) or x.shape[0], of which no layer is made."""
+    return _is_shape(node) or _is_rows(node)
+
+
+def _is_shape(node: Any) -> bool:
+    return isinstance(node, Node) and node.target is getattr and node.args[1:] == ("shape",)
+
+
+def _is_rows(node: Any) -> bool:
+    if not isinstance(node, Node):
+        return False
+    if node.target == "size":
+        return node.args[1:] == (0,) and not node.kwargs
+    return node.target is operator.getitem and _is_shape(node.args[0]) and node.args[1:] == (0,)
+
+
+def _flatten_by_shape(*shape: Any) -> nn.Module:
+    rows, *rest = shape[0] if len(shape) == 1 else shape
+    if not _is_rows(rows) or rest != [-1]:
+        raise ValueError("another shape than that of flattened samples")
+    return nn.Flatten()
+
+
+# ---- calls of functions and methods that are those of a layer ------------------------------------
+
+
+def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
+    return nn.Flatten(start_dim, end_dim)
+
+
+def _mean(dim: Any, keepdim: bool = False) -> nn.Module:
+    if sorted(d % 4 for d in dim) != [2, 3]:
+        raise ValueError("a mean over something else than all pixels")
+    layers = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers[: 1 if keepdim else 2])
+
+
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+    return nn.Dropout(p, inplace).train(training)
+
+
+def _max_pool(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False, return_indices: bool = False,
+) -> nn.Module:  # fmt: skip
+    return nn.MaxPool2d(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
+
+
+_METHODS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "flatten": _flatten,
+    "mean": _mean,
+    "view": _flatten_by_shape,
+    "reshape": _flatten_by_shape,
+}
+_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
+    **{getattr(torch, name): make for name, make in _METHODS.items() if name != "view"},
+    F.relu: nn.ReLU,
+    F.leaky_relu: nn.LeakyReLU,
+    F.tanh: nn.Tanh,
+    F.sigmoid: nn.Sigmoid,
+    F.gelu: nn.GELU,
+    F.softplus: nn.Softplus,
+    F.dropout: _dropout,
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+}
+
+
+def _layers_of_call(node: Node) -> list[nn.Module]:
+    """The layers that do the same as a function or method with a tensor as its first argument."""
+    table: Any = _METHODS if node.op == "call_method" else _FUNCTIONS
+    make = table.get(node.target) if node.op in ("call_method", "call_function") else None
+    if make is None:
+        raise Unknown(f"it calls {_name_of(node)}, which is none of their layers")
+    try:
+        layer = make(*node.args[1:], **node.kwargs)
+    except (TypeError, ValueError) as error:
+        raise Unknown(f"its call of {_name_of(node)} is none of their layers: {error}") from error
+    return [layer for _, layer in leaves_of(layer)]

@@ -1,0 +1,66 @@
+"""Layers as the recognisers of native networks see them, and what sentences call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fastmeta.functional.forward import has_hooks
+from fastmeta.models import Sine
+
+__all__ = ["activation_of", "called", "is_idle", "leaves_of", "unknown"]
+
+
+def leaves_of(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
+    """The layers of nested Sequentials in the order they run, with the prefix of their names."""
+    if type(module) is not nn.Sequential or has_hooks(module):
+        return [(prefix, module)]
+    return [
+        leaf
+        for name, child in module._modules.items()
+        if child is not None
+        for leaf in leaves_of(child, f"{prefix}{name}.")
+    ]
+
+
+def is_idle(layer: nn.Module) -> bool:
+    """Whether a layer hands on what it gets."""
+    if isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
+        return not layer.training or layer.p == 0
+    return type(layer) is nn.Identity
+
+
+def called(name: str, layer: nn.Module) -> str:
+    """What to call a layer in a sentence."""
+    kind = type(layer).__name__
+    return f"layer {name.rstrip('.')!r} ({kind})" if name else f"the module ({kind})"
+
+
+def unknown(name: str) -> str:
+    """What a sentence says of a layer, so called, that no native kernel stands for."""
+    return f"{name} is not among the layers that the native kernels have"
+
+
+def activation_of(layer: Any) -> tuple[str, float, float] | None:
+    """Name and constants of an activation, or None."""
+    kind = type(layer)
+    if kind in _PLAIN:
+        return _PLAIN[kind], 0.0, 0.0
+    if kind is nn.GELU:
+        return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 0.0, 0.0
+    if kind is nn.LeakyReLU and _number(layer.negative_slope) and layer.negative_slope >= 0:
+        return "leaky_relu", float(layer.negative_slope), 0.0
+    if kind is nn.Softplus and _number(layer.beta) and _number(layer.threshold) and layer.beta > 0:
+        return "softplus", float(layer.beta), float(layer.threshold)
+    if kind is Sine and _number(layer.frequency):
+        return "sine", float(layer.frequency), 0.0
+    return None
+
+
+_PLAIN: dict[type, str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+
+
+def _number(value: object) -> bool:
+    """A tensor could change without anybody noticing, or want a gradient."""
+    return type(value) in (int, float)

@@ -1,0 +1,358 @@
+"""Forwards written by hand, with sums of two branches, in the resident engine."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import (
+    DOUBLE,
+    assert_exact,
+    assert_slope,
+    classification_tasks,
+    gradients,
+    outer_loss,
+    regression_tasks,
+    relative_error,
+)
+from torch import nn
+
+import fastmeta as fm
+from fastmeta.backends import cpu
+from fastmeta.inner_loop.chain import Chain, chain_of
+from fastmeta.inner_loop.stages import stages_of, unknown_layer
+
+pytestmark = pytest.mark.skipif(
+    cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
+)
+
+VARIANTS = [name for name, runs in cpu.native.variants().items() if runs] if cpu.native else []
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    before = cpu.native.variant()
+    cpu.native.use_variant(request.param)
+    yield request.param
+    cpu.native.use_variant(before)
+
+
+# ---- random networks -----------------------------------------------------------------------------
+
+
+class Sum(nn.Module):
+    """The sum of two modules' results; without the second one, of the first one's and its input."""
+
+    def __init__(self, main, side=None):
+        super().__init__()
+        self.main = main
+        self.side = side
+
+    def forward(self, x):
+        return self.main(x) + (x if self.side is None else self.side(x))
+
+
+def conv(c, out, kernel, draw):
+    norms = [nn.Identity(), nn.BatchNorm2d(out), nn.GroupNorm(1, out), nn.BatchNorm2d(out)]
+    layers = [nn.Conv2d(c, out, kernel, padding=kernel // 2, bias=draw(st.booleans()))]
+    return layers + [
+        draw(st.sampled_from(norms)),
+        draw(st.sampled_from([nn.Tanh(), nn.Identity()])),
+    ]
+
+
+@st.composite
+def blocks(draw, c, whole=True):
+    """A residual block and its channels; if not a part of one, it may have one in a branch."""
+    out = draw(st.sampled_from([c, 4, 17]))
+    main = conv(c, out, draw(st.sampled_from([1, 3])), draw)
+    if whole and draw(st.booleans()):
+        inner, out = draw(blocks(out, whole=False))
+        main.append(inner)
+    main += conv(out, out, 3, draw) if draw(st.booleans()) else []
+    direct = out == c and draw(st.booleans())
+    side = None if direct else nn.Sequential(*conv(c, out, 1, draw))
+    pool = [nn.MaxPool2d(2)] if whole else []
+    after = draw(st.sampled_from([[], [nn.GELU()], [nn.Softplus(), *pool]]))
+    return nn.Sequential(Sum(nn.Sequential(*main), side), *after), out
+
+
+@st.composite
+def networks(draw):
+    layers, c = [], 2
+    for _ in range(draw(st.integers(1, 2))):
+        block, c = draw(blocks(c))
+        layers.append(block)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 3))
+
+
+@given(
+    networks(), st.sampled_from([1, 2]), st.sampled_from([None, "element"]), st.integers(0, 3),
+    st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_random_residual_networks_are_exact(model, order, learn, steps, tasks, seed):
+    torch.manual_seed(seed)
+    model = copy.deepcopy(model).double()
+    below = list(model[:-1].parameters())
+    for p in below[seed % 5 :: 4] + below[: seed % 7]:
+        p.requires_grad_(False)
+    meta = fm.MAML(model, inner_lr=0.05, inner_steps=steps, order=order, learn_inner_lr=learn)
+    batch = classification_tasks((2, 6, 7), t=tasks, s=3, q=4)
+    for x in (batch.support_x, batch.query_x):
+        x.requires_grad_()
+    assert meta.choice().name == "resident"
+    inputs = [p for p in meta.parameters() if p.requires_grad] + [batch.support_x, batch.query_x]
+    with fm.use_backend("cpu"):
+        ours, loss = gradients(meta, batch, inputs), meta(batch).loss
+    with fm.use_backend("reference"):
+        right, right_loss = gradients(meta, batch, inputs), meta(batch).loss
+    assert relative_error([loss], [right_loss]) < 1e-12
+    assert relative_error(ours, right) < 1e-9
+
+
+# ---- the models of the library -------------------------------------------------------------------
+
+
+def small_resnet():
+    return fm.models.resnet12(3, 2, (4, 17, 3))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_resnet12_is_exact_with_every_instruction_set(variant, steps):
+    model = small_resnet().double()
+    model[0].shortcut[0].weight.requires_grad_(False)
+    model[1].convolutions[4].bias.requires_grad_(False)
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=steps)
+    assert meta.choice().name == "resident"
+    batch = classification_tasks((2, 9, 8))
+    for x in (batch.support_x, batch.query_x):
+        x.requires_grad_()
+    inputs = [p for p in model.parameters() if p.requires_grad]
+    assert_exact(meta, batch, [*inputs, batch.support_x, batch.query_x], 1e-9)
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_a_perceptron_beside_the_identity_is_exact(variant, loss):
+    model = fm.models.ResidualMLP(5, [19, 3], "tanh").double()
+    meta = fm.MAML(model, loss=loss, inner_lr=0.1, inner_steps=2)
+    assert meta.choice().name == "resident"
+    batch = regression_tasks(inputs=5, outputs=5)
+    for x in (batch.support_x, batch.query_x):
+        x.requires_grad_()
+    assert_exact(meta, batch, [*model.parameters(), batch.support_x, batch.query_x])
+
+
+def test_the_meta_gradient_is_the_slope_of_the_meta_loss():
+    model = nn.Sequential(
+        Sum(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Tanh())), nn.GELU(),
+        Sum(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1)), nn.Flatten(), nn.Linear(64, 3),
+    ).double()  # fmt: skip
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    batch = classification_tasks((2, 4, 4))
+    assert_slope(lambda: outer_loss(meta, batch), list(meta.parameters()))
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_the_same_bits_for_any_number_of_threads(tasks):
+    meta = fm.MAML(fm.models.resnet12(3, 1, (8, 16)), inner_lr=0.1, inner_steps=2)
+    batch = classification_tasks((1, 24, 24), t=tasks, s=10, q=20).to(dtype=torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append([meta(batch).loss, *gradients(meta, batch, [*meta.parameters()])])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_float32_is_within_twice_the_error_of_pytorch():
+    torch.manual_seed(3)
+    model = fm.models.resnet12(3, 1, (8, 16))
+    batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
+
+    def errors(model, dtype, backend):
+        meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+        with fm.use_backend(backend):
+            return gradients(meta, batch.to(dtype=dtype), list(meta.parameters()))
+
+    right = errors(copy.deepcopy(model).double(), DOUBLE, "reference")
+    ours = [g.double() for g in errors(model, torch.float32, "cpu")]
+    plain = [g.double() for g in errors(model, torch.float32, "reference")]
+    assert relative_error(ours, right) < 2 * relative_error(plain, right)
+
+
+def test_memory_grows_with_the_steps_by_the_fast_weights_alone():
+    model = small_resnet().double()
+    meta, batch = fm.MAML(model, inner_lr=0.1), classification_tasks((2, 9, 8))
+    batch.support_x.requires_grad_()  # so that a forward keeps a record
+    size = sum(p.numel() for p in model.parameters())
+
+    def kept(steps):
+        return meta(batch, inner_steps=steps).predictions.grad_fn.record.bytes
+
+    a_step = (kept(12) - kept(2)) / 10
+    assert a_step <= 3 * len(batch) * size * 8  # rows are padded to whole vectors
+
+
+# ---- forwards written by hand --------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.layer = nn.Linear(36, 3)
+
+
+def by_hand(forward, **attributes):
+    """A module with those layers, a forward and more attributes."""
+    module = type("ByHand", (Layers,), {"forward": forward})()
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module.double()
+
+
+def as_tutorials_do(self, x):
+    x = F.max_pool2d(F.relu(self.norm(self.conv(x))), 2)
+    x = F.leaky_relu(self.second(x), 0.2)
+    return self.layer(x.view(x.size(0), -1))
+
+
+def with_a_skip(self, x):
+    y = F.avg_pool2d(torch.tanh(self.norm(self.conv(x))), kernel_size=2)
+    z = self.second(y)
+    z += y
+    return self.layer(torch.flatten(F.softplus(z), 1))
+
+
+def with_shapes(self, x):
+    y = self.norm(self.conv(x)).relu()
+    y = y.add(self.second(y))
+    y = F.dropout(F.max_pool2d(y, 2, 2), 0.5, self.training)
+    return self.layer(y.reshape(y.shape[0], -1))
+
+
+def with_itself(self, x):
+    y = F.gelu(self.norm(self.conv(x + x)))
+    y = torch.add(self.second(y + y), y)
+    return self.layer(F.max_pool2d(F.sigmoid(y), 2).flatten(1))
+
+
+def with_a_view_that_is_read_on(self, x):
+    y = F.max_pool2d(self.norm(self.conv(x)), 2)
+    flat = y.flatten(1)
+    return self.layer(torch.tanh(flat) + self.second(y).sigmoid().flatten(1))
+
+
+FORWARDS = [as_tutorials_do, with_a_skip, with_shapes, with_itself, with_a_view_that_is_read_on]
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_forwards_written_by_hand_are_exact(forward):
+    meta = fm.MAML(by_hand(forward).eval(), inner_lr=0.1, inner_steps=2)
+    assert meta.choice().name == "resident"
+    batch = classification_tasks((1, 6, 6))
+    for x in (batch.support_x, batch.query_x):
+        x.requires_grad_()
+    assert_exact(meta, batch, [*meta.parameters(), batch.support_x, batch.query_x])
+
+
+def test_a_mean_over_pixels_is_exact():
+    def forward(self, x):
+        y = self.second(self.norm(self.conv(x)))
+        return (y.mean((2, 3), keepdim=True) + F.adaptive_avg_pool2d(y.tanh(), 1)).mean((-1, -2))
+
+    model = by_hand(forward)
+    del model.layer
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert meta.choice().name == "resident"
+    assert_exact(meta, classification_tasks((1, 6, 6), n_way=4))
+
+
+def test_a_chain_written_by_hand_is_a_chain():
+    class Perceptron(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 4)
+            self.second = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.second(F.relu(self.first(x.flatten(1))))
+
+    model = Perceptron().double()
+    chain = chain_of(model)
+    assert isinstance(chain, Chain) and chain.flattens
+    assert chain.names == ("first.weight", "first.bias", "second.weight", "second.bias")
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert meta.choice().name == "resident"
+    assert_exact(meta, classification_tasks((2, 3), n_way=2))
+
+
+def rest(self, y):
+    return self.layer(F.max_pool2d(self.second(self.norm(y)), 2).flatten(1))
+
+
+REFUSED = {
+    "calls exp": lambda self, x: rest(self, self.conv(x).exp()),
+    "with what is no layer's result": lambda self, x: rest(self, self.conv(x) + 1),
+    "a sum is of samples": lambda self, x: rest(self, self.conv(x) + x),
+    "changes in place what others read": lambda self, x: rest(
+        self, (lambda y: y + F.relu(y, inplace=True))(self.conv(x))
+    ),
+    "changes its input in place": lambda self, x: rest(self, self.conv(F.relu(x, inplace=True))),
+    "does not return": lambda self, x: (self.conv(x), rest(self, self.conv(x)))[1],
+    "share parameters": lambda self, x: rest(self, self.second(self.conv(x))),
+    "does not use parameters": lambda self, x: self.layer(F.max_pool2d(self.conv(x), 2).flatten(1)),
+    "read as they are and flattened": lambda self, x: (
+        rest(self, self.conv(x)) + self.side(x.flatten(1))
+    ),
+    "cannot trace": lambda self, x: rest(self, self.conv(x) if x.sum() > 0 else x),
+    "uses a Tensor that is neither its input": lambda self, x: rest(
+        self, self.conv(x) + torch.ones(1, 4, 6, 6)
+    ),
+    "another shape": lambda self, x: rest(self, self.conv(x).view(-1, 4, 6, 6)),
+    "all pixels": lambda self, x: rest(self, self.conv(x).mean((1, 2))),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_the_native_kernels_cannot_run_is_said(why):
+    side = {"side": nn.Linear(36, 3)} if "flattened" in why else {}
+    reason = stages_of(by_hand(REFUSED[why], **side), (1, 6, 6))
+    assert isinstance(reason, str) and why in reason
+
+
+def test_an_attribute_whose_changes_nobody_would_see_is_refused():
+    for value, kind in (([1, 2], "list"), ((1, [2]), "tuple"), (F.relu, "function")):
+        model = by_hand(as_tutorials_do, act=value)
+        assert f"ByHand.act is a {kind}, of which a later change" in unknown_layer(model)
+
+
+def test_an_attribute_that_changes_between_calls_is_seen():
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        y = y + self.second(y) if self.skips else self.second(y)
+        return self.layer(F.max_pool2d(y, self.window).flatten(1))
+
+    model = by_hand(forward, skips=True, window=2)
+    meta, batch = fm.MAML(model, inner_lr=0.1), classification_tasks((1, 6, 6))
+    before = meta(batch).loss
+    model.skips = False
+    assert not torch.allclose(meta(batch).loss, before)
+    assert_exact(meta, batch)
+    model.window = (2, 2)
+    assert_exact(meta, batch)
+
+
+def test_hooks_of_any_part_are_refused():
+    model = nn.Sequential(Sum(nn.Linear(3, 3)), nn.Linear(3, 2))
+    assert unknown_layer(model) is None
+    model[0].register_forward_hook(lambda module, x, y: 2 * y)
+    assert "layer '0' (Sum) has hooks" in unknown_layer(model)
