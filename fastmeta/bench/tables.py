@@ -46,16 +46,23 @@ def markdown(results: dict[str, Any]) -> str:
     if results["points"]:
         blocks += [_markdown_table(_summary(results)), "Milliseconds a meta-step:"]
         blocks.append(_markdown_table(_times(results)))
+        blocks.append("\n".join(["Where the time went:", "", *_rooflines(results)]))
     if _operations(results):
         tables = [_markdown_table(rows) for rows in _operation_tables(results)]
         blocks += ["Single operations:", *tables]
     blocks += [_memory_line(memory) for memory in results["memory_in_steps"] or ()]
     reasons = _reasons([*results["points"], *_operations(results)])
-    blocks.append("\n".join(f"- {note}" for note in [*results["notes"], *reasons]))
+    notes = [f"- {note}" for note in [*results["notes"], *reasons]]
+    blocks.append("\n".join(["Notes:", "", *notes]))
     return "\n\n".join(blocks)
 
 
 # ---- parts -------------------------------------------------------------------------------------
+
+
+def _rooflines(results: dict[str, Any]) -> list[str]:
+    timed = [p for p in results["points"] if _ours(p)["status"] == "timed" and p["roofline"]]
+    return [f"- {p['workload']['name']}: {_floor(p)}; {_where_time_went(p)}." for p in timed]
 
 
 def _heading(results: dict[str, Any]) -> str:

@@ -101,6 +101,7 @@ def test_markdown(results):
     assert "| workload | fastmeta | loop | jax |\n" in text
     assert "| rl | 2 | 500* | 4 |" in text
     assert "- higher wrong: the meta-gradient" in text and "- a note" in text
+    assert "- rl: 10 useful MFLOP: at least 0.1 ms" in text
     tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
