@@ -167,8 +167,10 @@ def _squared_errors(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def _binary_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    # Written out: double backward of the fused loss is missing in some releases of torch.
-    return _mean_over_outputs(F.softplus(logits) - targets * logits)
+    # Written out: double backward of the fused loss is missing in some releases of torch. Nothing
+    # is subtracted, so that small losses keep their digits; float64 has exp(-x) up to x = 37.
+    for_zero, for_one = F.softplus(logits, threshold=40.0), F.softplus(-logits, threshold=40.0)
+    return _mean_over_outputs((1 - targets) * for_zero + targets * for_one)
 
 
 LOSSES = {

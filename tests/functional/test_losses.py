@@ -1,3 +1,5 @@
+import decimal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,6 +62,33 @@ def test_large_logits_stay_finite():
     logits = torch.tensor([[[1000.0, -1000.0]]])
     assert fmF.bce(logits, torch.tensor([[[1.0, 0.0]]])).item() == 0
     assert fmF.cross_entropy(logits, torch.tensor([[1]])).item() == 2000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("target", [0.0, 0.25, 1.0])
+def test_bce_has_all_digits_at_any_logit(dtype, target):
+    size = torch.tensor([0.0, 1e-3, 1, 5, 19.9, 20.1, 30, 36, 39.9, 40.1, 80], dtype=dtype)
+    logits = torch.cat([size, -size])[:, None, None]  # each a task of one number
+    given = logits.clone().requires_grad_()
+    losses = fmF.bce(given, torch.full_like(logits, target))
+    (slopes,) = torch.autograd.grad(losses.sum(), given, create_graph=True)
+    (curves,) = torch.autograd.grad(slopes.sum(), given)
+
+    exact = [_bce_in_decimals(x, target) for x in logits.flatten().tolist()]
+    size = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        losses.double(), torch.tensor(exact, dtype=torch.float64), rtol=size, atol=0
+    )
+    p, q = logits.double().sigmoid(), (-logits.double()).sigmoid()
+    slope, given_away = (1 - target) * p - target * q, 0 if target in (0, 1) else size
+    torch.testing.assert_close(slopes.double(), slope, rtol=size, atol=given_away)
+    torch.testing.assert_close(curves.double(), p * q, rtol=0, atol=size)
+
+
+def _bce_in_decimals(logit, target):
+    with decimal.localcontext(prec=60):
+        x, t = decimal.Decimal(logit), decimal.Decimal(target)
+        return float(max(x, 0) - t * x + (1 + (-abs(x)).exp()).ln())
 
 
 @pytest.mark.parametrize(
