@@ -120,10 +120,15 @@ struct Parameters {
   }
 
  private:
+  // Not only the same address: rates of every step may begin with the one of another parameter.
   const Rate<R>* find_one_rate() const {
-    for (int p = 0; p < loop.network.n_parameters; ++p)
-      if (loop.rates[p].n != 1 || loop.rates[p].data != loop.rates[0].data) return nullptr;
-    return loop.network.n_parameters && loop.rates[0].data ? &loop.rates[0] : nullptr;
+    const Rate<R>& first = loop.rates[0];
+    for (int p = 0; p < loop.network.n_parameters; ++p) {
+      const Rate<R>& rate = loop.rates[p];
+      const bool same = rate.data == first.data && rate.step_stride == first.step_stride;
+      if (rate.n != 1 || !same) return nullptr;
+    }
+    return loop.network.n_parameters && first.data ? &first : nullptr;
   }
 
  protected:

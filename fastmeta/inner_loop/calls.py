@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,16 @@ from torch.fx.node import Node
 
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.layers import called, leaves_of
-from fastmeta.inner_loop.rewrite import OF_EVERY_MODULE, Unknown, is_layer, own_name, trace
+from fastmeta.inner_loop.rewrite import (
+    OF_EVERY_MODULE,
+    Unknown,
+    differs,
+    is_layer,
+    own_name,
+    trace,
+)
 
-__all__ = ["Call", "calls_of"]
+__all__ = ["Call", "calls_of", "misread"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,19 @@ def calls_of(module: nn.Module) -> list[Call] | str:
         "nn.Sequential of layers that the native kernels have, or let another engine run it, as "
         'engine="auto" does'
     )
+
+
+def misread(module: nn.Module, sample: Sequence[int]) -> str | None:
+    """A sentence if a forward written by hand was read as what it is not."""
+    if all(is_layer(layer) for _, layer in leaves_of(module)):
+        return None
+    own = dict(module.named_parameters())
+    like = next(iter(own.values()), torch.empty(()))
+    x = torch.linspace(-2, 2, 2 * math.prod(sample), dtype=like.dtype, device=like.device).sin()
+    try:
+        return differs(module, own, x.reshape(2, *sample))
+    except RuntimeError as error:
+        return f"its forward has no gradient: {str(error).splitlines()[0]}"
 
 
 def _works_in_place(layer: nn.Module) -> bool:

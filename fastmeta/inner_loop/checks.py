@@ -19,7 +19,7 @@ from fastmeta.tasks import TaskBatch
 
 __all__ = [
     "backward_hooks", "check_dropout", "check_labels", "check_model", "leaves_of_graph",
-    "uses_others",
+    "unseen", "uses_others",
 ]  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _probe(
     theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
     x = tasks.support_x[0].detach()
     try:
-        with torch.enable_grad(), _unseen():
+        with torch.enable_grad(), unseen():
             predictions = _predict(loop, theta, x)
     except (RuntimeError, IndexError) as error:
         hint = ""
@@ -239,11 +239,11 @@ def _loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tensor:
     """[1]: the support loss of the first task."""
     weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
     targets = tasks.support_y[:1].detach()
-    with torch.enable_grad(), _unseen():
+    with torch.enable_grad(), unseen():
         return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
 
 
-def _unseen() -> AbstractContextManager[None]:
+def unseen() -> AbstractContextManager[None]:
     """Whoever counts the tensors that a call saves, as torch.utils.checkpoint does, shall not count
     those of a probe, which the next call does without.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmeta.backends import cpu, cuda
 from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
+from fastmeta.inner_loop.calls import misread
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.stages import Stages, stages_of
@@ -32,7 +33,9 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Chain | Stages | str:
     if key not in loop.memory:
         chain = chain_of(loop.module)
         fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
-        loop.memory[key] = chain if fits else stages_of(loop.module, sample)
+        network = chain if fits else stages_of(loop.module, sample)
+        reason = None if isinstance(network, str) else misread(loop.module, sample)
+        loop.memory[key] = reason or network
     return loop.memory[key]
 
 

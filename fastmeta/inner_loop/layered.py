@@ -16,7 +16,7 @@ from fastmeta.backends import requested_backend, triton
 from fastmeta.functional.precision import products_in
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.rewrite import Program, rewrite
+from fastmeta.inner_loop.rewrite import Program, differs, rewrite
 
 __all__ = ["adapt", "can_run", "meta_loss"]
 
@@ -127,6 +127,7 @@ def _trial(
     try:
         with torch.no_grad(), products_in(loop.precision):
             program.run(per_task, first.expand(2, *first.shape[1:]))
+        of_one = {name: p if p.shape == loop.shapes[name] else p[0] for name, p in per_task.items()}
+        return differs(loop.module, of_one, first[0])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"its forward does not run for several tasks: {str(error).splitlines()[0]}"
-    return None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
+import pickle
+import random
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -13,18 +16,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_arg
 
-from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.functional.forward import call_module, has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
+from fastmeta.inner_loop.checks import unseen
 from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
 
-__all__ = ["OF_EVERY_MODULE", "Program", "Unknown", "is_layer", "own_name", "rewrite", "trace"]
+__all__ = [
+    "OF_EVERY_MODULE", "Program", "Unknown", "differs", "is_layer", "own_name", "rewrite", "trace",
+]  # fmt: skip
 
 
 class Program:
     """The steps of a module's forward on tensors [T, ...].
 
     What the forward read from Python is as it was when it was traced. Attributes of modules are
-    watched, see `is_current`; global variables are not.
+    watched, see `is_current`; global variables and attributes of classes are not.
 
     Attributes:
         largest: elements a sample in the largest tensor of the first run; 0 before it.
@@ -83,6 +89,44 @@ def rewrite(module: nn.Module) -> Program | str:
             return str(unknown)
 
 
+def differs(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:
+    """A sentence if of x [S, ...] a module's traced forward, or its gradient, is another.
+
+    A forward may ask whether it has got a tensor, which what it is traced with is not, or hand on
+    what it gets with another gradient.
+    """
+    theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    with module_lock, unseen(), torch.enable_grad():
+        root = nn.Sequential(module)
+        traced = fx.GraphModule(root, trace(root))
+        own = {name: theta[own_name(name)] for name, _ in traced.named_parameters()}
+        expected = _with_gradients(call_module(module, theta, x.clone()), theta)
+        found = _with_gradients(call_module(traced, own, x.clone()), theta)
+    if all(_alike(*pair) for pair in zip(expected, found, strict=True)):
+        return None
+    return (
+        "its forward computes something else when torch.fx traces it: does it ask for types, or "
+        "call an autograd.Function?"
+    )
+
+
+def _with_gradients(y: Tensor, theta: Mapping[str, Tensor]) -> list[Tensor]:
+    if not y.requires_grad:
+        return [y, *map(torch.zeros_like, theta.values())]
+    weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
+    gradients = torch.autograd.grad(
+        y, [*theta.values()], weights, allow_unused=True, materialize_grads=True
+    )
+    return [y.detach(), *gradients]
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    if x.shape != y.shape:
+        return False
+    largest = float(x.detach().abs().nan_to_num(0, 0, 0).max()) if x.numel() else 0.0
+    return torch.allclose(x, y, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)
+
+
 class Unknown(Exception):
     """Something that has no rule; says what."""
 
@@ -114,7 +158,13 @@ def _shares_memory(x: Tensor, y: Tensor) -> bool:
 def trace(root: nn.Module) -> fx.Graph:
     """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
     try:
-        return _Tracer().trace(root)
+        for _ in range(3):  # another thread may draw meanwhile
+            before = _random_state()
+            with torch.enable_grad():
+                graph = _Tracer().trace(root)
+            if _random_state() == before:
+                return graph
+        raise Unknown("its forward draws random numbers, and would draw them once for all calls")
     except Unknown:
         raise
     except Exception as error:  # the forward is the user's, and may do anything to a proxy
@@ -122,6 +172,19 @@ def trace(root: nn.Module) -> fx.Graph:
         raise Unknown(
             f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
         ) from error
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy")
+    of_numpy = None if numpy is None else pickle.dumps(numpy.random.get_state())
+    return random.getstate(), torch.get_rng_state().numpy().tobytes(), of_numpy
+
+
+def _modes() -> tuple[Any, ...]:
+    """What PyTorch does with a call beside its arguments, of which a graph tells nothing."""
+    kinds = ("cpu", "cuda")
+    autocast = [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
+    return torch.is_grad_enabled(), autocast
 
 
 class _Tracer(fx.Tracer):
@@ -132,6 +195,15 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
+        self._modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        # The forward of an autograd.Function, whose backward would be lost, is without gradients.
+        if _modes() != self._modes:
+            raise Unknown(
+                "its forward computes under torch.no_grad(), autocast or in an autograd.Function"
+            )
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_layer(m)

@@ -34,7 +34,9 @@ class Snapshot:
         self.module = module
         owners = [*module.modules()]
         hooks = [hooks for owner in owners for hooks in hook_dicts(owner)]
-        counted: list[Any] = [*_GLOBAL_HOOKS, *hooks, *[owner._parameters for owner in owners]]
+        # A new attribute may stand before one of its class, of which a forward has read.
+        dicts = [own for owner in owners for own in (owner._parameters, owner.__dict__)]
+        counted: list[Any] = [*_GLOBAL_HOOKS, *hooks, *dicts]
         self._seen = (
             _flat((owner, type(owner), owner.__dict__) for owner in owners),
             _flat(own for owner in owners for own in _own_dicts(owner)),

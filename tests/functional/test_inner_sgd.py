@@ -66,6 +66,23 @@ def test_rates_by_name_choose_what_adapts():
     assert of_rate.shape == (2, 1, 4) and (of_rate != 0).all()
 
 
+@pytest.mark.parametrize("longer", range(4))
+def test_rates_that_begin_at_the_same_place_may_still_differ(longer):
+    module, parameters, x, y = problem()
+    own = torch.tensor([0.1, 0.3], dtype=DOUBLE)
+    rates = {name: own if p == longer else own[:1] for p, name in enumerate(parameters)}
+
+    def gradients():
+        fast = inner_sgd(module, parameters, x, y, lr=rates, steps=2, loss="mse")
+        loss = sum((p**2).sum() for p in fast.values())
+        return torch.autograd.grad(loss, list(parameters.values()))
+
+    with fm.use_backend("reference"):
+        expected = gradients()
+    for gradient, other in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-12)
+
+
 def test_no_step_gives_the_parameters_to_every_task():
     module, parameters, x, y = problem()
     fast = inner_sgd(module, parameters, x, y, lr=0.3, steps=0, loss="mse")

@@ -1,6 +1,7 @@
 """Forwards written by hand, with sums of two branches, in the resident engine."""
 
 import copy
+import random
 import statistics
 
 import pytest
@@ -304,7 +305,44 @@ def rest(self, y):
     return self.layer(F.max_pool2d(self.second(self.norm(y)), 2).flatten(1))
 
 
+def without_gradients(self, x):
+    with torch.no_grad():
+        y = self.conv(x)
+    return rest(self, y)
+
+
+def in_less_precision(self, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = self.conv(x)
+    return rest(self, y)
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2
+
+
+def with_luck(self, x):
+    y = self.conv(x)
+    return rest(self, y if random.random() < 0.5 else torch.tanh(y))
+
+
+def with_luck_of_torch(self, x):
+    y = self.conv(x)
+    return rest(self, y if torch.rand(()) < 0.5 else torch.tanh(y))
+
+
 REFUSED = {
+    "no_grad": without_gradients,
+    "autocast": in_less_precision,
+    "autograd.Function": lambda self, x: rest(self, Halved.apply(self.conv(x))),
+    "draws random": with_luck,
+    "draws random numbers": with_luck_of_torch,
     "calls exp": lambda self, x: rest(self, self.conv(x).exp()),
     "with what is no layer's result": lambda self, x: rest(self, self.conv(x) + 1),
     "a sum is of samples": lambda self, x: rest(self, self.conv(x) + x),
@@ -354,6 +392,56 @@ def test_an_attribute_that_changes_between_calls_is_seen():
     assert_exact(meta, batch)
     model.window = (2, 2)
     assert_exact(meta, batch)
+
+
+def test_a_plan_made_without_gradients_does_not_forget_that_the_forward_has_none():
+    model = by_hand(without_gradients)
+    meta, batch = fm.MAML(model, inner_lr=0.1), classification_tasks((1, 6, 6))
+    with torch.no_grad():
+        meta(batch)
+    assert_exact(meta, batch)
+
+
+def test_an_attribute_that_comes_to_hide_one_of_the_class_is_seen():
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return rest(self, self.act(y) if self.curved else y)
+
+    model = by_hand(forward)
+    type(model).curved, type(model).act = True, lambda self, y: torch.tanh(y)
+    meta, batch = fm.MAML(model, inner_lr=0.1), classification_tasks((1, 6, 6))
+    assert_exact(meta, batch)
+    model.act = F.softplus
+    assert_exact(meta, batch)
+    model.curved = False
+    assert_exact(meta, batch)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def asking_for_tensors(self, x):
+    y = self.conv(x)
+    return rest(self, torch.tanh(y) if isinstance(y, torch.Tensor) else y)
+
+
+def reversing_gradients(self, x):
+    return rest(self, Reversed.apply(self.conv(x)))
+
+
+@pytest.mark.parametrize("forward", [asking_for_tensors, reversing_gradients])
+def test_what_a_trace_does_not_tell_is_found_by_its_values_and_gradients(forward):
+    batch = classification_tasks((1, 6, 6))
+    for engine in ("resident", "layered"):
+        with pytest.raises(ValueError, match="something else when torch.fx traces it"):
+            fm.MAML(by_hand(forward), inner_lr=0.1, engine=engine)(batch)
 
 
 def test_hooks_of_any_part_are_refused():

@@ -43,6 +43,7 @@ def replace(module, name):
 
 
 CHANGES = {
+    "attribute that is new": lambda m: setattr(m[0], "skips", True),
     "parameters": lambda m: replace(m[0], "_parameters"),
     "buffers": lambda m: replace(m[1][1], "_buffers"),
     "children": lambda m: replace(m[1], "_modules"),
