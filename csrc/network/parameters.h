@@ -122,13 +122,14 @@ struct Parameters {
  private:
   // Not only the same address: rates of every step may begin with the one of another parameter.
   const Rate<R>* find_one_rate() const {
+    if (!loop.network.n_parameters) return nullptr;
     const Rate<R>& first = loop.rates[0];
     for (int p = 0; p < loop.network.n_parameters; ++p) {
       const Rate<R>& rate = loop.rates[p];
       const bool same = rate.data == first.data && rate.step_stride == first.step_stride;
       if (rate.n != 1 || !same) return nullptr;
     }
-    return loop.network.n_parameters && first.data ? &first : nullptr;
+    return first.data ? &first : nullptr;
   }
 
  protected:
