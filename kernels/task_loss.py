@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +15,7 @@ from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.loss_configs import loss_block
 from fastmeta.kernels.loss_tile import LOSSES, block_of, losses
 
-__all__ = ["sums_in", "targets_strides", "task_loss"]
+__all__ = ["aot_tasks", "sums_in", "targets_strides", "task_loss"]
 
 
 @triton.jit
@@ -65,9 +69,10 @@ def targets_strides(y: Tensor) -> tuple[int, ...]:
     return y.stride() if y.dim() == 3 else (*y.stride(), 0)
 
 
-def aot() -> list[AotCase]:
-    """Few classes, a class for each thread, images; weights and half precision."""
-    cases = []
+def aot_tasks() -> Iterator[tuple[str, tuple[Any, ...], tuple[int, ...]]]:
+    """What to call it, the arguments of `task_loss`, and the targets: few classes, a class for each
+    thread, images; sizes of 1; weights and half precision.
+    """
     for name, samples, outputs, dtype, targets in [
         ("cross_entropy", 25, 5, torch.float32, (80, 90, 100)),
         ("cross_entropy", 75, 2048, torch.float64, (90,)),
@@ -80,9 +85,13 @@ def aot() -> list[AotCase]:
         labels = torch.empty(32, samples, device="meta", dtype=torch.int64)
         y = labels if name == "cross_entropy" else x
         weight = torch.empty(32, samples, device="meta") if name == "bce" else None
-        cases += cases_of(
-            f"{name} {samples} x {outputs} {dtype}".replace("torch.", ""),
-            lambda: task_loss(x, y, weight, name, dtype),  # noqa: B023
-            targets=targets,
-        )
+        kind = f"{name} {samples} x {outputs} {dtype}".replace("torch.", "")
+        yield kind, (x, y, weight, name, dtype), targets
+
+
+def aot() -> list[AotCase]:
+    """The losses of `aot_tasks`."""
+    cases = []
+    for kind, task, targets in aot_tasks():
+        cases += cases_of(kind, partial(task_loss, *task), targets=targets)
     return cases

@@ -9,6 +9,9 @@ gradient for a task's loss and a that for what the backward returns,
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +20,7 @@ from torch import Tensor
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.loss_configs import loss_block
 from fastmeta.kernels.loss_tile import LOSSES, block_of, curvatures, slopes
-from fastmeta.kernels.task_loss import sums_in, targets_strides
+from fastmeta.kernels.task_loss import aot_tasks, sums_in, targets_strides
 
 __all__ = ["task_loss_gradient", "task_loss_second"]
 
@@ -103,27 +106,14 @@ def _launch(
 
 
 def aot() -> list[AotCase]:
-    """The gradient and the second backward of few classes, of a row a warp, of images."""
+    """The gradients and second backwards of `aot_tasks`."""
     cases = []
-    for name, samples, outputs, dtype, targets in [
-        ("cross_entropy", 25, 5, torch.float32, (80, 90, 100)),
-        ("cross_entropy", 75, 2048, torch.float64, (90,)),
-        ("mse", 10, 1, torch.float32, (90,)),
-        ("cross_entropy", 1, 1, torch.float32, (90,)),
-        ("mse", 1, 1, torch.float64, (90,)),
-        ("bce", 100, 784, torch.bfloat16, (80, 90, 100)),
-    ]:
-        x = torch.empty(32, samples, outputs, device="meta", dtype=dtype)
-        labels = torch.empty(32, samples, device="meta", dtype=torch.int64)
-        y = labels if name == "cross_entropy" else x
-        weight = torch.empty(32, samples, device="meta") if name == "bce" else None
-        of_loss = x.new_empty(32)
-
-        def launch() -> None:
-            given = (of_loss, x, y, weight, name, dtype)  # noqa: B023
-            task_loss_gradient(*given)
-            task_loss_second(x, *given)  # noqa: B023
-
-        kind = f"{name} {samples} x {outputs} {dtype}".replace("torch.", "")
-        cases += cases_of(f"gradient of {kind}", launch, targets=targets)
+    for kind, task, targets in aot_tasks():
+        cases += cases_of(f"gradient of {kind}", partial(_both, task), targets=targets)
     return cases
+
+
+def _both(task: tuple[Any, ...]) -> None:
+    x, of_loss = task[0], task[0].new_empty(len(task[0]))
+    task_loss_gradient(of_loss, *task)
+    task_loss_second(x, of_loss, *task)

@@ -28,7 +28,8 @@ struct StagePlan : Parameters<Team_> {
   i64 support_size, query_size;  // kept from forward to backward: all values, or nothing
 
   i64 values_at, rz_at[max_stages], rconstants_at[max_stages];
-  i64 g_at[2], rg_at[2], branch_g_at[max_stages + 1], branch_rg_at[max_stages + 1], sums_at, gconstants_at, ones_at, zeros_at;
+  i64 g_at[2], rg_at[2], branch_g_at[max_stages + 1], branch_rg_at[max_stages + 1];
+  i64 sums_at, gconstants_at, ones_at, zeros_at;
   i64 total_at[2], runs_at, run_size = 0, flipped_at[2];
   i64 output_at, r_output_at, y_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;

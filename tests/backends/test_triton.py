@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import fastmeta as fm
-from fastmeta.backends import triton, triton_norm, triton_products, triton_prototypes
+from fastmeta.backends import (
+    triton,
+    triton_losses,
+    triton_norm,
+    triton_products,
+    triton_prototypes,
+)
 
 
 @pytest.fixture
@@ -72,7 +78,9 @@ def test_kernels_start_on_the_device_of_their_tensors(monkeypatch):
     assert all(tensor is x for tensor in current) and len(current) == 2
 
 
-@pytest.mark.parametrize("module", [triton_norm, triton_products, triton_prototypes])
+@pytest.mark.parametrize(
+    "module", [triton_losses, triton_norm, triton_products, triton_prototypes]
+)
 def test_whatever_starts_kernels_does_so(module):
     start = triton.on_their_device(lambda x: x).__code__
     starters = 0

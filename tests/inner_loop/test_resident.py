@@ -18,21 +18,11 @@ pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
 )
 
+
 ACTIVATIONS = [
     nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh(), nn.Sigmoid(), Sine(3.0), nn.GELU(),
     nn.GELU(approximate="tanh"), nn.Softplus(), nn.Softplus(2.0, 1.0), nn.Identity(),
 ]  # fmt: skip
-VARIANTS = [name for name, runs in cpu.native.variants().items() if runs] if cpu.native else []
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    before = cpu.native.variant()
-    cpu.native.use_variant(request.param)
-    yield request.param
-    cpu.native.use_variant(before)
-
-
 @st.composite
 def problems(draw):
     """(keyword arguments of MAML, widths, activation, bias, T, S, Q, ragged, frozen layers)"""

@@ -25,16 +25,6 @@ pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
 )
 
-VARIANTS = [name for name, runs in cpu.native.variants().items() if runs] if cpu.native else []
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    before = cpu.native.variant()
-    cpu.native.use_variant(request.param)
-    yield request.param
-    cpu.native.use_variant(before)
-
 
 def norm(kind, channels, height, width):
     return {
