@@ -234,6 +234,7 @@ class Call {
 
   size_t n_parameters() const { return parameters_.size(); }
   size_t n_addresses() const { return n_addresses_; }
+  bool one_rate() const { return one_rate_; }
 
   // The inner loop on tensors at these addresses, valid as long as this object is.
   class Bound {

@@ -332,11 +332,12 @@ def compile_cuda(destination: Path) -> dict:
     ninja = NinjaBuild(CUDA_BUILD, nvcc, flags, CUDA_LINK_FLAGS)
     source = ROOT / "csrc/cuda"
     binding = ninja.compile(source / "bindings.cpp", "bindings.o", binding_flags())
+    programs = ninja.compile(source / "record.cpp", "record.o")
     launches = [
         ninja.compile(source / "launch.cu", f"launch.{real}.o", [f"-DFASTMETA_REAL={real}"])
         for real in REALS
     ]
-    module = ninja.link([binding, *launches], module_name("_cuda"))
+    module = ninja.link([binding, programs, *launches], module_name("_cuda"))
     ninja.run()
     replace(module, destination / module.name)
     return {"cuda": [f"sm_{arch}" for arch in archs], "nvcc": nvcc_version(nvcc)}

@@ -28,6 +28,7 @@ struct CpuTeam {
   static constexpr bool sums_in_output = false;   // the gradient of the support inputs
   static constexpr bool sums_in_place = false;    // the rates' gradients, task after task
   static constexpr bool shared_layout = true;     // parameters and rates are copied into it
+  static constexpr bool steps_by_one_rate = false;  // where it cannot read the rate itself
 
   static FASTMETA_INLINE const R* ones() { return all_ones<R>.v; }
   static FASTMETA_INLINE void barrier() {}
@@ -49,6 +50,9 @@ struct CpuTeam {
   }
   static void zero(R* p, i64 n) { std::memset(p, 0, sizeof(R) * size_t(n)); }
   static void copy(R* to, const R* from, i64 n) { std::memcpy(to, from, sizeof(R) * size_t(n)); }
+  static void add(R* sum, const R* more, i64 n) {
+    each(n, [&](i64 i) { store(sum + i, load(sum + i) + load(more + i)); });
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

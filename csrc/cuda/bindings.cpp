@@ -45,42 +45,85 @@ int blocks(const Call<R>& call, int device) {
   return cuda::blocks_of<R>(Unbound<R>(call).bound.loop, device);
 }
 
-// Bytes of (what forward leaves for backward, the workspace of backward).
+// What a call runs: a program, whose operations Python keeps on the device, or clusters of blocks.
 template <class R>
-std::pair<i64, i64> sizes(const Call<R>& call, bool rates, int device) {
-  const auto found = cuda::sizes<R>(Unbound<R>(call).bound.loop, rates, device);
-  return {found.record * i64(sizeof(R)), found.workspace * i64(sizeof(R))};
-}
+class Plan {
+ public:
+  Plan(const Call<R>& call, bool backward, bool fast, bool rates, bool support_x, bool query_x,
+       bool grad_loss, bool grad_predictions, bool grad_fast, int device) {
+    const Unbound<R> unbound(call);
+    const InnerLoop<R>& loop = unbound.bound.loop;
+    clusters_ = cuda::blocks_of<R>(loop, device) > 1;
+    if (clusters_) {
+      const auto found = cuda::sizes<R>(loop, rates, device);
+      record_ = found.record, workspace_ = found.workspace;
+      return;
+    }
+    const cuda::Wanted wanted{fast, rates, support_x, query_x, grad_loss, grad_predictions,
+                              grad_fast, call.one_rate()};
+    program_ = cuda::record_for<R>(loop, wanted, backward, device);
+    record_ = program_.record_size(), workspace_ = program_.sums_size();
+  }
+
+  // Nothing, of clusters.
+  py::bytes operations() const {
+    return {reinterpret_cast<const char*>(program_.ops.data()),
+            program_.ops.size() * sizeof(cuda::Op)};
+  }
+  void put_operations(std::uintptr_t address) { ops_ = pointer<const cuda::Op>(address); }
+  i64 record_bytes() const { return record_ * i64(sizeof(R)); }
+  i64 workspace_bytes() const { return workspace_ * i64(sizeof(R)); }
+
+  void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, const Place& place) const {
+    if (clusters_) return cuda::forward<R>(loop, out, place);
+    require(ops_, "the operations are not on the device");
+    cuda::forward<R>(program_, ops_, loop, out, place);
+  }
+  void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out,
+                R* workspace, const Place& place) const {
+    if (clusters_) return cuda::backward<R>(loop, in, out, workspace, place);
+    require(ops_, "the operations are not on the device");
+    cuda::backward<R>(program_, ops_, loop, in, out, workspace, place);
+  }
+
+ private:
+  bool clusters_ = false;
+  i64 record_ = 0, workspace_ = 0;
+  cuda::Program<R> program_;
+  const cuda::Op* ops_ = nullptr;
+};
 
 template <class R>
-void forward(const Call<R>& call, const PlaceArgument& where, const Addresses& addresses,
-             std::uintptr_t record, std::uintptr_t predictions, std::uintptr_t loss,
-             const Addresses& fast) {
+void forward(const Call<R>& call, const Plan<R>& plan, const PlaceArgument& where,
+             const Addresses& addresses, std::uintptr_t record, std::uintptr_t predictions,
+             std::uintptr_t loss, const Addresses& fast) {
   const typename Call<R>::Bound bound(call, 1, addresses);
   const auto fast_out = pointers<R>(fast, call.n_parameters(), "fast: one a parameter");
-  cuda::forward<R>(bound.loop, {pointer<R>(record), pointer<R>(predictions), pointer<R>(loss),
-                                data_or_null(fast_out)},
-                   place(where));
+  plan.forward(bound.loop,
+               {pointer<R>(record), pointer<R>(predictions), pointer<R>(loss),
+                data_or_null(fast_out)},
+               place(where));
 }
 
 template <class R>
-void backward(const Call<R>& call, const PlaceArgument& where, const Addresses& addresses,
-              std::uintptr_t record, std::uintptr_t workspace, std::uintptr_t grad_loss,
-              std::uintptr_t grad_predictions, const Addresses& grad_fast,
-              const Addresses& out_parameters, const Addresses& out_rates,
-              std::uintptr_t out_support_x, std::uintptr_t out_query_x) {
+void backward(const Call<R>& call, const Plan<R>& plan, const PlaceArgument& where,
+              const Addresses& addresses, std::uintptr_t record, std::uintptr_t workspace,
+              std::uintptr_t grad_loss, std::uintptr_t grad_predictions,
+              const Addresses& grad_fast, const Addresses& out_parameters,
+              const Addresses& out_rates, std::uintptr_t out_support_x,
+              std::uintptr_t out_query_x) {
   const typename Call<R>::Bound bound(call, 1, addresses);
   const size_t n = call.n_parameters();
   const auto fast = pointers<const R>(grad_fast, n, "grad_fast: one a parameter");
   const auto parameters = pointers<R>(out_parameters, n, "out_parameters: one a parameter");
   require(!parameters.empty() && workspace, "out_parameters or the workspace is missing");
   const auto rates = pointers<R>(out_rates, n, "out_rates: one a parameter");
-  cuda::backward<R>(bound.loop,
-                    {pointer<const R>(record), pointer<const R>(grad_loss),
-                     pointer<const R>(grad_predictions), data_or_null(fast)},
-                    {parameters.data(), data_or_null(rates), pointer<R>(out_support_x),
-                     pointer<R>(out_query_x)},
-                    pointer<R>(workspace), place(where));
+  plan.backward(bound.loop,
+                {pointer<const R>(record), pointer<const R>(grad_loss),
+                 pointer<const R>(grad_predictions), data_or_null(fast)},
+                {parameters.data(), data_or_null(rates), pointer<R>(out_support_x),
+                 pointer<R>(out_query_x)},
+                pointer<R>(workspace), place(where));
 }
 
 template <class R>
@@ -89,7 +132,12 @@ void bind_real(py::module_& m, const char* suffix) {
   bind_call<R>(m, name("call_").c_str());
   m.def(name("unfit_").c_str(), &unfit<R>);
   m.def(name("blocks_").c_str(), &blocks<R>);
-  m.def(name("sizes_").c_str(), &sizes<R>);
+  py::class_<Plan<R>>(m, name("plan_").c_str(), py::module_local())
+      .def(py::init<const Call<R>&, bool, bool, bool, bool, bool, bool, bool, bool, int>())
+      .def("operations", &Plan<R>::operations)
+      .def("put_operations", &Plan<R>::put_operations)
+      .def_property_readonly("record_bytes", &Plan<R>::record_bytes)
+      .def_property_readonly("workspace_bytes", &Plan<R>::workspace_bytes);
   m.def(name("forward_").c_str(), &forward<R>);
   m.def(name("backward_").c_str(), &backward<R>);
 }

@@ -84,7 +84,7 @@ FASTMETA_CODE void backward_block(const BackwardArguments<Team>& a, R* scratch) 
 
 // ---- sums over runs -------------------------------------------------------------------------------
 
-constexpr int sum_columns = 32, sum_threads = 8 * sum_columns;
+constexpr int sum_threads = 8 * sum_columns;
 
 // Where element i of the sums of a block belongs in PyTorch's layout, or nullptr: padding, or not
 // asked for.

@@ -9,40 +9,46 @@
 #include <utility>
 
 #include "room.h"
+#include "run.cuh"
 
 namespace fastmeta::cuda {
 
 namespace {
 
-template <class Team>
-constexpr bool has_body = !Team::shares || clusters;
+// Blocks that live on a processor together share its registers.
+template <class R>
+__global__ void __launch_bounds__(most_threads, 2) run_kernel(const __grid_constant__ Run<R> run) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  run_block(run, reinterpret_cast<R*>(memory));
+}
 
-// Blocks that live on a processor together share its registers; one of a cluster has it to itself.
-template <class Team>
-constexpr int blocks_a_processor = Team::shares ? 1 : 2;
+template <class R>
+__global__ void __launch_bounds__(most_sum_threads)
+    sum_runs_kernel(const __grid_constant__ SumOver<R> sum) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  sum_block(sum, reinterpret_cast<R*>(memory));
+}
 
+// A block of a cluster has a processor to itself.
 template <class Team>
-__global__ void __launch_bounds__(most_threads, blocks_a_processor<Team>)
+__global__ void __launch_bounds__(most_threads, 1)
     forward_kernel(const __grid_constant__ ForwardArguments<Team> arguments) {
   extern __shared__ __align__(16) unsigned char memory[];
-  if constexpr (has_body<Team>)
-    forward_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
+  if constexpr (clusters) forward_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
 }
 
 template <class Team>
-__global__ void __launch_bounds__(most_threads, blocks_a_processor<Team>)
+__global__ void __launch_bounds__(most_threads, 1)
     backward_kernel(const __grid_constant__ BackwardArguments<Team> arguments) {
   extern __shared__ __align__(16) unsigned char memory[];
-  if constexpr (has_body<Team>)
-    backward_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
+  if constexpr (clusters) backward_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
 }
 
 template <class Team>
 __global__ void __launch_bounds__(sum_threads)
     sum_kernel(const __grid_constant__ BackwardArguments<Team> arguments) {
   extern __shared__ __align__(16) unsigned char memory[];
-  if constexpr (has_body<Team>)
-    sum_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
+  if constexpr (clusters) sum_block(arguments, reinterpret_cast<typename Team::Real*>(memory));
 }
 
 void check(cudaError_t error, const std::string& doing) {
@@ -104,6 +110,7 @@ class Configuration {
   }
   Configuration(const Configuration&) = delete;
   Configuration& operator=(const Configuration&) = delete;
+  void layers(i64 n) { config_.gridDim.y = unsigned(n); }
   const cudaLaunchConfig_t* get() const { return &config_; }
 
  private:
@@ -157,26 +164,11 @@ int blocks_on(const InnerLoop<R>& loop, int device) {
                         [&](int blocks) { return clusters_at_once<R>(device, blocks); });
 }
 
-// f(team), with the team that works on a task.
-template <class R, class F>
-auto with_team(int blocks, F f) {
-  return blocks > 1 ? f(Cluster<R>{}) : f(Block<R>{});
-}
-
-// A wave of tasks or two: fewer partial sums, and no block too many in the last wave.
+// A wave of tasks: fewer partial sums.
 template <class Team>
-i64 runs_of(const Plan<Team>& plan, int threads, i64 processors) {
-  i64 at_once = 1;
-  if constexpr (Team::shares) {
-    at_once = clusters_at_once<Team>(
-        Configuration(plan.blocks, threads, shared_bytes(plan), plan.blocks));
-  } else {
-    int resident = 1;
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, backward_kernel<Team>, threads,
-                                                        size_t(shared_bytes(plan))),
-          "asking for the occupancy");
-    at_once = resident * processors;
-  }
+i64 runs_of(const Plan<Team>& plan, int threads) {
+  const i64 at_once = clusters_at_once<Team>(
+      Configuration(plan.blocks, threads, shared_bytes(plan), plan.blocks));
   return smaller(plan.loop.tasks, larger(1, at_once));
 }
 
@@ -193,7 +185,7 @@ struct BackwardLaunch {
     const i64 processors = attribute(cudaDevAttrMultiProcessorCount, device);
     threads = threads_for(plan, processors);
     allow_shared(backward_kernel<Team>, device);
-    runs = runs_of(plan, threads, processors);
+    runs = runs_of(plan, threads);
     run_size = plan.theta_size * (1 + (rates ? plan.rate_steps : 0));
   }
 };
@@ -224,7 +216,7 @@ std::string unfit(const InnerLoop<R>& loop, int device) {
     return std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
            std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
   };
-  if (!code_for_device(forward_kernel<Block<R>>))
+  if (!code_for_device(run_kernel<R>))
     return "the CUDA kernels were not compiled for a GPU of compute capability " + capability();
   if (blocks_on(loop, device)) return "";
   const std::string limit = ", and the device has " + std::to_string(shared_limit(device));
@@ -233,7 +225,7 @@ std::string unfit(const InnerLoop<R>& loop, int device) {
            std::to_string(least_bytes<Cluster<R>>(loop, most_blocks)) +
            " bytes of shared memory in each block of a cluster of " + std::to_string(most_blocks) +
            limit;
-  return "the network needs " + std::to_string(least_bytes<Block<R>>(loop)) +
+  return "the network needs " + std::to_string(least_bytes<Recorder<R>>(loop) + beside_scratch) +
          " bytes of shared memory a block" + limit +
          " (blocks that share a task need compute capability 9.0 or later and code for it; this is " +
          capability() + ")";
@@ -249,52 +241,127 @@ template <class R>
 Sizes<R> sizes(const InnerLoop<R>& loop, bool with_rates, int device) {
   use(device);
   const int blocks = blocks_on(loop, device);
-  return with_team<R>(blocks, [&](auto team) -> Sizes<R> {
-    const BackwardLaunch<decltype(team)> how(loop, blocks, with_rates, device);
-    return {loop.tasks * loop.steps * how.plan.theta_size * blocks,
-            how.runs * how.run_size * blocks};
-  });
+  const BackwardLaunch<Cluster<R>> how(loop, blocks, with_rates, device);
+  return {loop.tasks * loop.steps * how.plan.theta_size * blocks,
+          how.runs * how.run_size * blocks};
 }
 
 template <class R>
 void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, Place place) {
+  using Team = Cluster<R>;
   use(place.device);
   const int blocks = blocks_on(loop, place.device);
-  with_team<R>(blocks, [&](auto team) {
-    using Team = decltype(team);
-    allow_shared(forward_kernel<Team>, place.device);
-    const Plan<Team> plan(loop, forward_room<Team>(loop, shared_limit(place.device), blocks));
-    const i64 processors = attribute(cudaDevAttrMultiProcessorCount, place.device);
-    const ForwardArguments<Team> arguments{plan, out.record, out.predictions, out.loss,
-                                           addresses(out.fast, loop.network.n_parameters)};
-    launch(forward_kernel<Team>, arguments,
-           Configuration(smaller(loop.tasks, most_tasks) * blocks, threads_for(plan, processors),
-                         shared_bytes(plan), blocks, place.stream),
-           "the forward kernel");
-  });
+  allow_shared(forward_kernel<Team>, place.device);
+  const cuda::Plan<Team> plan(loop, forward_room<Team>(loop, shared_limit(place.device), blocks));
+  const i64 processors = attribute(cudaDevAttrMultiProcessorCount, place.device);
+  const ForwardArguments<Team> arguments{plan, out.record, out.predictions, out.loss,
+                                         addresses(out.fast, loop.network.n_parameters)};
+  launch(forward_kernel<Team>, arguments,
+         Configuration(smaller(loop.tasks, most_tasks) * blocks, threads_for(plan, processors),
+                       shared_bytes(plan), blocks, place.stream),
+         "the forward kernel");
 }
 
 template <class R>
 void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out,
               R* workspace, Place place) {
+  using Team = Cluster<R>;
   use(place.device);
   const int blocks = blocks_on(loop, place.device), n = loop.network.n_parameters;
-  with_team<R>(blocks, [&](auto team) {
-    using Team = decltype(team);
-    const BackwardLaunch<Team> how(loop, blocks, out.rates != nullptr, place.device);
-    const BackwardArguments<Team> arguments{
-        how.plan, in.record, in.grad_loss, in.grad_predictions, addresses(in.grad_fast, n),
-        addresses(out.parameters, n), addresses(out.rates, n), out.support_x, out.query_x,
-        workspace, how.runs, how.run_size};
-    launch(backward_kernel<Team>, arguments,
-           Configuration(how.runs * blocks, how.threads, shared_bytes(how.plan), blocks,
-                         place.stream),
-           "the gradient kernel");
-    launch(sum_kernel<Team>, arguments,
-           Configuration(ceil_div(how.run_size * blocks, sum_columns), sum_threads,
-                         i64(sizeof(R)) * sum_threads, 1, place.stream),
-           "the sum kernel");
-  });
+  const BackwardLaunch<Team> how(loop, blocks, out.rates != nullptr, place.device);
+  const BackwardArguments<Team> arguments{
+      how.plan, in.record, in.grad_loss, in.grad_predictions, addresses(in.grad_fast, n),
+      addresses(out.parameters, n), addresses(out.rates, n), out.support_x, out.query_x,
+      workspace, how.runs, how.run_size};
+  launch(backward_kernel<Team>, arguments,
+         Configuration(how.runs * blocks, how.threads, shared_bytes(how.plan), blocks, place.stream),
+         "the gradient kernel");
+  launch(sum_kernel<Team>, arguments,
+         Configuration(ceil_div(how.run_size * blocks, sum_columns), sum_threads,
+                       i64(sizeof(R)) * sum_threads, 1, place.stream),
+         "the sum kernel");
+}
+
+// ---- programs -------------------------------------------------------------------------------------
+
+template <class R>
+Program<R> record_for(const InnerLoop<R>& loop, const Wanted& wanted, bool backward, int device) {
+  use(device);
+  const i64 processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  Program<R> program = record_program(loop, wanted, backward, shared_limit(device), processors);
+  allow_shared(run_kernel<R>, device);
+  int resident = 1;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, run_kernel<R>, program.threads,
+                                                      size_t(program.shared)),
+        "asking for the occupancy");
+  program.run.runs = smaller(loop.tasks, larger(1, resident * processors));
+  return program;
+}
+
+template <class R>
+Run<R> bound(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop) {
+  Run<R> run = program.run;
+  run.ops = ops;
+  const auto put = [&](int slot, const R* p) { run.tensors[slot].base = const_cast<R*>(p); };
+  for (int p = 0; p < loop.network.n_parameters; ++p) {
+    put(first_parameter + p, loop.parameters[p].data);
+    put(first_rate + p, loop.rates[p].data);
+  }
+  int slot = support_x;
+  for (const Samples<R>* samples : {&loop.support, &loop.query}) {
+    put(slot++, samples->x), put(slot++, samples->y);
+    put(slot++, reinterpret_cast<const R*>(samples->labels));
+    put(slot++, samples->weight);
+  }
+  return run;
+}
+
+template <class R, class Pointer>
+void put_all(Run<R>& run, int slot, Pointer const* list, int n) {
+  for (int p = 0; p < n && list; ++p) run.tensors[slot + p].base = const_cast<R*>(list[p]);
+}
+
+template <class R>
+Configuration how_to_run(const Program<R>& program, Place place) {
+  return Configuration(program.run.runs, program.threads, program.shared, 1, place.stream);
+}
+
+template <class R>
+void forward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
+             const ForwardOut<R>& out, Place place) {
+  use(place.device);
+  Run<R> run = bound(program, ops, loop);
+  run.tensors[Slot::record].base = out.record;
+  run.tensors[predictions].base = out.predictions, run.tensors[loss].base = out.loss;
+  put_all(run, first_fast, out.fast, loop.network.n_parameters);
+  launch(run_kernel<R>, run, how_to_run(program, place), "the forward kernel");
+}
+
+template <class R>
+void backward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
+              const BackwardIn<R>& in, const BackwardOut<R>& out, R* workspace, Place place) {
+  use(place.device);
+  const int n = loop.network.n_parameters;
+  Run<R> run = bound(program, ops, loop);
+  run.tensors[Slot::record].base = const_cast<R*>(in.record);
+  run.tensors[grad_loss].base = const_cast<R*>(in.grad_loss);
+  run.tensors[grad_predictions].base = const_cast<R*>(in.grad_predictions);
+  run.tensors[out_support_x].base = out.support_x, run.tensors[out_query_x].base = out.query_x;
+  run.tensors[sums].base = workspace;
+  put_all(run, first_grad_fast, in.grad_fast, n);
+  put_all(run, first_out, out.parameters, n);
+  launch(run_kernel<R>, run, how_to_run(program, place), "the gradient kernel");
+
+  SumOver<R> sum = sum_over(program, static_cast<const R*>(workspace), run.runs);
+  for (int i = 0; i < sum.n_parts; ++i) {
+    const int p = sum.parts[i].rates_slot - first_rate;
+    if (sum.parts[i].slot != no_slot) sum.out[i] = out.parameters[p];
+    if (out.rates) sum.rates[i] = out.rates[p];
+  }
+  Configuration grid(ceil_div(program.theta_size, sum_columns), most_sum_threads,
+                     i64(sizeof(R)) * most_sum_threads, 1, place.stream);
+  grid.layers(run.run_size / program.theta_size);
+  launch(sum_runs_kernel<R>, sum, grid, "the sum kernel");
 }
 
 #define FASTMETA_INSTANTIATE(R)                                                                  \
@@ -303,7 +370,12 @@ void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardO
   template Sizes<R> sizes<R>(const InnerLoop<R>&, bool, int);                                    \
   template void forward<R>(const InnerLoop<R>&, const ForwardOut<R>&, Place);                    \
   template void backward<R>(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&, R*, \
-                            Place);
+                            Place);                                                              \
+  template Program<R> record_for<R>(const InnerLoop<R>&, const Wanted&, bool, int);              \
+  template void forward<R>(const Program<R>&, const Op*, const InnerLoop<R>&,                    \
+                           const ForwardOut<R>&, Place);                                         \
+  template void backward<R>(const Program<R>&, const Op*, const InnerLoop<R>&,                   \
+                            const BackwardIn<R>&, const BackwardOut<R>&, R*, Place);
 FASTMETA_INSTANTIATE(FASTMETA_REAL)
 
 }  // namespace fastmeta::cuda

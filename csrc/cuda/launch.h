@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "../network/spec.h"
+#include "program.h"
 
 namespace fastmeta::cuda {
 
@@ -18,7 +18,7 @@ struct Place {
 };
 
 // Elements that the caller allocates on the device: what forward leaves for backward, and scratch of
-// backward.
+// backward. Of clusters; a program tells its own.
 template <class R>
 struct Sizes {
   i64 record, workspace;
@@ -28,6 +28,24 @@ struct Sizes {
 template <class R>
 std::string unfit(const InnerLoop<R>& loop, int device);
 
+// The program of forward, or of the gradient; record.cpp
+template <class R>
+Program<R> record_program(const InnerLoop<R>& loop, const Wanted& wanted, bool backward, i64 most_shared,
+                  i64 processors);
+
+// The same for a device, with the runs that are resident there at once. Its operations are to be
+// copied there.
+template <class R>
+Program<R> record_for(const InnerLoop<R>& loop, const Wanted& wanted, bool backward, int device);
+
+// With the operations of the program at `ops` on the device.
+template <class R>
+void forward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
+             const ForwardOut<R>& out, Place place);
+template <class R>
+void backward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
+              const BackwardIn<R>& in, const BackwardOut<R>& out, R* workspace, Place place);
+
 // How many blocks share a task there: more than one is a cluster.
 template <class R>
 int blocks_of(const InnerLoop<R>& loop, int device);
@@ -35,9 +53,9 @@ int blocks_of(const InnerLoop<R>& loop, int device);
 template <class R>
 Sizes<R> sizes(const InnerLoop<R>& loop, bool with_rates, int device);
 
+// By clusters of blocks.
 template <class R>
 void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, Place place);
-
 template <class R>
 void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out,
               R* workspace, Place place);

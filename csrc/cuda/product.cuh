@@ -40,8 +40,6 @@ FASTMETA_INLINE void add_outer(R (&acc)[MR][4], const R (&a)[MR], const R (&b)[4
     for (int j = 0; j < 4; ++j) acc[i][j] += a[i] * b[j];
 }
 
-FASTMETA_INLINE int lesser(int a, int b) { return a < b ? a : b; }
-
 // acc[i][j] += sum over k in [begin, end) of A(m + i, k) B(k, columns[j])
 template <int MR, class R>
 FASTMETA_INLINE void accumulate(R (&acc)[MR][4], const Term<R>& t, int m, int rows, Columns n,
@@ -178,10 +176,6 @@ FASTMETA_INLINE void put_tile(const Target<R>& t, const R (&acc)[MR][4], int m, 
     }
   }
 }
-
-// One running sum over 1600 features loses twice what PyTorch loses; sums of at most `deepest`
-// terms, added up, lose less.
-constexpr int deepest = 256;  // a multiple of four: what follows begins aligned
 
 // Not inlined: one copy serves all products of a network's passes.
 template <int MR, class R>

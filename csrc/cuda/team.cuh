@@ -2,42 +2,10 @@
 // a barrier, but for products: the passes know what follows them.
 #pragma once
 
+#include "loop.h"
 #include "product.cuh"
 
 namespace fastmeta::cuda {
-
-struct Slice {
-  i64 first, tasks;
-};
-
-struct Crew {};
-
-// As many as the parameters of a kernel have room for.
-constexpr int max_nodes = 32, max_parameters = 32;
-
-// A loop with all it points to on the host side: what is left are addresses on the device.
-template <class R>
-struct HeldLoop {
-  struct {
-    Node nodes[max_nodes];
-    int n_nodes, n_parameters;
-    LossKind loss;
-  } network;
-  i64 tasks, steps;
-  int order;
-  Parameter<R> parameters[max_parameters];
-  Rate<R> rates[max_parameters];
-  Samples<R> support, query;
-
-  explicit HeldLoop(const InnerLoop<R>& l)
-      : tasks(l.tasks), steps(l.steps), order(l.order), support(l.support), query(l.query) {
-    network.n_nodes = l.network.n_nodes, network.n_parameters = l.network.n_parameters;
-    network.loss = l.network.loss;
-    for (int i = 0; i < l.network.n_nodes; ++i) network.nodes[i] = l.network.nodes[i];
-    for (int p = 0; p < l.network.n_parameters; ++p)
-      parameters[p] = l.parameters[p], rates[p] = l.rates[p];
-  }
-};
 
 template <class R>
 struct Block {
@@ -49,7 +17,7 @@ struct Block {
   static constexpr i64 tasks = 1, element = 1;
   static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
   static constexpr bool splits = true, shares = false, keeps_away = true, keeps_values = false;
-  static constexpr bool sums_in_output = true, sums_in_place = true;
+  static constexpr bool sums_in_output = true, sums_in_place = true, steps_by_one_rate = false;
 
   static FASTMETA_INLINE_BOTH i64 vectors(i64 columns) { return columns; }
   // An odd number of quads: see product.cuh.
@@ -91,6 +59,9 @@ struct Block {
   static FASTMETA_INLINE void zero(R* p, i64 n) {
     for (i64 i = threadIdx.x; i < n; i += blockDim.x) p[i] = 0;
     barrier();
+  }
+  static FASTMETA_INLINE void add(R* sum, const R* more, i64 n) {
+    each(n, [&](i64 i) { sum[i] += more[i]; });
   }
   static FASTMETA_INLINE void copy(R* to, const R* from, i64 n) {
     for (i64 i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];

@@ -76,17 +76,18 @@ class Adaptation {
       for (i64 k = loop_.steps - 1; k >= 0; --k) {
         const R* theta = theta_at(k, slice, kept);
         if (second) start_second_order_step(k, out);
-        each_part(loop_.support, slice, [&](i64, i64) {
+        each_part(loop_.support, slice, [&](i64 begin, i64) {
           if (const R* values = kept_support(kept, k))
             passes_.resume(values, theta);
           else
             passes_.forward(theta, nullptr);
           passes_.loss_gradient();
           if (second)
-            second_order_step(k, theta, out, slice);
+            second_order_step(k, theta, begin, out, slice);
           else
             passes_.backward(theta, plan_.lowest_adapted, rate_target(k), false);
         });
+        if (second && has_one_rate()) swapped_ = !swapped_;
       }
       if (out.rates && !Team::sums_in_place) add_rates(sums.rates);
       if (out.support_x && !Team::sums_in_output)
@@ -107,7 +108,8 @@ class Adaptation {
   FASTMETA_CODE R* lambda() { return at(swapped_ ? plan_.direction_at : plan_.lambda_at); }
   // lambda_{k+1}, which the rates need: part by part, lambda itself is on its way to lambda_k.
   FASTMETA_CODE R* lambda_before() {
-    if constexpr (Team::splits) return at(plan_.lambda_before_at);
+    if constexpr (Team::splits)
+      if (!has_one_rate()) return at(plan_.lambda_before_at);
     return lambda();
   }
   // alpha_k lambda_{k+1}; where one rate serves all, lambda_k forms here and they change places.
@@ -233,26 +235,31 @@ class Adaptation {
       Team::copy(lambda_before(), lambda(), plan_.theta_size);
   }
 
-  FASTMETA_CODE void second_order_step(i64 k, const R* theta, const BackwardOut<R>& out,
+  // Of the samples from `begin` on; what those before have left is in the target.
+  FASTMETA_CODE void second_order_step(i64 k, const R* theta, i64 begin, const BackwardOut<R>& out,
                                        Slice slice) {
     const GradientTo rates = rate_target(k);
     const R* along = has_one_rate() ? lambda() : direction();
-    passes_.r_pass(theta, along, 0, hessian_target(k), out.rates ? &rates : nullptr,
+    passes_.r_pass(theta, along, 0, hessian_target(k, begin), out.rates ? &rates : nullptr,
                    out.support_x != nullptr);
-    if (out.support_x) subtract_support_gradient(out.support_x, slice, one_rate(k));
-    if (has_one_rate()) swapped_ = !swapped_;
+    if (out.support_x) subtract_support_gradient(out.support_x, slice, k);
   }
 
   FASTMETA_CODE bool has_one_rate() const {
-    if constexpr (Team::shared_layout) return plan_.one_rate;
+    if constexpr (Team::shared_layout || Team::steps_by_one_rate) return plan_.one_rate;
     return false;
   }
+  // 1: alpha is in the direction already.
   FASTMETA_CODE R one_rate(i64 k) const {
-    return has_one_rate() ? plan_.one_rate->data[k * plan_.one_rate->step_stride] : R(1);
+    if constexpr (Team::shared_layout)
+      if (has_one_rate()) return plan_.one_rate->data[k * plan_.one_rate->step_stride];
+    return R(1);
   }
   // H (alpha lambda) is alpha H lambda where alpha is a number: no direction has to be made.
-  FASTMETA_CODE GradientTo hessian_target(i64 k) {
+  FASTMETA_CODE GradientTo hessian_target(i64 k, i64 begin) {
     if (!has_one_rate()) return {Finish::Subtract, lambda()};
+    if constexpr (Team::steps_by_one_rate)
+      return {Finish::Step, direction(), begin ? direction() : lambda(), alpha(k)};
     return {Finish::Descend, direction(), lambda(), {}, one_rate(k)};
   }
 
@@ -317,8 +324,7 @@ class Adaptation {
       Team::gather(taken, grad[v.parameter] + v.offset, plan_.elements(v.parameter), v.row_step,
                    v.column_step, v.rows, v.columns, slice);
       R* sum = lambda() + v.at;
-      Team::each(v.rows * Team::stride(v.columns),
-                 [&](i64 i) { store(sum + i, load(sum + i) + load(taken + i)); });
+      Team::add(sum, taken, v.rows * Team::stride(v.columns));
     });
   }
 
@@ -357,12 +363,15 @@ class Adaptation {
       Team::zero(support_gradient(), plan_.input_size(loop_.support));
   }
 
-  FASTMETA_CODE void subtract_support_gradient(R* out, Slice slice, R scale) {
+  FASTMETA_CODE void subtract_support_gradient(R* out, Slice slice, i64 k) {
     const R* r = passes_.r_input_gradient_of_loss();
-    if constexpr (Team::sums_in_output) {
+    if constexpr (Team::steps_by_one_rate) {
+      passes_.subtract_input(out, r, slice, has_one_rate() ? k : -1);
+    } else if constexpr (Team::sums_in_output) {
       passes_.subtract_input(out, r, slice);
     } else {
       R* sum = support_gradient();
+      const R scale = one_rate(k);
       Team::each(plan_.input_size(loop_.support),
                  [&](i64 i) { store(sum + i, load(sum + i) - splat(scale) * load(r + i)); });
     }

@@ -53,7 +53,7 @@ struct Parameters {
       if (loop.rates[p].data && loop.rates[p].step_stride) rate_steps = larger(1, loop.steps);
       all_shared = all_shared && !loop.parameters[p].task_stride;
     }
-    if (Team::shared_layout) one_rate = find_one_rate();
+    if (Team::shared_layout || Team::steps_by_one_rate) one_rate = find_one_rate();
   }
 
   FASTMETA_BOTH bool has_rate(int parameter) const {

@@ -26,20 +26,42 @@ _BUILD_INFO = Path(__file__).parent.parent / "_build_info.json"
 
 
 class _Call:
-    """A native call with the sizes of what it needs, by whether the rates' gradient is wanted."""
+    """A native call with what runs it, by device and by what is wanted of it."""
 
-    def __init__(self, native_call: Any, sizes: Callable[..., tuple[int, int]]) -> None:
+    def __init__(self, native_call: Any, new_plan: Callable[..., Any]) -> None:
         self.native = native_call
-        self._sizes = sizes
-        self._known: dict[tuple[int, bool], tuple[int, int]] = {}
+        self._new_plan = new_plan
+        self._plans: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}
 
-    def sizes(self, device: int, rates: bool) -> tuple[int, int]:
-        """Bytes of the record and of backward's workspace."""
-        known = self._known.get((device, rates))
+    def plan(self, like: Tensor, device: int, *wanted: bool) -> Any:
+        """The plan for (backward, fast, rates, support_x, query_x, loss, predictions, fast)."""
+        key = (device, *wanted)
+        known = self._plans.get(key)
         if known is None:
-            with _current(device):
-                known = self._known[device, rates] = self._sizes(self.native, rates, device)
-        return known
+            known = self._plans[key] = self._plan(like, device, wanted)
+        if known[1] is not None and torch.cuda.is_current_stream_capturing():
+            _in_graphs[key[0], known[1].data_ptr()] = known[1]
+        return known[0]
+
+    def _plan(
+        self, like: Tensor, device: int, wanted: tuple[bool, ...]
+    ) -> tuple[Any, Tensor | None]:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "the first call of an inner loop of these shapes plans it, which a CUDA graph cannot "
+                "capture: make one call before the capture"
+            )
+        plan = self._new_plan(self.native, *wanted, device)
+        operations = plan.operations()
+        if not operations:
+            return plan, None
+        there = torch.frombuffer(bytearray(operations), dtype=torch.uint8).to(like.device)
+        plan.put_operations(there.data_ptr())
+        return plan, there
+
+
+# Operations that a CUDA graph may read for as long as it lives, which nobody is told of.
+_in_graphs: dict[tuple[int, int], Tensor] = {}
 
 
 def unavailable() -> str | None:
@@ -64,23 +86,26 @@ def native() -> ModuleType:
 def kernels(dtype: str) -> Kernels:
     """The kernels of "float32" or "float64"."""
     module = native()
-    new_call, sizes = getattr(module, f"call_{dtype}"), getattr(module, f"sizes_{dtype}")
+    new_call, new_plan = getattr(module, f"call_{dtype}"), getattr(module, f"plan_{dtype}")
     run_forward = getattr(module, f"forward_{dtype}")
     run_backward = getattr(module, f"backward_{dtype}")
     why_unfit = getattr(module, f"unfit_{dtype}")
 
     def call(*arguments: Any) -> _Call:
-        return _Call(new_call(*arguments), sizes)
+        return _Call(new_call(*arguments), new_plan)
 
     def forward(
         call: _Call, like: Tensor, addresses: list[int], keep: bool,
         predictions: int, loss: int, fast: Sequence[int],
     ) -> Tensor | None:  # fmt: skip
         device, stream = _place(like)
-        record = _bytes(like, call.sizes(device, False)[0], "theta_1 .. theta_K") if keep else None
-        kept = 0 if record is None else record.data_ptr()
         with _current(device):
-            run_forward(call.native, (device, stream), addresses, kept, predictions, loss, fast)
+            plan = call.plan(like, device, False, bool(fast), *[False] * 6)
+            record = _bytes(like, plan.record_bytes, "theta_1 .. theta_K") if keep else None
+            kept = 0 if record is None else record.data_ptr()
+            run_forward(
+                call.native, plan, (device, stream), addresses, kept, predictions, loss, fast
+            )
         return record
 
     def backward(
@@ -89,11 +114,14 @@ def kernels(dtype: str) -> Kernels:
         support_x: int, query_x: int,
     ) -> None:  # fmt: skip
         device, stream = _place(like)
-        workspace = _bytes(like, call.sizes(device, bool(rates))[1], "partial sums")
+        wanted = (rates, support_x, query_x, grad_loss, grad_predictions, grad_fast)
         with _current(device):
+            plan = call.plan(like, device, True, False, *map(bool, wanted))
+            workspace = _bytes(like, plan.workspace_bytes, "partial sums")
             run_backward(
-                call.native, (device, stream), addresses, record.data_ptr(), workspace.data_ptr(),
-                grad_loss, grad_predictions, grad_fast, parameters, rates, support_x, query_x,
+                call.native, plan, (device, stream), addresses, record.data_ptr(),
+                workspace.data_ptr(), grad_loss, grad_predictions, grad_fast, parameters, rates,
+                support_x, query_x,
             )  # fmt: skip
 
     def unfit(call: _Call, device: torch.device) -> str:

@@ -19,7 +19,7 @@
 #define __noinline__ __attribute__((noinline))
 
 struct Index {
-  unsigned x = 0;
+  unsigned x = 0, y = 0;
 };
 inline thread_local Index threadIdx, blockIdx;
 inline Index blockDim, gridDim;
