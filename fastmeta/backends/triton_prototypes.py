@@ -91,6 +91,7 @@ class _Record(NamedTuple):
     means: Tensor  # [T, N, D]
     mass: Tensor  # [T, N], sums of weights
     found: Any  # a PrototypeLoss
+    version: int  # of the logits: how often they were written to in place
 
 
 @triton.on_their_device
@@ -124,7 +125,10 @@ def loss_forward(
         return None
     if accuracy is not None:
         accuracy.copy_(accuracy_of(found.logits, query_y, query_weight))
-    return found.loss, found.logits, _Record(temperature, metric, means, mass, found)
+    # An output in the record of its own node would keep itself, and all of the graph, forever.
+    kept = found._replace(loss=found.loss.detach(), logits=found.logits.detach())
+    record = _Record(temperature, metric, means, mass, kept, kept.logits._version)
+    return found.loss, found.logits, record
 
 
 @triton.on_their_device
@@ -139,6 +143,8 @@ def loss_backward(
     from fastmeta.kernels.prototype_gradient import MOST_CLASSES, prototype_gradient
 
     r: _Record = record
+    if r.found.logits._version != r.version:
+        raise RuntimeError("the logits of prototype_loss were changed in place before its backward")
     support, support_y, support_weight, query, query_y, query_weight = task
     if r.means.shape[1] <= MOST_CLASSES:
         for_query, for_means, slopes = prototype_gradient(

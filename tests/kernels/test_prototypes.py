@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from freed import marked
 from oracle import DOUBLE
 
 import fastmeta as fm
@@ -253,6 +254,25 @@ def test_the_public_loss_has_derivatives_of_any_order(metric, device, on_triton)
     ours = derivatives(loss)
     right = derivatives(lambda s, q, tau: plain(s, *given[1:3], q, *given[4:], 2, metric, tau)[0])
     torch.testing.assert_close(ours, right)
+
+
+def test_the_graph_of_the_public_loss_is_freed(device, on_triton):
+    support, y, _, query, query_y, _ = task((2, 7, 5, 6, 3), device)
+    (support, query), nodes = marked([support, query])
+    loss, logits = fmF.prototype_loss(support, y, query, query_y, n_way=3)
+    loss.sum().backward()
+    assert all(node() is not None for node in nodes)
+    del support, query, loss, logits
+    assert all(node() is None for node in nodes)
+
+
+def test_logits_changed_in_place_before_the_backward_are_told(device, on_triton):
+    support, y, _, query, query_y, _ = task((2, 7, 5, 6, 3), device)
+    loss, logits = fmF.prototype_loss(support.requires_grad_(), y, query, query_y, n_way=3)
+    with torch.no_grad():
+        logits.zero_()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.sum().backward()
 
 
 def test_the_public_functions_reach_the_kernels(device, on_triton, monkeypatch):
