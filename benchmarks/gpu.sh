@@ -31,9 +31,11 @@ fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false  # JAX would take most of the GPU's memory
-[ "$DEVICE" != cpu ] && export FASTMETA_ISAS="${FASTMETA_ISAS:-avx2 avx512}"
-
-# machine code for this GPU alone, where it is one of those that the build knows
+# machine code for this processor and this GPU alone, where they are of those that the build knows
+isa=portable
+grep -qm1 '^flags.* avx2' /proc/cpuinfo 2>/dev/null && isa=avx2
+grep -qm1 '^flags.* avx512dq' /proc/cpuinfo 2>/dev/null && isa=avx512
+[ "$DEVICE" != cpu ] && export FASTMETA_ISAS="${FASTMETA_ISAS:-$isa}"
 case "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)" in
     8.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-80}" ;;
     9.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-90}" ;;
@@ -50,10 +52,9 @@ skip() { SKIPPED+=("$1: $2"); echo "== $1 skipped: $2"; }
 
 # stage NAME SECONDS COMMAND...: run it for so long at most, with its output in OUT/NAME.log too
 stage() {
-    local name=$1 box=$2 start=$SECONDS code
+    local name=$1 box start=$SECONDS code
+    box=$(box "$2")
     shift 2
-    [ "$DEVICE" = cpu ] && box=$((box * 5))
-    [ "$(left)" -lt "$box" ] && box=$(left)
     if [ "$box" -lt 5 ]; then
         skip "$name" "no time left"
         return
@@ -61,13 +62,57 @@ stage() {
     echo "== $name (at most $box s)"
     timeout -k 10 "$box" "$@" 2>&1 | tee "$OUT/$name.log"
     code=${PIPESTATUS[0]}
+    told "$name" "$code" $((SECONDS - start))
+}
+
+box() { # box SECONDS: so long at most, and no longer than is left
+    local seconds=$1
+    [ "$DEVICE" = cpu ] && seconds=$((seconds * 5))
+    [ "$(left)" -lt "$seconds" ] && seconds=$(left)
+    echo "$seconds"
+}
+
+told() { # told NAME CODE SECONDS
+    local code=$2
     if [ "$code" -eq 0 ]; then
-        DONE+=("$name $((SECONDS - start)) s")
+        DONE+=("$1 $3 s")
     else
         [ "$code" -eq 124 ] && code="time over"
-        FAILED+=("$name: $code after $((SECONDS - start)) s, see $OUT/$name.log")
-        echo "== $name FAILED: $code"
+        FAILED+=("$1: $code after $3 s, see $OUT/$1.log")
+        echo "== $1 FAILED: $code"
     fi
+}
+
+# beside NAME SECONDS COMMAND...: as a stage, at the same time as others; `together` waits for them
+BESIDE=()
+beside() {
+    local name=$1 box
+    box=$(box "$2")
+    shift 2
+    if [ "$box" -lt 5 ]; then
+        skip "$name" "no time left"
+        return
+    fi
+    echo "== $name (at most $box s, beside others)"
+    (
+        timeout -k 10 "$box" "$@" >"$OUT/$name.log" 2>&1
+        echo "$? $SECONDS" >"$OUT/$name.code"
+    ) &
+    BESIDE+=("$name $! $SECONDS")
+}
+
+together() {
+    local name process start code end
+    for each in "${BESIDE[@]}"; do
+        read -r name process start <<<"$each"
+        wait "$process"
+        read -r code end <"$OUT/$name.code"
+        rm -f "$OUT/$name.code"
+        echo "== $name"
+        tail -n 40 "$OUT/$name.log"
+        told "$name" "$code" $((end - start))
+    done
+    BESIDE=()
 }
 
 on_gpu() { [ "$DEVICE" != cpu ]; }
@@ -115,7 +160,10 @@ fi
 
 if wanted tests; then
     if on_gpu; then
-        stage tests 90 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests
+        workers=()  # most of the time kernels are compiled
+        "$PYTHON" -c "import xdist" 2>/dev/null && workers=(-n 4)
+        beside tests 150 "$PYTHON" -m pytest -q -m gpu "${workers[@]}" -p no:cacheprovider \
+            --durations=5 tests
     else
         stage tests 300 "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/gpu
     fi
@@ -140,10 +188,11 @@ if wanted sanitize; then
         skip sanitize "compute-sanitizer is not in PATH"
     else
         for tool in memcheck racecheck initcheck; do
-            stage "$tool" 40 bash -c "sanitized $tool"
+            beside "$tool" 150 bash -c "sanitized $tool"
         done
     fi
 fi
+together  # a core each, and all take turns on the GPU
 
 name=$("$PYTHON" - "$DEVICE" <<'PY' 2>/dev/null || echo "$DEVICE"
 import sys
@@ -164,7 +213,7 @@ if wanted compiled; then
     else
         small="${WORKLOADS:-sinusoid-T25-K5 sinusoid-T1024-K5 rl}"
         stage compiled 110 bash -c \
-            "bench '$name-compiled.json' 110 '$small' vmap-compiled vmap-reduce-overhead bmm-compiled"
+            "bench '$name-compiled.json' 110 '$small' jax vmap-compiled vmap-reduce-overhead bmm-compiled"
     fi
 fi
 

@@ -62,7 +62,7 @@ def prototype_gradient_kernel(
         )  # fmt: skip
         x = rows_at(query_ptr + t * query_t, q, real, begin, D, query_q, query_d, BD, ACC)
         if tl.program_id(1) == 0:
-            slope = -tl.sum(grad * logits, 1) / temperature
+            slope = -tl.sum(tl.where(real[:, None], grad * logits, 0.0), 1) / temperature
             tl.store(for_temperature_ptr + t * Q + q, slope, mask=q < end)
         h = grad / temperature
         if METRIC == SQEUCLIDEAN or METRIC == EUCLIDEAN:

@@ -74,7 +74,9 @@ def _derivatives(
     first = torch.autograd.grad(
         outer_loss(net, tasks), inputs, create_graph=True, allow_unused=True, materialize_grads=True
     )
-    slope = sum((g * torch.linspace(-1, 2, g.numel(), dtype=g.dtype).view_as(g)).sum()
-                for g in first)  # fmt: skip
+    slope = sum(
+        (g * torch.linspace(-1, 2, g.numel(), dtype=g.dtype, device=g.device).view_as(g)).sum()
+        for g in first
+    )
     second = torch.autograd.grad(slope, inputs, allow_unused=True, materialize_grads=True)
     return first, second

@@ -32,7 +32,7 @@ def classification_tasks(shape, t=3, s=5, q=4, n_way=3) -> fm.TaskBatch:
 def outer_loss(meta: nn.Module, tasks: fm.TaskBatch) -> Tensor:
     """A scalar in which every task and every prediction has its own weight."""
     out = meta(tasks)
-    per_task = torch.arange(1.0, len(tasks) + 1, dtype=out.loss.dtype)
+    per_task = torch.arange(1.0, len(tasks) + 1, dtype=out.loss.dtype, device=out.loss.device)
     return (out.loss * per_task).sum() + (0.1 * out.predictions).sin().sum()
 
 

@@ -91,6 +91,7 @@ class _Record(NamedTuple):
     means: Tensor  # [T, N, D]
     mass: Tensor  # [T, N], sums of weights
     found: Any  # a PrototypeLoss
+    version: int  # of the logits: how often they were written to in place
 
 
 @triton.on_their_device
@@ -124,7 +125,10 @@ def loss_forward(
         return None
     if accuracy is not None:
         accuracy.copy_(accuracy_of(found.logits, query_y, query_weight))
-    return found.loss, found.logits, _Record(temperature, metric, means, mass, found)
+    # An output in the record of its own node would keep itself, and all of the graph, forever.
+    kept = found._replace(loss=found.loss.detach(), logits=found.logits.detach())
+    record = _Record(temperature, metric, means, mass, kept, kept.logits._version)
+    return found.loss, found.logits, record
 
 
 @triton.on_their_device
@@ -139,6 +143,8 @@ def loss_backward(
     from fastmeta.kernels.prototype_gradient import MOST_CLASSES, prototype_gradient
 
     r: _Record = record
+    if r.found.logits._version != r.version:
+        raise RuntimeError("the logits of prototype_loss were changed in place before its backward")
     support, support_y, support_weight, query, query_y, query_weight = task
     if r.means.shape[1] <= MOST_CLASSES:
         for_query, for_means, slopes = prototype_gradient(
@@ -182,25 +188,27 @@ def _gradient_of_many(
     temperature = r.temperature[:, None, None]
     share = torch.ones_like(found.total) if weight is None else weight
     share = share * (grad_loss / found.mass)[:, None]
-    is_label = torch.arange(found.logits.shape[2], device=share.device) == labels[:, :, None]
-    probability = (found.logits - found.peak[:, :, None]).exp() / found.total[:, :, None]
+    logits = found.logits
+    is_label = torch.arange(logits.shape[2], device=share.device) == labels[:, :, None]
+    probability = (logits - found.peak[:, :, None]).exp() / found.total[:, :, None]
     error = probability - is_label.to(share.dtype)
     grad = share[:, :, None] * error
-    slopes = -(grad * found.logits).sum(2) / r.temperature[:, None]
+    if weight is not None:  # a padding's logits need not be finite
+        real = (weight > 0)[:, :, None]
+        query, logits, grad = (torch.where(real, z, 0) for z in (query, logits, grad))
+    slopes = -(grad * logits).sum(2) / r.temperature[:, None]
     h = grad / temperature
-    if weight is not None:
-        query = torch.where((weight > 0)[:, :, None], query, 0)
     if r.metric == "sqeuclidean":
         h = -2 * h
     elif r.metric == "euclidean":
-        distance = -found.logits * temperature
+        distance = -logits * temperature
         h = torch.where(distance == 0, 0, -h / torch.where(distance == 0, 1, distance))
     if r.metric in ("sqeuclidean", "euclidean"):
         return pull(h, query, r.means), pull(h.mT, r.means, query), slopes
     if r.metric == "dot":
         return h @ r.means, h.mT @ query, slopes
     x_factor, y_factor = found.query_factor[:, :, None], found.mean_factor[:, :, None]
-    along = h * (1 + temperature * found.logits)
+    along = h * (1 + temperature * logits)
     h = h * x_factor * y_factor.mT
     for_query = h @ r.means - query * x_factor**2 * along.sum(2, keepdim=True)
     for_means = h.mT @ query - r.means * y_factor**2 * along.sum(1)[:, :, None]

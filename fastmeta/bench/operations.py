@@ -157,11 +157,6 @@ CONTESTANTS = (
 )
 
 
-def contestants(operation: Operation) -> tuple[Contestant, ...]:
-    """Who computes it."""
-    return CONTESTANTS
-
-
 # ---- what is measured --------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta.bench.gate import relative_error
+from fastmeta.bench.rivals.cuda_graph import capture
 from fastmeta.functional import nearest_prototype, prototype_loss
 
 FAMILY = "prototypes"
@@ -66,6 +67,7 @@ class Contestant:
     build: Callable[[Prototypes, Arrays], Call]
     why_not: Callable[[Prototypes], str | None] = lambda point: None
     compiles: bool = False
+    runs_on_gpus: bool = True
 
     def error(self, point: Prototypes, result: list[Tensor], exact: list[Tensor]) -> float:
         """The largest of the relative errors of loss and gradients, or that of the distances."""
@@ -159,7 +161,10 @@ def _step(
 def _gradients(
     arrays: Arrays, dtype: torch.dtype, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> Call:
-    support, query = (each.to(dtype).requires_grad_() for each in (arrays.support, arrays.query))
+    # Leaves of its own: a graph cannot be captured while another call's is known to them.
+    support, query = (
+        each.detach().to(dtype).requires_grad_() for each in (arrays.support, arrays.query)
+    )
 
     def step() -> list[Tensor | None]:
         support.grad = query.grad = None
@@ -246,13 +251,24 @@ LOSSES = (
 SEARCHES = (
     FASTMETA,
     Contestant("cdist-topk", "torch.cdist(...).topk(k)", _cdist_topk),
-    Contestant("faiss", "FAISS IndexFlatL2", _faiss, _has_faiss),
+    Contestant("faiss", "FAISS IndexFlatL2", _faiss, _has_faiss, runs_on_gpus=False),
 )
 
 
-def contestants(point: Prototypes) -> tuple[Contestant, ...]:
-    """Who computes it."""
-    return SEARCHES if point.k else LOSSES
+def contestants(point: Prototypes, device: torch.device) -> tuple[Contestant, ...]:
+    """Who computes it. On a GPU, where launches are most of a small call, in a CUDA graph too."""
+    everyone = SEARCHES if point.k else LOSSES
+    if device.type != "cuda":
+        return everyone
+    here = tuple(one for one in everyone if one.runs_on_gpus)
+    return (*here, *(_in_graph(one) for one in here if not one.compiles))
+
+
+def _in_graph(one: Contestant) -> Contestant:
+    def build(point: Prototypes, arrays: Arrays) -> Call:
+        return capture(one.build(point, arrays), arrays.support.device)
+
+    return replace(one, name=f"{one.name}-graph", title=f"{one.title} in a CUDA graph", build=build)
 
 
 def _loss(tasks: int, classes: int, shots: int, queries: int, features: int) -> Prototypes:

@@ -115,7 +115,8 @@ class _Race:
 
     def _why_not(self, rival: Rival) -> str | None:
         workload = self.problem.workload
-        if rival.compiles(workload) and not self.settings.compiles:
+        compiles = rival.compiles(workload) or (self.settings.on_gpu and rival.compiles_on_gpus)
+        if compiles and not self.settings.compiles:
             return "a quick run leaves out what compiles; --rival asks for it"
         return rival.why_not(workload) or rival.why_not_on(self.settings.device)
 
@@ -207,13 +208,16 @@ def measure_operation(operation: Operation | Prototypes, settings: Settings) -> 
     """Fastmeta and others at a single operation; in a quick run without those that compile."""
     torch.compiler.reset()
     settings.progress(operation.name)
-    kit: Any = prototypes if isinstance(operation, Prototypes) else operations
+    kit: Any = operations
+    everyone: tuple[Any, ...] = operations.CONTESTANTS
+    if isinstance(operation, Prototypes):
+        kit, everyone = prototypes, prototypes.contestants(operation, settings.device)
     arrays = kit.make_arrays(operation)
     arrays = type(arrays)(*(each.to(settings.device) for each in arrays))
     exact = kit.exact_result(operation, arrays)
     ceilings = measure_ceilings(settings.device)
     entries, calls = [], {}
-    for contestant in kit.contestants(operation):
+    for contestant in everyone:
         if contestant.why_not(operation) or (settings.quick and contestant.compiles):
             entries.append(_skipped(contestant, operation))
             continue

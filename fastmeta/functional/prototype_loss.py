@@ -142,8 +142,9 @@ def _composed(
     support_y = labels_in_range("support_y", support_y, support_weight, n_way, every_class=True)
     query_y = labels_in_range("query_y", query_y, query_weight, n_way, every_class=False)
     support = without_padding(support, support_weight)
-    query = without_padding(query, query_weight)
     means = class_means(support, support_y, n_way, support_weight)
+    if query_weight is not None:  # a padding's distances, which count 0 times, are no larger then
+        query = torch.where((query_weight > 0).unsqueeze(-1), query, means[:, :1].detach())
     if isinstance(temperature, Tensor):
         temperature = temperature.reshape(-1, 1, 1)
     logits = -distance(query, means, metric) / temperature

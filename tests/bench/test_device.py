@@ -1,5 +1,6 @@
 """What is measured on a GPU, on stand-ins for one, and what a GPU-only rival says on a CPU."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,11 @@ from tiny_workloads import TINY
 
 from fastmeta import bench
 from fastmeta.backends.device import find_device
-from fastmeta.bench import ceilings, device, machine, race, suite
+from fastmeta.bench import ceilings, device, machine, prototypes, race, suite
 from fastmeta.bench.catalogue import LARGE, ON_GPU, USUAL, WORKLOADS
 from fastmeta.bench.device import CPU, count_work, ieee_products, peak_memory, work_of
 from fastmeta.bench.results import Entry, Point
-from fastmeta.bench.rivals import FASTMETA, FASTMETA_GRAPH, RIVALS
+from fastmeta.bench.rivals import FASTMETA, FASTMETA_GRAPH, RIVALS, cuda_graph
 from fastmeta.bench.tables import format_table, markdown, summary
 from fastmeta.bench.timing import measure
 
@@ -139,6 +140,74 @@ def test_a_run_on_a_gpu_reports_what_a_gpu_has(pretended_gpu, tmp_path):
     assert "NVIDIA H200" in markdown(found)
     found["operations"] = found["points"]
     assert summary(found).count("relu") == 2
+
+
+def test_a_quick_run_on_a_gpu_leaves_out_jax_too(pretended_gpu, monkeypatch):
+    assert RIVALS["jax"].compiles_on_gpus
+    slow = race.replace(RIVALS["loop"], name="slow", compiles_on_gpus=True)
+    monkeypatch.setattr(suite, "RIVALS", {"slow": slow})
+    options = dict(seconds=0.01, device=pretended_gpu, progress=lambda line: None)
+    for chosen, status in ((None, "skipped"), (["slow"], "timed")):
+        found = bench.run(["relu"], chosen, quick=True, **options)
+        assert found["points"][0]["entries"][-1]["status"] == status
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_on_a_gpu_prototypes_are_computed_in_graphs_too(pretended_gpu, monkeypatch, k):
+    point = prototypes.Prototypes("few", 1, classes=5, shots=1, queries=2, features=4, k=k)
+    everyone = [one.name for one in prototypes.contestants(point, pretended_gpu)]
+    plain = [name for name in everyone if not name.endswith(("-graph", "-compiled"))]
+    assert {name for name in everyone if name.endswith("-graph")} == {f"{n}-graph" for n in plain}
+    assert not {name for name in everyone if "faiss" in name}
+    assert not any(one.name.endswith("-graph") for one in prototypes.contestants(point, CPU))
+
+    def refusing(step, device):
+        step()
+        raise RuntimeError("cannot be captured: it waits")
+
+    arrays = prototypes.make_arrays(point)
+    graph = prototypes.contestants(point, pretended_gpu)[everyone.index("fastmeta-graph")]
+    exact = prototypes.exact_result(point, arrays)
+    monkeypatch.setattr(prototypes, "capture", lambda step, device: step)
+    assert graph.error(point, graph.build(point, arrays)(), exact) < 1e-5
+    monkeypatch.setattr(prototypes, "capture", refusing)
+    with pytest.raises(RuntimeError, match="it waits"):
+        graph.build(point, arrays)
+
+
+def test_a_call_before_leaves_nothing_on_the_leaves_of_another():
+    point = prototypes.Prototypes("few", 1, classes=5, shots=1, queries=2, features=4)
+    arrays = prototypes.make_arrays(point)
+    for one in prototypes.contestants(point, CPU):
+        if not one.compiles:
+            one.build(point, arrays)()
+            assert not arrays.support.requires_grad and arrays.support.grad is None
+
+
+def test_why_a_capture_failed_is_told(monkeypatch):
+    class Capture:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "device": lambda device: nullcontext(), "stream": lambda stream: nullcontext(),
+        "Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": lambda: None,
+        "graph": lambda graph: Capture(),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    calls = []
+
+    def step():
+        calls.append(None)
+        if len(calls) > cuda_graph.WARM_UP:
+            raise RuntimeError("it waits for the GPU")
+
+    with pytest.raises(RuntimeError, match="cannot be captured: it waits for the GPU"):
+        cuda_graph.capture(step, torch.device("cuda:0"))
 
 
 def test_our_two_ways_are_not_each_others_rival():

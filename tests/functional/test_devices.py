@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from freed import marked
 from torch.nn import functional as F
 
 from fastmeta import functional as fmF
@@ -81,6 +82,18 @@ def test_operation(device, name, dtype, monkeypatch):
         error = (got.double().cpu() - wanted).norm()
         scale = max(float(wanted.norm()), 1.0)
         assert float(error) < (1e-4 if dtype is torch.float32 else 1e-11) * scale
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_graph_is_freed_with_its_last_result(device, name):
+    """A node that holds its own output would keep all memory of every step."""
+    function, shapes = OPERATIONS[name]
+    inputs, nodes = marked([torch.randn(shape, device=device) for shape in shapes])
+    value = function(*inputs).sum()
+    value.backward()
+    assert any(node() is not None for node in nodes)
+    del inputs, value
+    assert all(node() is None for node in nodes)
 
 
 def test_the_nearest_prototypes(device):

@@ -8,6 +8,7 @@ from torch import func, nn
 
 import fastmeta as fm
 import fastmeta.functional as F
+from fastmeta.backends import cpu
 
 LABELS = torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]])
 
@@ -49,6 +50,8 @@ CASES = {
 }
 # Where PyTorch's own operations take a batch of gradients as it comes.
 TAKES_A_BATCH = {"linear", "cross_entropy", "prototypes", "hessian_vector_product"}
+if cpu.unavailable() is not None:  # products and sums of PyTorch then
+    TAKES_A_BATCH |= {"pairwise_distance", "nearest_prototype", "prototype_loss"}
 
 every_function = pytest.mark.parametrize("name", CASES)
 

@@ -137,19 +137,30 @@ def test_a_graph_trains_as_plain_steps_do(engine, in_graph):
 @gpu
 @pytest.mark.parametrize("name", ["maml", "reptile", "protonet"])
 def test_learners_of_images_are_captured(name):
-    torch.manual_seed(0)
-    learner = {
-        "maml": lambda: fm.MAML(classifier()),
-        "reptile": lambda: fm.Reptile(classifier(), inner_steps=2),
-        "protonet": lambda: fm.ProtoNet(classifier()[:-1]),
-    }[name]().to(CUDA)
-    learned = [p for p in learner.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-3, fused=True, capturable=True)
-    tasks = images().to(CUDA).with_known_ways(3)
-    step = GraphedStep(learner, optimizer, lambda: tasks)
-    losses = [step().loss.item() for _ in range(8)]
-    assert step.reason is None, step.reason
-    assert losses[-1] < losses[0]
+    """Their losses go where those of plain steps go, which for Reptile need not be down: what it
+    learns from are the support sets alone."""
+
+    def losses(enabled):
+        torch.manual_seed(0)
+        learner = {
+            "maml": lambda: fm.MAML(classifier()),
+            "reptile": lambda: fm.Reptile(classifier(), inner_steps=2),
+            "protonet": lambda: fm.ProtoNet(classifier()[:-1]),
+        }[name]().to(CUDA)
+        learned = [p for p in learner.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=1e-3, fused=True, capturable=True)
+        tasks = images().to(CUDA).with_known_ways(3)
+        step = GraphedStep(learner, optimizer, lambda: tasks, enabled=enabled)
+        found = [step().loss.item() for _ in range(8)]
+        assert (step.reason is None) == enabled, step.reason
+        return found
+
+    captured, plain = losses(True), losses(False)
+    moved = max(plain) - min(plain)
+    assert moved > 1e-3 * plain[0]  # else the same losses would not show the same steps
+    # cuDNN's sums differ in their last bits; a step left out or done twice, by far more.
+    apart = max(abs(a - b) for a, b in zip(captured, plain, strict=True))
+    assert apart < 0.02 * moved, (captured, plain)
 
 
 @gpu

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from freed import marked
 from oracle import DOUBLE
 
 import fastmeta as fm
@@ -253,6 +254,44 @@ def test_the_public_loss_has_derivatives_of_any_order(metric, device, on_triton)
     ours = derivatives(loss)
     right = derivatives(lambda s, q, tau: plain(s, *given[1:3], q, *given[4:], 2, metric, tau)[0])
     torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.parametrize("n_way", [2, 40])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+def test_padding_is_inert_where_its_distance_overflows(metric, n_way, device, on_triton):
+    """As zeros a padding is further from these classes than float32 has numbers for."""
+    far = 2.0**64
+    labels = torch.arange(n_way, device=device).repeat(1, 2)
+    support = far + 2.0**42 * torch.randn(1, 2 * n_way, 5, device=device).round()
+    query = far + 2.0**42 * torch.randn(1, 3, 5, device=device).round()
+    tau = torch.tensor(2.0**90, device=device)
+    leaves = [z.requires_grad_() for z in (support, query, tau)]
+    loss, _ = fmF.prototype_loss(
+        support, labels, query, labels[:, :3].fmod(2), n_way=n_way, metric=metric,
+        temperature=tau, query_weight=torch.tensor([[1.0, 1.0, 0.0]], device=device),
+    )  # fmt: skip
+    found = torch.autograd.grad(loss.sum(), leaves)
+    assert all(bool(x.isfinite().all()) for x in (loss, *found))
+    assert bool(found[1][:, :2].any()) and not bool(found[1][:, 2].any())
+
+
+def test_the_graph_of_the_public_loss_is_freed(device, on_triton):
+    support, y, _, query, query_y, _ = task((2, 7, 5, 6, 3), device)
+    (support, query), nodes = marked([support, query])
+    loss, logits = fmF.prototype_loss(support, y, query, query_y, n_way=3)
+    loss.sum().backward()
+    assert all(node() is not None for node in nodes)
+    del support, query, loss, logits
+    assert all(node() is None for node in nodes)
+
+
+def test_logits_changed_in_place_before_the_backward_are_told(device, on_triton):
+    support, y, _, query, query_y, _ = task((2, 7, 5, 6, 3), device)
+    loss, logits = fmF.prototype_loss(support.requires_grad_(), y, query, query_y, n_way=3)
+    with torch.no_grad():
+        logits.zero_()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.sum().backward()
 
 
 def test_the_public_functions_reach_the_kernels(device, on_triton, monkeypatch):

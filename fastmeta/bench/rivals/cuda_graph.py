@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import TypeVar
 
-from fastmeta.bench.rivals.rival import Outcome, Step
+import torch
 
 WARM_UP = 3
 
+Result = TypeVar("Result")
 
-def capture(step: Step, device: torch.device) -> Step:
+
+def capture(step: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
     """The replay of a step whose results are always in the same tensors.
 
     Raises:
@@ -23,10 +26,13 @@ def capture(step: Step, device: torch.device) -> Step:
                 step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outcome = step()
+        try:
+            with torch.cuda.graph(graph):
+                outcome = step()
+        except RuntimeError as error:  # the end of the capture fails too: what came first tells why
+            raise RuntimeError(f"cannot be captured: {error.__context__ or error}") from error
 
-    def replay() -> Outcome:
+    def replay() -> Result:
         graph.replay()
         return outcome
 

@@ -146,6 +146,7 @@ RIVAL = Rival(
     build,
     needs("jax"),
     compiles=lambda workload: bool(workload.image),
+    compiles_on_gpus=True,  # more than 30 s at "rl" on an H100
     hides_memory="JAX keeps the buffers of earlier calls, and a step shows only what it adds",
     why_not_on=_why_not_on,
 )

@@ -50,7 +50,7 @@ class Rival:
 
     ``build(problem)`` prepares everything that a training loop prepares once and returns the step.
     ``why_not(workload)`` is the reason why the rival cannot run here, or None; it ``compiles`` a
-    workload if the first call takes seconds to minutes.
+    workload if the first call takes seconds to minutes, anywhere or ``compiles_on_gpus``.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Rival:
     loops_over_tasks: bool = False  # time is proportional to the number of tasks
     hides_memory: str | None = None  # why resident memory does not show what a step needs
     why_not_on: Callable[[torch.device], str | None] = anywhere  # likewise, for a device
+    compiles_on_gpus: bool = False  # every workload
 
 
 class Leaves(NamedTuple):
