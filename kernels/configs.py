@@ -1,9 +1,10 @@
 """Block sizes, warps and splits of each kernel: by shape and precision, apart from the kernels.
 
-`MEASURED_ON` names the card on which the numbers were found to be the fastest; while it is None
-they are chosen by count: blocks enough to fill a card, tiles whose accumulators fit into registers.
-They depend on shapes alone, so that sums are taken in the same order on every card. There is no
-tuning at run time.
+`MEASURED_ON` names the card on which those of a layer of Conv4-64 were the fastest of several (28
+to 7 pixels a side, 32 tasks; docs/notes/triton-kernels.md). What says "by count" was not measured:
+blocks enough to fill a card, tiles whose sums fit into registers, instructions counted in what the
+compiler made. All depend on shapes alone, so that sums are taken in the same order on every card.
+There is no tuning at run time.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ __all__ = [
     "Tile",
     "for_convolution",
     "for_product",
+    "for_sum_over_rows",
     "for_weight_gradient",
     "splits",
+    "turns_weights",
 ]
 
-MEASURED_ON: str | None = None
+MEASURED_ON: str | None = "NVIDIA H100 80GB HBM3"
 
-_BLOCKS = 264  # two for each multiprocessor of an H100 or H200
+_MULTIPROCESSORS = 132
+_BLOCKS = 2 * _MULTIPROCESSORS
 
 
 class Tile(NamedTuple):
@@ -34,46 +38,117 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def for_product(rows: int, columns: int, depth: int, batch: int, precision: str) -> Tile:
-    """For `batch` products [rows, depth] [depth, columns]."""
-    n = _power_of_two(columns, 16, 64)
-    m = _power_of_two(rows, 16, 128)
-    while m > 32 and batch * -(-rows // m) * -(-columns // n) < _BLOCKS:
+# Of a convolution and its input gradient, in TFLOP/s at 14 x 14 pixels and 25 samples.
+_PRODUCT = {
+    "ieee": Tile(64, 64, 16, 4, 3),  # 36; 128 rows 33, 8 warps 31, 32 rows 31
+    "tf32x3": Tile(128, 64, 32, 8, 3),  # 50; 64 rows 49
+    "tf32": Tile(128, 64, 32, 4, 3),  # 135; 64 rows 127, twice the depth 110
+    "bf16": Tile(64, 64, 32, 4, 3),  # 116; 128 rows 111, twice the depth 100
+}
+
+# Of sums over pixels or samples, whose operands are both contiguous across their depth.
+_SUM_OVER_ROWS = {
+    "ieee": Tile(64, 64, 16, 4, 3),  # 24, as every other
+    "tf32x3": Tile(64, 64, 32, 4, 3),  # 24; 128 rows 20
+    # By count: HGMMA takes TF32 with a contiguous depth alone, and reached 21 behind a copy of
+    # number after number. HMMA, for which two warps are the sign, takes it as it is.
+    "tf32": Tile(64, 64, 32, 2, 3),
+    "bf16": Tile(64, 64, 64, 4, 3),  # 61; half the depth 57
+}
+
+
+def for_product(
+    rows: int, columns: int, depth: int, batch: int, precision: str, *, along_columns: bool
+) -> Tile:
+    """For `batch` products [rows, depth] [depth, columns].
+
+    along_columns: whether the second one is contiguous along its columns, not along its depth.
+    """
+    best = _PRODUCT[precision]
+    n = _power_of_two(columns, 16, best.n)
+    m = _power_of_two(rows, 16, best.m)
+
+    def blocks() -> int:
+        return batch * -(-rows // m) * -(-columns // n)
+
+    while m > 32 and blocks() < _BLOCKS:
         m //= 2
-    deep = 16 if precision in ("ieee", "tf32x3") else 32
-    k = _power_of_two(depth, 16, deep)
-    if precision == "ieee":  # a thread holds at most 32 sums
-        return Tile(m, n, k, min(8, max(2, m * n // 1024)), 3)
-    return Tile(m, n, k, 4 if m * n >= 32 * 64 else 2, 3)  # Hopper's HGMMA needs 4 warps, 64 rows
+    # By count: a multiplier waits where no warp is. Columns that are not contiguous are read from
+    # one bank of shared memory, and fewer rows would read them more often.
+    if precision == "ieee" and along_columns and m > 16 and blocks() < _MULTIPROCESSORS:
+        m //= 2
+    return best._replace(
+        m=m, n=n, k=_power_of_two(depth, 16, best.k), num_warps=_warps(best, m, n, precision)
+    )
 
 
 def for_convolution(
-    pixels: int, outputs: int, channels: int, taps: int, batch: int, precision: str
+    pixels: int,
+    outputs: int,
+    channels: int,
+    taps: int,
+    batch: int,
+    precision: str,
+    *,
+    along_columns: bool,
 ) -> Tile:
     """For `batch` convolutions; where it can be, a block of the depth is within one tap."""
-    tile = for_product(pixels, outputs, taps * channels, batch, precision)
+    depth = taps * channels
+    tile = for_product(pixels, outputs, depth, batch, precision, along_columns=along_columns)
     k = tile.k
     while k > 16 and channels % k:
         k //= 2
     return tile._replace(k=k if channels % k == 0 else tile.k)
 
 
+def turns_weights(rows: int, precision: str, *, along_outputs: bool = False) -> bool:
+    """Whether a convolution's weights are worth a pass that makes their outputs contiguous.
+
+    along_outputs: they are the depth of the product, as in the input gradient, or else its columns.
+    """
+    if along_outputs:  # 4900 rows: TF32 at 64 TFLOP/s as they are, 135 where they are contiguous
+        return precision in ("tf32", "tf32x3") and rows >= 512
+    return precision == "ieee" and rows >= 128  # 13 and 36 TFLOP/s
+
+
+def for_sum_over_rows(rows: int, columns: int, depth: int, precision: str) -> Tile:
+    """For products [depth, rows]^T [depth, columns]; `splits` makes them enough for a card."""
+    best = _SUM_OVER_ROWS[precision]
+    m, n = _power_of_two(rows, 16, best.m), _power_of_two(columns, 16, best.n)
+    return best._replace(
+        m=m, n=n, k=_power_of_two(depth, 16, best.k), num_warps=_warps(best, m, n, precision)
+    )
+
+
 def for_weight_gradient(
-    outputs: int, channels: int, taps: int, pixels: int, batch: int, precision: str
+    outputs: int, channels: int, taps: int, pixels: int, precision: str
 ) -> Tile:
-    """For `batch` products over the pixels; where it can be, columns are within one tap."""
-    tile = for_product(outputs, taps * channels, pixels, batch, precision)
+    """For sums over the pixels; where it can be, columns are within one tap."""
+    tile = for_sum_over_rows(outputs, taps * channels, pixels, precision)
     n = tile.n
     while n > 16 and channels % n:
         n //= 2
-    return tile._replace(n=n if channels % n == 0 else tile.n)
+    n = n if channels % n == 0 else tile.n
+    return tile._replace(n=n, num_warps=_warps(tile, tile.m, n, precision))
 
 
 def splits(tile: Tile, rows: int, columns: int, depth: int, batch: int) -> int:
-    """Into how many parts a long sum is split, for blocks enough to fill a card."""
+    """Into how many parts a long sum is split: blocks enough for a card, and to load it evenly."""
     blocks = batch * -(-rows // tile.m) * -(-columns // tile.n)
     steps = -(-depth // tile.k)
-    return max(1, min(_BLOCKS // blocks, steps // 8))
+    to_fill = min(_BLOCKS // blocks, steps // 8)
+    # By count: 288 blocks are three for some multiprocessors and two for the others.
+    to_even_out = min(4 * _BLOCKS // blocks, depth // 512)
+    return max(1, to_fill, to_even_out)
+
+
+def _warps(best: Tile, m: int, n: int, precision: str) -> int:
+    """Of a tile that may be smaller than the best one."""
+    if precision == "ieee":  # a thread holds at most 32 sums
+        return min(8, max(2, m * n // 1024))
+    if m * n < 32 * 64:
+        return 2
+    return min(best.num_warps, 4) if m * n < best.m * best.n else best.num_warps
 
 
 def _power_of_two(size: int, least: int, most: int) -> int:

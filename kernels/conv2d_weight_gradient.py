@@ -31,7 +31,7 @@ def weight_gradient(
     (T, S, O, P, R), (C, H, W) = grad.shape, x.shape[2:]
     grad, x = channels_last(grad), channels_last(x)
     taps = kernel[0] * kernel[1]
-    tile = configs.for_weight_gradient(O, C, taps, S * P * R, T, precision)
+    tile = configs.for_weight_gradient(O, C, taps, S * P * R, precision)
     splits = configs.splits(tile, O, taps * C, S * P * R, T)
     steps = triton.cdiv(triton.cdiv(S * P * R, tile.k), splits)
     splits = triton.cdiv(S * P * R, steps * tile.k)
@@ -73,8 +73,6 @@ def _weight_gradient(
         tap = n // C
         i, j = (tap // KW)[None, :], (tap % KW)[None, :]
     n_at = (i * W + j) * C + (n - tap * C)[None, :]
-    g_columns = g + t * g_t + o
-    x_first = x + t * x_t
     total = tl.zeros([BM, BN], y.dtype.element_ty)
     g_sum = tl.zeros([BM], y.dtype.element_ty)
     first = split * steps * BK
@@ -82,21 +80,23 @@ def _weight_gradient(
     pixel_first = (first - s_first * (P * R)).to(tl.int32)
     for _ in range(steps):
         pixel = pixel_first + tl.arange(0, BK)
-        s = s_first + pixel // (P * R)
-        pixel = pixel % (P * R)
+        s = pixel // (P * R)  # from s_first on
+        pixel = pixel - s * (P * R)
         row, column = pixel // R * SH - PH, pixel % R * SW - PW
-        inside = s < S
+        inside = s < S - s_first
         h, v = row[:, None] + i, column[:, None] + j
         known = inside[:, None] & (h >= 0) & (h < H) & (v >= 0) & (v < W)
         if not DENSE:
             known = known & (n < N)[None, :]
+        g_images = g + (t * g_t + s_first * g_s) + s.to(tl.int64) * g_s
+        x_images = x + (t * x_t + s_first * x_s) + s.to(tl.int64) * x_s
         g_tile = tl.load(
-            g_columns[:, None] + (s * g_s + pixel.to(tl.int64) * O)[None, :],
+            g_images[None, :] + ((pixel * O)[None, :] + o[:, None]),
             (o < O)[:, None] & inside[None, :],
             other=0.0,
         )
-        x_rows = x_first + s * x_s + (row.to(tl.int64) * W + column) * C
-        x_tile = tl.load(x_rows[:, None] + n_at, known, other=0.0)
+        x_at = ((row * W + column) * C)[:, None] + n_at
+        x_tile = tl.load(x_images[:, None] + x_at, known, other=0.0)
         total = multiply_add(g_tile, x_tile, total, PRECISION)
         if HAS_SUMS:
             g_sum += tl.sum(g_tile, 1)
@@ -116,9 +116,11 @@ def aot() -> list[AotCase]:
     cases = []
     for name, x, precision, expected in [
         ("", grad, "ieee", {"tensor_cores": False}),
-        ("", grad, "tf32", {"tensor_cores": True, "warpgroups": True}),
+        ("", grad, "tf32x3", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
+        ("", grad, "tf32", {"tensor_cores": True}),
         ("", grad, "bf16", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
         (" of one channel", images, "ieee", {"tensor_cores": False, "targets": (90,)}),
+        (" of one channel", images, "tf32", {"tensor_cores": True, "targets": (90,)}),
     ]:
 
         def launch(x=x, precision=precision):

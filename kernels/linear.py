@@ -22,7 +22,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> T
     """[T, S, I] and [T, O, I] and [T, O] -> [T, S, O]"""
     (T, S, K), N = x.shape, weight.shape[1]
     y = x.new_empty(T, S, N)
-    tile = configs.for_product(S, N, K, T, precision)
+    tile = configs.for_product(S, N, K, T, precision, along_columns=weight.stride(1) == 1)
     grid = (T * triton.cdiv(S, tile.m) * triton.cdiv(N, tile.n),)
     _product[grid](
         x, weight, bias if bias is not None else x, y, y, S, N, K, T, triton.cdiv(K, tile.k),
@@ -39,7 +39,7 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """[T, S, O] and [T, S, I] -> [T, O, I], and where asked the sums of the first [T, O]."""
     (T, S, O), N = grad.shape, x.shape[2]
-    tile = configs.for_product(O, N, S, T, precision)
+    tile = configs.for_sum_over_rows(O, N, S, precision)
     splits = configs.splits(tile, O, N, S, T)
     steps = triton.cdiv(triton.cdiv(S, tile.k), splits)
     splits = triton.cdiv(S, steps * tile.k)
@@ -119,7 +119,7 @@ def aot() -> list[AotCase]:
             f"linear weight gradient {precision}",
             lambda: weight_gradient(*inputs(), True, precision),  # noqa: B023
             tensor_cores=precision != "ieee",
-            warpgroups=precision != "ieee",
+            warpgroups=precision in ("tf32x3", "bf16"),
             targets=(90,),
         )[:1]
     double = cases_of(

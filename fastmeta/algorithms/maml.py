@@ -71,9 +71,9 @@ class MAML(nn.Module):
         adapt_parameters: names of the parameters that adapt, or a predicate on names; None: all.
         engine: "auto", "resident", "layered", "vmap" or "reference".
         precision: of the products: "fp32" is that of the inputs, float64 included. On NVIDIA GPUs
-            float32 inputs can be rounded to "tf32" or "bf16", or taken in three parts, "tf32x3"
-            (near float32); sums and all that is kept are float32. Layers below those that adapt
-            are not touched by it.
+            float32 inputs can be rounded to "tf32" or "bf16", or taken in two parts, "tf32x3"
+            (near float32, see `products_in`); sums and all that is kept are float32. Layers below
+            those that adapt are not touched by it.
         randomness: for a model with dropout in training mode under engine="vmap": "different" or
             "same" masks over tasks.
 

@@ -26,6 +26,10 @@ def products_in(precision: str) -> Iterator[None]:
     Their derivatives are taken in the precision of the forward, wherever they run. "fp32" is the
     precision of the tensors, float64 included. The others are for float32 on NVIDIA GPUs: inputs
     are rounded, sums are float32, and what is kept is float32.
+
+    "tf32x3" adds up three products of parts of 11 bits: about as exact as float32 as long as
+    numbers are between 1e-30 and 3.4e38. Smaller ones lose digits, and those above 3.402e38 become
+    infinite (docs/notes/triton-kernels.md).
     """
     token = _of_products.set(precision)
     try:

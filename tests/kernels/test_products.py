@@ -16,6 +16,8 @@ from torch.func import grad, jvp, vmap
 import fastmeta as fm
 from fastmeta import functional as fmF
 from fastmeta.functional.conv2d import conv2d_input_gradient, conv2d_weight_gradient
+from fastmeta.functional.precision import products_in
+from fastmeta.kernels import configs
 from fastmeta.kernels import conv2d as conv2d_kernels
 from fastmeta.kernels import linear as linear_kernels
 
@@ -184,6 +186,54 @@ def test_float32_is_as_near_as_pytorch():
     plain = conv_by_task(x, weight, None, 1, 1)
     ours = fmF.conv2d(x, weight, None, 1, 1)
     assert relative_error([ours], [right]) <= 2 * relative_error([plain], [right])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "c, o, stride, padding", [(5, 3, 1, 1), (16, 16, (2, 1), (0, 2)), (1, 70, 1, 0)]
+)
+def test_weights_with_their_outputs_last(monkeypatch, c, o, stride, padding, shared):
+    """As many rows would have them, for which the interpreter has no time."""
+    monkeypatch.setattr(configs, "turns_weights", lambda *_, **__: True)
+    x, weight, bias = draw(2, 2, c, 6, 5), draw(*([] if shared else [2]), o, c, 3, 2), draw(2, o)
+    ours = fmF.conv2d(x, weight, bias, stride, padding)
+    assert_same(ours, conv_by_task(x, weight, bias, stride, padding), [x, weight, bias])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_not_finite_stays_so(monkeypatch, turned):
+    monkeypatch.setattr(configs, "turns_weights", lambda *_, **__: turned)
+    x, weight = (torch.randn(2, 2, 3, 4, 4, device=DEVICE) for _ in range(2))
+    weight = weight[..., :2, :2].contiguous()
+    x[0, 0, 0, 1, 1], x[0, 1, 2, 3, 3], weight[1, 0, 1, 0, 1] = torch.inf, torch.nan, -torch.inf
+    x[1, 0, 0, 0, 0], weight[1, 1, 0, 0, 0] = torch.finfo(torch.float32).max, 0.5
+    weight.requires_grad_()
+    ours, right = fmF.conv2d(x, weight), conv_by_task(x, weight, None, 1, 0)
+    torch.testing.assert_close(ours, right, equal_nan=True)
+    outer = torch.randn_like(right)
+    gradients = [torch.autograd.grad(y, weight, outer) for y in (ours, right)]
+    torch.testing.assert_close(*gradients, equal_nan=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32x3", "tf32", "bf16"])
+def test_each_precision_is_as_near_as_pytorch_in_it(monkeypatch, precision):
+    """A layer of Conv4-64 with rows enough for weights with their outputs last."""
+    shapes = (2, 3, 64, 14, 14), (2, 64, 64, 3, 3), (2, 3, 64, 14, 14)
+    x, weight, outer = (torch.randn(shape, device=DEVICE) for shape in shapes)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "tf32")
+    plainly = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def results(conv, dtype):
+        inputs = [z.to(dtype).requires_grad_() for z in (x, weight)]
+        y = conv(*inputs, None, 1, 1)
+        return [y, *torch.autograd.grad(y, inputs, outer.to(dtype))]
+
+    right, plain = results(conv_by_task, DOUBLE), results(conv_by_task, plainly)
+    with products_in(precision):
+        ours = results(fmF.conv2d, torch.float32)
+    for found, near, exact in zip(ours, plain, right, strict=True):
+        assert relative_error([found], [exact]) <= 2 * relative_error([near], [exact])
 
 
 def test_a_long_sum_is_split_and_repeats():
