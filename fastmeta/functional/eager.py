@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 
 __all__ = ["Function", "runs_eagerly", "traced_whole"]
 
@@ -14,6 +15,7 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 _compiling = torch.compiler.is_dynamo_compiling
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_transforms_are_active = torch._C._are_functorch_transforms_active
 
 _whole: list[Callable[..., Any]] = []
 _eager: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -66,6 +68,16 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.backward = staticmethod(_as_backward(cls.backward))  # type: ignore[method-assign]
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """As PyTorch's, for all arguments of `forward` by position: it binds them to a signature
+        that it makes anew each time, which takes longer than most kernels run.
+        """
+        if _transforms_are_active():
+            return super().apply(*args)
+        plain = unwrap_dead_wrappers(args)
+        return super(torch.autograd.Function, cls).apply(*plain)  # type: ignore[misc]
 
 
 def _as_backward(function: Callable[..., Any]) -> Callable[..., Any]:
