@@ -4,11 +4,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import sum_block
 
 __all__ = ["class_gradient"]
 
 
+@launchable
 @triton.jit
 def class_gradient_kernel(
     grad_ptr, labels_ptr, weight_ptr, mass_ptr, out_ptr, S, D, N,
@@ -47,7 +49,7 @@ def class_gradient(grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Te
     out = grad.new_empty(tasks, samples, width)
     given = labels if weight is None else weight
     block = sum_block(samples, width)
-    grid = (tasks * triton.cdiv(samples, block.S), triton.cdiv(width, block.D))
+    grid = (tasks * cdiv(samples, block.S), cdiv(width, block.D))
     class_gradient_kernel[grid](
         grad, labels, given, mass, out, samples, width, n_way,
         *grad.stride(), *labels.stride(), *given.stride(), *mass.stride(),

@@ -4,11 +4,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import sum_block
 
 __all__ = ["class_means"]
 
 
+@launchable
 @triton.jit
 def class_means_kernel(
     x_ptr, labels_ptr, weight_ptr, means_ptr, mass_ptr, S, D, N,
@@ -66,7 +68,7 @@ def class_means(
     means, mass = sums.new_empty(tasks, n_way, width), sums.new_empty(tasks, n_way)
     given = labels if weight is None else weight
     block = sum_block(samples, width)
-    grid = (tasks * n_way, triton.cdiv(width, block.D))
+    grid = (tasks * n_way, cdiv(width, block.D))
     class_means_kernel[grid](
         x, labels, given, means, mass, samples, width, n_way,
         *x.stride(), *labels.stride(), *given.stride(),

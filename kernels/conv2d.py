@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.images import channels_last, like_channels_last, shared_channels_last
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.outputs_last import outputs_last
 from fastmeta.kernels.products import multiply_add
 
@@ -36,8 +37,8 @@ def convolve(
     tile = configs.for_convolution(
         S * P * R, O, C, kernel[0] * kernel[1], T, precision, along_columns=turned
     )
-    blocks = triton.cdiv(S * P * R, tile.m)
-    _convolve[(T * blocks * triton.cdiv(O, tile.n),)](
+    blocks = cdiv(S * P * R, tile.m)
+    _convolve[(T * blocks * cdiv(O, tile.n),)](
         x, weight, bias if bias is not None else x, y, S, H, W, C, O, P, R,
         x.stride(0), x.stride(1), w_t, *(bias.stride() if bias is not None else (0, 0)), blocks,
         **_window(kernel, stride, padding), DENSE=C % tile.k == 0, HAS_BIAS=bias is not None,
@@ -52,6 +53,7 @@ def _window(kernel, stride, padding):
     return dict(zip(names, (*kernel, *stride, *padding), strict=True))
 
 
+@launchable
 @triton.jit
 def _convolve(
     x, w, bias, y, S, H, W, C, O, P, R, x_t, x_s, w_t, bias_t, bias_o, blocks_m,

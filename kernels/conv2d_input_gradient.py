@@ -15,6 +15,7 @@ from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.conv2d import _window
 from fastmeta.kernels.images import channels_last, like_channels_last, shared_channels_last
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.outputs_last import outputs_last
 from fastmeta.kernels.products import multiply_add
 
@@ -31,16 +32,16 @@ def input_gradient(
     H, W = size
     grad = channels_last(grad)
     phases = stride[0] * stride[1]
-    rows = S * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1])  # of the largest phase
+    rows = S * cdiv(H, stride[0]) * cdiv(W, stride[1])  # of the largest phase
     turned = configs.turns_weights(rows, precision, along_outputs=True)
     weight, w_t = outputs_last(weight) if turned else shared_channels_last(weight)
     x = like_channels_last(grad, (T, S, C, H, W))
-    taps = triton.cdiv(kernel[0], stride[0]) * triton.cdiv(kernel[1], stride[1])
+    taps = cdiv(kernel[0], stride[0]) * cdiv(kernel[1], stride[1])
     tile = configs.for_convolution(
         rows, C, O, taps, T * phases, precision, along_columns=not turned
     )
-    blocks = triton.cdiv(rows, tile.m)
-    _input_gradient[(T * phases * blocks * triton.cdiv(C, tile.n),)](
+    blocks = cdiv(rows, tile.m)
+    _input_gradient[(T * phases * blocks * cdiv(C, tile.n),)](
         grad, weight, x, S, H, W, C, O, P, R, grad.stride(0), grad.stride(1), w_t, blocks,
         **_window(kernel, stride, padding), DENSE=O % tile.k == 0,
         TURNED=turned, PRECISION=precision, BM=tile.m, BN=tile.n, BK=tile.k,
@@ -49,6 +50,7 @@ def input_gradient(
     return x
 
 
+@launchable
 @triton.jit
 def _input_gradient(
     g, w, x, S, H, W, C, O, P, R, g_t, g_s, w_t, blocks_m,

@@ -15,6 +15,7 @@ from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.conv2d import _window
 from fastmeta.kernels.images import channels_last
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.linear import in_order
 from fastmeta.kernels.products import multiply_add
 
@@ -33,11 +34,11 @@ def weight_gradient(
     taps = kernel[0] * kernel[1]
     tile = configs.for_weight_gradient(O, C, taps, S * P * R, precision)
     splits = configs.splits(tile, O, taps * C, S * P * R, T)
-    steps = triton.cdiv(triton.cdiv(S * P * R, tile.k), splits)
-    splits = triton.cdiv(S * P * R, steps * tile.k)
+    steps = cdiv(cdiv(S * P * R, tile.k), splits)
+    splits = cdiv(S * P * R, steps * tile.k)
     parts = grad.new_empty(splits, T, O, *kernel, C)
     sums = grad.new_empty(splits, T, O if with_sums else 0)
-    blocks_m, blocks_n = triton.cdiv(O, tile.m), triton.cdiv(taps * C, tile.n)
+    blocks_m, blocks_n = cdiv(O, tile.m), cdiv(taps * C, tile.n)
     _weight_gradient[(T * splits * blocks_m * blocks_n,)](
         grad, x, parts, sums, S, H, W, C, O, T, steps, splits,
         grad.stride(0), grad.stride(1), x.stride(0), x.stride(1),
@@ -49,6 +50,7 @@ def weight_gradient(
     return wanted.permute(0, 1, 4, 2, 3), of_bias
 
 
+@launchable
 @triton.jit
 def _weight_gradient(
     g, x, y, sums, S, H, W, C, O, T, steps, splits, g_t, g_s, x_t, x_s,

@@ -5,11 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import launchable
+
 __all__ = ["misfits"]
 
 _BLOCK = 256
 
 
+@launchable
 @triton.jit
 def misfits_kernel(
     labels_ptr, weight_ptr, mass_ptr, out_ptr, S, N, labels_t, labels_s, weight_t, weight_s,

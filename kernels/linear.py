@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.products import multiply_add
 from fastmeta.kernels.sum_parts import sum_parts
 
@@ -23,11 +24,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> T
     (T, S, K), N = x.shape, weight.shape[1]
     y = x.new_empty(T, S, N)
     tile = configs.for_product(S, N, K, T, precision, along_columns=weight.stride(1) == 1)
-    grid = (T * triton.cdiv(S, tile.m) * triton.cdiv(N, tile.n),)
+    grid = (T * cdiv(S, tile.m) * cdiv(N, tile.n),)
     _product[grid](
-        x, weight, bias if bias is not None else x, y, y, S, N, K, T, triton.cdiv(K, tile.k),
+        x, weight, bias if bias is not None else x, y, y, S, N, K, T, cdiv(K, tile.k),
         *x.stride(), *weight.stride(), *(bias.stride() if bias is not None else (0, 0)),
-        triton.cdiv(S, tile.m), triton.cdiv(N, tile.n), 1,
+        cdiv(S, tile.m), cdiv(N, tile.n), 1,
         HAS_BIAS=bias is not None, HAS_SUMS=False, PRECISION=precision,
         BM=tile.m, BN=tile.n, BK=tile.k, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -41,11 +42,11 @@ def weight_gradient(
     (T, S, O), N = grad.shape, x.shape[2]
     tile = configs.for_sum_over_rows(O, N, S, precision)
     splits = configs.splits(tile, O, N, S, T)
-    steps = triton.cdiv(triton.cdiv(S, tile.k), splits)
-    splits = triton.cdiv(S, steps * tile.k)
+    steps = cdiv(cdiv(S, tile.k), splits)
+    splits = cdiv(S, steps * tile.k)
     parts = grad.new_empty(splits, T, O, N)
     sums = grad.new_empty(splits, T, O if with_sums else 0)
-    blocks_m, blocks_n = triton.cdiv(O, tile.m), triton.cdiv(N, tile.n)
+    blocks_m, blocks_n = cdiv(O, tile.m), cdiv(N, tile.n)
     a, b = grad.mT, x.mT  # [T, O, S] and [T, I, S]
     _product[(T * splits * blocks_m * blocks_n,)](
         a, b, a, parts, sums, O, N, S, T, steps, *a.stride(), *b.stride(), 0, 0,
@@ -65,6 +66,7 @@ def in_order(parts: Tensor, sums: Tensor, with_sums: bool) -> tuple[Tensor, Tens
     return total, more if with_sums else None
 
 
+@launchable
 @triton.jit
 def _product(
     a, b, bias, y, sums, M, N, K, T, steps,

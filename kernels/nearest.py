@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import METRICS, distances
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import NearestBlock, nearest_block, power_of_2
 
 __all__ = ["MOST", "merge", "nearest", "nearest_of_parts"]
@@ -57,6 +58,7 @@ def nothing_yet(BQ: tl.constexpr, K: tl.constexpr):
     return _LAST - 1 - places
 
 
+@launchable
 @triton.jit
 def nearest_kernel(
     x_ptr, y_ptr, keys_ptr, marks_ptr, Q, N, D, part, lists, x_t, x_q, x_d, y_t, y_n, y_d,
@@ -94,6 +96,7 @@ def nearest_kernel(
     tl.store(out + place[None, :], lowest, mask=(q < Q)[:, None] & (place >= 0)[None, :])
 
 
+@launchable
 @triton.jit
 def merge_kernel(
     keys_ptr, values_ptr, indices_ptr, rows, candidates, k,
@@ -124,7 +127,7 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
     tasks, queries, width = x.shape
     bank = prototypes.shape[1]
     block = nearest_block(tasks * queries, bank, width)
-    parts = triton.cdiv(bank, block.part)
+    parts = cdiv(bank, block.part)
     keys = x.new_empty(tasks * queries, parts, max(2, power_of_2(k)), dtype=torch.int64)
     nearest_of_parts(x, prototypes, metric, keys, None, block)
     return merge(keys, tasks, queries, k)
@@ -141,7 +144,7 @@ def nearest_of_parts(
     """
     tasks, queries, width = x.shape
     bank = prototypes.shape[1]
-    grid = (tasks * triton.cdiv(queries, block.Q), triton.cdiv(bank, block.part))
+    grid = (tasks * cdiv(queries, block.Q), cdiv(bank, block.part))
     nearest_kernel[grid](
         x, prototypes, keys, keys if marks is None else marks, queries, bank, width, block.part,
         keys.shape[1], *x.stride(), *prototypes.stride(),
@@ -156,7 +159,7 @@ def merge(keys: Tensor, tasks: int, queries: int, k: int) -> tuple[Tensor, Tenso
     indices = keys.new_empty(tasks, queries, k)
     rows = 4
     total, lists, K = keys.shape
-    merge_kernel[(triton.cdiv(total, rows),)](
+    merge_kernel[(cdiv(total, rows),)](
         keys, values, indices, total, lists * K, k, K=K, BQ=rows, BC=128, num_warps=4,
     )  # fmt: skip
     return values, indices

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import DOT, METRICS, SQEUCLIDEAN, rows_at
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.nearest import keep_lowest, keys_of, nothing_yet
 from fastmeta.kernels.prototype_configs import BoundBlock
 
@@ -28,6 +29,7 @@ _INPUT = tl.constexpr(2.0**-11)  # the unit of rounding to TF32
 _SUM = tl.constexpr(2.0**-21)  # of a term, in what tensor cores add up: four times float32's
 
 
+@launchable
 @triton.jit
 def nearest_bounds_kernel(
     x_ptr, y_ptr, centre_ptr, keys_ptr, Q, N, D, part, x_t, x_q, x_d, y_t, y_n, y_d, c_t, c_d,
@@ -122,9 +124,9 @@ def nearest_bounds(
     """
     tasks, queries, width = x.shape
     bank = prototypes.shape[1]
-    parts = triton.cdiv(bank, block.part)
+    parts = cdiv(bank, block.part)
     keys = x.new_empty(tasks * queries, parts, block.kept, dtype=torch.int64)
-    nearest_bounds_kernel[(tasks * triton.cdiv(queries, block.Q), parts)](
+    nearest_bounds_kernel[(tasks * cdiv(queries, block.Q), parts)](
         x, prototypes, centre, keys, queries, bank, width, block.part,
         *x.stride(), *prototypes.stride(), *centre.stride(),
         METRIC=METRICS[metric], KEPT=block.kept, BQ=block.Q, BN=block.N, BD=block.D,

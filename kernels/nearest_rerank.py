@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import METRICS, distances
+from fastmeta.kernels.launch import launchable
 from fastmeta.kernels.nearest import keep_lowest, keys_of, merge, nearest_of_parts, nothing_yet
 from fastmeta.kernels.nearest_bounds import nearest_bounds
 from fastmeta.kernels.prototype_configs import BoundBlock, exact_block, power_of_2
@@ -22,6 +23,7 @@ _LAST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 _SAMPLE = 64  # prototypes whose mean is the centre
 
 
+@launchable
 @triton.jit
 def rerank_kernel(
     x_ptr, y_ptr, bounds_ptr, keys_ptr, marks_ptr, Q, D, k, part, parts,

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.norm_configs import norm_block
 from fastmeta.kernels.norm_statistics import merged, norm_statistics
 from fastmeta.kernels.norm_tile import (
@@ -18,6 +19,7 @@ from fastmeta.kernels.norm_tile import (
 __all__ = ["norm_forward"]
 
 
+@launchable
 @triton.jit
 def norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, part_mean_ptr, part_deviation_ptr, y_ptr, mean_ptr, rstd_ptr,
@@ -67,8 +69,8 @@ def norm_forward(
     mean, rstd = (x.new_empty(tasks, channels) for _ in range(2))
     affine = [mean if p is None else p for p in (weight, bias)]
     rows = block.windows(pool)
-    count = samples * triton.cdiv(height, pool) * triton.cdiv(width, pool)
-    norm_forward_kernel[(tasks * triton.cdiv(channels, block.C), triton.cdiv(count, rows))](
+    count = samples * cdiv(height, pool) * cdiv(width, pool)
+    norm_forward_kernel[(tasks * cdiv(channels, block.C), cdiv(count, rows))](
         x, *affine, part_mean, part_deviation, y, mean, rstd,
         tasks, samples, height, width, channels, len(part_mean), block.chunk,
         *x.stride(), *y.stride(), *affine[0].stride(), *affine[1].stride(),

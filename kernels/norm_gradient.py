@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.norm_configs import NormBlock, norm_block
 from fastmeta.kernels.norm_forward import like_pixels
 from fastmeta.kernels.norm_sums import norm_sums
@@ -46,6 +47,7 @@ def sum_of_parts(ptr, parts, which: tl.constexpr, COUNT: tl.constexpr, t, c, T, 
     return total
 
 
+@launchable
 @triton.jit
 def norm_gradient_kernel(
     x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_ptr, sums_ptr,
@@ -175,8 +177,8 @@ def _launch(
     tasks, samples, channels, height, width = x.shape
     affine = [mean if p is None else p for p in (weight, bias)]
     rows = block.windows(pool)
-    count = samples * triton.cdiv(height, pool) * triton.cdiv(width, pool)
-    norm_gradient_kernel[(tasks * triton.cdiv(channels, block.C), triton.cdiv(count, rows))](
+    count = samples * cdiv(height, pool) * cdiv(width, pool)
+    norm_gradient_kernel[(tasks * cdiv(channels, block.C), cdiv(count, rows))](
         x, *affine, mean, rstd, grad, sums, a, u, v, for_x, for_grad, for_weight, for_bias,
         tasks, samples, height, width, channels, len(sums),
         *x.stride(), *grad.stride(), *a.stride(), *for_x.stride(), *for_grad.stride(),

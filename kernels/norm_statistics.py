@@ -4,12 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.norm_configs import NormBlock
 from fastmeta.kernels.norm_tile import channels_of, pixels_at, windows
 
 __all__ = ["merged", "norm_statistics"]
 
 
+@launchable
 @triton.jit
 def norm_statistics_kernel(
     x_ptr, mean_ptr, deviation_ptr, T, S, H, W, C, chunk, x_t, x_s, x_c, x_h, x_w,
@@ -71,9 +73,9 @@ def norm_statistics(x: Tensor, block: NormBlock) -> tuple[Tensor, Tensor]:
     """[T, S, C, H, W] -> means and sums of squared deviations [parts, T, C]"""
     tasks, samples, channels, height, width = x.shape
     pixels = samples * height * width
-    parts = triton.cdiv(pixels, block.chunk)
+    parts = cdiv(pixels, block.chunk)
     mean, deviation = (x.new_empty(parts, tasks, channels) for _ in range(2))
-    norm_statistics_kernel[(tasks * triton.cdiv(channels, block.C), parts)](
+    norm_statistics_kernel[(tasks * cdiv(channels, block.C), parts)](
         x, mean, deviation, tasks, samples, height, width, channels, block.chunk, *x.stride(),
         BR=block.rows, BC=block.C, num_warps=block.num_warps,
     )  # fmt: skip

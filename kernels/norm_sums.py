@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.norm_configs import NormBlock
 from fastmeta.kernels.norm_tile import (
     affine_of,
@@ -18,6 +19,7 @@ from fastmeta.kernels.norm_tile import (
 __all__ = ["norm_sums"]
 
 
+@launchable
 @triton.jit
 def norm_sums_kernel(
     x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_ptr, a_ptr, sums_ptr,
@@ -84,12 +86,12 @@ def norm_sums(
     tasks, samples, channels, height, width = x.shape
     rows = block.windows(pool)
     chunk = block.chunk // (block.rows // rows)
-    count = samples * triton.cdiv(height, pool) * triton.cdiv(width, pool)
-    parts = triton.cdiv(count, chunk)
+    count = samples * cdiv(height, pool) * cdiv(width, pool)
+    parts = cdiv(count, chunk)
     sums = mean.new_empty(parts, 2 if a is None else 5, tasks, channels)
     affine = [mean if p is None else p for p in (weight, bias)]
     other = x if a is None else a
-    norm_sums_kernel[(tasks * triton.cdiv(channels, block.C), parts)](
+    norm_sums_kernel[(tasks * cdiv(channels, block.C), parts)](
         x, *affine, mean, rstd, grad, other, sums,
         tasks, samples, height, width, channels, chunk,
         *x.stride(), *grad.stride(), *other.stride(), *affine[0].stride(), *affine[1].stride(),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastmeta.kernels.aot import AotCase
 from fastmeta.kernels.images import shared_channels_last
+from fastmeta.kernels.launch import cdiv, launchable
 
 __all__ = ["outputs_last"]
 
@@ -26,11 +27,12 @@ def outputs_last(weight: Tensor) -> tuple[Tensor, int]:
     T, O, C, *kernel = weight.shape
     turned = weight.new_empty(T, *kernel, C, O)
     N = turned[0].numel() // O
-    blocks_o, blocks_n = triton.cdiv(O, _BLOCK), triton.cdiv(N, _BLOCK)
+    blocks_o, blocks_n = cdiv(O, _BLOCK), cdiv(N, _BLOCK)
     _turn[(T * blocks_o * blocks_n,)](weight, turned, O, N, w_t, blocks_o, blocks_n, BLOCK=_BLOCK)
     return turned, turned.stride(0) if w_t else 0
 
 
+@launchable
 @triton.jit
 def _turn(w, turned, O, N, w_t, blocks_o, blocks_n, BLOCK: tl.constexpr):
     """turned[t, n, o] = w[t, o, n]"""

@@ -5,11 +5,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import METRICS, distances
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import distance_block
 
 __all__ = ["pairwise"]
 
 
+@launchable
 @triton.jit
 def pairwise_kernel(
     x_ptr, y_ptr, out_ptr, Q, N, D, x_t, x_q, x_d, y_t, y_n, y_d,
@@ -36,7 +38,7 @@ def pairwise(x: Tensor, y: Tensor, metric: str, sums: Tensor) -> Tensor:
     prototypes = y.shape[1]
     out = sums.new_empty(tasks, queries, prototypes)
     block = distance_block(tasks * queries, prototypes, width)
-    grid = (tasks * triton.cdiv(queries, block.Q) * triton.cdiv(prototypes, block.N),)
+    grid = (tasks * cdiv(queries, block.Q) * cdiv(prototypes, block.N),)
     pairwise_kernel[grid](
         x, y, out, queries, prototypes, width, *x.stride(), *y.stride(),
         METRIC=METRICS[metric], BQ=block.Q, BN=block.N, BD=block.D, num_warps=block.num_warps,

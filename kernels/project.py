@@ -5,11 +5,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import rows_at
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import distance_block
 
 __all__ = ["project"]
 
 
+@launchable
 @triton.jit
 def project_kernel(
     a_ptr, x_ptr, y_ptr, out_ptr, Q, N, D, a_t, a_q, a_d, x_t, x_q, x_d, y_t, y_n, y_d,
@@ -39,7 +41,7 @@ def project(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     prototypes = y.shape[1]
     out = a.new_empty(tasks, queries, prototypes)
     block = distance_block(tasks * queries, prototypes, width)
-    grid = (tasks * triton.cdiv(queries, block.Q) * triton.cdiv(prototypes, block.N),)
+    grid = (tasks * cdiv(queries, block.Q) * cdiv(prototypes, block.N),)
     project_kernel[grid](
         a, x, y, out, queries, prototypes, width, *a.stride(), *x.stride(), *y.stride(),
         BQ=block.Q, BN=block.N, BD=block.D, num_warps=block.num_warps,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import COSINE, METRICS, distances
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import distance_block
 from fastmeta.kernels.task_mean import task_mean
 
@@ -30,6 +31,7 @@ class PrototypeLoss(NamedTuple):
     mean_factor: Tensor | None  # [T, N]
 
 
+@launchable
 @triton.jit
 def prototype_kernel(
     query_ptr, means_ptr, labels_ptr, weight_ptr, temperature_ptr,
@@ -107,7 +109,7 @@ def prototype_loss(
         factors = sums.new_empty(tasks, queries), sums.new_empty(tasks, n_way)
     given = labels if weight is None else weight
     block = distance_block(tasks * queries, n_way, width)
-    prototype_kernel[(tasks * triton.cdiv(queries, block.Q),)](
+    prototype_kernel[(tasks * cdiv(queries, block.Q),)](
         query, means, labels, given, temperature, logits, peak, total, losses, correct,
         *(logits if f is None else f for f in factors), queries, n_way, width,
         *query.stride(), *means.stride(), *labels.stride(), *given.stride(), *temperature.stride(),

@@ -12,6 +12,7 @@ from fastmeta.kernels.labels_fit import misfits
 from fastmeta.kernels.nearest import nearest
 from fastmeta.kernels.nearest_bounds import nearest_bounds
 from fastmeta.kernels.nearest_rerank import nearest_by_bounds
+from fastmeta.kernels.pair_weights import pair_weights
 from fastmeta.kernels.project import project
 from fastmeta.kernels.prototype import PrototypeLoss, prototype_loss
 from fastmeta.kernels.prototype_configs import bound_block
@@ -35,6 +36,8 @@ def aot() -> list[AotCase]:
         *_loss("euclidean", 20, 1600, targets=_SOME)[1:],
         *_loss("sqeuclidean", 5, 64, torch.bfloat16, targets=_SOME),
         *_loss("sqeuclidean", 5, 64, torch.float64, targets=_SOME)[1:],
+        *_weights("sqeuclidean", weighted=False),
+        *_weights("euclidean", weighted=True, targets=_SOME),
     ]
     x, y, h = empty(32, 75, 64), empty(32, 5, 64), empty(32, 75, 5)
     cases += cases_of("pull", lambda: pull(h, x, y))
@@ -98,3 +101,19 @@ def _loss(
 
     kind = str(dtype).removeprefix("torch.")
     return cases_of(f"prototypes {metric} {n_way} x {width} {kind}", launch, targets=targets)
+
+
+def _weights(
+    metric: str, weighted: bool, targets: tuple[int, ...] = (80, 90, 100)
+) -> list[AotCase]:
+    """Weights of pairs in the gradient, for more classes than a program of it holds."""
+    of_task, of_query, labels = empty(1), empty(1, 300), empty(1, 300, dtype=torch.int64)
+    found = PrototypeLoss(
+        of_task, of_task, empty(1, 300, 60), of_query, of_query, of_task, None, None
+    )
+    weight = of_query if weighted else None
+    return cases_of(
+        f"prototypes {metric} 60: weights of pairs",
+        lambda: pair_weights(of_task, labels, weight, of_task, metric, found),
+        targets=targets,
+    )

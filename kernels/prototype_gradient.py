@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import COSINE, EUCLIDEAN, METRICS, SQEUCLIDEAN, rows_at
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.logit_tile import logit_gradients
 from fastmeta.kernels.prototype import PrototypeLoss
 from fastmeta.kernels.prototype_configs import MOST_CLASSES, gradient_block
@@ -21,6 +22,7 @@ from fastmeta.kernels.prototype_configs import MOST_CLASSES, gradient_block
 __all__ = ["MOST_CLASSES", "prototype_gradient"]
 
 
+@launchable
 @triton.jit
 def prototype_gradient_kernel(
     query_ptr, means_ptr, labels_ptr, weight_ptr, temperature_ptr,
@@ -108,14 +110,14 @@ def prototype_gradient(
     n_way = means.shape[1]
     logits = found.logits
     block = gradient_block(tasks, queries, n_way, width)
-    chunks = triton.cdiv(queries, block.chunk)
+    chunks = cdiv(queries, block.chunk)
     for_query = query.new_empty(query.shape)
     for_means = logits.new_empty(chunks, tasks, n_way, width)
     for_temperature = logits.new_empty(tasks, queries)
     given = labels if weight is None else weight
     on_loss, on_logits = (logits if g is None else g for g in (grad_loss, grad_logits))
     factors = (logits if f is None else f for f in (found.query_factor, found.mean_factor))
-    prototype_gradient_kernel[(tasks * chunks, triton.cdiv(width, block.D))](
+    prototype_gradient_kernel[(tasks * chunks, cdiv(width, block.D))](
         query, means, labels, given, temperature, logits, found.peak, found.total, found.mass,
         *factors,
         on_loss, on_logits, for_query, for_means, for_temperature,

@@ -5,11 +5,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.distance_tile import rows_at
+from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype_configs import pull_block
 
 __all__ = ["pull"]
 
 
+@launchable
 @triton.jit
 def pull_kernel(
     h_ptr, x_ptr, y_ptr, out_ptr, Q, N, D, h_t, h_q, h_n, x_t, x_q, x_d, y_t, y_n, y_d,
@@ -42,7 +44,7 @@ def pull(h: Tensor, x: Tensor, y: Tensor) -> Tensor:
     prototypes = y.shape[1]
     out = h.new_empty(tasks, queries, width)
     block = pull_block(prototypes, width)
-    grid = (tasks * triton.cdiv(queries, block.Q), triton.cdiv(width, block.D))
+    grid = (tasks * cdiv(queries, block.Q), cdiv(width, block.D))
     pull_kernel[grid](
         h, x, y, out, queries, prototypes, width, *h.stride(), *x.stride(), *y.stride(),
         BQ=block.Q, BN=block.N, BD=block.D, num_warps=block.num_warps,

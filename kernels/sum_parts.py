@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.aot import AotCase
+from fastmeta.kernels.launch import cdiv, launchable
 
 __all__ = ["sum_parts"]
 
@@ -16,13 +17,14 @@ _BLOCK = 1024
 def sum_parts(parts: Tensor, total: Tensor, more_parts: Tensor, more_total: Tensor) -> None:
     """Two sums over the first dimension in one launch; all contiguous, `more` may be empty."""
     n, more = total.numel(), more_total.numel()
-    blocks = triton.cdiv(n, _BLOCK)
-    grid = (blocks + triton.cdiv(more, _BLOCK),)
+    blocks = cdiv(n, _BLOCK)
+    grid = (blocks + cdiv(more, _BLOCK),)
     _sum_parts[grid](
         parts, total, n, more_parts, more_total, more, len(parts), blocks, BLOCK=_BLOCK
     )
 
 
+@launchable
 @triton.jit
 def _sum_parts(parts, total, n, more_parts, more_total, more, splits, blocks, BLOCK: tl.constexpr):
     block = tl.program_id(0)

@@ -12,12 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.aot import AotCase, cases_of
+from fastmeta.kernels.launch import launchable
 from fastmeta.kernels.loss_configs import loss_block
 from fastmeta.kernels.loss_tile import LOSSES, block_of, losses
 
 __all__ = ["aot_tasks", "sums_in", "targets_strides", "task_loss"]
 
 
+@launchable
 @triton.jit
 def task_loss_kernel(
     x_ptr, y_ptr, weight_ptr, loss_ptr, S, N,

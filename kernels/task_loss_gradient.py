@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.aot import AotCase, cases_of
+from fastmeta.kernels.launch import launchable
 from fastmeta.kernels.loss_configs import loss_block
 from fastmeta.kernels.loss_tile import LOSSES, block_of, curvatures, slopes
 from fastmeta.kernels.task_loss import aot_tasks, sums_in, targets_strides
@@ -25,6 +26,7 @@ from fastmeta.kernels.task_loss import aot_tasks, sums_in, targets_strides
 __all__ = ["task_loss_gradient", "task_loss_second"]
 
 
+@launchable
 @triton.jit
 def task_loss_gradient_kernel(
     x_ptr, y_ptr, weight_ptr, grad_ptr, a_ptr, for_x_ptr, for_grad_ptr, S, N,

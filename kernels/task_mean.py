@@ -4,11 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.launch import launchable
+
 __all__ = ["task_mean"]
 
 _BLOCK = 256
 
 
+@launchable
 @triton.jit
 def task_mean_kernel(
     a_ptr, b_ptr, weight_ptr, a_mean_ptr, b_mean_ptr, mass_ptr, S, weight_t, weight_s,

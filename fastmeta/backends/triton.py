@@ -45,13 +45,14 @@ def refusal(
 
     dtypes: of the kernels, where they are not float32 and float64 alone.
     """
-    if precision == "bf16" and interprets():
+    on_cpu = interprets()
+    if precision == "bf16" and on_cpu:
         return "Triton's interpreter has no products in bfloat16"
-    device = "cpu" if interprets() else "cuda"
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.device.type != device:
+        if not (tensor.is_cpu if on_cpu else tensor.is_cuda):
+            device = "cpu" if on_cpu else "cuda"
             return f"the tensors are on {tensor.device}, and the kernels run on {device}"
         if tensor.dtype not in dtypes:
             return f"the tensors are {tensor.dtype}; the kernels are float32 and float64"
@@ -61,7 +62,7 @@ def refusal(
             return "a tensor is a view with the sign turned, which resolve_neg makes plain"
         if precision != "fp32" and tensor.dtype is not torch.float32:
             return f"the tensors are {tensor.dtype}, which no other precision than fp32 is for"
-    return unavailable()
+    return _without_triton() or (None if on_cpu else _without_gpu())
 
 
 def takes(
@@ -103,6 +104,8 @@ def on_their_device(run: _Run) -> _Run:
         if type(tensor) is FakeTensor:
             with _no_launches():
                 return run(first, *args, **kwargs)
+        if tensor.is_cuda and tensor.get_device() == torch.cuda.current_device():
+            return run(first, *args, **kwargs)
         with torch.cuda.device_of(tensor):
             return run(first, *args, **kwargs)
 

@@ -183,32 +183,21 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
 def _gradient_of_many(
     r: _Record, query: Tensor, labels: Tensor, weight: Tensor | None, grad_loss: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For more classes than a program holds: the gradient for the logits first, then sums."""
+    """For more classes than a program holds: the weights of all pairs first, then sums."""
+    from fastmeta.kernels.pair_weights import pair_weights
+
     found = r.found
-    temperature = r.temperature[:, None, None]
-    share = torch.ones_like(found.total) if weight is None else weight
-    share = share * (grad_loss / found.mass)[:, None]
+    h, slopes = pair_weights(grad_loss, labels, weight, r.temperature, r.metric, found)
     logits = found.logits
-    is_label = torch.arange(logits.shape[2], device=share.device) == labels[:, :, None]
-    probability = (logits - found.peak[:, :, None]).exp() / found.total[:, :, None]
-    error = probability - is_label.to(share.dtype)
-    grad = share[:, :, None] * error
     if weight is not None:  # a padding's logits need not be finite
         real = (weight > 0)[:, :, None]
-        query, logits, grad = (torch.where(real, z, 0) for z in (query, logits, grad))
-    slopes = -(grad * logits).sum(2) / r.temperature[:, None]
-    h = grad / temperature
-    if r.metric == "sqeuclidean":
-        h = -2 * h
-    elif r.metric == "euclidean":
-        distance = -logits * temperature
-        h = torch.where(distance == 0, 0, -h / torch.where(distance == 0, 1, distance))
+        query, logits = torch.where(real, query, 0), torch.where(real, logits, 0)
     if r.metric in ("sqeuclidean", "euclidean"):
         return pull(h, query, r.means), pull(h.mT, r.means, query), slopes
     if r.metric == "dot":
         return h @ r.means, h.mT @ query, slopes
     x_factor, y_factor = found.query_factor[:, :, None], found.mean_factor[:, :, None]
-    along = h * (1 + temperature * logits)
+    along = h * (1 + r.temperature[:, None, None] * logits)
     h = h * x_factor * y_factor.mT
     for_query = h @ r.means - query * x_factor**2 * along.sum(2, keepdim=True)
     for_means = h.mT @ query - r.means * y_factor**2 * along.sum(1)[:, :, None]

@@ -31,7 +31,8 @@ def check_parameter(name: str, parameter: Tensor, shape: Sequence[int], x: Tenso
     """TypeError or ValueError unless it is [*shape] or [T, *shape], with T and the rest of x."""
     if not isinstance(parameter, Tensor):
         raise TypeError(f"{name} must be a tensor, not {kind_of(parameter)}")
-    if list(parameter.shape) not in ([*shape], [len(x), *shape]):
+    given = tuple(parameter.shape)
+    if given not in (tuple(shape), (x.shape[0], *shape)):
         raise ValueError(
             f"{name} must be {[*shape]} or {[len(x), *shape]} for x {list(x.shape)}, "
             f"not {list(parameter.shape)}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 
 __all__ = ["Function", "runs_eagerly", "traced_whole"]
 
@@ -14,6 +15,8 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 _compiling = torch.compiler.is_dynamo_compiling
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_transforms_are_active = torch._C._are_functorch_transforms_active
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 _whole: list[Callable[..., Any]] = []
 _eager: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -61,11 +64,29 @@ class Function(torch.autograd.Function):
     Where a compiled step calls ``loss.backward()``, torch.compile looks into the backward of what
     ran outside of its graphs too. What it compiled there could not be differentiated once more, and
     meta-gradients came out wrong without a word.
+
+    Attributes:
+        takes_no_ctx: whether its `forward` is a function of tensors, beside a `setup_context`.
     """
+
+    takes_no_ctx: bool
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls.takes_no_ctx = "setup_context" in vars(cls)
         cls.backward = staticmethod(_as_backward(cls.backward))  # type: ignore[method-assign]
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """As PyTorch's, for all arguments of `forward` by position, without what takes longer than
+        most kernels: it makes a signature to bind them to, and a node where nobody differentiates.
+        """
+        if _transforms_are_active():
+            return super().apply(*args)
+        plain = [_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in args]
+        if cls.takes_no_ctx and not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return cls.forward(*plain)
+        return super(torch.autograd.Function, cls).apply(*plain)  # type: ignore[misc]
 
 
 def _as_backward(function: Callable[..., Any]) -> Callable[..., Any]:

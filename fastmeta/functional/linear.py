@@ -77,9 +77,14 @@ def _on_gpu(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> T
         one_bias = None if bias is None else bias.unsqueeze(0)
         rows = x.flatten(0, -2).unsqueeze(0)
         y = _Product.apply(rows, weight.unsqueeze(0), one_bias, precision)
-        return y[0].unflatten(0, x.shape[:-1])
-    weight = weight.expand(len(x), *weight.shape[-2:])
-    bias = None if bias is None else bias.expand(len(x), bias.shape[-1])
+        return y.reshape(*x.shape[:-1], y.shape[2])
+    tasks = x.shape[0]
+    if weight.dim() == 2:
+        weight = weight.expand(tasks, *weight.shape)
+    if bias is not None and bias.dim() == 1:
+        bias = bias.expand(tasks, *bias.shape)
+    if x.dim() == 3:
+        return _Product.apply(x, weight, bias, precision)
     return _Product.apply(x.flatten(1, -2), weight, bias, precision).unflatten(1, x.shape[1:-1])
 
 
