@@ -39,17 +39,17 @@ class _Call:
         known = self._plans.get(key)
         if known is None:
             known = self._plans[key] = self._plan(like, device, wanted)
-        if known[1] is not None and torch.cuda.is_current_stream_capturing():
+        if known[1] is not None and _captures():
             _in_graphs[key[0], known[1].data_ptr()] = known[1]
         return known[0]
 
     def _plan(
         self, like: Tensor, device: int, wanted: tuple[bool, ...]
     ) -> tuple[Any, Tensor | None]:
-        if torch.cuda.is_current_stream_capturing():
+        if _captures():
             raise RuntimeError(
-                "the first call of an inner loop of these shapes plans it, which a CUDA graph cannot "
-                "capture: make one call before the capture"
+                "the first call of an inner loop of these shapes plans it, which a CUDA graph "
+                "cannot capture: make one call before the capture"
             )
         plan = self._new_plan(self.native, *wanted, device)
         operations = plan.operations()
@@ -137,6 +137,11 @@ def _current(device: int) -> AbstractContextManager[None]:
     if torch.cuda.current_device() == device:
         return nullcontext()
     return torch.cuda.device(device)
+
+
+def _captures() -> bool:
+    """Whether what is launched now goes into a CUDA graph."""
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _place(like: Tensor) -> tuple[int, int]:

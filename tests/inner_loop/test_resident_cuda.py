@@ -34,8 +34,25 @@ def passed_over(module, tasks):
     return choose(loop, tasks, parameters, 0.1).passed_over.get("resident")
 
 
+class StandInPlan:
+    """A program of one operation."""
+
+    record_bytes, workspace_bytes = 16, 64
+
+    def __init__(self, call, *wanted):
+        self.wanted, self.address = wanted, None
+
+    def operations(self):
+        return bytes(160)
+
+    def put_operations(self, address):
+        self.address = address
+
+
 class StandIn:
     """fastmeta._cuda with the CPU's kernels behind its functions."""
+
+    plan_float64 = StandInPlan
 
     def __init__(self, reason=""):
         self.records, self.calls, self.reason = {}, [], reason
@@ -48,16 +65,17 @@ class StandIn:
     def unfit_float64(self, call, device):
         return self.reason
 
-    def sizes_float64(self, call, rates, device):
-        return 16, 64
-
-    def forward_float64(self, call, place, addresses, record, predictions, loss, fast):
+    def forward_float64(self, call, plan, place, addresses, record, predictions, loss, fast):
+        assert plan.address and plan.wanted == (False, bool(fast), *[False] * 6, 0)
         self.calls.append(("forward", place))
         self.records[record] = cpu.native.forward_float64(
             call, 1, addresses, record != 0, predictions, loss, fast
         )
 
-    def backward_float64(self, call, place, addresses, record, workspace, *others):
+    def backward_float64(self, call, plan, place, addresses, record, workspace, *others):
+        grad_loss, grad_predictions, grad_fast, _, rates, support_x, query_x = others
+        wanted = (rates, support_x, query_x, grad_loss, grad_predictions, grad_fast)
+        assert plan.address and plan.wanted == (True, False, *map(bool, wanted), 0)
         self.calls.append(("backward", place))
         assert workspace
         cpu.native.backward_float64(call, 1, addresses, self.records[record], *others)
@@ -71,6 +89,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(cuda, "_load", lambda: module)
     monkeypatch.setattr(cuda, "_place", lambda like: (0, 7))
     monkeypatch.setattr(cuda, "_current", lambda device: nullcontext())
+    monkeypatch.setattr(cuda, "_captures", lambda: False)
     for where in (resident, forms):
         monkeypatch.setattr(where, "BACKENDS", {"cpu": cuda})
     yield module
