@@ -167,12 +167,14 @@ class TaskBatch:
             for name, (low, high) in bounds.items():
                 assert_later((low >= 0) & (high < n_way), f"{name} has labels outside its classes")
             return
-        for name, (low, high) in bounds.items():
-            if int(low) < 0 or int(high) >= n_way:
+        # In one tensor, so that a GPU is waited for once.
+        found = torch.stack([torch.stack(low_high) for low_high in bounds.values()]).tolist()
+        for name, (low, high) in zip(bounds, found, strict=True):
+            if low < 0 or high >= n_way:
                 raise ValueError(
-                    f"{name} has labels from {int(low)} to {int(high)}, but the module's "
+                    f"{name} has labels from {low} to {high}, but the module's "
                     f"{n_way} outputs make them [0, {n_way})"
-                    f"{_IGNORED if int(low) == -100 else ''}"
+                    f"{_IGNORED if low == -100 else ''}"
                 )
         self.with_known_ways(n_way)
 
@@ -386,7 +388,7 @@ def _has_padding(kind: str, weight: Tensor, x: Tensor) -> bool:
         usable = (values >= 0) & (values < math.inf) & (values.amax(1, keepdim=True) > 0)
         assert_later(usable, f"{name} is negative, not finite, or 0 for all samples of a task")
         return True
-    low, high = (bound.item() for bound in values.aminmax())
+    low, high = torch.stack(values.aminmax()).tolist()
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"{name} must be finite and not negative")
     empty = values.amax(1) == 0 if low == 0 else None

@@ -50,7 +50,10 @@ def aot() -> list[AotCase]:
         )
     cases += _by_bounds()
     labels = empty(32, 75, dtype=torch.int64)
-    cases += cases_of("labels fit", lambda: misfits(labels, empty(32, 75), 5, empty(32, 5)))
+    cases += cases_of(
+        "labels fit",
+        lambda: misfits(labels, empty(32, 75), 5, empty(32, 5), labels, empty(32, 75)),
+    )
     return cases
 
 

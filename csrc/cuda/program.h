@@ -64,6 +64,7 @@ struct alignas(16) Op {
   int a[2], b[2];
   int a_row, b_row, depth, terms;
   int tile_rows, across, tiles, activation;  // tiles of tile_rows x 4, `across` side by side; a node
+  unsigned across_inverse;                   // 2^32 / across, rounded up; 0 for 1
   int bias;        // Forward: the row that sums begin with, or -1
   int s1, s2;      // what an activation keeps beside its value
   int value, value_row;

@@ -198,6 +198,8 @@ class RecordedPasses {
   void choose_tile(Op& op) const {
     const int most = op.code == Do::RInputGradient ? 2 : 4;
     op.across = (op.columns + 3) / 4;
+    op.across_inverse =
+        op.across > 1 ? unsigned(((std::uint64_t(1) << 32) + op.across - 1) / op.across) : 0;
     i64 least = 0;
     for (int rows = 1; rows <= most; rows *= 2) {
       const i64 tiles = ceil_div(op.rows, rows) * op.across;

@@ -239,6 +239,27 @@ struct LeftOf {
   R *value, *s1, *s2;
 };
 
+// Functions that are not inlined get numbers and addresses of shared memory, nothing of the kernel's
+// parameters.
+template <class R>
+struct Activation {
+  ActivationKind kind;
+  R a, b;
+};
+
+template <class R, class F>
+FASTMETA_INLINE void with_kind(const Activation<R> of, F f) {
+  Node node{};
+  node.activation = of.kind, node.a = double(of.a), node.b = double(of.b);
+  with_activation<R>(node, f);
+}
+
+template <class R>
+FASTMETA_INLINE Activation<R> activation(const Here<R>& here, const Op& op) {
+  const Node& node = here.run.nodes[op.activation];
+  return {node.activation, R(node.a), R(node.b)};
+}
+
 template <class R>
 FASTMETA_INLINE LeftBy<R> left(const Here<R>& here, const Op& op) {
   return {here.at(op.value), here.at(op.s1), here.at(op.s2)};
@@ -281,9 +302,9 @@ struct SomeLeft {
 
 // value = f(z), and what the derivatives need beside
 template <class R>
-__device__ __noinline__ void activate_some(const Node& node, const R* from, const LeftOf<R> to,
+__device__ __noinline__ void activate_some(const Activation<R> of, const R* from, const LeftOf<R> to,
                                            int n) {
-  with_activation<R>(node, [&](auto f) {
+  with_kind(of, [&](auto f) {
     const Quad<R> z = some(from, 1, n);
     Quad<R> value, first{}, second{};
 #pragma unroll
@@ -296,9 +317,9 @@ __device__ __noinline__ void activate_some(const Node& node, const R* from, cons
 
 // g = g f'
 template <class R>
-__device__ __noinline__ void backward_some(const Node& node, R* g, const LeftBy<R> from, int first,
+__device__ __noinline__ void backward_some(const Activation<R> of, R* g, const LeftBy<R> from, int first,
                                            int step, int n) {
-  with_activation<R>(node, [&](auto f) {
+  with_kind(of, [&](auto f) {
     SomeLeft<R> left;
     left.take(f, from, first, step, n);
     Quad<R> out = some(g + first, step, n);
@@ -310,9 +331,9 @@ __device__ __noinline__ void backward_some(const Node& node, R* g, const LeftBy<
 
 // r = f' rz
 template <class R>
-__device__ __noinline__ void r_activate_some(const Node& node, R* r, const R* rz,
+__device__ __noinline__ void r_activate_some(const Activation<R> of, R* r, const R* rz,
                                              const LeftBy<R> from, int first, int n) {
-  with_activation<R>(node, [&](auto f) {
+  with_kind(of, [&](auto f) {
     SomeLeft<R> left;
     left.take(f, from, first, 1, n);
     Quad<R> out = some(rz + first, 1, n);
@@ -324,9 +345,9 @@ __device__ __noinline__ void r_activate_some(const Node& node, R* r, const R* rz
 
 // rg = rg f' + g f'' rz, g = g f'; without g or rz as far as there is a derivative
 template <class R>
-__device__ __noinline__ void r_backward_some(const Node& node, R* g, R* rg, const R* rz,
+__device__ __noinline__ void r_backward_some(const Activation<R> of, R* g, R* rg, const R* rz,
                                              const LeftBy<R> from, int first, int step, int n) {
-  with_activation<R>(node, [&](auto f) {
+  with_kind(of, [&](auto f) {
     SomeLeft<R> left;
     left.take(f, from, first, step, n);
     const Quad<R> above = g ? some(g + first, step, n) : Quad<R>{};
@@ -358,7 +379,7 @@ FASTMETA_INLINE void each_row_piece(const Op& op, F f) {
 
 template <class R>
 FASTMETA_INLINE void activation_alone(const Here<R>& here, const Op& op) {
-  const Node& node = here.run.nodes[op.activation];
+  const Activation<R> node = activation(here, op);
   each_row_piece<R>(op, [&](int r, int c, int n) {
     const int first = r * op.to_row + c;
     const R* rz = op.rz >= 0 ? here.at(op.rz) : nullptr;
@@ -384,7 +405,7 @@ FASTMETA_INLINE void activation_alone(const Here<R>& here, const Op& op) {
 template <class F>
 FASTMETA_INLINE void each_tile(const Op& op, int rows, F f) {
   for (int tile = int(threadIdx.x); tile < op.tiles; tile += int(blockDim.x)) {
-    const int down = int(unsigned(tile) / unsigned(op.across));
+    const int down = op.across_inverse ? int(__umulhi(unsigned(tile), op.across_inverse)) : tile;
     f(down * rows, tile - down * op.across);
   }
 }
@@ -403,8 +424,8 @@ FASTMETA_INLINE R relu(R z) { return z <= R(0) ? R(0) : z; }  // NaN passes thro
 
 // x w + bias, and its activation
 template <int M, class R>
-__device__ __noinline__ void forward_tiles(const Here<R> here, const Op* given) {
-  const Op op = *given;
+FASTMETA_INLINE void forward_tiles(const Here<R>& here, const Op& given) {
+  const Op op = given;  // read once: what is written might be the program, for all that the compiler knows
   const Fused how = fused(here, op);
   each_tile(op, M, [&](int m, int across) {
     const int n = 4 * across;
@@ -439,15 +460,16 @@ __device__ __noinline__ void forward_tiles(const Here<R> here, const Op* given) 
       put_quad(here.at(r ? op.rz : op.to) + place, z);
     }
     if (how != Fused::Other) return;
-    const Node& node = here.run.nodes[op.activation];
     const int width = lesser(4, op.columns - n);
 #pragma unroll 1
     for (int i = 0; i < M && m + i < op.rows; ++i) {
       const int place = (m + i) * op.to_row + n;
       if (r)
-        r_activate_some(node, here.at(op.to), here.at(op.rz), left(here, op), place, width);
+        r_activate_some(activation(here, op), here.at(op.to), here.at(op.rz), left(here, op), place,
+                        width);
       else
-        activate_some(node, here.at(op.to) + place, left_of(here, op, place), width);
+        activate_some(activation(here, op), here.at(op.to) + place, left_of(here, op, place),
+                      width);
     }
   });
 }
@@ -504,8 +526,8 @@ FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, int row, in
 
 // Sums over samples: x^T g
 template <int M, class R>
-__device__ __noinline__ void weight_gradient_tiles(const Here<R> here, const Op* given) {
-  const Op op = *given;
+FASTMETA_INLINE void weight_gradient_tiles(const Here<R>& here, const Op& given) {
+  const Op op = given;  // read once: what is written might be the program, for all that the compiler knows
   each_tile(op, M, [&](int m, int across) {
     const int n = 4 * across;
     Tile<M, R> acc{};
@@ -522,8 +544,8 @@ __device__ __noinline__ void weight_gradient_tiles(const Here<R> here, const Op*
 
 // g w^T, and times the slope of the activation below
 template <int M, class R>
-__device__ __noinline__ void input_gradient_tiles(const Here<R> here, const Op* given) {
-  const Op op = *given;
+FASTMETA_INLINE void input_gradient_tiles(const Here<R>& here, const Op& given) {
+  const Op op = given;  // read once: what is written might be the program, for all that the compiler knows
   const Fused how = fused(here, op);
   each_tile(op, M, [&](int m, int first) {
     const RowsOf<M, R> a(in_shared(here.at(op.a[0])), op.a_row, m, op.rows);
@@ -551,7 +573,7 @@ __device__ __noinline__ void input_gradient_tiles(const Here<R> here, const Op* 
     if (how != Fused::Other) return;
 #pragma unroll 1
     for (int i = 0; i < M && m + i < op.rows; ++i)
-      backward_some(here.run.nodes[op.activation], here.at(op.to), left(here, op),
+      backward_some(activation(here, op), here.at(op.to), left(here, op),
                    (m + i) * op.to_row + first, op.across,
                    (op.columns - first + op.across - 1) / op.across);
   });
@@ -559,8 +581,8 @@ __device__ __noinline__ void input_gradient_tiles(const Here<R> here, const Op* 
 
 // Both g w^T and its derivative, rg w^T + g v^T, and through the activation below
 template <int M, class R>
-__device__ __noinline__ void r_input_gradient_tiles(const Here<R> here, const Op* given) {
-  const Op op = *given;
+FASTMETA_INLINE void r_input_gradient_tiles(const Here<R>& here, const Op& given) {
+  const Op op = given;  // read once: what is written might be the program, for all that the compiler knows
   const Fused how = fused(here, op);
   const bool with_g = op.to >= 0, with_v = op.b[1] >= 0;
   each_tile(op, M, [&](int m, int first) {
@@ -603,7 +625,7 @@ __device__ __noinline__ void r_input_gradient_tiles(const Here<R> here, const Op
     if (how != Fused::Other) return;
 #pragma unroll 1
     for (int i = 0; i < M && m + i < op.rows; ++i)
-      r_backward_some(here.run.nodes[op.activation], with_g ? here.at(op.to) : nullptr,
+      r_backward_some(activation(here, op), with_g ? here.at(op.to) : nullptr,
                      here.at(op.r_to), op.rz >= 0 ? here.at(op.rz) : nullptr, left(here, op),
                      (m + i) * op.to_row + first, op.across,
                      (op.columns - first + op.across - 1) / op.across);
@@ -673,14 +695,14 @@ FASTMETA_INLINE void carry_out(const Here<R>& here, const Op& op) {
       return loss_r_gradient(here, op);
     case Do::Forward:
     case Do::RForward:
-      return by_tile<R>(op, [&](auto rows) { forward_tiles<rows.value>(here, &op); });
+      return by_tile<R>(op, [&](auto rows) { forward_tiles<rows.value>(here, op); });
     case Do::WeightGradient:
-      return by_tile<R>(op, [&](auto rows) { weight_gradient_tiles<rows.value>(here, &op); });
+      return by_tile<R>(op, [&](auto rows) { weight_gradient_tiles<rows.value>(here, op); });
     case Do::InputGradient:
-      return by_tile<R>(op, [&](auto rows) { input_gradient_tiles<rows.value>(here, &op); });
+      return by_tile<R>(op, [&](auto rows) { input_gradient_tiles<rows.value>(here, op); });
     case Do::RInputGradient:
-      if (op.tile_rows == 2) return r_input_gradient_tiles<2>(here, &op);
-      return r_input_gradient_tiles<1>(here, &op);
+      if (op.tile_rows == 2) return r_input_gradient_tiles<2>(here, op);
+      return r_input_gradient_tiles<1>(here, op);
     case Do::Activate:
     case Do::ActivationBackward:
     case Do::RActivate:
@@ -693,17 +715,19 @@ FASTMETA_INLINE void carry_out(const Here<R>& here, const Op& op) {
 FASTMETA_INLINE i64 piece_of(i64 n, i64 parts, i64 i) { return n * i / parts; }
 
 // Brings a program into the first-level cache, all of it at once instead of a line at a time.
-FASTMETA_INLINE void touch(const Op* ops, int n) {
-  const int lines = int(n * sizeof(Op) / 128);
-  each(lines, [&](int i) {
-    [[maybe_unused]] const volatile int word =
-        *(reinterpret_cast<const volatile int*>(ops) + 32 * i);
+FASTMETA_INLINE void touch([[maybe_unused]] const Op* ops, [[maybe_unused]] int n) {
+#ifdef __CUDA_ARCH__
+  const char* line = reinterpret_cast<const char*>(ops);
+  each(int(n * sizeof(Op) / 128), [&](int i) {
+    [[maybe_unused]] int word;
+    asm volatile("ld.global.ca.u32 %0, [%1];" : "=r"(word) : "l"(line + 128 * i));
   });
+#endif
 }
 
 // A block has a run of consecutive tasks.
 template <class R>
-FASTMETA_CODE void run_block(const Run<R>& run, R* shared) {
+FASTMETA_INLINE void run_block(const Run<R>& run, R* shared) {
   Here<R> here{run, shared, 0, i64(blockIdx.x)};
   if (here.has(sums)) {
     R* mine = here.tensor(sums, 0);
@@ -727,7 +751,7 @@ FASTMETA_CODE void run_block(const Run<R>& run, R* shared) {
 // blockIdx.x: 32 elements of theta; blockIdx.y: the parameters, or the rates of a step. A column of
 // threads adds up every n-th run, then the first of them their sums. The order never changes.
 template <class R>
-FASTMETA_CODE void sum_block(const SumOver<R>& a, R* shared) {
+FASTMETA_INLINE void sum_block(const SumOver<R>& a, R* shared) {
   const int column = int(threadIdx.x) % sum_columns, row = int(threadIdx.x) / sum_columns;
   const int rows = int(blockDim.x) / sum_columns;
   const i64 at = i64(blockIdx.x) * sum_columns + column, step = i64(blockIdx.y) - 1;

@@ -58,7 +58,7 @@ def _check_range(name: str, labels: Tensor, n_way: int) -> None:
     if is_capturing(labels):
         assert_later((labels >= 0) & (labels < n_way), f"{name} has labels outside its classes")
         return
-    low, high = (int(bound) for bound in labels.aminmax())
+    low, high = torch.stack(labels.aminmax()).tolist()  # a GPU is waited for once
     if low < 0 or high >= n_way:
         raise ValueError(
             f"{name} has labels from {low} to {high}, but the tasks have {n_way} classes, "

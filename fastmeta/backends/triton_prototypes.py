@@ -115,10 +115,7 @@ def loss_forward(
     temperature = temperature.reshape(-1).expand(len(query))
     means, mass = means_of(support, support_y, support_weight, n_way, query)
     found = prototype_loss(query, means, query_y, query_weight, temperature, metric, query)
-    wrong = [
-        misfits(support_y, support_weight, n_way, mass),
-        misfits(query_y, query_weight, n_way, None),
-    ]
+    wrong = [misfits(support_y, support_weight, n_way, mass, query_y, query_weight)]
     if given_as_tensor:
         wrong.append(~((temperature > 0) & (temperature < torch.inf)))
     if not _all_fit(*wrong):
@@ -140,6 +137,7 @@ def loss_backward(
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
     from fastmeta.kernels.class_gradient import class_gradient
+    from fastmeta.kernels.pair_weights import pair_weights
     from fastmeta.kernels.prototype_gradient import MOST_CLASSES, prototype_gradient
 
     r: _Record = record
@@ -151,7 +149,8 @@ def loss_backward(
             grad_loss, None, query, r.means, query_y, query_weight, r.temperature, r.metric, r.found
         )  # fmt: skip
     else:
-        for_query, for_means, slopes = _gradient_of_many(r, query, query_y, query_weight, grad_loss)
+        h, slopes = pair_weights(grad_loss, query_y, query_weight, r.temperature, r.metric, r.found)
+        for_query, for_means = _gradient_of_many(r, query, query_weight, h)
     return (
         class_gradient(for_means, support_y, support_weight, r.mass) if wanted[0] else None,
         for_query if wanted[1] else None,
@@ -181,31 +180,28 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
 
 
 def _gradient_of_many(
-    r: _Record, query: Tensor, labels: Tensor, weight: Tensor | None, grad_loss: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For more classes than a program holds: the weights of all pairs first, then sums."""
-    from fastmeta.kernels.pair_weights import pair_weights
-
+    r: _Record, query: Tensor, weight: Tensor | None, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For more classes than a program holds, as sums with the weights of all pairs [T, Q, N]."""
     found = r.found
-    h, slopes = pair_weights(grad_loss, labels, weight, r.temperature, r.metric, found)
     logits = found.logits
     if weight is not None:  # a padding's logits need not be finite
         real = (weight > 0)[:, :, None]
         query, logits = torch.where(real, query, 0), torch.where(real, logits, 0)
     if r.metric in ("sqeuclidean", "euclidean"):
-        return pull(h, query, r.means), pull(h.mT, r.means, query), slopes
+        return pull(h, query, r.means), pull(h.mT, r.means, query)
     if r.metric == "dot":
-        return h @ r.means, h.mT @ query, slopes
+        return h @ r.means, h.mT @ query
     x_factor, y_factor = found.query_factor[:, :, None], found.mean_factor[:, :, None]
     along = h * (1 + r.temperature[:, None, None] * logits)
     h = h * x_factor * y_factor.mT
     for_query = h @ r.means - query * x_factor**2 * along.sum(2, keepdim=True)
     for_means = h.mT @ query - r.means * y_factor**2 * along.sum(1)[:, :, None]
-    return for_query, for_means, slopes
+    return for_query, for_means
 
 
 def _all_fit(*wrong: Tensor) -> bool:
     """Whether nothing is wrong; True where it cannot be read, inside a CUDA graph."""
     if wrong[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return True
-    return not bool(torch.cat(wrong).any())
+    return not bool((torch.cat(wrong) if len(wrong) > 1 else wrong[0]).any())

@@ -205,7 +205,10 @@ def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _check_range(labels: Tensor, classes: int) -> None:
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if labels.numel() == 0:
+        return
+    low, high = torch.stack(labels.aminmax()).tolist()  # a GPU is waited for once
+    if low < 0 or high >= classes:
         raise ValueError(f"labels outside [0, {classes}): {labels.unique().tolist()}")
 
 

@@ -6,6 +6,7 @@
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"  // unroll
 
 #include <condition_variable>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -25,6 +26,10 @@ inline thread_local Index threadIdx, blockIdx;
 inline Index blockDim, gridDim;
 
 inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32; }
+
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return unsigned((std::uint64_t(a) * b) >> 32);
+}
 
 class Barrier {
  public:
