@@ -101,14 +101,18 @@ def for_convolution(
     return tile._replace(k=k if channels % k == 0 else tile.k)
 
 
-def turns_weights(rows: int, precision: str, *, along_outputs: bool = False) -> bool:
-    """Whether a convolution's weights are worth a pass that makes their outputs contiguous.
+def turns_weights(
+    rows: int, outputs: int, depth: int, precision: str, *, along_outputs: bool = False
+) -> bool:
+    """Whether weights are worth a pass that makes their outputs contiguous.
 
     along_outputs: they are the depth of the product, as in the input gradient, or else its columns.
     """
     if along_outputs:  # 4900 rows: TF32 at 64 TFLOP/s as they are, 135 where they are contiguous
         return precision in ("tf32", "tf32x3") and rows >= 512
-    return precision == "ieee" and rows >= 128  # 13 and 36 TFLOP/s
+    if precision != "ieee" or outputs < 32:
+        return False
+    return rows >= 32 and rows * depth >= 2**13  # 13 and 36 TFLOP/s; by count, the pass's 4 us
 
 
 def for_sum_over_rows(rows: int, columns: int, depth: int, precision: str) -> Tile:
