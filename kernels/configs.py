@@ -150,7 +150,7 @@ def _warps(best: Tile, m: int, n: int, precision: str) -> int:
     """Of a tile that may be smaller than the best one."""
     if precision == "ieee":  # a thread holds at most 32 sums
         return min(8, max(2, m * n // 1024))
-    if m * n < 32 * 64:
+    if m < 64 and m * n < 32 * 64:  # HGMMA needs 64 rows and four warps
         return 2
     return min(best.num_warps, 4) if m * n < best.m * best.n else best.num_warps
 
