@@ -133,4 +133,11 @@ def aot() -> list[AotCase]:
     smallest = cases_of("linear of one number", lambda: product(one, one, one[0], "ieee"))
     x, weight = torch.empty(32, 25, 1600, device="meta"), torch.empty(32, 5, 1600, device="meta")
     head = cases_of("linear of a head", lambda: product(x, weight, None, "ieee"), targets=(90,))
-    return cases + head + double + smallest
+    odd = torch.empty(32, 25, 200, device="meta")  # rows that are not aligned to 16 numbers
+    short = cases_of(
+        "linear weight gradient of 200 tf32",
+        lambda: weight_gradient(odd, odd, True, "tf32"),
+        tensor_cores=True,
+        targets=(80, 90),
+    )
+    return cases + head + short + double + smallest
