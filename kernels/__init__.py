@@ -1,8 +1,9 @@
 """Triton kernels of fastmeta, importable as `fastmeta.kernels`.
 
 One file an op: its kernel, the functions that launch it on tensors, and under AOT the forms that
-are compiled ahead of time by the tests. These files know tensors and nothing of autograd, and check
-nothing; the public, differentiable ops are in `fastmeta.functional`. Block sizes are in `configs`.
+are compiled ahead of time by the tests. A kernel that is launched is `launchable`, see `launch`.
+These files know tensors and nothing of autograd, and check nothing; the public, differentiable ops
+are in `fastmeta.functional`. Block sizes are in `configs`.
 
 Names of dimensions are single capitals, the same everywhere: T tasks, S samples, Q queries,
 N classes, D features, C and O channels of input and output, H and W height and width, I inputs.

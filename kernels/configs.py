@@ -101,19 +101,25 @@ def for_convolution(
     return tile._replace(k=k if channels % k == 0 else tile.k)
 
 
-def turns_weights(rows: int, precision: str, *, along_outputs: bool = False) -> bool:
-    """Whether a convolution's weights are worth a pass that makes their outputs contiguous.
+def turns_weights(
+    rows: int, outputs: int, depth: int, precision: str, *, along_outputs: bool = False
+) -> bool:
+    """Whether weights are worth a pass that makes their outputs contiguous.
 
     along_outputs: they are the depth of the product, as in the input gradient, or else its columns.
     """
     if along_outputs:  # 4900 rows: TF32 at 64 TFLOP/s as they are, 135 where they are contiguous
         return precision in ("tf32", "tf32x3") and rows >= 512
-    return precision == "ieee" and rows >= 128  # 13 and 36 TFLOP/s
+    if precision != "ieee" or outputs < 32:
+        return False
+    return rows >= 32 and rows * depth >= 2**13  # 13 and 36 TFLOP/s; by count, the pass's 4 us
 
 
 def for_sum_over_rows(rows: int, columns: int, depth: int, precision: str) -> Tile:
     """For products [depth, rows]^T [depth, columns]; `splits` makes them enough for a card."""
     best = _SUM_OVER_ROWS[precision]
+    if precision == "tf32" and depth < 512:  # by count: unaligned operands spilled
+        best = best._replace(m=32, num_warps=4)
     m, n = _power_of_two(rows, 16, best.m), _power_of_two(columns, 16, best.n)
     return best._replace(
         m=m, n=n, k=_power_of_two(depth, 16, best.k), num_warps=_warps(best, m, n, precision)
@@ -146,7 +152,7 @@ def _warps(best: Tile, m: int, n: int, precision: str) -> int:
     """Of a tile that may be smaller than the best one."""
     if precision == "ieee":  # a thread holds at most 32 sums
         return min(8, max(2, m * n // 1024))
-    if m * n < 32 * 64:
+    if m < 64 and m * n < 32 * 64:  # HGMMA needs 64 rows and four warps
         return 2
     return min(best.num_warps, 4) if m * n < best.m * best.n else best.num_warps
 

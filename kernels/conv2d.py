@@ -31,12 +31,11 @@ def convolve(
         (n + 2 * p - k) // s + 1 for n, k, s, p in zip((H, W), kernel, stride, padding, strict=True)
     )
     x = channels_last(x)
-    turned = configs.turns_weights(S * P * R, precision)
+    taps = kernel[0] * kernel[1]
+    turned = configs.turns_weights(S * P * R, O, taps * C, precision)
     weight, w_t = outputs_last(weight) if turned else shared_channels_last(weight)
     y = like_channels_last(x, (T, S, O, P, R))
-    tile = configs.for_convolution(
-        S * P * R, O, C, kernel[0] * kernel[1], T, precision, along_columns=turned
-    )
+    tile = configs.for_convolution(S * P * R, O, C, taps, T, precision, along_columns=turned)
     blocks = cdiv(S * P * R, tile.m)
     _convolve[(T * blocks * cdiv(O, tile.n),)](
         x, weight, bias if bias is not None else x, y, S, H, W, C, O, P, R,
@@ -119,7 +118,7 @@ def _convolve(
 def aot() -> list[AotCase]:
     """A layer of Conv4-64 in every precision, and the first layer, whose depth is taps alone."""
     layer, first = _aot_layer(64, 28), _aot_layer(1, 28)
-    few = (layer[0][:, :1, :, :8, :8], *layer[1:])  # too few pixels for a pass over the weights
+    few = (layer[0][:, :1, :, :4, :4], *layer[1:])  # too few pixels for a pass over the weights
     ones = [torch.empty([1] * rank, device="meta") for rank in (5, 5, 2)]
     shared = (first[0], first[1][:1].expand(32, -1, -1, -1, -1), first[2])
     return [

@@ -33,10 +33,10 @@ def input_gradient(
     grad = channels_last(grad)
     phases = stride[0] * stride[1]
     rows = S * cdiv(H, stride[0]) * cdiv(W, stride[1])  # of the largest phase
-    turned = configs.turns_weights(rows, precision, along_outputs=True)
+    taps = cdiv(kernel[0], stride[0]) * cdiv(kernel[1], stride[1])
+    turned = configs.turns_weights(rows, O, taps * O, precision, along_outputs=True)
     weight, w_t = outputs_last(weight) if turned else shared_channels_last(weight)
     x = like_channels_last(grad, (T, S, C, H, W))
-    taps = cdiv(kernel[0], stride[0]) * cdiv(kernel[1], stride[1])
     tile = configs.for_convolution(
         rows, C, O, taps, T * phases, precision, along_columns=not turned
     )

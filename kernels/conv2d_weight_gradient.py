@@ -123,6 +123,7 @@ def aot() -> list[AotCase]:
         ("", grad, "bf16", {"tensor_cores": True, "warpgroups": True, "targets": (90,)}),
         (" of one channel", images, "ieee", {"tensor_cores": False, "targets": (90,)}),
         (" of one channel", images, "tf32", {"tensor_cores": True, "targets": (90,)}),
+        (" of one channel", images, "bf16", {"tensor_cores": True, "targets": (90,)}),
     ]:
 
         def launch(x=x, precision=precision):

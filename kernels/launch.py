@@ -42,7 +42,7 @@ class _Launcher:
         self._forms: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
 
     def __call__(self, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        if warmup or self._kernel.pre_run_hooks:
+        if warmup or callable(grid) or self._kernel.pre_run_hooks:
             return self._run(*args, grid=grid, warmup=warmup, **options)
         device = driver.active.get_current_device()
         key: list[Any] = [device, len(args), *options, *options.values()]

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmeta.kernels import configs
 from fastmeta.kernels.aot import AotCase, cases_of
 from fastmeta.kernels.launch import cdiv, launchable
+from fastmeta.kernels.outputs_last import outputs_last
 from fastmeta.kernels.products import multiply_add
 from fastmeta.kernels.sum_parts import sum_parts
 
@@ -23,6 +24,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> T
     """[T, S, I] and [T, O, I] and [T, O] -> [T, S, O]"""
     (T, S, K), N = x.shape, weight.shape[1]
     y = x.new_empty(T, S, N)
+    if weight.stride(2) == 1 and configs.turns_weights(S, N, K, precision):
+        turned, _ = outputs_last(weight[..., None, None])  # [T, 1, 1, K, N]
+        weight = turned[:, 0, 0].mT.expand(T, N, K)
     tile = configs.for_product(S, N, K, T, precision, along_columns=weight.stride(1) == 1)
     grid = (T * cdiv(S, tile.m) * cdiv(N, tile.n),)
     _product[grid](
@@ -116,7 +120,7 @@ def aot() -> list[AotCase]:
             lambda: product(*inputs(), torch.empty(32, 75, device="meta"), precision),  # noqa: B023
             tensor_cores=precision != "ieee",
             targets=(80, 90, 100) if precision in ("ieee", "tf32") else (90,),
-        )
+        )[-1:]  # what turns weights has a case of its own
         cases += cases_of(
             f"linear weight gradient {precision}",
             lambda: weight_gradient(*inputs(), True, precision),  # noqa: B023
@@ -126,7 +130,16 @@ def aot() -> list[AotCase]:
         )[:1]
     double = cases_of(
         "linear float64", lambda: product(*inputs(torch.float64), None, "ieee"), targets=(90,)
-    )
+    )[-1:]
     one = torch.empty(1, 1, 1, device="meta")
     smallest = cases_of("linear of one number", lambda: product(one, one, one[0], "ieee"))
-    return cases + double + smallest
+    x, weight = torch.empty(32, 25, 1600, device="meta"), torch.empty(32, 5, 1600, device="meta")
+    head = cases_of("linear of a head", lambda: product(x, weight, None, "ieee"), targets=(90,))
+    odd = torch.empty(32, 25, 200, device="meta")  # rows that are not aligned to 16 numbers
+    short = cases_of(
+        "linear weight gradient of 200 tf32",
+        lambda: weight_gradient(odd, odd, True, "tf32"),
+        tensor_cores=True,
+        targets=(80, 90),
+    )
+    return cases + head + short + double + smallest

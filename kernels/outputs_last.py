@@ -1,4 +1,4 @@
-"""The weights of convolutions turned so that their outputs are contiguous.
+"""Weights turned so that their outputs are contiguous.
 
 Shared memory is why. In "ieee" a thread reads four columns: where the depth is contiguous, threads
 of a warp meet in one bank. And of TF32 operands HGMMA takes only such with a contiguous depth:

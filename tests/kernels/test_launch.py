@@ -1,6 +1,8 @@
 """A kernel that was launched is found again: exactly where Triton would take the same form."""
 
+import ast
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +107,9 @@ class _Forgets(dict):
         return value
 
 
-@pytest.mark.parametrize("case", ["a hook", "a warmup", "a tensor by name", "a constant unnamed"])
+@pytest.mark.parametrize(
+    "case", ["a hook", "a warmup", "a tensor by name", "a constant unnamed", "a grid function"]
+)
 def test_the_rest_is_left_to_triton(current, monkeypatch, case):
     kernel = _Kernel("x", "n")
     if case == "a hook":
@@ -116,16 +120,40 @@ def test_the_rest_is_left_to_triton(current, monkeypatch, case):
         monkeypatch.setattr(kernel, "forms", _Forgets())
     start = launch._Launcher(kernel)
     for _ in range(3):
-        start(torch.zeros(16), grid=(1,), warmup=case == "a warmup", **given)
+        grid = (lambda arguments: (1,)) if case == "a grid function" else (1,)
+        start(torch.zeros(16), grid=grid, warmup=case == "a warmup", **given)
     assert kernel.runs == 3
 
 
-def test_kernels_of_the_package_are_launched_so():
-    from fastmeta.kernels import linear
+def test_whatever_the_package_launches_is_launchable():
+    launched = 0
+    for path in Path(launch.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        named = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        for call in ast.walk(tree):
+            kernel = named.get(_launched(call))
+            if kernel is not None:
+                launched += 1
+                first = kernel.decorator_list[0]
+                assert isinstance(first, ast.Name) and first.id == "launchable", kernel.name
+    assert launched > 20
 
-    if not isinstance(linear._product, triton.runtime.JITFunction):
-        pytest.skip("Triton interprets here")
-    assert isinstance(linear._product.run, launch._Launcher)
+
+def _launched(node):
+    """x, of x[...](...)"""
+    subscript = node.func if isinstance(node, ast.Call) else None
+    kernel = subscript.value if isinstance(subscript, ast.Subscript) else None
+    return kernel.id if isinstance(kernel, ast.Name) else None
+
+
+def test_a_launchable_kernel_is_started_by_a_launcher():
+    kernel = triton.runtime.JITFunction(_some_kernel)
+    assert launch.launchable(kernel) is kernel and isinstance(kernel.run, launch._Launcher)
+    assert launch.launchable(_some_kernel) is _some_kernel  # as where Triton interprets
+
+
+def _some_kernel(x):
+    pass
 
 
 def test_rounding_up():

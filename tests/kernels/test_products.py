@@ -200,6 +200,13 @@ def test_weights_with_their_outputs_last(monkeypatch, c, o, stride, padding, sha
     assert_same(ours, conv_by_task(x, weight, bias, stride, padding), [x, weight, bias])
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_linear_with_outputs_last(monkeypatch, shared):
+    monkeypatch.setattr(configs, "turns_weights", lambda *_, **__: True)
+    x, weight, bias = draw(2, 3, 20), draw(*([] if shared else [2]), 70, 20), draw(2, 70)
+    assert_same(fmF.linear(x, weight, bias), linear_by_task(x, weight, bias), [x, weight, bias])
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_is_not_finite_stays_so(monkeypatch, turned):
     monkeypatch.setattr(configs, "turns_weights", lambda *_, **__: turned)
