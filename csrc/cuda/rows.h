@@ -85,7 +85,7 @@ i64 most_tiles(const Nodes& nodes, int n, i64 rows) {
 template <class Team>
 int threads_for(const Plan<Team>& plan, i64 processors) {
   const i64 tiles = most_tiles(plan.loop.network.nodes, plan.n_nodes, plan.part);
-  const i64 most = plan.loop.tasks > 16 * processors ? 64 : most_threads;
+  const i64 most = plan.loop.tasks > 4 * processors ? 64 : most_threads;
   i64 threads = 32;
   while (threads < most && threads < tiles) threads *= 2;
   return int(threads);

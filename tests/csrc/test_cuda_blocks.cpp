@@ -266,7 +266,28 @@ void check_cluster(const Case<double>& c, const Outputs<double>& expected,
          "a cluster of one block does not compute what the CPU does");
 }
 
+// The same number is the rate of all parameters, at every step.
+Case<double> with_one_rate(Case<double> c) {
+  for (size_t p = 0; p < c.n_parameters(); ++p) {
+    c.adapts[p] = true, c.rate_per_step[p] = c.rate_per_element[p] = false;
+    c.rates[p] = {0.07};
+  }
+  return c;
+}
+
+void check_one_rate(const Case<double>& given, const std::string& where) {
+  const Case<double> c = with_one_rate(given);
+  const auto expected = forward_and_backward(*find_variant("portable")->f64, c, 1);
+  const auto out = on_host(c, {8, plenty, 2, 1, true});
+  expect(agree(out, expected), where, "with one rate a block does not compute what the CPU does");
+  expect(same_bits(on_host(c, {4, plenty, 2, 1, true}, Wanted::Few), out), where,
+         "with one rate, what else is asked for changes bits");
+  expect(agree(on_host(c, {4, tight(c), 3, 1, true}), expected), where,
+         "with one rate, part by part gives other numbers");
+}
+
 void check(const Case<double>& c, const std::string& where) {
+  check_one_rate(c, where);
   const Variant& cpu = *find_variant("portable");
   const auto expected = forward_and_backward(*cpu.f64, c, 1);
   const auto out = on_host(c, {8});
