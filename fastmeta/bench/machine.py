@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -85,11 +86,14 @@ def versions() -> dict[str, str | None]:
 def commit() -> str | None:
     """The commit of the checkout that fastmeta is imported from, with ``+changes`` if it has any.
 
-    None for an installed copy, and where git is missing.
+    Of a copy without its history it is that which the native code was built from, if that is known;
+    None for an installed copy otherwise, and where git is missing.
     """
-    root = Path(fastmeta.__file__).resolve().parent.parent
+    package = Path(fastmeta.__file__).resolve().parent
+    root = package.parent
     if not (root / ".git").exists():
-        return None
+        built = package / "_build_info.json"
+        return json.loads(built.read_text()).get("commit") if built.exists() else None
     head = _git(root, "rev-parse", "HEAD")
     if head is None:
         return None

@@ -91,6 +91,9 @@ def test_machine_is_described_in_full():
 def test_commit_of_an_installed_copy_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr(machine.fastmeta, "__file__", str(tmp_path / "fastmeta" / "__init__.py"))
     assert machine.commit() is None
+    (tmp_path / "fastmeta").mkdir()
+    (tmp_path / "fastmeta/_build_info.json").write_text('{"commit": "0123"}')
+    assert machine.commit() == "0123"
 
 
 def test_uncommitted_changes_show(monkeypatch, tmp_path):
