@@ -94,18 +94,20 @@ FASTMETA_INLINE void run_block(const Run<R>& run, R* shared) {
   Here<R> here{run, shared, 0, i64(blockIdx.x)};
   if (here.has(sums)) {
     R* mine = here.tensor(sums, 0);
+#pragma unroll 1
     for (i64 i = threadIdx.x; i < run.run_size; i += blockDim.x) mine[i] = 0;
   }
   touch(run.ops, run.n_ops);
-  for (int i = 0; i < run.n_once; ++i) carry_out(here, run.ops[i]);
-  __syncthreads();
   const i64 end = piece_of(run.tasks, run.runs, here.block + 1);
+  int begin = 0;  // the first task does what is for the block too
   for (here.task = piece_of(run.tasks, run.runs, here.block); here.task < end; ++here.task) {
-    for (int i = run.n_once; i < run.n_ops; ++i) {
+#pragma unroll 1
+    for (int i = begin; i < run.n_ops; ++i) {
       const Op& op = run.ops[i];
       carry_out(here, op);
       if (op.meets) __syncthreads();
     }
+    begin = run.n_once;
   }
 }
 

@@ -14,6 +14,7 @@ FASTMETA_INLINE void put_coefficients(const Here<R>& here, const Op& op) {
   }
   const R* weight = here.tensor(op.slot, 0);
   R sum = 0;
+#pragma unroll 1
   for (int s = 0; s < op.depth; ++s) sum += weight[s];
   const R scale = sum > R(0) ? R(1) / sum : R(0);
   each(op.rows, [&](int s) { to[s] = weight[op.from + s] * scale; });
@@ -36,6 +37,7 @@ FASTMETA_INLINE Sample<R> sample(const Here<R>& here, const Op& op, int s) {
 template <class R>
 FASTMETA_INLINE R largest_of(const R* y, int n) {
   R most = -INFINITY;
+#pragma unroll 1
   for (int c = 0; c < n; ++c) most = y[c] > most ? y[c] : most;
   return most;
 }
@@ -46,16 +48,19 @@ FASTMETA_INLINE R loss_of(const Sample<R>& of, LossKind kind, int n) {
   const R* t = of.target;
   R sum = 0;
   if (kind == LossKind::MeanSquaredError) {
+#pragma unroll 1
     for (int c = 0; c < n; ++c) sum += (y[c] - t[c]) * (y[c] - t[c]);
     return sum / R(n);
   }
   if (kind == LossKind::BinaryCrossEntropy) {
+#pragma unroll 1
     for (int c = 0; c < n; ++c)
       sum += (y[c] > R(0) ? y[c] : R(0)) - y[c] * t[c] + log1p(exp(-absolute(y[c])));
     return sum / R(n);
   }
   const R most = largest_of(y, n);
   R chosen = 0;
+#pragma unroll 1
   for (int c = 0; c < n; ++c) {
     sum += exp(y[c] - most);
     chosen += R(c) == *t ? y[c] - most : R(0);
@@ -75,6 +80,7 @@ FASTMETA_INLINE void add_losses(const Here<R>& here, const Op& op) {
   if (threadIdx.x) return;
   R sum = op.depth ? R(0) : *here.at(here.run.loss_at);
   R part = 0;
+#pragma unroll 1
   for (int s = 0; s < op.rows; ++s) part += each_loss[s];
   *here.at(here.run.loss_at) = sum + part;
 }
@@ -91,9 +97,11 @@ FASTMETA_INLINE void loss_gradient(const Here<R>& here, const Op& op) {
     R* curvature = here.at(here.run.curvature_at) + s * op.to_row;
     if (kind == LossKind::MeanSquaredError) {
       const R scale = of.coefficient * (R(2) / R(n));
+#pragma unroll 1
       for (int c = 0; c < n; ++c) g[c] = scale * (y[c] - of.target[c]);
     } else if (kind == LossKind::BinaryCrossEntropy) {
       const R scale = of.coefficient / R(n);
+#pragma unroll 1
       for (int c = 0; c < n; ++c) {
         const R p = sigmoid(y[c]);
         curvature[c] = p * (R(1) - p);
@@ -102,11 +110,13 @@ FASTMETA_INLINE void loss_gradient(const Here<R>& here, const Op& op) {
     } else {
       const R most = largest_of(y, n), label = *of.target;
       R sum = 0;
+#pragma unroll 1
       for (int c = 0; c < n; ++c) {
         curvature[c] = exp(y[c] - most);
         sum += curvature[c];
       }
       const R scale = R(1) / sum;
+#pragma unroll 1
       for (int c = 0; c < n; ++c) {
         const R p = curvature[c] * scale;
         curvature[c] = p;
@@ -127,13 +137,17 @@ FASTMETA_INLINE void loss_r_gradient(const Here<R>& here, const Op& op) {
     R* rg = here.at(op.to) + s * op.to_row;
     if (kind == LossKind::MeanSquaredError) {
       const R scale = coefficient * (R(2) / R(n));
+#pragma unroll 1
       for (int c = 0; c < n; ++c) rg[c] = scale * ry[c];
     } else if (kind == LossKind::BinaryCrossEntropy) {
       const R scale = coefficient / R(n);
+#pragma unroll 1
       for (int c = 0; c < n; ++c) rg[c] = scale * curvature[c] * ry[c];
     } else {
       R mean = 0;
+#pragma unroll 1
       for (int c = 0; c < n; ++c) mean += curvature[c] * ry[c];
+#pragma unroll 1
       for (int c = 0; c < n; ++c) rg[c] = coefficient * curvature[c] * (ry[c] - mean);
     }
   });

@@ -72,6 +72,7 @@ FASTMETA_INLINE void add_along(Tile<M, R>& sums, const RowsOf<M, R>& a, const R*
       multiply_add<M>(sums, column, quad(row).v);
     }
   }
+#pragma unroll 1
   for (; k < end; ++k, row += b_row) {
     R column[M];
 #pragma unroll
@@ -120,6 +121,7 @@ FASTMETA_INLINE void add_far(Tile<M, R>& sums, const RowsOf<M, R>& a, const Rows
       multiply_add<M>(sums, column, row);
     }
   }
+#pragma unroll 1
   for (; k < end; ++k) {
     R column[M], row[4];
 #pragma unroll
@@ -130,13 +132,19 @@ FASTMETA_INLINE void add_far(Tile<M, R>& sums, const RowsOf<M, R>& a, const Rows
   }
 }
 
+// A number of which the compiler knows nothing: it makes no copies of a loop for its values, of which
+// there would be a megabyte.
+FASTMETA_INLINE int opaque(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // add(sums, begin, end) piece by piece.
 template <int M, class R, class F>
 FASTMETA_INLINE void add_in_pieces(Tile<M, R>& sums, int depth, F add) {
-  if (depth <= deepest) {
-    add(sums, 0, depth);
-    return;
-  }
+#pragma unroll 1
   for (int begin = 0; begin < depth; begin += deepest) {
     Tile<M, R> piece{};
     add(piece, begin, lesser(depth, begin + deepest));

@@ -25,6 +25,7 @@ struct Here {
 // f(i) for i in [0, n)
 template <class F>
 FASTMETA_INLINE void each(int n, F f) {
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) f(i);
 }
 

@@ -9,6 +9,7 @@ namespace fastmeta::cuda {
 // The tile that a thread has of a product, or n of them.
 template <class F>
 FASTMETA_INLINE void each_tile(const Op& op, int rows, F f) {
+#pragma unroll 1
   for (int tile = int(threadIdx.x); tile < op.tiles; tile += int(blockDim.x)) {
     const int down = op.across_inverse ? int(__umulhi(unsigned(tile), op.across_inverse)) : tile;
     f(down * rows, tile - down * op.across);
@@ -31,19 +32,21 @@ FASTMETA_INLINE R relu(R z) { return z <= R(0) ? R(0) : z; }  // NaN passes thro
 template <int M, class R>
 FASTMETA_INLINE void forward_tiles(const Here<R>& here, const Op& given) {
   const Op op = given;  // read once
-  const Fused how = fused(here, op);
+  const Fused known = fused(here, op);
   each_tile(op, M, [&](int m, int across) {
-    const int n = 4 * across;
+    const Fused how = Fused(opaque(int(known)));
+    const bool r = opaque(int(op.code)) == int(Do::RForward);
+    const int n = 4 * across, bias = opaque(op.bias), terms = opaque(op.terms);
     Tile<M, R> acc{};
-    if (op.bias >= 0) set(acc, quad(in_shared(here.at(op.bias)) + n));
-    for (int t = 0; t < op.terms; ++t) {
+    if (bias >= 0) set(acc, quad(in_shared(here.at(bias)) + n));
+#pragma unroll 1
+    for (int t = 0; t < terms; ++t) {
       const RowsOf<M, R> a(in_shared(here.at(t ? op.a[1] : op.a[0])), op.a_row, m, op.rows);
       const R* b = in_shared(here.at(t ? op.b[1] : op.b[0])) + n;
       add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
         add_along(sums, a, b, op.b_row, begin, end);
       });
     }
-    const bool r = op.code == Do::RForward;
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       if (m + i >= op.rows) break;
@@ -96,20 +99,20 @@ FASTMETA_INLINE RatesOf<R> rates_of(const Here<R>& here, const Op& op, int row, 
 }
 
 template <class R>
-FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, int row, int n,
+FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, Then then, int row, int n,
                                   const R (&acc)[4]) {
   const int place = row * op.to_row + n, width = lesser(4, op.columns - n);
-  if (op.then == Then::RateGrad) {
+  if (then == Then::RateGrad) {
     R* c = here.tensor(op.slot, op.offset + place);
     const R* from = in_shared(here.at(op.from)) + place;
     for (int j = 0; j < width; ++j) c[j] -= from[j] * acc[j];
     return;
   }
   Quad<R> out;
-  if (op.then == Then::Store) {
+  if (then == Then::Store) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) out.v[j] = acc[j];
-  } else if (op.then == Then::Step) {
+  } else if (then == Then::Step) {
     const RatesOf<R> rate = rates_of(here, op, row, n);
     const Quad<R> from = quad(in_shared(here.at(op.from)) + place);
     if (rate.step) {
@@ -122,7 +125,7 @@ FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, int row, in
     }
   } else {
     const Quad<R> c = quad(in_shared(here.at(op.to)) + place);
-    const R sign = op.then == Then::Add ? R(1) : R(-1);
+    const R sign = then == Then::Add ? R(1) : R(-1);
 #pragma unroll
     for (int j = 0; j < 4; ++j) out.v[j] = c.v[j] + sign * acc[j];
   }
@@ -134,30 +137,41 @@ template <int M, class R>
 FASTMETA_INLINE void weight_gradient_tiles(const Here<R>& here, const Op& given) {
   const Op op = given;  // read once
   each_tile(op, M, [&](int m, int across) {
-    const int n = 4 * across;
+    const int n = 4 * across, terms = opaque(op.terms);
+    const Then then = Then(opaque(int(op.then)));
     Tile<M, R> acc{};
-    for (int t = 0; t < op.terms; ++t)
+#pragma unroll 1
+    for (int t = 0; t < terms; ++t)
       add_down(acc, in_shared(here.at(t ? op.a[1] : op.a[0])) + m, op.a_row,
                in_shared(here.at(t ? op.b[1] : op.b[0])) + n, op.b_row, op.depth);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       if (m + i >= op.rows) break;
-      put_gradient(here, op, m + i, n, acc.v[i]);
+      put_gradient(here, op, then, m + i, n, acc.v[i]);
     }
   });
+}
+
+// The four rows of w^T that a tile's columns are.
+template <class R>
+FASTMETA_INLINE RowsOf<4, R> far_rows(const Here<R>& here, const Op& op, int matrix, int first) {
+  const R* w = in_shared(here.at(matrix));
+  RowsOf<4, R> rows(w, op.b_row, 0, 1);
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    rows.p[j] = w + lesser(first + j * op.across, op.columns - 1) * op.b_row;
+  return rows;
 }
 
 // g w^T, and times the slope of the activation below
 template <int M, class R>
 FASTMETA_INLINE void input_gradient_tiles(const Here<R>& here, const Op& given) {
   const Op op = given;  // read once
-  const Fused how = fused(here, op);
+  const Fused known = fused(here, op);
   each_tile(op, M, [&](int m, int first) {
+    const Fused how = Fused(opaque(int(known)));
     const RowsOf<M, R> a(in_shared(here.at(op.a[0])), op.a_row, m, op.rows);
-    const R* w = in_shared(here.at(op.b[0]));
-    RowsOf<4, R> b(w, op.b_row, 0, 1);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) b.p[j] = w + lesser(first + j * op.across, op.columns - 1) * op.b_row;
+    const RowsOf<4, R> b = far_rows(here, op, op.b[0], first);
     Tile<M, R> acc{};
     add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
       add_far(sums, a, b, begin, end);
@@ -188,31 +202,27 @@ FASTMETA_INLINE void input_gradient_tiles(const Here<R>& here, const Op& given) 
 template <int M, class R>
 FASTMETA_INLINE void r_input_gradient_tiles(const Here<R>& here, const Op& given) {
   const Op op = given;  // read once
-  const Fused how = fused(here, op);
-  const bool with_g = op.to >= 0, with_v = op.b[1] >= 0;
+  const Fused known = fused(here, op);
   each_tile(op, M, [&](int m, int first) {
-    const RowsOf<M, R> rg(in_shared(here.at(op.a[0])), op.a_row, m, op.rows);
-    const RowsOf<M, R> g(in_shared(here.at(op.a[1])), op.a_row, m, op.rows);
-    const R* weights = in_shared(here.at(op.b[0]));
-    RowsOf<4, R> w(weights, op.b_row, 0, 1), v(weights, op.b_row, 0, 1);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int row = lesser(first + j * op.across, op.columns - 1) * op.b_row;
-      w.p[j] = weights + row;
-      v.p[j] = in_shared(here.at(with_v ? op.b[1] : op.b[0])) + row;
-    }
+    const Fused how = Fused(opaque(int(known)));
+    const bool with_g = opaque(op.to) >= 0;
+    const int terms = opaque(op.b[1]) >= 0 ? 2 : 1;
     Tile<M, R> acc{}, r_acc{};
-    add_in_pieces(r_acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
-      add_far(sums, rg, w, begin, end);
-    });
-    if (with_v)
+#pragma unroll 1
+    for (int t = 0; t < terms; ++t) {  // rg w^T, g v^T
+      const RowsOf<M, R> left(in_shared(here.at(t ? op.a[1] : op.a[0])), op.a_row, m, op.rows);
+      const RowsOf<4, R> right = far_rows(here, op, t ? op.b[1] : op.b[0], first);
       add_in_pieces(r_acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
-        add_far(sums, g, v, begin, end);
+        add_far(sums, left, right, begin, end);
       });
-    if (with_g)
+    }
+    if (with_g) {
+      const RowsOf<M, R> left(in_shared(here.at(op.a[1])), op.a_row, m, op.rows);
+      const RowsOf<4, R> right = far_rows(here, op, op.b[0], first);
       add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
-        add_far(sums, g, w, begin, end);
+        add_far(sums, left, right, begin, end);
       });
+    }
     const R* value = in_shared(here.at(op.value));
 #pragma unroll
     for (int i = 0; i < M; ++i) {
