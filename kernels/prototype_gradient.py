@@ -1,4 +1,4 @@
-"""The backward of `prototype_loss`, in one pass over the queries.
+"""The backward of `prototype_loss`, in one pass over the queries and weights of pairs.
 
 With g the gradient for the logits, r the distance and c the cosine,
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastmeta.kernels.distance_tile import COSINE, EUCLIDEAN, METRICS, SQEUCLIDEAN, rows_at
 from fastmeta.kernels.launch import cdiv, launchable
-from fastmeta.kernels.logit_tile import logit_gradients
+from fastmeta.kernels.pair_weights import pair_weights
 from fastmeta.kernels.prototype import PrototypeLoss
 from fastmeta.kernels.prototype_configs import MOST_CLASSES, gradient_block
 
@@ -25,19 +25,17 @@ __all__ = ["MOST_CLASSES", "prototype_gradient"]
 @launchable
 @triton.jit
 def prototype_gradient_kernel(
-    query_ptr, means_ptr, labels_ptr, weight_ptr, temperature_ptr,
-    logits_ptr, peak_ptr, total_ptr, mass_ptr, query_factor_ptr, mean_factor_ptr,
-    grad_loss_ptr, grad_logits_ptr, for_query_ptr, for_means_ptr, for_temperature_ptr,
+    query_ptr, means_ptr, h_ptr, weight_ptr, temperature_ptr,
+    logits_ptr, query_factor_ptr, mean_factor_ptr, for_query_ptr, for_means_ptr,
     T, Q, N, D, chunk,
-    query_t, query_q, query_d, means_t, means_n, means_d,
-    labels_t, labels_q, weight_t, weight_q, temperature_t,
-    grad_loss_t, grad_logits_t, grad_logits_q, grad_logits_n,
-    HAS_WEIGHT: tl.constexpr, HAS_LOSS: tl.constexpr, HAS_LOGITS: tl.constexpr,
-    METRIC: tl.constexpr, BQ: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    query_t, query_q, query_d, means_t, means_n, means_d, weight_t, weight_q, temperature_t,
+    HAS_WEIGHT: tl.constexpr, METRIC: tl.constexpr,
+    BQ: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A program a block of D and `chunk` queries, over all classes.
 
     It is one warp whose threads share out D: sums over queries and over classes stay in a thread.
+    No load of a step depends on another, so that those of the next steps are under way in it.
     """
     ACC: tl.constexpr = logits_ptr.dtype.element_ty
     t = (tl.program_id(0) % T).to(tl.int64)
@@ -46,39 +44,34 @@ def prototype_gradient_kernel(
     d = begin + tl.arange(0, BD)
     n = tl.arange(0, BN).to(tl.int64)
     end = tl.minimum((part + 1) * chunk, Q)
-    temperature = tl.load(temperature_ptr + t * temperature_t).to(ACC)
     y = rows_at(means_ptr + t * means_t, n, n < N, begin, D, means_n, means_d, BD, ACC)
     for_y = tl.zeros([BN, BD], ACC)
-    on_y = tl.zeros([BN], ACC)
-    y_factor = tl.zeros([BN], ACC)
     if METRIC == COSINE:
+        temperature = tl.load(temperature_ptr + t * temperature_t).to(ACC)
         y_factor = tl.load(mean_factor_ptr + t * N + n, mask=n < N, other=0.0)
+        on_y = tl.zeros([BN], ACC)
 
-    for first in range(0, chunk, BQ):
+    for first in tl.range(0, chunk, BQ, num_stages=4):
         q = part * chunk + first + tl.arange(0, BQ)
-        grad, logits, real = logit_gradients(
-            logits_ptr, peak_ptr, total_ptr, labels_ptr, weight_ptr, mass_ptr, grad_loss_ptr,
-            grad_logits_ptr, t, q, q < end, Q, N, labels_t, labels_q, weight_t, weight_q,
-            grad_loss_t, grad_logits_t, grad_logits_q, grad_logits_n,
-            HAS_WEIGHT, HAS_LOSS, HAS_LOGITS, BN,
-        )  # fmt: skip
+        real = q < end
+        at = (t * Q + q[:, None]) * N + n[None, :]
+        there = real[:, None] & (n < N)[None, :]
+        h = tl.load(h_ptr + at, mask=there, other=0.0)
         x = rows_at(query_ptr + t * query_t, q, real, begin, D, query_q, query_d, BD, ACC)
-        if tl.program_id(1) == 0:
-            slope = -tl.sum(tl.where(real[:, None], grad * logits, 0.0), 1) / temperature
-            tl.store(for_temperature_ptr + t * Q + q, slope, mask=q < end)
-        h = grad / temperature
+        if METRIC == COSINE:
+            logits = tl.load(logits_ptr + at, mask=there, other=0.0)
+        if HAS_WEIGHT:  # no padding, which may hold anything
+            weight = tl.load(weight_ptr + t * weight_t + q * weight_q, mask=real, other=0.0)
+            x = tl.where((weight > 0)[:, None], x, 0.0)
+            if METRIC == COSINE:
+                logits = tl.where((weight > 0)[:, None], logits, 0.0)
         if METRIC == SQEUCLIDEAN or METRIC == EUCLIDEAN:
-            if METRIC == EUCLIDEAN:
-                distance = -logits * temperature
-                h = tl.where(distance == 0, 0.0, -h / tl.where(distance == 0, 1.0, distance))
-            else:
-                h = -2.0 * h
             pulls = h[:, :, None] * (x[:, None, :] - y[None, :, :])
             for_x = tl.sum(pulls, 1)
             for_y -= tl.sum(pulls, 0)
         else:
             if METRIC == COSINE:
-                x_factor = tl.load(query_factor_ptr + t * Q + q, mask=q < end, other=0.0)
+                x_factor = tl.load(query_factor_ptr + t * Q + q, mask=real, other=0.0)
                 along = h * (1.0 + temperature * logits)
                 on_y -= tl.sum(along, 0)
                 h = h * x_factor[:, None] * y_factor[None, :]
@@ -87,9 +80,10 @@ def prototype_gradient_kernel(
             if METRIC == COSINE:
                 unit = x * x_factor[:, None]
                 for_x -= unit * (x_factor * tl.sum(along, 1))[:, None]
-        for_x = tl.where(real[:, None], for_x, 0.0)
+        if HAS_WEIGHT:
+            for_x = tl.where((weight > 0)[:, None], for_x, 0.0)
         out = for_query_ptr + (t * Q + q[:, None]) * D + d[None, :]
-        tl.store(out, for_x, mask=(q < end)[:, None] & (d < D)[None, :])
+        tl.store(out, for_x, mask=real[:, None] & (d < D)[None, :])
 
     if METRIC == COSINE:
         for_y += (y * y_factor[:, None]) * (y_factor * on_y)[:, None]
@@ -98,34 +92,30 @@ def prototype_gradient_kernel(
 
 
 def prototype_gradient(
-    grad_loss: Tensor | None, grad_logits: Tensor | None, query: Tensor, means: Tensor,
-    labels: Tensor, weight: Tensor | None, temperature: Tensor, metric: str, found: PrototypeLoss,
+    grad_loss: Tensor, query: Tensor, means: Tensor, labels: Tensor, weight: Tensor | None,
+    temperature: Tensor, metric: str, found: PrototypeLoss,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients for query [T, Q, D], of its dtype, means [T, N, D], and temperature [T, Q].
 
-    From those for loss [T] and logits [T, Q, N], of which one may be None; at most `MOST_CLASSES`
-    classes. The gradient for the temperature is to be summed over the queries.
+    From that for the loss [T]; at most `MOST_CLASSES` classes. The gradient for the temperature is
+    to be summed over the queries.
     """
     tasks, queries, width = query.shape
     n_way = means.shape[1]
     logits = found.logits
+    h, slopes = pair_weights(grad_loss, labels, weight, temperature, metric, found)
     block = gradient_block(tasks, queries, n_way, width)
     chunks = cdiv(queries, block.chunk)
     for_query = query.new_empty(query.shape)
     for_means = logits.new_empty(chunks, tasks, n_way, width)
-    for_temperature = logits.new_empty(tasks, queries)
-    given = labels if weight is None else weight
-    on_loss, on_logits = (logits if g is None else g for g in (grad_loss, grad_logits))
+    given = temperature[:, None] if weight is None else weight
     factors = (logits if f is None else f for f in (found.query_factor, found.mean_factor))
     prototype_gradient_kernel[(tasks * chunks, cdiv(width, block.D))](
-        query, means, labels, given, temperature, logits, found.peak, found.total, found.mass,
-        *factors,
-        on_loss, on_logits, for_query, for_means, for_temperature,
+        query, means, h, given, temperature, logits, *factors, for_query, for_means,
         tasks, queries, n_way, width, block.chunk,
-        *query.stride(), *means.stride(), *labels.stride(), *given.stride(), *temperature.stride(),
-        on_loss.stride(0), *on_logits.stride(), HAS_WEIGHT=weight is not None,
-        HAS_LOSS=grad_loss is not None, HAS_LOGITS=grad_logits is not None,
-        METRIC=METRICS[metric], BQ=block.Q, BN=block.N, BD=block.D, num_warps=1,
+        *query.stride(), *means.stride(), *given.stride(), *temperature.stride(),
+        HAS_WEIGHT=weight is not None, METRIC=METRICS[metric],
+        BQ=block.Q, BN=block.N, BD=block.D, num_warps=1,
     )  # fmt: skip
     # In the order of the chunks, so the same each time.
-    return for_query, for_means[0] if chunks == 1 else for_means.sum(0), for_temperature
+    return for_query, for_means[0] if chunks == 1 else for_means.sum(0), slopes
