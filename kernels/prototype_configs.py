@@ -41,10 +41,11 @@ class MeanBlock(NamedTuple):
 
 
 class GradientBlock(NamedTuple):
-    """Queries of a step, prototypes, features, and the queries of a program."""
+    """Queries of a step, prototypes in two blocks, features, and the queries of a program."""
 
     Q: int
     N: int
+    more: int
     D: int
     chunk: int
 
@@ -109,13 +110,14 @@ def pull_block(prototypes: int, width: int) -> DistanceBlock:
 
 def gradient_block(tasks: int, queries: int, prototypes: int, width: int) -> GradientBlock:
     """For the gradient of the loss: a program of one warp, so that sums stay within threads."""
-    N = max(power_of_2(prototypes), 2)
+    N = max(2, 1 << (prototypes.bit_length() - 1))
+    more = power_of_2(prototypes - N) if prototypes > N else 0  # 20 as 16 and 4, not as 32
     D = min(128, max(32, 512 // N), max(32, power_of_2(width)))
     Q = max(1, min(4, 1024 // (N * D)))
     programs = tasks * -(-width // D)
     chunks = min(-(-_PROGRAMS // programs), -(-queries // 8))
     chunk = -(-queries // max(1, chunks))
-    return GradientBlock(Q, N, D, -(-chunk // Q) * Q)
+    return GradientBlock(Q, N, more, D, -(-chunk // Q) * Q)
 
 
 def nearest_block(rows: int, bank: int, width: int) -> NearestBlock:

@@ -11,8 +11,10 @@ from fastmeta import functional as fmF
 from fastmeta.backends import triton_prototypes as raw
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
-SHAPES = [(2, 7, 5, 6, 3), (1, 1, 1, 1, 1), (2, 6, 3, 140, 5), (1, 45, 3, 3, 40)]  # T, S, Q, D, N
-WEIGHTED = [*zip(SHAPES, [False, False, True, True], strict=True)]
+SHAPES = [  # T, S, Q, D, N
+    (2, 7, 5, 6, 3), (1, 1, 1, 1, 1), (2, 6, 3, 140, 5), (1, 45, 3, 3, 40), (1, 23, 3, 3, 20),
+]  # fmt: skip
+WEIGHTED = [*zip(SHAPES, [False, False, True, True, True], strict=True)]
 NAN = float("nan")
 
 
