@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.launch import cdiv, launchable
-from fastmeta.kernels.prototype_configs import sum_block
+from fastmeta.kernels.prototype_configs import mean_block
 
 __all__ = ["class_means"]
 
@@ -15,9 +15,13 @@ __all__ = ["class_means"]
 def class_means_kernel(
     x_ptr, labels_ptr, weight_ptr, means_ptr, mass_ptr, S, D, N,
     x_t, x_s, x_d, labels_t, labels_s, weight_t, weight_s,
-    HAS_WEIGHT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, BS: tl.constexpr, BG: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """A program a class and block of D. Of x it reads the rows of its class alone."""
+    """A program a class and block of D: one warp, in whose threads sums over samples stay.
+
+    It finds the samples of its class first, so that it neither reads nor passes by any other's row
+    and has the reads of `BG` rows under way at once.
+    """
     ACC: tl.constexpr = means_ptr.dtype.element_ty
     t = (tl.program_id(0) // N).to(tl.int64)
     n = tl.program_id(0) % N
@@ -35,20 +39,28 @@ def class_means_kernel(
     total = tl.zeros([BD], ACC)
     mass = tl.zeros([BS], ACC)
     for begin in range(0, S, BS):
-        s = (begin + tl.arange(0, BS)).to(tl.int64)
-        label = tl.load(labels_ptr + s * labels_s, mask=s < S, other=-1)
+        s = begin + tl.arange(0, BS)
+        label = tl.load(labels_ptr + s.to(tl.int64) * labels_s, mask=s < S, other=-1)
         share = (label == n).to(ACC)
         if HAS_WEIGHT:
-            weight = tl.load(weight_ptr + s * weight_s, mask=s < S, other=0.0).to(ACC)
-            share = tl.where(weight > 0, share * weight, 0.0)
-        member = share > 0
-        x = tl.load(
-            x_ptr + s[:, None] * x_s + d[None, :] * x_d,
-            mask=member[:, None] & (d < D)[None, :], other=0.0,
-        ).to(ACC)  # fmt: skip
-        difference = tl.where(member[:, None], x - origin[None, :], 0.0)
-        total += tl.sum(share[:, None] * difference, 0)
+            weight = tl.load(weight_ptr + s.to(tl.int64) * weight_s, mask=s < S, other=0.0).to(ACC)
+            share = tl.where((label == n) & (weight > 0), weight, 0.0)
         mass += share
+        member = share > 0
+        rank = tl.where(member, tl.cumsum(member.to(tl.int32), 0) - 1, -1)
+        for first in range(0, tl.max(rank, 0) + 1, BG):
+            is_next = rank[None, :] == first + tl.arange(0, BG)[:, None]
+            row = tl.max(tl.where(is_next, s[None, :], -1), 1)
+            there = row >= 0
+            x = tl.load(
+                x_ptr + row.to(tl.int64)[:, None] * x_s + d[None, :] * x_d,
+                mask=there[:, None] & (d < D)[None, :], other=0.0,
+            ).to(ACC)  # fmt: skip
+            difference = tl.where(there[:, None], x - origin[None, :], 0.0)
+            if HAS_WEIGHT:
+                of_row = tl.sum(tl.where(is_next, share[None, :], 0.0), 1)
+                difference = of_row[:, None] * difference
+            total += tl.sum(difference, 0)
     whole = tl.sum(mass, 0)
     at = t * N + n
     tl.store(means_ptr + at * D + d, origin + total / whole, mask=d < D)
@@ -67,11 +79,11 @@ def class_means(
     tasks, samples, width = x.shape
     means, mass = sums.new_empty(tasks, n_way, width), sums.new_empty(tasks, n_way)
     given = labels if weight is None else weight
-    block = sum_block(samples, width)
+    block = mean_block(samples, width)
     grid = (tasks * n_way, cdiv(width, block.D))
     class_means_kernel[grid](
         x, labels, given, means, mass, samples, width, n_way,
         *x.stride(), *labels.stride(), *given.stride(),
-        HAS_WEIGHT=weight is not None, BS=block.S, BD=block.D, num_warps=block.num_warps,
+        HAS_WEIGHT=weight is not None, BS=block.S, BG=block.rows, BD=block.D, num_warps=1,
     )  # fmt: skip
     return means, mass

@@ -12,10 +12,11 @@ from torch import Tensor
 from fastmeta.kernels.distance_tile import EUCLIDEAN, METRICS, SQEUCLIDEAN
 from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype import PrototypeLoss
+from fastmeta.kernels.prototype_configs import power_of_2
 
 __all__ = ["pair_weights"]
 
-_QUERIES, _CLASSES = 8, 64
+_QUERIES, _MOST_CLASSES = 8, 64  # of a step
 
 
 @launchable
@@ -84,6 +85,6 @@ def pair_weights(
         grad_loss, out, slopes, queries, n_way, *labels.stride(), *given.stride(),
         *temperature.stride(), *grad_loss.stride(),
         HAS_WEIGHT=weight is not None, METRIC=METRICS[metric],
-        BQ=_QUERIES, BN=_CLASSES, num_warps=2,
+        BQ=_QUERIES, BN=min(_MOST_CLASSES, max(8, power_of_2(n_way))), num_warps=2,
     )  # fmt: skip
     return out, slopes

@@ -99,7 +99,7 @@ def _loss(
     def launch() -> None:
         class_means(x, labels, weight, n_way, like)
         prototype_loss(x, means, labels, weight, tau, metric, like)
-        prototype_gradient(tau, None, x, means, labels, weight, tau, metric, found)
+        prototype_gradient(tau, x, means, labels, weight, tau, metric, found)
         class_gradient(means, labels, weight, of_class)
 
     kind = str(dtype).removeprefix("torch.")

@@ -146,7 +146,7 @@ def loss_backward(
     support, support_y, support_weight, query, query_y, query_weight = task
     if r.means.shape[1] <= MOST_CLASSES:
         for_query, for_means, slopes = prototype_gradient(
-            grad_loss, None, query, r.means, query_y, query_weight, r.temperature, r.metric, r.found
+            grad_loss, query, r.means, query_y, query_weight, r.temperature, r.metric, r.found
         )  # fmt: skip
     else:
         h, slopes = pair_weights(grad_loss, query_y, query_weight, r.temperature, r.metric, r.found)

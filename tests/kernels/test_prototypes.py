@@ -11,8 +11,10 @@ from fastmeta import functional as fmF
 from fastmeta.backends import triton_prototypes as raw
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
-SHAPES = [(2, 7, 5, 6, 3), (1, 1, 1, 1, 1), (2, 6, 3, 140, 5), (1, 45, 3, 3, 40)]  # T, S, Q, D, N
-WEIGHTED = [*zip(SHAPES, [False, False, True, True], strict=True)]
+SHAPES = [  # T, S, Q, D, N
+    (2, 7, 5, 6, 3), (1, 1, 1, 1, 1), (2, 6, 3, 140, 5), (1, 45, 3, 3, 40), (1, 23, 3, 3, 20),
+]  # fmt: skip
+WEIGHTED = [*zip(SHAPES, [False, False, True, True, True], strict=True)]
 NAN = float("nan")
 
 
@@ -117,6 +119,24 @@ def test_sums_over_pairs(metric, device, poisoned):
         )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_means_of_classes_of_none_to_hundreds_of_samples(weighted, device, poisoned):
+    from fastmeta.kernels.class_means import class_means
+
+    counts = (3, 0, 8, 290, 9, 1)
+    y = torch.cat([torch.full((count,), n) for n, count in enumerate(counts)])
+    y = torch.stack([y[torch.randperm(len(y))] for _ in range(2)]).to(device)
+    x = torch.randn(2, 130, len(y[0]), dtype=DOUBLE, device=device).mT  # not contiguous
+    weight = torch.rand(y.shape, dtype=DOUBLE, device=device) + 0.5
+    weight[:, ::7] = 0
+    weight = weight if weighted else None
+    share = F.one_hot(y).to(DOUBLE) * (1 if weight is None else weight[..., None])
+    means, mass = class_means(x, y, weight, 6, x)
+    right = share.sum(1)
+    torch.testing.assert_close(mass, right)
+    torch.testing.assert_close(means, share.mT @ x / right[..., None], equal_nan=True)
+
+
 def test_a_large_common_offset_loses_nothing(device):
     given = task((1, 8, 5, 16, 4), device, torch.float32)
     near = [None if z is None else z.double() if z.is_floating_point() else z for z in given]
@@ -201,10 +221,10 @@ def test_half_precision_is_summed_in_float32(device):
     torch.testing.assert_close(found.loss, same.loss, rtol=0, atol=0)
     outer = torch.ones(2, device=device)
     of_query, of_means, _ = prototype_gradient(
-        outer, None, given[3], means, given[4], None, tau, "sqeuclidean", found
+        outer, given[3], means, given[4], None, tau, "sqeuclidean", found
     )
     wanted, right, _ = prototype_gradient(
-        outer, None, wide[3], means, given[4], None, tau, "sqeuclidean", found
+        outer, wide[3], means, given[4], None, tau, "sqeuclidean", found
     )
     torch.testing.assert_close(of_means, right, rtol=0, atol=0)
     # To the nearest on the card; the interpreter cuts off, which is a unit of 8 bits at most.
