@@ -27,7 +27,7 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
         return False
     tasks, _, channels = x.shape[:3]
     pixels = x[0, :, 0].numel()
-    # A program takes 16 pixels or more of up to 32 channels.
+    # Their programs are at most 64 times the tasks' channels.
     return pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
 
 
