@@ -44,7 +44,9 @@ def norm_forward_kernel(
         HAS_WEIGHT, HAS_BIAS, mean.dtype,
     )  # fmt: skip
     scale = weight * rstd
-    begin, end = rows_of_part(chunk, S, H, W, P)
+    # The last part first: of it the pass before has left the most in L2.
+    part = tl.num_programs(1) - 1 - tl.program_id(1)
+    begin, end = rows_of_part(part, chunk, S, H, W, P)
     for first in range(begin, end, BR):
         s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)

@@ -88,7 +88,9 @@ def norm_gradient_kernel(
             tl.store(for_weight_ptr + t * C + c, n * m_gx, mask=known)
             tl.store(for_bias_ptr + t * C + c, n * m_g, mask=known)
 
-    begin, end = rows_of_part(chunk, S, H, W, P)
+    # The last part first: of it the pass before has left the most in L2.
+    part = tl.num_programs(1) - 1 - tl.program_id(1)
+    begin, end = rows_of_part(part, chunk, S, H, W, P)
     for first in range(begin, end, BR):
         s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)

@@ -25,7 +25,8 @@ def norm_statistics_kernel(
     """
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     t, c = channels_of(C, BC)
-    begin, end = rows_of_part(chunk, S, H, W, 1)
+    part = tl.program_id(1)
+    begin, end = rows_of_part(part, chunk, S, H, W, 1)
     origin = tl.load(x_ptr + t * x_t + c * x_c, mask=c < C, other=0.0).to(ACC)
     mean = tl.zeros([BR, BC], ACC)
     deviation = tl.zeros([BR, BC], ACC)
@@ -42,7 +43,7 @@ def norm_statistics_kernel(
     count = tl.maximum((end - begin - tl.arange(0, BR) + BR - 1) // BR, 0).to(ACC)[:, None]
     of_part = tl.sum(mean * count, 0) / (end - begin)
     off = mean - of_part[None, :]
-    at = (tl.program_id(1).to(tl.int64) * T + t) * C + c
+    at = (part.to(tl.int64) * T + t) * C + c
     tl.store(mean_ptr + at, origin + of_part, mask=c < C)
     tl.store(deviation_ptr + at, tl.sum(deviation + off * off * count, 0), mask=c < C)
 

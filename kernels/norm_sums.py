@@ -48,7 +48,7 @@ def norm_sums_kernel(
     sum_ax = tl.zeros([BR, BC], ACC)
     sum_ag = tl.zeros([BR, BC], ACC)
     part = tl.program_id(1)
-    begin, end = rows_of_part(chunk, S, H, W, P)
+    begin, end = rows_of_part(part, chunk, S, H, W, P)
     for first in range(begin, end, BR):
         s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)

@@ -69,9 +69,9 @@ def pixels_at(ptr, s, h, w, c, S, H, W, C, stride_s, stride_c, stride_h, stride_
 
 
 @triton.jit
-def rows_of_part(chunk, S, H, W, P: tl.constexpr):
-    """The first window of this program, and the one behind its last."""
-    first = tl.program_id(1) * chunk
+def rows_of_part(part, chunk, S, H, W, P: tl.constexpr):
+    """The first window of a part, and the one behind its last."""
+    first = part * chunk
     return first, tl.minimum(first + chunk, S * tl.cdiv(H, P) * tl.cdiv(W, P))
 
 
