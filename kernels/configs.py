@@ -40,10 +40,10 @@ class Tile(NamedTuple):
 
 # Of a convolution and its input gradient, in TFLOP/s at 14 x 14 pixels and 25 samples.
 _PRODUCT = {
-    "ieee": Tile(64, 64, 16, 4, 3),  # 36; 128 rows 33, 8 warps 31, 32 rows 31
+    "ieee": Tile(64, 64, 32, 4, 3),  # 38; half the depth 36, 128 rows 33, 32 rows 31
     "tf32x3": Tile(128, 64, 32, 8, 3),  # 50; 64 rows 49
     "tf32": Tile(128, 64, 32, 4, 3),  # 135; 64 rows 127, twice the depth 110
-    "bf16": Tile(64, 64, 32, 4, 3),  # 116; 128 rows 111, twice the depth 100
+    "bf16": Tile(64, 64, 32, 4, 4),  # 118, at 7 x 7 pixels 82; three stages 115 and 66
 }
 
 # Of sums over pixels or samples, whose operands are both contiguous across their depth.
@@ -53,7 +53,7 @@ _SUM_OVER_ROWS = {
     # By count: HGMMA takes TF32 with a contiguous depth alone, and reached 21 behind a copy of
     # number after number. HMMA, for which two warps are the sign, takes it as it is.
     "tf32": Tile(64, 64, 32, 2, 3),
-    "bf16": Tile(64, 64, 64, 4, 3),  # 61; half the depth 57
+    "bf16": Tile(64, 64, 32, 4, 3),  # 84; twice the depth 73
 }
 
 
@@ -71,14 +71,17 @@ def for_product(
     def blocks() -> int:
         return batch * -(-rows // m) * -(-columns // n)
 
-    while m > 32 and blocks() < _BLOCKS:
+    # HGMMA takes no 32 rows: bf16 reached 25 TFLOP/s with them at 7 x 7 pixels and 5 samples, 34
+    # with 64.
+    while m > (32 if precision == "ieee" else 64) and blocks() < _BLOCKS:
         m //= 2
     # By count: a multiplier waits where no warp is. Columns that are not contiguous are read from
     # one bank of shared memory, and fewer rows would read them more often.
     if precision == "ieee" and along_columns and m > 16 and blocks() < _MULTIPROCESSORS:
         m //= 2
+    k = 16 if precision == "ieee" and m < best.m else best.k
     return best._replace(
-        m=m, n=n, k=_power_of_two(depth, 16, best.k), num_warps=_warps(best, m, n, precision)
+        m=m, n=n, k=_power_of_two(depth, 16, k), num_warps=_warps(best, m, n, precision)
     )
 
 
@@ -143,8 +146,9 @@ def splits(tile: Tile, rows: int, columns: int, depth: int, batch: int) -> int:
     blocks = batch * -(-rows // tile.m) * -(-columns // tile.n)
     steps = -(-depth // tile.k)
     to_fill = min(_BLOCKS // blocks, steps // 8)
-    # By count: 288 blocks are three for some multiprocessors and two for the others.
-    to_even_out = min(4 * _BLOCKS // blocks, depth // 512)
+    # 288 blocks are three for some multiprocessors and two for the others: three parts gave 33
+    # TFLOP/s in float32 at 14 x 14 pixels and 25 samples, one 26; at 7 x 7 two gave 21, one 25.
+    to_even_out = min(4 * _BLOCKS // blocks, depth // 512 if depth >= 2048 else 1)
     return max(1, to_fill, to_even_out)
 
 

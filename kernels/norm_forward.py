@@ -5,14 +5,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmeta.kernels.launch import cdiv, launchable
-from fastmeta.kernels.norm_configs import norm_block
+from fastmeta.kernels.norm_configs import norm_block, power_of_2
 from fastmeta.kernels.norm_statistics import merged, norm_statistics
 from fastmeta.kernels.norm_tile import (
+    affine_of,
     channels_of,
     is_largest,
     normalized,
     pixels_at,
     pooled,
+    rows_of_part,
     windows,
 )
 
@@ -23,35 +25,38 @@ __all__ = ["norm_forward"]
 @triton.jit
 def norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, part_mean_ptr, part_deviation_ptr, y_ptr, mean_ptr, rstd_ptr,
-    T, S, H, W, C, parts, chunk,
+    T, S, H, W, C, parts, pixels_of_part, chunk,
     x_t, x_s, x_c, x_h, x_w, y_t, y_s, y_c, y_h, y_w, weight_t, weight_c, bias_t, bias_c,
     EPS: tl.constexpr, SLOPE: tl.constexpr, P: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PARTS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """A program a block of channels and of windows."""
+    """A program a block of channels and `chunk` windows."""
     t, c = channels_of(C, BC)
     mean, rstd = merged(
-        part_mean_ptr, part_deviation_ptr, parts, S * H * W, chunk, t, c, T, C, EPS
+        part_mean_ptr, part_deviation_ptr, parts, S * H * W, pixels_of_part, t, c, T, C, EPS, PARTS
     )  # fmt: skip
     if tl.program_id(1) == 0:
         tl.store(mean_ptr + t * C + c, mean, mask=c < C)
         tl.store(rstd_ptr + t * C + c, rstd, mask=c < C)
-    s, h, w, whole = windows(tl.program_id(1) * BR + tl.arange(0, BR), S, H, W, P)
-    pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
-    x = tl.load(pointers, mask=there, other=0.0)
-    z = normalized(x, mean, rstd)
-    scale = rstd
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + t * weight_t + c * weight_c, mask=c < C, other=0.0)
-        scale = weight * rstd
-        z = z * weight[None, None, :]
-    if HAS_BIAS:
-        z += tl.load(bias_ptr + t * bias_t + c * bias_c, mask=c < C, other=0.0)[None, None, :]
-    y = pooled(z, is_largest(x, there, scale, P))
-    y = tl.where(y > 0, y, y * SLOPE)
-    place = s.to(tl.int64) * y_s + (h // P).to(tl.int64) * y_h + (w // P).to(tl.int64) * y_w
-    pointers = y_ptr + t * y_t + place[:, None] + (c * y_c)[None, :]
-    tl.store(pointers, y, mask=whole[:, None] & (c < C)[None, :])
+    weight, bias = affine_of(
+        weight_ptr, bias_ptr, t, c, C, weight_t, weight_c, bias_t, bias_c,
+        HAS_WEIGHT, HAS_BIAS, mean.dtype,
+    )  # fmt: skip
+    scale = weight * rstd
+    # The last part first: of it the pass before has left the most in L2.
+    part = tl.num_programs(1) - 1 - tl.program_id(1)
+    begin, end = rows_of_part(part, chunk, S, H, W, P)
+    for first in range(begin, end, BR):
+        s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
+        pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
+        x = tl.load(pointers, mask=there, other=0.0)
+        z = normalized(x, mean, rstd) * weight[None, None, :] + bias[None, None, :]
+        y = pooled(z, is_largest(x, there, scale, P))
+        y = tl.where(y > 0, y, y * SLOPE)
+        place = s.to(tl.int64) * y_s + (h // P).to(tl.int64) * y_h + (w // P).to(tl.int64) * y_w
+        pointers = y_ptr + t * y_t + place[:, None] + (c * y_c)[None, :]
+        tl.store(pointers, y, mask=whole[:, None] & (c < C)[None, :])
 
 
 def norm_forward(
@@ -68,14 +73,16 @@ def norm_forward(
     y = like_pixels(x, height // pool, width // pool)
     mean, rstd = (x.new_empty(tasks, channels) for _ in range(2))
     affine = [mean if p is None else p for p in (weight, bias)]
-    rows = block.windows(pool)
     count = samples * cdiv(height, pool) * cdiv(width, pool)
-    norm_forward_kernel[(tasks * cdiv(channels, block.C), cdiv(count, rows))](
+    rows = block.windows(pool)
+    chunk = block.chunk(count, rows)
+    norm_forward_kernel[(tasks * cdiv(channels, block.C), cdiv(count, chunk))](
         x, *affine, part_mean, part_deviation, y, mean, rstd,
-        tasks, samples, height, width, channels, len(part_mean), block.chunk,
+        tasks, samples, height, width, channels,
+        len(part_mean), block.chunk(samples * height * width, block.rows), chunk,
         *x.stride(), *y.stride(), *affine[0].stride(), *affine[1].stride(),
         EPS=eps, SLOPE=slope, P=pool, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-        BR=rows, BC=block.C, num_warps=block.num_warps,
+        PARTS=power_of_2(len(part_mean)), BR=rows, BC=block.C, num_warps=block.num_warps,
     )  # fmt: skip
     return y, mean, rstd
 

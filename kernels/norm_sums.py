@@ -12,6 +12,7 @@ from fastmeta.kernels.norm_tile import (
     is_largest,
     normalized,
     pixels_at,
+    rows_of_part,
     through_pool,
     windows,
 )
@@ -40,42 +41,44 @@ def norm_sums_kernel(
         weight_ptr, bias_ptr, t, c, C, weight_t, weight_c, bias_t, bias_c,
         HAS_WEIGHT, HAS_BIAS, ACC,
     )  # fmt: skip
-    sum_g = tl.zeros([BC], ACC)
-    sum_gx = tl.zeros([BC], ACC)
-    sum_a = tl.zeros([BC], ACC)
-    sum_ax = tl.zeros([BC], ACC)
-    sum_ag = tl.zeros([BC], ACC)
+    # Of each row of a tile by itself: rows are added up across threads once, at the end.
+    sum_g = tl.zeros([BR, BC], ACC)
+    sum_gx = tl.zeros([BR, BC], ACC)
+    sum_a = tl.zeros([BR, BC], ACC)
+    sum_ax = tl.zeros([BR, BC], ACC)
+    sum_ag = tl.zeros([BR, BC], ACC)
     part = tl.program_id(1)
-    for first in range(part * chunk, (part + 1) * chunk, BR):
+    begin, end = rows_of_part(part, chunk, S, H, W, P)
+    for first in range(begin, end, BR):
         s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
         x = tl.load(pointers, mask=there, other=0.0)
-        normal = tl.where(there, normalized(x, mean, rstd), 0.0)
-        z = normal * weight[None, None, :] + bias[None, None, :]
-        chosen = is_largest(x, there, weight * rstd, P)
         place = s.to(tl.int64) * grad_s + (h // P).to(tl.int64) * grad_h
         place += (w // P).to(tl.int64) * grad_w
         grad = tl.load(
             grad_ptr + t * grad_t + place[:, None] + (c * grad_c)[None, :],
             mask=whole[:, None] & known[None, :], other=0.0,
         )  # fmt: skip
+        normal = tl.where(there, normalized(x, mean, rstd), 0.0)
+        z = normal * weight[None, None, :] + bias[None, None, :]
+        chosen = is_largest(x, there, weight * rstd, P)
         g = through_pool(grad, z, chosen, SLOPE)
-        sum_g += tl.sum(tl.sum(g, 1), 0)
-        sum_gx += tl.sum(tl.sum(g * normal, 1), 0)
+        sum_g += tl.sum(g, 0)
+        sum_gx += tl.sum(g * normal, 0)
         if SECOND:
             pointers, _ = pixels_at(a_ptr + t * a_t, s, h, w, c, S, H, W, C, a_s, a_c, a_h, a_w, P)
             a = tl.load(pointers, mask=there, other=0.0)
-            sum_a += tl.sum(tl.sum(a, 1), 0)
-            sum_ax += tl.sum(tl.sum(a * normal, 1), 0)
-            sum_ag += tl.sum(tl.sum(a * g, 1), 0)
+            sum_a += tl.sum(a, 0)
+            sum_ax += tl.sum(a * normal, 0)
+            sum_ag += tl.sum(a * g, 0)
     # Not T.to(...): a T of 1 is a constant to the compiler, and has no such thing.
     row = part.to(tl.int64) * COUNT
-    tl.store(sums_ptr + (row * T + t) * C + c, sum_g, mask=known)
-    tl.store(sums_ptr + ((row + 1) * T + t) * C + c, sum_gx, mask=known)
+    tl.store(sums_ptr + (row * T + t) * C + c, tl.sum(sum_g, 0), mask=known)
+    tl.store(sums_ptr + ((row + 1) * T + t) * C + c, tl.sum(sum_gx, 0), mask=known)
     if SECOND:
-        tl.store(sums_ptr + ((row + 2) * T + t) * C + c, sum_a, mask=known)
-        tl.store(sums_ptr + ((row + 3) * T + t) * C + c, sum_ax, mask=known)
-        tl.store(sums_ptr + ((row + 4) * T + t) * C + c, sum_ag, mask=known)
+        tl.store(sums_ptr + ((row + 2) * T + t) * C + c, tl.sum(sum_a, 0), mask=known)
+        tl.store(sums_ptr + ((row + 3) * T + t) * C + c, tl.sum(sum_ax, 0), mask=known)
+        tl.store(sums_ptr + ((row + 4) * T + t) * C + c, tl.sum(sum_ag, 0), mask=known)
 
 
 def norm_sums(
@@ -84,9 +87,9 @@ def norm_sums(
 ) -> Tensor:  # fmt: skip
     """Sums of g and g x', and, given a, of a, a x' and a g: [parts, 2 or 5, T, C]"""
     tasks, samples, channels, height, width = x.shape
-    rows = block.windows(pool)
-    chunk = block.chunk // (block.rows // rows)
     count = samples * cdiv(height, pool) * cdiv(width, pool)
+    rows = block.windows(pool)
+    chunk = block.chunk(count, rows)
     parts = cdiv(count, chunk)
     sums = mean.new_empty(parts, 2 if a is None else 5, tasks, channels)
     affine = [mean if p is None else p for p in (weight, bias)]

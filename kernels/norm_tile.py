@@ -1,16 +1,17 @@
 """What the kernels of norm, activation and pool share, inside a kernel: no kernel itself.
 
 A task's rows are windows of P x P pixels, P = 1 without a pool; the windows at the lower and right
-edge may be cut off, and have no output. A tile holds BR windows, their K = P * P pixels and BC
-channels. Of equal pixels the first is the largest, as in PyTorch.
+edge may be cut off, and have no output. A tile holds the K = P * P pixels of BR windows and BC
+channels, [K, BR, BC] in this order, in which a thread has a window's pixels in its own registers.
+Of equal pixels the first is the largest, as in PyTorch.
 """
 
 import triton
 import triton.language as tl
 
 __all__ = [
-    "affine_of", "channels_of", "is_largest", "normalized", "pixels_at", "pooled",
-    "through_pool", "windows",
+    "affine_of", "channels_of", "is_largest", "normalized", "parts_at", "pixels_at", "pooled",
+    "rows_of_part", "through_pool", "windows",
 ]  # fmt: skip
 
 
@@ -43,8 +44,9 @@ def windows(row, S, H, W, P: tl.constexpr):
     """Of windows [BR]: sample, line and column of their first pixel, and whether they are whole."""
     down = tl.cdiv(H, P)
     across = tl.cdiv(W, P)
-    s = row // (down * across)
-    h = row // across % down * P
+    line = row // across
+    s = line // down
+    h = line % down * P
     w = row % across * P
     whole = (s < S) & (h + P <= H) & (w + P <= W)
     return s, h, w, whole
@@ -52,18 +54,33 @@ def windows(row, S, H, W, P: tl.constexpr):
 
 @triton.jit
 def pixels_at(ptr, s, h, w, c, S, H, W, C, stride_s, stride_c, stride_h, stride_w, P: tl.constexpr):
-    """Pointers [BR, K, BC] to the pixels of windows, and which of them are there."""
+    """Pointers [K, BR, BC] to the pixels of windows, and which of them are there."""
     k = tl.arange(0, P * P)
-    line = h[:, None] + k[None, :] // P
-    column = w[:, None] + k[None, :] % P
-    there = (s < S)[:, None] & (line < H) & (column < W)
+    line = h[None, :] + k[:, None] // P
+    column = w[None, :] + k[:, None] % P
+    there = (s < S)[None, :] & (line < H) & (column < W)
     place = (
-        s[:, None].to(tl.int64) * stride_s
+        s[None, :].to(tl.int64) * stride_s
         + line.to(tl.int64) * stride_h
         + column.to(tl.int64) * stride_w
     )
     pointers = ptr + place[:, :, None] + (c * stride_c)[None, None, :]
     return pointers, there[:, :, None] & (c < C)[None, None, :]
+
+
+@triton.jit
+def rows_of_part(part, chunk, S, H, W, P: tl.constexpr):
+    """The first window of a part, and the one behind its last."""
+    first = part * chunk
+    return first, tl.minimum(first + chunk, S * tl.cdiv(H, P) * tl.cdiv(W, P))
+
+
+@triton.jit
+def parts_at(parts, t, c, T, C, PARTS: tl.constexpr):
+    """Offsets [PARTS, BC] into [parts, T, C], all read at once, and which of them are there."""
+    part = tl.arange(0, PARTS)
+    at = (part.to(tl.int64) * T)[:, None] * C + (t * C + c)[None, :]
+    return at, (part < parts)[:, None] & (c < C)[None, :]
 
 
 @triton.jit
@@ -73,7 +90,7 @@ def normalized(x, mean, rstd):
 
 @triton.jit
 def is_largest(x, there, scale, P: tl.constexpr):
-    """Which pixel of each window is the largest after the norm, as a mask [BR, K, BC].
+    """Which pixel of each window is the largest after the norm, as a mask [K, BR, BC].
 
     Found in x itself: a norm keeps the order, or turns it around where its scale is negative.
     """
@@ -82,21 +99,21 @@ def is_largest(x, there, scale, P: tl.constexpr):
     else:
         sign = tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0)).to(x.dtype)
         signed = tl.where(there, x * sign[None, None, :], float("-inf"))
-        largest = tl.max(signed, 1)
-        k = tl.arange(0, P * P)[None, :, None]
-        first = tl.min(tl.where(signed == largest[:, None, :], k, P * P), 1)
-        chosen = there & (k == first[:, None, :])
+        largest = tl.max(signed, 0)
+        k = tl.arange(0, P * P)[:, None, None]
+        first = tl.min(tl.where(signed == largest[None, :, :], k, P * P), 0)
+        chosen = there & (k == first[None, :, :])
     return chosen
 
 
 @triton.jit
 def pooled(values, chosen):
     """The chosen pixel of each window, [BR, BC]."""
-    return tl.sum(tl.where(chosen, values, 0.0), 1)
+    return tl.sum(tl.where(chosen, values, 0.0), 0)
 
 
 @triton.jit
 def through_pool(grad, z, chosen, SLOPE: tl.constexpr):
-    """The gradient [BR, K, BC] for the norm's output, from that for the pool's [BR, BC]."""
-    of_pixels = grad[:, None, :]  # a SLOPE of its own would be float32
+    """The gradient [K, BR, BC] for the norm's output, from that for the pool's [BR, BC]."""
+    of_pixels = grad[None, :, :]  # a SLOPE of its own would be float32
     return tl.where(chosen, tl.where(z > 0, of_pixels, of_pixels * SLOPE), 0.0)

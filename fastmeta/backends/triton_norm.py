@@ -14,7 +14,6 @@ from fastmeta.backends.operation import operation
 __all__ = ["backward", "forward", "second_backward", "takes"]
 
 _MOST = 2**31 - 1  # pixels of a task, and programs in a dimension of the grid
-_MOST_BLOCKS = 65535  # programs in the other dimension
 
 
 def takes(x: Tensor, *others: Tensor | None) -> bool:
@@ -27,8 +26,8 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
         return False
     tasks, _, channels = x.shape[:3]
     pixels = x[0, :, 0].numel()
-    # A program takes 16 pixels or more of up to 32 channels.
-    return pixels <= 16 * _MOST_BLOCKS and tasks * channels <= _MOST
+    # Pixels are counted in 32 bits, those of a last tile too.
+    return pixels <= _MOST // 2 and tasks * channels <= _MOST
 
 
 @operation(

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck
 
 import fastmeta as fm
 from fastmeta import functional as fmF
+from fastmeta.kernels import norm_configs
 
 EPS = 0.01
 
@@ -71,6 +72,17 @@ def test_block(shape, pool, slope, given, channels_last, device, poisoned):
     inputs = problem(shape, device, channels_last=channels_last, given=given)
     ours = derivatives(lambda *z: fmF.batch_norm_pool(*z, EPS, slope, pool), inputs)
     right = derivatives(lambda *z: plain(*z, slope, pool), inputs)
+    torch.testing.assert_close(ours, right, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_programs_of_several_tiles(pool, channels_last, device, poisoned, monkeypatch):
+    monkeypatch.setattr(norm_configs, "_BLOCKS", 3)
+    monkeypatch.setattr(norm_configs, "_BYTES", 256)
+    inputs = problem((1, 9, 2, 3, 5), device, channels_last=channels_last)
+    ours = derivatives(lambda *z: fmF.batch_norm_pool(*z, EPS, 0.2, pool), inputs)
+    right = derivatives(lambda *z: plain(*z, 0.2, pool), inputs)
     torch.testing.assert_close(ours, right, rtol=1e-7, atol=1e-8)
 
 
