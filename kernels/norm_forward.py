@@ -10,10 +10,8 @@ from fastmeta.kernels.norm_statistics import merged, norm_statistics
 from fastmeta.kernels.norm_tile import (
     affine_of,
     channels_of,
-    is_largest,
-    normalized,
+    largest,
     pixels_at,
-    pooled,
     rows_of_part,
     windows,
 )
@@ -51,8 +49,8 @@ def norm_forward_kernel(
         s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
         x = tl.load(pointers, mask=there, other=0.0)
-        z = normalized(x, mean, rstd) * weight[None, None, :] + bias[None, None, :]
-        y = pooled(z, is_largest(x, there, scale, P))
+        normal = (largest(x, scale, P) - mean[None, :]) * rstd[None, :]
+        y = normal * weight[None, :] + bias[None, :]
         y = tl.where(y > 0, y, y * SLOPE)
         place = s.to(tl.int64) * y_s + (h // P).to(tl.int64) * y_h + (w // P).to(tl.int64) * y_w
         pointers = y_ptr + t * y_t + place[:, None] + (c * y_c)[None, :]

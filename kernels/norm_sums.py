@@ -10,10 +10,11 @@ from fastmeta.kernels.norm_tile import (
     affine_of,
     channels_of,
     is_largest,
+    largest,
     normalized,
     pixels_at,
+    pooled,
     rows_of_part,
-    through_pool,
     windows,
 )
 
@@ -41,6 +42,7 @@ def norm_sums_kernel(
         weight_ptr, bias_ptr, t, c, C, weight_t, weight_c, bias_t, bias_c,
         HAS_WEIGHT, HAS_BIAS, ACC,
     )  # fmt: skip
+    scale = weight * rstd
     # Of each row of a tile by itself: rows are added up across threads once, at the end.
     sum_g = tl.zeros([BR, BC], ACC)
     sum_gx = tl.zeros([BR, BC], ACC)
@@ -53,24 +55,25 @@ def norm_sums_kernel(
         s, h, w, whole = windows(first + tl.arange(0, BR), S, H, W, P)
         pointers, there = pixels_at(x_ptr + t * x_t, s, h, w, c, S, H, W, C, x_s, x_c, x_h, x_w, P)
         x = tl.load(pointers, mask=there, other=0.0)
+        output = whole[:, None] & known[None, :]
         place = s.to(tl.int64) * grad_s + (h // P).to(tl.int64) * grad_h
         place += (w // P).to(tl.int64) * grad_w
         grad = tl.load(
             grad_ptr + t * grad_t + place[:, None] + (c * grad_c)[None, :],
-            mask=whole[:, None] & known[None, :], other=0.0,
+            mask=output, other=0.0,
         )  # fmt: skip
-        normal = tl.where(there, normalized(x, mean, rstd), 0.0)
-        z = normal * weight[None, None, :] + bias[None, None, :]
-        chosen = is_largest(x, there, weight * rstd, P)
-        g = through_pool(grad, z, chosen, SLOPE)
-        sum_g += tl.sum(g, 0)
-        sum_gx += tl.sum(g * normal, 0)
+        # g is 0 but at the largest pixel of each window.
+        normal = (largest(x, scale, P) - mean[None, :]) * rstd[None, :]
+        normal = tl.where(output, normal, 0.0)
+        g = tl.where(normal * weight[None, :] + bias[None, :] > 0, grad, grad * SLOPE)
+        sum_g += g
+        sum_gx += g * normal
         if SECOND:
             pointers, _ = pixels_at(a_ptr + t * a_t, s, h, w, c, S, H, W, C, a_s, a_c, a_h, a_w, P)
             a = tl.load(pointers, mask=there, other=0.0)
             sum_a += tl.sum(a, 0)
-            sum_ax += tl.sum(a * normal, 0)
-            sum_ag += tl.sum(a * g, 0)
+            sum_ax += tl.sum(a * tl.where(there, normalized(x, mean, rstd), 0.0), 0)
+            sum_ag += g * pooled(a, is_largest(x, there, scale, P))
     # Not T.to(...): a T of 1 is a constant to the compiler, and has no such thing.
     row = part.to(tl.int64) * COUNT
     tl.store(sums_ptr + (row * T + t) * C + c, tl.sum(sum_g, 0), mask=known)

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 __all__ = [
-    "affine_of", "channels_of", "is_largest", "normalized", "parts_at", "pixels_at", "pooled",
-    "rows_of_part", "through_pool", "windows",
+    "affine_of", "channels_of", "is_largest", "largest", "normalized", "parts_at", "pixels_at",
+    "pooled", "rows_of_part", "through_pool", "windows",
 ]  # fmt: skip
 
 
@@ -89,6 +89,24 @@ def normalized(x, mean, rstd):
 
 
 @triton.jit
+def sign_of(scale, DTYPE: tl.constexpr):
+    return tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0)).to(DTYPE)
+
+
+@triton.jit
+def largest(x, scale, P: tl.constexpr):
+    """[BR, BC]: the pixel of each whole window that `is_largest` finds, without its place."""
+    if P == 1:
+        value = tl.sum(x, 0)
+    else:
+        sign = sign_of(scale, x.dtype)
+        first = tl.sum(tl.where(tl.arange(0, P * P)[:, None, None] == 0, x, 0.0), 0)
+        best = tl.max(x * sign[None, None, :], 0) * sign[None, :]
+        value = tl.where(sign[None, :] == 0, first, best)
+    return value
+
+
+@triton.jit
 def is_largest(x, there, scale, P: tl.constexpr):
     """Which pixel of each window is the largest after the norm, as a mask [K, BR, BC].
 
@@ -97,7 +115,7 @@ def is_largest(x, there, scale, P: tl.constexpr):
     if P == 1:
         chosen = there
     else:
-        sign = tl.where(scale > 0, 1.0, tl.where(scale < 0, -1.0, 0.0)).to(x.dtype)
+        sign = sign_of(scale, x.dtype)
         signed = tl.where(there, x * sign[None, None, :], float("-inf"))
         largest = tl.max(signed, 0)
         k = tl.arange(0, P * P)[:, None, None]

@@ -145,6 +145,15 @@ def test_norms(norm, device):
     torch.testing.assert_close(ours, right)
 
 
+def test_a_weight_of_0_pools_the_first_pixel(device):
+    inputs = problem((2, 3, 2, 4, 5), device)
+    with torch.no_grad():
+        inputs[1][:, 0] = 0
+    ours = derivatives(lambda *z: fmF.batch_norm_pool(*z, EPS, 0.2, 2), inputs)
+    right = derivatives(lambda *z: plain(*z, 0.2, 2), inputs)
+    torch.testing.assert_close(ours, right)
+
+
 def test_a_channel_with_one_value_has_no_gradient(device):
     x, weight, bias = problem((1, 3, 2, 2, 2), device)
     with torch.no_grad():
