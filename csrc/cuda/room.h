@@ -32,7 +32,9 @@ bool takes_enough_rows(const InnerLoop<R>& loop, i64 limit, int blocks) {
     return limit >= (blocks > 1 ? shared_bytes(Plan<Cluster<R>>(loop, taken))
                                 : shared_bytes(Plan<Recorder<R>>(loop, taken)) + beside_scratch);
   };
-  return fits(all) || (all > enough_rows && fits(enough_rows));
+  const i64 least = blocks > 1 ? least_bytes<Cluster<R>>(loop, blocks)
+                               : least_bytes<Recorder<R>>(loop) + beside_scratch;
+  return least <= limit && (fits(all) || (all > enough_rows && fits(enough_rows)));
 }
 
 // Multiply-adds a sample of the block that has the most to do.

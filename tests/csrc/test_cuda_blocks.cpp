@@ -375,6 +375,9 @@ void check_choice() {
   check_blocks("rl, 133 tasks", make_layers(133, 200, {20, 64, 64, 6}), 1, 1, 1);
   check_blocks("per-user", make_layers(256, 20, {256, 64, 64, 1}), 2, 0, 2);
   check_blocks("60k", make_layers(256, 25, {200, 200, 100, 5}), 8, 0, 8);
+  // As the engine asks before it knows of samples: what holds one row holds any number of them.
+  for (const auto& widths : std::vector<std::vector<i64>>{{256, 64, 64, 3}, {200, 200, 100, 5}})
+    expect(blocks_on_h100(make_layers(1, 1, widths)) > 1, "one sample", "nothing holds it");
   check_blocks("a million", make_layers(1, 5, {1000, 1000, 10}), 0, 0, 0);
   for (const auto& widths : std::vector<std::vector<i64>>{
            {256, 64, 64, 1}, {200, 200, 100, 5}, {784, 64, 64, 10}, {100, 100, 100, 100, 100}})
