@@ -141,9 +141,13 @@ FASTMETA_INLINE void weight_gradient_tiles(const Here<R>& here, const Op& given)
     const Then then = Then(opaque(int(op.then)));
     Tile<M, R> acc{};
 #pragma unroll 1
-    for (int t = 0; t < terms; ++t)
-      add_down(acc, in_shared(here.at(t ? op.a[1] : op.a[0])) + m, op.a_row,
-               in_shared(here.at(t ? op.b[1] : op.b[0])) + n, op.b_row, op.depth);
+    for (int t = 0; t < terms; ++t) {
+      const R* a = in_shared(here.at(t ? op.a[1] : op.a[0])) + m;
+      const R* b = in_shared(here.at(t ? op.b[1] : op.b[0])) + n;
+      add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
+        add_down(sums, a + begin * op.a_row, op.a_row, b + begin * op.b_row, op.b_row, end - begin);
+      });
+    }
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       if (m + i >= op.rows) break;
