@@ -70,7 +70,10 @@ class Plan {
     return {reinterpret_cast<const char*>(program_.ops.data()),
             program_.ops.size() * sizeof(cuda::Op)};
   }
-  void put_operations(std::uintptr_t address) { ops_ = pointer<const cuda::Op>(address); }
+  void put_operations(std::uintptr_t address) {
+    ops_ = pointer<const cuda::Op>(address);
+    program_.ops = {};  // they are there now
+  }
   i64 record_bytes() const { return record_ * i64(sizeof(R)); }
   i64 workspace_bytes() const { return workspace_ * i64(sizeof(R)); }
 

@@ -70,7 +70,7 @@ struct alignas(16) Op {
   int value, value_row;
   int r_to, rz;    // derivatives: what is written second, and that of the activation's input
 
-  int pad;         // what follows the last column: 1, where a product has a bias; 0: of derivatives
+  int pad;         // what follows the last column: 1 of values, which a bias multiplies; 0 of derivatives
   int bias_row;    // WeightGradient: the row that sums over samples alone, or -1
   Then then;
 

@@ -87,7 +87,7 @@ struct Recorder {
     if (place.slot == no_slot) {
       recording->add(Do::Zero, 1, n).to = int(place.offset);
     } else {
-      recording->with_tensor(recording->add(Do::ZeroTensor, 1, n), p, n);
+      recording->with_tensor(recording->add(Do::ZeroTensor), p, n).row_step = n;
     }
   }
   // theta_k comes from the record and goes there.

@@ -23,7 +23,8 @@ FASTMETA_INLINE void carry_out(const Here<R>& here, const Op& op) {
     case Do::ZeroTensor: {
       if (!here.has(op.slot)) return;
       R* to = here.tensor(op.slot, op.offset);
-      return each(op.columns, [&](int i) { to[i] = 0; });
+      for (i64 i = threadIdx.x; i < op.row_step; i += blockDim.x) to[i] = 0;
+      return;
     }
     case Do::Load:
       return move(here.at(op.to), here.tensor(op.slot, op.offset), op.columns);

@@ -1,8 +1,8 @@
 // The products of a program, by all threads of a block: each has tiles of M rows x 4 columns in
 // registers.
 //
-// Each element is one running sum over k in order, whatever the tile: the result does not depend on
-// the number of threads. Operands lie in shared memory, rows 16-byte aligned and a multiple of four
+// Each element is a sum over k in order, in pieces of at most `deepest`, whatever the tile: the result
+// does not depend on the number of threads. Operands lie in shared memory, rows 16-byte aligned and a multiple of four
 // long, so that what a tile reads past its matrix's width is padding of the same row. Along the side
 // that is contiguous four numbers come at once. Where B is contiguous along k (W^T), a thread's columns
 // are far apart, so that neighbouring threads read neighbouring rows: those begin in different banks,

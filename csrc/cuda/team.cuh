@@ -1,4 +1,4 @@
-// The team of a GPU: the threads of one block, which share one task. Whatever ends in a store ends in
+// What a block of a cluster is (cluster.cuh): its threads share a part of a task. Whatever ends in a store ends in
 // a barrier, but for products: the passes know what follows them.
 #pragma once
 

@@ -1,7 +1,8 @@
 """The CUDA kernels: loads `fastmeta._cuda` where there is a GPU, or says why it cannot be had.
 
 What they keep from a forward to its backward, and their scratch, are tensors of PyTorch's
-allocator: nothing waits for the device, and CUDA graphs can capture the calls.
+allocator: nothing waits for the device, and CUDA graphs can capture the calls, but for the first
+of an inner loop of some shapes, which plans it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,21 +32,19 @@ class _Call:
     def __init__(self, native_call: Any, new_plan: Callable[..., Any]) -> None:
         self.native = native_call
         self._new_plan = new_plan
-        self._plans: dict[tuple[Any, ...], tuple[Any, Tensor | None]] = {}
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def plan(self, like: Tensor, device: int, *wanted: bool) -> Any:
         """The plan for (backward, fast, rates, support_x, query_x, loss, predictions, fast)."""
         key = (device, *wanted)
         known = self._plans.get(key)
-        if known is None:
-            known = self._plans[key] = self._plan(like, device, wanted)
-        if known[1] is not None and _captures():
-            _in_graphs[key[0], known[1].data_ptr()] = known[1]
-        return known[0]
+        if known is None:  # of two threads the first one's stays, for both
+            known = self._plans.setdefault(key, self._plan(like, device, wanted))
+        if known.operations is not None:
+            _keep_for_stream(known, _place(like)[1], device)
+        return known.native
 
-    def _plan(
-        self, like: Tensor, device: int, wanted: tuple[bool, ...]
-    ) -> tuple[Any, Tensor | None]:
+    def _plan(self, like: Tensor, device: int, wanted: tuple[bool, ...]) -> _Plan:
         if _captures():
             raise RuntimeError(
                 "the first call of an inner loop of these shapes plans it, which a CUDA graph "
@@ -54,14 +53,33 @@ class _Call:
         plan = self._new_plan(self.native, *wanted, device)
         operations = plan.operations()
         if not operations:
-            return plan, None
-        there = torch.frombuffer(bytearray(operations), dtype=torch.uint8).to(like.device)
+            return _Plan(plan, None, 0)
+        there = _bytes(like, len(operations), "what its kernels do")
+        there.copy_(torch.frombuffer(bytearray(operations), dtype=torch.uint8))
         plan.put_operations(there.data_ptr())
-        return plan, there
+        return _Plan(plan, there, _place(like)[1])
+
+
+class _Plan(NamedTuple):
+    """A native plan, its operations on the device if it has any, and the stream that has them."""
+
+    native: Any
+    operations: Tensor | None
+    stream: int
 
 
 # Operations that a CUDA graph may read for as long as it lives, which nobody is told of.
 _in_graphs: dict[tuple[int, int], Tensor] = {}
+
+
+def _keep_for_stream(plan: _Plan, stream: int, device: int) -> None:
+    """Let nobody get the memory of the operations while a stream or a graph may read them."""
+    there = plan.operations
+    assert there is not None
+    if _captures():
+        _in_graphs[device, there.data_ptr()] = there
+    elif stream != plan.stream:
+        there.record_stream(torch.cuda.current_stream(device))
 
 
 def unavailable() -> str | None:

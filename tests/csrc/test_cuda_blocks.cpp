@@ -238,6 +238,7 @@ Case<double> make_chain(unsigned seed, ActivationKind kind, LossKind loss, i64 t
       c.nodes.push_back(linear(c, random, in, out));
       in = out;
       if (l + 1 < layers || random.coin()) c.nodes.push_back(activation(kind, in));
+      if (!random.below(5)) c.nodes.push_back(activation(kind, in));
     }
   });
 }
@@ -309,6 +310,15 @@ Case<double> make_wide(unsigned seed) {
   return make_case(seed, LossKind::CrossEntropy, 2, [](Case<double>& c, Random& random) {
     c.nodes = {linear(c, random, 530, 6)};
     c.support_n = 7, c.query_n = 5, c.steps = 2, c.order = 2;
+  });
+}
+
+// More samples than one running sum takes.
+Case<double> make_long(unsigned seed) {
+  return make_case(seed, LossKind::MeanSquaredError, 2, [](Case<double>& c, Random& random) {
+    c.nodes = {linear(c, random, 3, 12), activation(ActivationKind::ReLU, 12),
+               linear(c, random, 12, 2)};
+    c.support_n = 300, c.query_n = 5, c.steps = 2, c.order = 2;
   });
 }
 
@@ -394,6 +404,9 @@ int main() {
       check(make_chain(seed, ActivationKind(kind), LossKind(loss), 1 + seed % 3),
             "cuda block, seed " + std::to_string(seed));
   check(make_wide(100), "cuda block, 530 features");
+  const Case<double> many = make_long(101);
+  expect(agree(on_host(many, {16}), forward_and_backward(*find_variant("portable")->f64, many, 1)),
+         "cuda block, 300 samples", "a block does not compute what the CPU does");
   check_labels_out_of_range();
   release_memory();
   if (!failures) std::printf("blocks agree\n");

@@ -2,6 +2,8 @@
 a GPU, the kernels themselves against the reference."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -148,6 +150,21 @@ def test_what_is_missing_is_told(monkeypatch):
     assert "driver too old" in cuda.unavailable()
     cuda._load.cache_clear()
     monkeypatch.undo()
+
+
+@needs_native
+def test_two_threads_that_plan_at_once_run_the_same_plan(stand_in):
+    together = threading.Barrier(2)
+
+    def new_plan(*wanted):
+        together.wait(10)
+        return StandInPlan(*wanted)
+
+    call = cuda._Call(None, new_plan)
+    with ThreadPoolExecutor(2) as threads:
+        like, wanted = torch.zeros(1), [True] * 8
+        found = [threads.submit(call.plan, like, 0, *wanted) for _ in range(2)]
+    assert found[0].result() is found[1].result()
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------
