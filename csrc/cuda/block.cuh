@@ -1,5 +1,5 @@
-// What a thread block does, alone or in a cluster: a run of consecutive tasks, forward or backward,
-// and the sums over runs. The same text runs on the host, one thread a CUDA thread
+// What a block of a cluster does: a run of consecutive tasks, forward or backward, and the sums over
+// runs. A block that has a task to itself carries out a program instead (run.cuh). The same text runs on the host, one thread a CUDA thread
 // (tests/csrc/test_cuda_blocks.cpp).
 #pragma once
 

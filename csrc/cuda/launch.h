@@ -30,8 +30,8 @@ std::string unfit(const InnerLoop<R>& loop, int device);
 
 // The program of forward, or of the gradient; record.cpp
 template <class R>
-Program<R> record_program(const InnerLoop<R>& loop, const Wanted& wanted, bool backward, i64 most_shared,
-                  i64 processors);
+Program<R> record_program(const InnerLoop<R>& loop, const Wanted& wanted, bool backward,
+                          i64 most_shared, i64 processors);
 
 // The same for a device, with the runs that are resident there at once. Its operations are to be
 // copied there.

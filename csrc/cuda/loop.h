@@ -37,4 +37,17 @@ struct HeldLoop {
   }
 };
 
+// What is the same for whoever works on one task with the layout of a block.
+template <class R>
+struct BlockLayout {
+  using Real = R;
+  using Loop = HeldLoop<R>;
+  using RateBase = i64;  // the step
+  static constexpr int W = 1, max_nodes = cuda::max_nodes, max_pieces = max_parameters;
+  static constexpr i64 tasks = 1, element = 1;
+  static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
+  static constexpr bool splits = true, keeps_away = true, keeps_values = false;
+  static constexpr bool sums_in_output = true, sums_in_place = true;
+};
+
 }  // namespace fastmeta::cuda

@@ -6,8 +6,8 @@
 namespace fastmeta::cuda {
 
 template <class R>
-Program<R> record_program(const InnerLoop<R>& loop, const Wanted& wanted, bool backward, i64 most_shared,
-                  i64 processors) {
+Program<R> record_program(const InnerLoop<R>& loop, const Wanted& wanted, bool backward,
+                          i64 most_shared, i64 processors) {
   Recordist<R> recordist(loop, wanted, most_shared, processors);
   return backward ? recordist.backward() : recordist.forward();
 }

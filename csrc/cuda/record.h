@@ -43,7 +43,6 @@ template <class R>
 class Recordist {
  public:
   using Team = Recorder<R>;
-  
 
   Recordist(const InnerLoop<R>& given, const Wanted& wanted, i64 most_shared, i64 processors)
       : given_(given), wanted_(wanted), placed_(given, wanted.one_rate),

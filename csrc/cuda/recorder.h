@@ -65,15 +65,8 @@ int at(const R* p) {
 }
 
 template <class R>
-struct Recorder {
-  using Real = R;
-  using Loop = HeldLoop<R>;
-  using RateBase = i64;  // the step
-  static constexpr int W = 1, max_nodes = cuda::max_nodes, max_pieces = max_parameters;
-  static constexpr i64 tasks = 1, element = 1;
-  static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
-  static constexpr bool splits = true, shares = false, keeps_away = true, keeps_values = false;
-  static constexpr bool sums_in_output = true, sums_in_place = true, steps_by_one_rate = true;
+struct Recorder : BlockLayout<R> {
+  static constexpr bool shares = false, steps_by_one_rate = true;
 
   // Room for one column more, see Op::pad; an odd number of quads, see run_product.cuh.
   static i64 stride(i64 columns) { return 4 * (ceil_div(columns + 1, 4) | 1); }

@@ -52,8 +52,8 @@ i64 longest_share(const InnerLoop<R>& loop, int blocks) {
 // parameters and enough rows, or where the device has no clusters. at_once(blocks): how many clusters
 // of that many the device runs at the same time, 0 where it has none.
 //
-// If asked for, few tasks are shared among more blocks: as long as all tasks still run at once, every thread keeps
-// a tile, and the longest share becomes shorter.
+// If asked for, few tasks are shared among more blocks: as long as all tasks still run at once, every
+// thread keeps a tile, and the longest share becomes shorter.
 template <class R, class AtOnce>
 int blocks_of_task(const InnerLoop<R>& loop, i64 limit, AtOnce at_once,
                    bool for_speed = share_few_tasks) {

@@ -8,16 +8,9 @@
 namespace fastmeta::cuda {
 
 template <class R>
-struct Block {
-  using Real = R;
+struct Block : BlockLayout<R> {
   using Lane = BlockLane;
-  using Loop = HeldLoop<R>;
-  using RateBase = i64;  // the step
-  static constexpr int W = 1, max_nodes = cuda::max_nodes, max_pieces = max_parameters;
-  static constexpr i64 tasks = 1, element = 1;
-  static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
-  static constexpr bool splits = true, shares = false, keeps_away = true, keeps_values = false;
-  static constexpr bool sums_in_output = true, sums_in_place = true, steps_by_one_rate = false;
+  static constexpr bool shares = false, steps_by_one_rate = false;
 
   static FASTMETA_INLINE_BOTH i64 vectors(i64 columns) { return columns; }
   // An odd number of quads: see product.cuh.
