@@ -35,12 +35,22 @@ const Kernels<float>& kernels<float>() { return *running->f32; }
 template <>
 const Kernels<double>& kernels<double>() { return *running->f64; }
 
+// What the kernels may rely on: see InnerLoop.
+template <class R>
+void check_weights_stay(const InnerLoop<R>& loop,
+                        std::initializer_list<const Addresses*> of_weights) {
+  for (const Addresses* one : of_weights)
+    require(one->empty() || !loop.weights_stay,
+            "with a query and one rate there are no fast weights and no gradients of rates");
+}
+
 // Outputs by address, 0 where one is not wanted; fast: one a parameter.
 template <class R>
 std::unique_ptr<Record> forward(const Call<R>& call, int threads, const Addresses& addresses,
                                 bool keep, std::uintptr_t predictions, std::uintptr_t loss,
                                 const Addresses& fast) {
   const typename Call<R>::Bound bound(call, threads, addresses);
+  check_weights_stay(bound.loop, {&fast});
   const auto fast_out = pointers<R>(fast, call.n_parameters(), "fast: one a parameter");
   ForwardOut<R> out{nullptr, pointer<R>(predictions), pointer<R>(loss), data_or_null(fast_out)};
   const py::gil_scoped_release release;
@@ -64,6 +74,7 @@ void backward(const Call<R>& call, int threads, const Addresses& addresses, cons
   const size_t n = call.n_parameters();
   require(record.bytes == i64(sizeof(R)) * kernels<R>().record_size(bound.loop),
           "the record is that of another call");
+  check_weights_stay(bound.loop, {&grad_fast, &out_rates});
   const auto fast = pointers<const R>(grad_fast, n, "grad_fast: one a parameter");
   const auto parameter_gradients =
       pointers<R>(out_parameters, n, "out_parameters: one a parameter");
@@ -83,6 +94,7 @@ void step(const Call<R>& call, int threads, const Addresses& addresses, std::uin
           std::uintptr_t loss, const Addresses& out_parameters, const Addresses& out_rates) {
   const typename Call<R>::Bound bound(call, threads, addresses);
   require(bound.loop.query.n > 0, "without a query there is no loss");
+  check_weights_stay(bound.loop, {&out_rates});
   const auto parameter_gradients =
       pointers<R>(out_parameters, call.n_parameters(), "out_parameters: one a parameter");
   require(!parameter_gradients.empty(), "out_parameters: one a parameter");
@@ -118,14 +130,6 @@ void scale(const std::vector<std::pair<std::uintptr_t, i64>>& tensors, R factor,
       for (i64 i = b * block; i < end; ++i) at[i] *= factor;
     });
   }
-}
-
-template <class R>
-const char* team(const Chain& chain, i64 tasks) {
-  InnerLoop<R> loop{};
-  loop.network = chain.network();
-  loop.tasks = tasks;
-  return kernels<R>().team(loop);
 }
 
 // shape: (T, S, C, H, W, O, kh, kw, stride, stride, padding, padding); x and y: (address, five
@@ -248,7 +252,6 @@ void bind_real(py::module_& m, const char* suffix) {
   m.def(name("step_").c_str(), &step<R>);
   m.def(name("common_value_").c_str(), &common_value<R>);
   m.def(name("scale_").c_str(), &scale<R>);
-  m.def(name("team_").c_str(), &team<R>);
   m.def(name("convolve_").c_str(), &convolve<R>);
   m.def(name("norm_").c_str(), &norm<R>);
   m.def(name("max_pool_").c_str(), &max_pool<R>);

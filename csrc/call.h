@@ -227,6 +227,7 @@ class Call {
     loop_.order = order;
     loop_.support.n = samples.first;
     loop_.query.n = samples.second;
+    loop_.weights_stay = one_rate && samples.second > 0;
     const bool query = samples.second > 0;
     n_addresses_ = n + (one_rate ? 1 : adapting) + (query ? 4 : 2) + weights.first +
                    (query && weights.second);

@@ -29,6 +29,7 @@ struct CpuTeam {
   static constexpr bool sums_in_place = false;    // the rates' gradients, task after task
   static constexpr bool shared_layout = true;     // parameters and rates are copied into it
   static constexpr bool steps_by_one_rate = false;  // where it cannot read the rate itself
+  static constexpr bool has_dual_form = false;      // of the first layer
 
   static FASTMETA_INLINE const R* ones() { return all_ones<R>.v; }
   static FASTMETA_INLINE void barrier() {}

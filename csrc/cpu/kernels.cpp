@@ -26,37 +26,43 @@ using Real = FASTMETA_REAL;
 
 // ---- the choice of the team ----------------------------------------------------------------------
 
-// Vector multiply-adds of one team for one sample. It depends on shapes and on the machine, never on
-// the number of threads, so that the number of threads never changes a result.
+// What a team costs, in multiply-adds of vectors. It depends on shapes and on the machine, never on the
+// number of threads, so that the number of threads never changes a result. The constants are of
+// docs/notes/cpu-kernels.md, "Which team".
 template <class Team>
-i64 work_per_sample(const InnerLoop<Real>& loop) {
+i64 products_of(const InnerLoop<Real>& loop) {
+  constexpr i64 a_call = 650;  // around each product
+  const bool second = loop.order == 2;
+  const i64 S = loop.steps * loop.support.n, Q = loop.query.n;
+  const i64 rows = (second ? 9 : 3) * S + 3 * Q, first_rows = (second ? 4 : 2) * S + 2 * Q;
+  const i64 calls = (second ? 9 : 3) * loop.steps + 3;
   i64 work = 0;
   for (int l = 0; l < loop.network.n_nodes; ++l) {
     const Node& node = loop.network.nodes[l];
-    if (node.kind == NodeKind::Linear) work += node.in * Team::vectors(node.out);
+    if (node.kind == NodeKind::Linear)
+      work += (l ? rows : first_rows) * node.in * Team::vectors(node.out) + a_call * calls;
   }
   return work;
 }
 
-// Does a team's theta, with lambda and the direction, fit a second-level cache of 1 MiB?
-template <class Team>
-bool fits_cache(const InnerLoop<Real>& loop) {
-  i64 theta = 0;
-  for (int l = 0; l < loop.network.n_nodes; ++l) {
-    const Node& node = loop.network.nodes[l];
-    if (node.kind == NodeKind::Linear) theta += (node.in + 1) * Team::stride(node.out);
-  }
-  return 3 * theta * i64(sizeof(Real)) <= i64(1) << 20;
+i64 solo_work(const InnerLoop<Real>& loop) {
+  const i64 work = products_of<Solo<Real>>(loop);
+  if (!loop.weights_stay || loop.network.nodes[0].kind != NodeKind::Linear) return work;
+  const InputWork<Solo<Real>> input(loop);
+  return input.dual_pays() ? work - (input.plain - input.dual) / Solo<Real>::W : work;
+}
+
+// A multiply-add of a pack takes 4/3 of the time: both operands are loaded, from further away. To turn
+// samples into lanes takes as long as six a vector, and is done twice.
+i64 pack_work(const InnerLoop<Real>& loop) {
+  const i64 taken = 2 * (loop.support.n + loop.query.n) * loop.network.nodes[0].in;
+  return products_of<Pack<Real>>(loop) * 4 / 3 + 6 * taken;
 }
 
 bool packs(const InnerLoop<Real>& loop) {
   const i64 n = processors();
   const i64 rounds_pack = ceil_div(ceil_div(loop.tasks, Pack<Real>::tasks), n);
-  const i64 rounds_solo = ceil_div(loop.tasks, n);
-  // 256-64-64-1 with 16 tasks a pack, far out of the cache: a multiply-add took 1.2 times as long.
-  const i64 price = fits_cache<Pack<Real>>(loop) ? 4 : 5;
-  return price * rounds_pack * work_per_sample<Pack<Real>>(loop) <
-         4 * rounds_solo * work_per_sample<Solo<Real>>(loop);
+  return rounds_pack * pack_work(loop) < ceil_div(loop.tasks, n) * solo_work(loop);
 }
 
 // ---- the entry points ----------------------------------------------------------------------------
@@ -94,7 +100,8 @@ void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
 
 const char* team(const InnerLoop<Real>& loop) {
   if (loop.network.n_stages) return "stages";
-  return packs(loop) ? Pack<Real>::name : Solo<Real>::name;
+  if (packs(loop)) return Pack<Real>::name;
+  return SoloPlan(loop).dual_size ? "dual" : Solo<Real>::name;
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ struct Solo : CpuTeam<R> {
   static constexpr i64 tasks = 1;
   static constexpr bool transposes = true;  // W^T is a matrix of its own
   static constexpr bool reads_shared = true;  // shared layout is its own layout
+  static constexpr bool has_dual_form = true;
   static constexpr const char* name = "solo";
 
   static i64 vectors(i64 columns) { return ceil_div(columns, W); }
@@ -63,6 +64,24 @@ struct Solo : CpuTeam<R> {
     const i64 ld = stride(columns);
     for (i64 r = 0; r < rows; ++r)
       for (i64 c = 0; c < columns; ++c) to[r * row_step + c * column_step] = from[r * ld + c];
+  }
+  // n samples [n][width] as PyTorch has them, each a column; the columns that fill the last vector are 0.
+  static void columns_of(R* to, i64 ld, const R* samples, i64 n, i64 width) {
+    for (i64 s0 = 0; s0 < n; s0 += W)
+      for (i64 c0 = 0; c0 < width; c0 += W) {
+        const i64 filled = smaller(W, width - c0);
+        Vec<R> block[W];
+        for (i64 i = 0; i < W; ++i) {
+          block[i] = Vec<R>{};
+          const R* from = samples + (s0 + i) * width + c0;
+          if (s0 + i < n && filled == W)
+            block[i] = load_anywhere(from);
+          else if (s0 + i < n)
+            std::memcpy(&block[i], from, sizeof(R) * size_t(filled));
+        }
+        transpose_block<R>(block);
+        for (i64 i = 0; i < filled; ++i) store(to + (c0 + i) * ld + s0, block[i]);
+      }
   }
   // The sum over the team's tasks, added to a matrix that is shared by all tasks.
   static void add_to_shared(R* shared, const R* from, i64 rows, i64 columns) {

@@ -10,7 +10,7 @@ namespace fastmeta::cuda {
 template <class R>
 struct Block : BlockLayout<R> {
   using Lane = BlockLane;
-  static constexpr bool shares = false, steps_by_one_rate = false;
+  static constexpr bool shares = false, steps_by_one_rate = false, has_dual_form = false;
 
   static FASTMETA_INLINE_BOTH i64 vectors(i64 columns) { return columns; }
   // An odd number of quads: see product.cuh.

@@ -45,6 +45,7 @@ class Adaptation {
   // kept: theta_1..theta_K, then what backward wants of the query; nullptr: nothing is kept
   FASTMETA_CODE void forward(i64 team, const ForwardOut<R>& out, R* kept) {
     const Slice slice = plan_.slice(team);
+    begin(slice);
     const R* theta = adapt(slice, kept);
     if (out.fast) put_parameters(out.fast, theta, slice);
     if (!loop_.query.n) return;
@@ -66,6 +67,7 @@ class Adaptation {
     const Slice slice = plan_.slice(team);
     rates_ = Team::sums_in_place ? sums.rates : at(plan_.scratch_size);
     swapped_ = false;
+    begin(slice);
     start_lambda(slice, in, kept, out);
     const bool second = loop_.order == 2;
     if (loop_.steps > 0 && (second || out.rates)) {
@@ -99,6 +101,14 @@ class Adaptation {
   }
 
  private:
+  // What both calls need of a slice: a backward that follows its forward at once finds it in place.
+  FASTMETA_CODE void begin(Slice slice) {
+    if constexpr (Plan::has_dual_form) {
+      if (!plan_.dual_size || begun_ == slice.first) return;
+      begun_ = slice.first;
+      passes_.begin(common_.theta, slice);
+    }
+  }
   // Of blocks that share a task, one writes what all have.
   FASTMETA_CODE bool leads() const {
     if constexpr (Team::shares) return Team::rank() == 0;
@@ -334,6 +344,8 @@ class Adaptation {
       if (out[v.parameter] && plan_.per_task(v.parameter)) put_view(out, lambda(), v, slice);
     });
     add_to_sums(sums, lambda());
+    if constexpr (Plan::has_dual_form)
+      if (plan_.dual_size) passes_.add_dual_gradient(sums);
   }
 
   FASTMETA_CODE void add_rates(R* sums) {
@@ -343,6 +355,7 @@ class Adaptation {
 
   FASTMETA_CODE void add_to_sums(R* sums, const R* from) const {
     plan_.each_piece([&](const Piece& p) {
+      if (p.at < plan_.dual_size) return;
       Team::add_to_shared(sums + p.shared_at, from + p.at, p.taps * p.rows, p.columns);
     });
   }
@@ -382,6 +395,7 @@ class Adaptation {
   const Common<R>& common_;
   R* scratch_;
   R* rates_ = nullptr;  // the gradient of the rates: [rate_steps][theta_size]
+  i64 begun_ = -1;        // the first task of the slice of the latest begin()
   i64 started_ = -1;      // the first task of the slice whose theta_0 is in theta_work_at[0]
   bool swapped_ = false;  // lambda and direction
   Passes passes_;

@@ -47,6 +47,7 @@ struct Parameters {
   const Rate<R>* one_rate = nullptr;  // one number a step, of every parameter
   i64 kept_steps = 1;      // the first steps whose values of the support are kept, if any are
   int blocks;              // of a cluster, which share a task
+  i64 dual_size = 0;       // of theta, where dual.h keeps what stands for the first layer's weights
 
   explicit Parameters(const InnerLoop<R>& l, int sharing = 1) : loop(l), blocks(sharing) {
     for (int p = 0; p < loop.network.n_parameters; ++p) {

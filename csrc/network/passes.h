@@ -3,8 +3,8 @@
 #pragma once
 
 #include "activation.h"
+#include "dual.h"
 #include "head.h"
-#include "plan.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -19,9 +19,13 @@ class Passes {
   FASTMETA_CODE Passes(const Plan<Team>& plan, R* scratch, const Crew&)
       : plan_(plan), scratch_(scratch),
         head_(plan.loop.network.loss, plan.outputs(),
-              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}),
+        dual_(plan, scratch) {
     put_values(nullptr);
   }
+
+  // Where the first layer has its dual form: before anything else of a slice.
+  FASTMETA_CODE void begin(const R* theta_0, Slice slice) { dual_.take(theta_0, slice); }
 
   // Takes the samples of a slice: everything below works on them until the next call.
   FASTMETA_CODE void take(const Samples<R>& samples, Slice slice) {
@@ -30,6 +34,7 @@ class Passes {
 
   // Samples begin.. begin + rows of the slice's tasks.
   FASTMETA_CODE void take(const Samples<R>& samples, Slice slice, i64 begin, i64 rows) {
+    queries_ = &samples == &plan_.loop.query;
     total_ = samples.n;
     begin_ = begin;
     rows_ = rows;
@@ -122,6 +127,8 @@ class Passes {
         continue;
       }
       if (!plan_.whole(l + 1)) complete(g(), plan_.out(l), rg());
+      if constexpr (Team::has_dual_form)
+        if (deeper && dual(l)) dual_.put_direction();
       if (gradient && plan_.adapts(l)) {
         const Term<R> term = weight_term(l, input(l), g());
         weight_gradient(l, &term, 1, *gradient);
@@ -133,6 +140,9 @@ class Passes {
     }
     Team::barrier();
   }
+
+  // What lambda has come to in the first layer's dual form, into the sums over tasks.
+  FASTMETA_CODE void add_dual_gradient(R* sums) const { dual_.add_gradient(sums); }
 
   FASTMETA_CODE const R* input_gradient_of_loss() const { return g(); }
   FASTMETA_CODE const R* r_input_gradient_of_loss() const { return rg(); }
@@ -178,6 +188,7 @@ class Passes {
     if (l == 0) return {x_, x_row_};
     return {value(l - 1) + plan_.in_first(l), plan_.in_row(l)};
   }
+  FASTMETA_CODE bool dual(int l) const { return l == 0 && plan_.dual_size; }
   // Is there a derivative of node l's input? Not below the first parameter that adapts.
   FASTMETA_CODE bool has_r(int l) const { return l > plan_.lowest_adapted; }
   FASTMETA_CODE Matrix r_input(int l) const {
@@ -221,13 +232,23 @@ class Passes {
     return weight_term(l, r_input(l), g());
   }
   // g W^T; a team whose lanes are columns needs W^T as a matrix.
-  FASTMETA_CODE Term<R> input_term(int l, const R* g, const R* theta, int scratch = 0) {
+  FASTMETA_CODE Term<R> input_term(int l, const R* g, const R* weight, int scratch = 0) {
     const i64 ld = Team::stride(plan_.out(l));
-    const R* weight = theta + plan_.theta_at[l];
     if (!Team::transposes) return {g, ld, Team::element, weight, W, ld, plan_.out(l)};
     R* transposed = at(plan_.transposed_at[scratch]);
     Team::transpose(transposed, weight, plan_.in(l), plan_.out(l));
     return {g, ld, Team::element, transposed, Team::stride(plan_.in(l)), W, plan_.out(l)};
+  }
+
+  FASTMETA_CODE const R* weight(int l, const R* theta) {
+    if constexpr (Team::has_dual_form)
+      if (dual(l)) return dual_.weight(theta);
+    return theta + plan_.theta_at[l];
+  }
+  FASTMETA_CODE const R* direction(int l, const R* v) const {
+    if constexpr (Team::has_dual_form)
+      if (dual(l)) return dual_.direction();
+    return v + plan_.theta_at[l];
   }
 
   // Whoever reads the result or overwrites an operand next needs a barrier first.
@@ -241,6 +262,8 @@ class Passes {
   }
 
   FASTMETA_CODE void linear_forward(int l, const R* theta) {
+    if constexpr (Team::has_dual_form)
+      if (dual(l)) return dual_.forward(theta, value(l), queries_);
     const Term<R> term = forward_term(l, input(l), theta);
     R *values = value(l), *top = at(plan_.top_at);
     Target<R> target{part_of_product(l, values, top), Team::stride(plan_.out(l))};
@@ -253,6 +276,8 @@ class Passes {
   }
 
   FASTMETA_CODE void r_linear_forward(int l, const R* theta, const R* v) {
+    if constexpr (Team::has_dual_form)
+      if (dual(l)) return dual_.r_forward(at(plan_.r_at[l]));
     Term<R> terms[2];
     int n = 0;
     if (has_r(l)) terms[n++] = forward_term(l, r_input(l), theta);
@@ -269,7 +294,9 @@ class Passes {
 
   // Leaves the barrier to what follows: nothing reads the target before the pass ends.
   FASTMETA_CODE void weight_gradient(int l, const Term<R>* terms, int n,
-                                     const GradientTo& to) const {
+                                     const GradientTo& to) {
+    if constexpr (Team::has_dual_form)
+      if (dual(l)) return dual_.take_gradient(terms[0].b, to);
     const bool adapting_only = to.finish == Finish::Step || to.finish == Finish::RateGrad;
     const i64 ld = Team::stride(plan_.out(l)), base = plan_.theta_at[l];
     const auto target = [&](i64 row) {
@@ -299,7 +326,7 @@ class Passes {
   }
 
   FASTMETA_CODE void input_gradient(int l, const R* theta) {
-    const Term<R> term = input_term(l, g(), theta);
+    const Term<R> term = input_term(l, g(), weight(l, theta));
     multiply(&term, 1, {other_g() + plan_.in_first(l), plan_.in_row(l)}, rows_,
              plan_.held(plan_.in(l)));
     flip();
@@ -308,13 +335,13 @@ class Passes {
 
   FASTMETA_CODE void r_input_gradient(int l, const R* theta, const R* v) {
     const i64 ld = plan_.in_row(l), first = plan_.in_first(l), width = plan_.held(plan_.in(l));
-    Term<R> terms[2] = {input_term(l, rg(), theta)};
+    Term<R> terms[2] = {input_term(l, rg(), weight(l, theta))};
     if (has_r(l)) {
       Term<R> plain = terms[0];
       plain.a = g();
       multiply(&plain, 1, {other_g() + first, ld}, rows_, width);
     }
-    if (plan_.weight_adapts[l]) terms[1] = input_term(l, g(), v, 1);
+    if (plan_.weight_adapts[l]) terms[1] = input_term(l, g(), direction(l, v), 1);
     multiply(terms, plan_.weight_adapts[l] ? 2 : 1, {other_rg() + first, ld}, rows_, width);
     flip();
     Team::barrier();
@@ -401,6 +428,8 @@ class Passes {
   const Plan<Team>& plan_;
   R* scratch_;
   Head<Team> head_;
+  std::conditional_t<Team::has_dual_form, DualLayer<Team>, NoDualLayer> dual_;
+  bool queries_ = false;
   const R* x_ = nullptr;
   R* values_ = nullptr;
   i64 values_rows_ = 0;

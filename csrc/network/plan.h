@@ -15,12 +15,34 @@ struct Room {
   bool keeps_values = false;  // of the samples, whatever that saves: they stay in the cache
 };
 
+// Multiply-adds of the first layer, a linear one, in either form, but for those of the query that both
+// have; to turn a sample's number into a column takes as long as four.
+template <class Team>
+struct InputWork {
+  i64 plain, dual;
+
+  template <class R>
+  explicit InputWork(const InnerLoop<R>& loop) {
+    const Node& node = loop.network.nodes[0];
+    const i64 S = loop.support.n, Q = loop.query.n, K = loop.steps;
+    const i64 I = node.in, O = Team::stride(node.out), product = S * I * O;
+    const bool second = loop.order == 2;
+    plain = (second ? 4 : 2) * K * product;
+    dual = 2 * product + S * (round_up(S, Team::W) + round_up(Q, Team::W)) * I + 4 * (S + Q) * I +
+           K * S * O * (second ? 2 * S + Q : S);
+  }
+  // With 0.9 of the multiply-adds the dual form took as long as the other, with 0.8 less
+  // (docs/notes/cpu-kernels.md).
+  bool dual_pays() const { return 5 * dual < 4 * plain; }
+};
+
 template <class Team_>
 struct Plan : Parameters<Team_> {
   using Team = Team_;
   using R = typename Team::Real;
   using Base = Parameters<Team>;
-  using Base::loop, Base::has_rate, Base::theta_size, Base::shared_size;
+  using Base::loop, Base::has_rate, Base::theta_size, Base::shared_size, Base::dual_size;
+  static constexpr bool has_dual_form = Team::has_dual_form;
 
   int n_nodes;
   // A Linear's parameters are a matrix [I + bias][O]: the weight transposed, the bias its last row.
@@ -42,6 +64,7 @@ struct Plan : Parameters<Team_> {
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
   i64 top_at, r_top_at;  // a block's part of the last product and of its derivative
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
+  i64 gram_at, dual_output_at, dual_lambda_at, dual_columns_at, dense_at;  // of the dual form
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;  // nothing a worker
 
@@ -70,6 +93,9 @@ struct Plan : Parameters<Team_> {
     return samples.n * Team::stride(in(0));
   }
   FASTMETA_BOTH i64 sample_size() const { return in(0); }
+  i64 gram_ld() const {
+    return round_up(loop.support.n, Team::W) + round_up(loop.query.n, Team::W);
+  }
 
   // Of a node's input a block of a cluster needs the columns that meet its rows of the weights.
   // Below the first product nothing else is laid out; above it, sums over k come in all columns;
@@ -103,6 +129,14 @@ struct Plan : Parameters<Team_> {
       if (node(l).bias >= 0) this->add_row(node(l).bias, out(l));
       this->end_layer();
     }
+    if constexpr (has_dual_form)
+      if (dual_fits()) dual_size = n_nodes > 1 ? theta_at[1] : theta_size;
+  }
+
+  // One rate, so that a step of lambda is one of its dual; S rows have to fit where I rows are.
+  bool dual_fits() const {
+    return loop.weights_stay && this->all_shared && this->one_rate && linear(0) && loop.query.n &&
+           loop.support.n <= in(0) && InputWork<Team>(loop).dual_pays();
   }
 
   i64 take(i64 scalars) {
@@ -200,6 +234,16 @@ struct Plan : Parameters<Team_> {
     direction_at = room.differentiates ? take(theta_size) : 0;
     const bool buffers = room.differentiates && !Team::sums_in_output;
     support_gradient_at = buffers ? take(loop.support.n * Team::stride(in(0))) : 0;
+    if (dual_size) lay_out_dual();
+  }
+
+  void lay_out_dual() {
+    const i64 samples = (loop.support.n + loop.query.n) * Team::stride(out(0));
+    gram_at = take(loop.support.n * gram_ld());
+    dual_output_at = take(samples);
+    dual_lambda_at = take(samples);
+    dual_columns_at = take(in(0) * gram_ld());
+    dense_at = take(2 * in(0) * Team::stride(out(0)));
   }
 };
 

@@ -97,6 +97,8 @@ struct InnerLoop {
   const Parameter<R>* parameters;
   const Rate<R>* rates;
   Samples<R> support, query;  // query.n == 0: adaptation only
+  // Nobody asks for fast weights, for gradients of theirs, or for gradients of the rates.
+  bool weights_stay;
 };
 
 template <class R>

@@ -42,14 +42,16 @@ struct Call {
   Call(const Case<R>& c, int threads) {
     for (size_t p = 0; p < c.n_parameters(); ++p) {
       parameters.push_back({c.parameters[p].data(), c.per_task[p] ? c.sizes[p] : 0});
-      const i64 n = c.rate_size(p);
-      rates.push_back({c.adapts[p] ? c.rates[p].data() : nullptr, c.rate_per_step[p] ? n : 0, n});
+      const size_t r = c.one_rate ? 0 : p;
+      const i64 n = c.rate_size(r);
+      rates.push_back({c.adapts[p] ? c.rates[r].data() : nullptr, c.rate_per_step[r] ? n : 0, n});
     }
     loop.network = {data_or_null(c.nodes),  int(c.nodes.size()),   data_or_null(c.stages),
                     int(c.stages.size()), int(c.n_parameters()), c.loss};
     loop.tasks = c.tasks, loop.steps = c.steps, loop.order = c.order, loop.threads = threads;
     loop.parameters = parameters.data();
     loop.rates = rates.data();
+    loop.weights_stay = c.weights_stay;
     loop.support = {c.support_n, c.support_x.data(), data_or_null(c.support_y),
                     data_or_null(c.support_labels), data_or_null(c.support_weight)};
     if (c.query_n)
@@ -99,10 +101,11 @@ Outputs<R> outputs_of(const Case<R>& c, Wanted wanted) {
   out.support_x = poisoned<R>(others * c.tasks * c.support_n * c.inputs());
   out.query_x = poisoned<R>(others * c.tasks * c.query_n * c.inputs());
   for (size_t p = 0; p < c.n_parameters(); ++p) {
-    out.fast.push_back(poisoned<R>(c.sizes[p] * c.tasks));
+    out.fast.push_back(poisoned<R>(c.weights_stay ? 0 : c.sizes[p] * c.tasks));
     const i64 copies = c.per_task[p] ? c.tasks : 1;
     out.parameters.push_back(poisoned<R>(others || p % 2 ? c.sizes[p] * copies : 0));
-    out.rates.push_back(poisoned<R>(c.adapts[p] ? others * c.sizes[p] * c.rate_steps() : 0));
+    const bool rated = c.adapts[p] && !c.one_rate;
+    out.rates.push_back(poisoned<R>(rated ? others * c.sizes[p] * c.rate_steps() : 0));
   }
   return out;
 }
@@ -135,7 +138,7 @@ Outputs<R> forward_and_backward(const Kernels<R>& kernels, const Case<R>& c, int
   kernels.backward(call.loop,
                    {record, c.query_n ? data_or_null(c.grad_loss) : nullptr,
                     data_or_null(c.grad_predictions), grad_fast.data()},
-                   {parameters.data(), wanted == Wanted::All ? rates.data() : nullptr,
+                   {parameters.data(), wanted == Wanted::All && !c.one_rate ? rates.data() : nullptr,
                     data_or_null(out.support_x), data_or_null(out.query_x)});
   return out;
 }
@@ -148,7 +151,7 @@ Outputs<R> in_one_step(const Kernels<R>& kernels, const Case<R>& c, int threads)
   release_memory();
   const auto parameters = pointers(out.parameters), rates = pointers(out.rates);
   kernels.step(call.loop, {nullptr, out.predictions.data(), out.loss.data(), nullptr},
-               {parameters.data(), rates.data(), nullptr, nullptr});
+               {parameters.data(), c.one_rate ? nullptr : rates.data(), nullptr, nullptr});
   return out;
 }
 

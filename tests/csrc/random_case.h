@@ -40,6 +40,8 @@ struct Setting {
   std::vector<i64> sizes;       // of the parameters
   std::vector<double> largest;  // of each parameter's elements
   std::vector<bool> per_task, adapts, rate_per_step, rate_per_element;
+  bool one_rate = false;      // the first parameter's is that of all
+  bool weights_stay = false;  // as in InnerLoop
   std::vector<i64> support_labels, query_labels;
 
   int add_parameter(i64 size, double most = 0.6) {

@@ -1,0 +1,121 @@
+"""The first layer's dual form (csrc/network/dual.h): wide inputs, few samples, one number as rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fastmeta as fm
+
+pytestmark = pytest.mark.skipif(
+    fm.available_backends()["cpu"] is not True, reason="the native kernels are not built"
+)
+
+
+def network(widths: list[int], bias: bool, dtype: torch.dtype) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(inputs, outputs, bias=bias), nn.Tanh()]
+    return nn.Sequential(*layers[:-1]).to(dtype)
+
+
+def tasks_of(
+    model: nn.Sequential, tasks: int, shots: int, queries: int, dtype: torch.dtype
+) -> fm.TaskBatch:
+    inputs, outputs = model[0].in_features, model[-1].out_features
+    return fm.TaskBatch(
+        torch.randn(tasks, shots, inputs, dtype=dtype),
+        torch.randn(tasks, shots, outputs, dtype=dtype),
+        torch.randn(tasks, queries, inputs, dtype=dtype),
+        torch.randn(tasks, queries, outputs, dtype=dtype),
+    )
+
+
+def outcome(
+    meta: fm.MAML, tasks: fm.TaskBatch, backend: str, coefficients: Tensor, with_inputs: bool
+) -> list[Tensor]:
+    """Loss, predictions, and all gradients."""
+    meta.zero_grad()
+    x = [t.clone().requires_grad_(with_inputs) for t in (tasks.support_x, tasks.query_x)]
+    batch = fm.TaskBatch(
+        x[0], tasks.support_y, x[1], tasks.query_y, tasks.support_weight, tasks.query_weight
+    )
+    with fm.use_backend(backend):
+        out = meta(batch)
+        (out.loss * coefficients).sum().backward()
+    wanted = [*meta.parameters(), *(x if with_inputs else ())]
+    gradients = [torch.zeros_like(t) if t.grad is None else t.grad.clone() for t in wanted]
+    return [out.loss.detach(), out.predictions.detach(), *gradients]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    inputs=st.integers(16, 80),
+    hidden=st.lists(st.integers(1, 20), max_size=2),
+    tasks=st.integers(1, 5),
+    shots=st.integers(1, 9),
+    queries=st.integers(1, 12),
+    steps=st.integers(1, 4),
+    order=st.sampled_from([1, 2]),
+    bias=st.booleans(),
+    even=st.booleans(),
+    with_inputs=st.booleans(),
+    weighted=st.booleans(),
+)
+def test_it_agrees_with_the_reference(
+    inputs: int, hidden: list[int], tasks: int, shots: int, queries: int, steps: int, order: int,
+    bias: bool, even: bool, with_inputs: bool, weighted: bool,
+) -> None:  # fmt: skip
+    torch.manual_seed(inputs + 97 * shots + 31 * queries)
+    model = network([inputs, *hidden, 6], bias, torch.float64)
+    batch = tasks_of(model, tasks, shots, queries, torch.float64)
+    if weighted:
+        weight = torch.rand(tasks, shots, dtype=torch.float64) + 0.1
+        weight[:, 1:] *= torch.rand(tasks, shots - 1) > 0.3
+        batch = fm.TaskBatch(
+            batch.support_x, batch.support_y, batch.query_x, batch.query_y, weight
+        )
+    meta = fm.MAML(model, inner_lr=0.05, inner_steps=steps, loss="mse", order=order)
+    coefficients = torch.ones(tasks) if even else torch.arange(1.0, tasks + 1)
+    ours, exact = (
+        outcome(meta, batch, backend, coefficients.double() / tasks, with_inputs)
+        for backend in ("cpu", "reference")
+    )
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert (mine - theirs).norm() <= 1e-10 * theirs.norm() + 1e-14
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_float32_errs_no_more_than_twice_as_much_as_plain_pytorch(steps: int) -> None:
+    torch.manual_seed(0)
+    model = network([300, 32, 1], True, torch.float32)
+    batch = tasks_of(model, 3, 10, 20, torch.float32)
+    meta = fm.MAML(model, inner_lr=0.02, inner_steps=steps, loss="mse")
+    even = torch.full((3,), 1 / 3)
+    ours, plain = (outcome(meta, batch, b, even, True) for b in ("cpu", "reference"))
+    wide = fm.TaskBatch(
+        *(t.double() for t in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+    )
+    exact = outcome(meta.double(), wide, "reference", even.double(), True)
+    for mine, theirs, right in zip(ours, plain, exact, strict=True):
+        noise = torch.finfo(torch.float32).eps * right.norm()
+        assert (mine - right).norm() <= 2 * (theirs - right).norm() + noise
+
+
+def test_threads_change_no_bit() -> None:
+    torch.manual_seed(0)
+    model = network([128, 32, 5], True, torch.float32)
+    batch = tasks_of(model, 9, 5, 7, torch.float32)
+    meta = fm.MAML(model, inner_lr=0.05, inner_steps=3, loss="mse")
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(outcome(meta, batch, "cpu", torch.ones(9), False))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
