@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fastmeta.algorithms.learner import Learner
 from fastmeta.backends import requested_backend
 from fastmeta.backends.looks import looks
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.forward import module_lock
+from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.losses import Loss, named
 from fastmeta.functional.precision import PRECISIONS
 from fastmeta.inner_loop.checks import check_dropout, check_labels, check_model
@@ -33,6 +34,7 @@ from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 __all__ = ["MAML", "Names"]
 
 Names = Iterable[str] | Callable[[str], bool]
+Result = TypeVar("Result")
 
 
 _most_plans = 256  # of one learner; ragged batches have ever new looks
@@ -49,7 +51,7 @@ class _Plan:
     rate_kinds: Any
 
 
-class MAML(nn.Module):
+class MAML(Learner):
     """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017, algorithm 1).
 
     Its parameters are the model's own, and the inner rates where they are learned, so optimizers,
@@ -149,15 +151,32 @@ class MAML(nn.Module):
         Raises:
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
-        if not isinstance(tasks, TaskBatch):
-            raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
-        plan, parameters, rates = self._prepare(tasks, inner_steps)
-        try:
-            loss, predictions = _meta_loss(plan, parameters, rates, tasks)
-        except UnknownTensors:
-            plan, parameters, rates = self._prepare_anew(plan, tasks, inner_steps)
-            loss, predictions = _meta_loss(plan, parameters, rates, tasks)
+        loss, predictions = self._run(_meta_loss, _checked(tasks), inner_steps)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
+
+    @runs_eagerly
+    def forward_backward(self, tasks: TaskBatch, *args: Any, **options: Any) -> MetaOutput:
+        """Adapt, judge, and add the gradients of the mean query loss to every `.grad`.
+
+        As `Learner.forward_backward` says. On a CPU native kernels do it without autograd, wherever
+        nothing but the gradients could tell: no hooks, no tensors of the tasks that require grad.
+
+        Args:
+            tasks: T tasks on the model's device, in its dtype.
+            inner_steps: instead of the number given at construction.
+
+        Returns:
+            `loss` [T] and `predictions` [T, Q, O], detached.
+
+        Raises:
+            ValueError, TypeError: tasks that do not fit the model or the loss; no `.grad` is
+                changed then.
+            RuntimeError: there is nothing to differentiate, under `torch.no_grad()` for example.
+        """
+        alone = type(self).forward is MAML.forward and not has_hooks(self)
+        if not alone or not torch.is_grad_enabled():
+            return super().forward_backward(tasks, *args, **options)
+        return self._forward_backward(tasks, *args, **options)
 
     @runs_eagerly
     def adapt(
@@ -180,13 +199,8 @@ class MAML(nn.Module):
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
-        plan, parameters, rates = self._prepare(tasks, inner_steps)
-        try:
-            fast = _adapt(plan, parameters, rates, tasks)
-        except UnknownTensors:
-            plan, parameters, rates = self._prepare_anew(plan, tasks, inner_steps)
-            fast = _adapt(plan, parameters, rates, tasks)
-        return Adapted(self.model, {**parameters, **fast}, len(tasks), self.randomness)
+        fast = self._run(_adapt, tasks, inner_steps)
+        return Adapted(self.model, fast, len(tasks), self.randomness)
 
     def choice(self, device: torch.device | str | None = None) -> Choice:
         """Which engine would run this, here or on another device, and why not the others.
@@ -217,6 +231,24 @@ class MAML(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_snapshot": None, "_plans": {}}
+
+    def _forward_backward(self, tasks: TaskBatch, inner_steps: int | None = None) -> MetaOutput:
+        loss, predictions, done = self._run(_meta_gradient, _checked(tasks), inner_steps)
+        out = MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
+        if done:
+            return out
+        loss.mean().backward()
+        return out.detach()
+
+    def _run(
+        self, part: Callable[..., Result], tasks: TaskBatch, inner_steps: int | None
+    ) -> Result:
+        """`part` of the plan for these tasks, the parameters, the rates and the tasks."""
+        plan, parameters, rates = self._prepare(tasks, inner_steps)
+        try:
+            return part(plan, parameters, rates, tasks)
+        except UnknownTensors:
+            return part(*self._prepare_anew(plan, tasks, inner_steps), tasks)
 
     def _prepare(
         self, tasks: TaskBatch, inner_steps: int | None
@@ -317,6 +349,25 @@ class MAML(nn.Module):
         return parameter.new_full((steps, *shape), self.inner_lr)
 
 
+def _checked(tasks: TaskBatch) -> TaskBatch:
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+    return tasks
+
+
+def _meta_gradient(
+    plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> tuple[Tensor, Tensor, bool]:
+    """Loss, predictions, and whether the engine has added the gradients of the mean loss."""
+    accumulate = getattr(plan.engine, "accumulate_gradients", None)
+    if accumulate is not None and plan.prefix is None:
+        with telling_how_to_shrink(plan.loop, tasks.support_x):
+            found = accumulate(plan.loop, parameters, rates, tasks)
+        if found is not None:
+            return *found, True
+    return *_meta_loss(plan, parameters, rates, tasks), False
+
+
 def _meta_loss(
     plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor]:
@@ -330,11 +381,13 @@ def _meta_loss(
 def _adapt(
     plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> dict[str, Tensor]:
+    """Every parameter by name, those that adapt as fast weights."""
     with telling_how_to_shrink(plan.loop, tasks.support_x):
         inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        return plan.engine.adapt(
+        fast = plan.engine.adapt(
             plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
         )
+    return {**parameters, **fast}
 
 
 def _above(
