@@ -119,13 +119,12 @@ def _need_autograd(learned: Sequence[Tensor]) -> bool:
 
 
 def _is_more_than_a_leaf(tensor: Tensor) -> bool:
+    if not tensor.is_leaf or tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+        return True
     grad, dtype = tensor.grad, tensor.dtype
-    return (
-        not tensor.is_leaf
-        or bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
-        or getattr(tensor, "grad_dtype", dtype) is not dtype
-        or (grad is not None and (grad.layout is not torch.strided or grad.dtype is not dtype))
-    )
+    if grad is not None and (grad.layout is not torch.strided or grad.dtype is not dtype):
+        return True
+    return getattr(tensor, "grad_dtype", dtype) is not dtype  # older PyTorch has none
 
 
 def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
