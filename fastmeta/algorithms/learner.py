@@ -24,8 +24,8 @@ class Learner(nn.Module):
         than the tasks. As there, gradients add up until ``optimizer.zero_grad()``.
 
         For anything else call the learner and use autograd: weights of the tasks and other outer
-        losses, ``create_graph=True``, `torch.amp.GradScaler`, and what hangs on the nodes of the
-        graph, such as DistributedDataParallel and `register_multi_grad_hook`.
+        losses, ``create_graph=True``, `torch.amp.GradScaler`, and hooks on nodes of the graph, as
+        DistributedDataParallel has them. Hooks on tensors and modules run.
 
         Args:
             tasks: T tasks, as the learner's call takes them.

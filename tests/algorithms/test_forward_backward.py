@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from copy import deepcopy
 
 import pytest
@@ -304,21 +305,10 @@ def test_batches_of_ever_new_sizes():
         assert_same(meta, regression(t=t, s=s, q=q))
 
 
-@native
-def test_threads_lose_no_gradient():
-    # Of a network so wide that additions take a while.
-    meta, tasks, threads, calls = maml(model=mlp([2, 400, 400, 2]).double()), regression(), 4, 10
-    twin = deepcopy(meta)
-    for _ in range(threads * calls):
-        in_one_call(twin, tasks)
-
-    def run():
-        start.wait()
-        for _ in range(calls):
-            in_one_call(meta, tasks)
-
+def in_threads(run, threads=4):
+    """`run` in each of them, which begin together and often take turns."""
     start = threading.Barrier(threads)
-    team = [threading.Thread(target=run) for _ in range(threads)]
+    team = [threading.Thread(target=lambda: (start.wait(), run())) for _ in range(threads)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -328,8 +318,40 @@ def test_threads_lose_no_gradient():
             thread.join()
     finally:
         sys.setswitchinterval(interval)
+
+
+@native
+def test_threads_take_steps_at_once():
+    meta, tasks = maml(), regression()
+    twin = deepcopy(meta)
+    for _ in range(4 * 20):
+        in_one_call(twin, tasks)
+    in_threads(lambda: [in_one_call(meta, tasks) for _ in range(20)])
     for ours, theirs in zip(gradients(meta), gradients(twin), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class SlowLeaf:
+    """Between reading and writing its gradient there is time for another thread."""
+
+    def __init__(self):
+        self._grad = None
+
+    @property
+    def grad(self):
+        found = self._grad
+        time.sleep(1e-3)
+        return found
+
+    @grad.setter
+    def grad(self, value):
+        self._grad = value
+
+
+def test_threads_lose_no_gradient():
+    leaf = SlowLeaf()
+    in_threads(lambda: [resident._accumulate([leaf], [torch.ones(3)]) for _ in range(3)])
+    assert torch.equal(leaf.grad, torch.full((3,), 12.0))
 
 
 # ---- where autograd has to do it ---------------------------------------------------------------
@@ -400,6 +422,13 @@ def test_a_hook_that_was_removed_is_forgotten(backwards):
         handle.remove()
     meta.forward_backward(tasks)
     assert len(backwards) == 1
+
+
+def test_hooks_on_several_gradients_run():
+    meta, seen = maml(), []
+    torch.autograd.graph.register_multi_grad_hook([*meta.parameters()], seen.append)
+    meta.forward_backward(regression())
+    assert len(seen) == 1 and all(g is not None for g in seen[0])
 
 
 def test_global_hooks_run():
