@@ -8,7 +8,7 @@ import torch
 from fastmeta.bench import RIVALS, make_problem
 from fastmeta.bench.device import CPU
 from fastmeta.bench.gate import exact_outcome, judge
-from fastmeta.bench.rivals import FASTMETA
+from fastmeta.bench.rivals import FASTMETA, FASTMETA_DIRECT
 from fastmeta.bench.timing import seconds_of
 
 SLOW_STEP_S = 1.0
@@ -16,7 +16,7 @@ SLOW_STEP_S = 1.0
 
 def pytest_generate_tests(metafunc):
     if "rival" in metafunc.fixturenames:
-        everyone = {FASTMETA.name: FASTMETA, **RIVALS}
+        everyone = {ours.name: ours for ours in (FASTMETA, FASTMETA_DIRECT)} | RIVALS
         metafunc.parametrize("rival", everyone.values(), ids=list(everyone))
 
 

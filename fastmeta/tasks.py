@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -259,6 +259,15 @@ class MetaOutput:
         if self.counted is not None:
             return self.counted
         return accuracy_of(self.predictions, self.targets, self.weight)
+
+    def detach(self) -> MetaOutput:
+        """The same numbers, without the graph that led to them."""
+        return replace(
+            self,
+            loss=self.loss.detach(),
+            predictions=self.predictions.detach(),
+            counted=None if self.counted is None else self.counted.detach(),
+        )
 
 
 class Adapted:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fastmeta.algorithms.learner import Learner
+from fastmeta.algorithms.plan import (
+    Plan,
+    above,
+    adapt,
+    autocast,
+    kinds_of,
+    looks_of,
+    meta_gradient,
+    meta_loss,
+    rate_kinds,
+)
 from fastmeta.backends import requested_backend
-from fastmeta.backends.looks import looks
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.forward import module_lock
+from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.losses import Loss, named
 from fastmeta.functional.precision import PRECISIONS
 from fastmeta.inner_loop.checks import check_dropout, check_labels, check_model
@@ -25,7 +35,6 @@ from fastmeta.inner_loop.loop import (
     check_grad_mode,
     check_rates,
 )
-from fastmeta.inner_loop.memory import tell_how_to_shrink, telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -33,23 +42,13 @@ from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 __all__ = ["MAML", "Names"]
 
 Names = Iterable[str] | Callable[[str], bool]
+Result = TypeVar("Result")
 
 
 _most_plans = 256  # of one learner; ragged batches have ever new looks
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How to run every batch like one that was looked at."""
-
-    loop: InnerLoop
-    engine: ModuleType
-    prefix: Prefix | None  # the layers below the inner loop, run once a batch
-    outputs: int
-    rate_kinds: Any
-
-
-class MAML(nn.Module):
+class MAML(Learner):
     """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017, algorithm 1).
 
     Its parameters are the model's own, and the inner rates where they are learned, so optimizers,
@@ -121,7 +120,7 @@ class MAML(nn.Module):
         self.precision = precision
         self.randomness = randomness
         self._snapshot: Snapshot | None = None
-        self._plans: dict[Any, _Plan] = {}
+        self._plans: dict[Any, Plan] = {}
         parameters = dict(model.named_parameters())
         loop = self._loop(parameters, inner_steps)
         check_rates(loop, parameters, inner_lr)
@@ -149,15 +148,32 @@ class MAML(nn.Module):
         Raises:
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
-        if not isinstance(tasks, TaskBatch):
-            raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
-        plan, parameters, rates = self._prepare(tasks, inner_steps)
-        try:
-            loss, predictions = _meta_loss(plan, parameters, rates, tasks)
-        except UnknownTensors:
-            plan, parameters, rates = self._prepare_anew(plan, tasks, inner_steps)
-            loss, predictions = _meta_loss(plan, parameters, rates, tasks)
+        loss, predictions = self._run(meta_loss, _checked(tasks), inner_steps)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
+
+    @runs_eagerly
+    def forward_backward(self, tasks: TaskBatch, *args: Any, **options: Any) -> MetaOutput:
+        """Adapt, judge, and add the gradients of the mean query loss to every `.grad`.
+
+        As `Learner.forward_backward` says. On a CPU native kernels do it without autograd, wherever
+        nothing but the gradients could tell: no hooks, no tensors of the tasks that require grad.
+
+        Args:
+            tasks: T tasks on the model's device, in its dtype.
+            inner_steps: instead of the number given at construction.
+
+        Returns:
+            `loss` [T] and `predictions` [T, Q, O], detached.
+
+        Raises:
+            ValueError, TypeError: tasks that do not fit the model or the loss; no `.grad` is
+                changed then.
+            RuntimeError: there is nothing to differentiate, under `torch.no_grad()` for example.
+        """
+        alone = type(self).forward is MAML.forward and not has_hooks(self)
+        if not alone or not torch.is_grad_enabled():
+            return super().forward_backward(tasks, *args, **options)
+        return self._forward_backward(tasks, *args, **options)
 
     @runs_eagerly
     def adapt(
@@ -180,13 +196,8 @@ class MAML(nn.Module):
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
-        plan, parameters, rates = self._prepare(tasks, inner_steps)
-        try:
-            fast = _adapt(plan, parameters, rates, tasks)
-        except UnknownTensors:
-            plan, parameters, rates = self._prepare_anew(plan, tasks, inner_steps)
-            fast = _adapt(plan, parameters, rates, tasks)
-        return Adapted(self.model, {**parameters, **fast}, len(tasks), self.randomness)
+        fast = self._run(adapt, tasks, inner_steps)
+        return Adapted(self.model, fast, len(tasks), self.randomness)
 
     def choice(self, device: torch.device | str | None = None) -> Choice:
         """Which engine would run this, here or on another device, and why not the others.
@@ -218,15 +229,33 @@ class MAML(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_snapshot": None, "_plans": {}}
 
+    def _forward_backward(self, tasks: TaskBatch, inner_steps: int | None = None) -> MetaOutput:
+        loss, predictions, done = self._run(meta_gradient, _checked(tasks), inner_steps)
+        out = MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
+        if done:
+            return out
+        loss.mean().backward()
+        return out.detach()
+
+    def _run(
+        self, part: Callable[..., Result], tasks: TaskBatch, inner_steps: int | None
+    ) -> Result:
+        """`part` of the plan for these tasks, the parameters, the rates and the tasks."""
+        plan, parameters, rates = self._prepare(tasks, inner_steps)
+        try:
+            return part(plan, parameters, rates, tasks)
+        except UnknownTensors:
+            return part(*self._prepare_anew(plan, tasks, inner_steps), tasks)
+
     def _prepare(
         self, tasks: TaskBatch, inner_steps: int | None
-    ) -> tuple[_Plan, dict[str, Tensor], Rates]:
+    ) -> tuple[Plan, dict[str, Tensor], Rates]:
         check_grad_mode()
         steps = self.inner_steps if inner_steps is None else inner_steps
         with module_lock:
             parameters = self._parameters_now()
             rates = self._rates(steps)
-            key = self._settings(steps), *_looks(parameters, rates, tasks)
+            key = self._settings(steps), *looks_of(parameters, rates, tasks)
             plan = self._plans.get(key)
             if plan is None:
                 plan = self._plan_for(key, parameters, rates, tasks, steps)
@@ -234,8 +263,8 @@ class MAML(nn.Module):
         return plan, parameters, rates
 
     def _prepare_anew(
-        self, plan: _Plan, tasks: TaskBatch, inner_steps: int | None
-    ) -> tuple[_Plan, dict[str, Tensor], Rates]:
+        self, plan: Plan, tasks: TaskBatch, inner_steps: int | None
+    ) -> tuple[Plan, dict[str, Tensor], Rates]:
         """Without `plan`, made before tensors that it does not know of came to require grad."""
         with module_lock:
             self._plans = {key: other for key, other in self._plans.items() if other is not plan}
@@ -255,17 +284,17 @@ class MAML(nn.Module):
         """What a plan depends on beside the module and the tensors."""
         return (
             steps, self.order, named(self.loss), self.adapt_parameters, self.engine,
-            self.randomness, self.precision, requested_backend(), _autocast(),
+            self.randomness, self.precision, requested_backend(), autocast(),
         )  # fmt: skip
 
     def _plan_for(
         self, key: Hashable, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch,
         steps: int,
-    ) -> _Plan:  # fmt: skip
+    ) -> Plan:  # fmt: skip
         """The plan of batches that differ from these in T, S and Q only, found by `key` next."""
-        general = self._settings(steps), *_kinds(parameters, tasks)
+        general = self._settings(steps), *kinds_of(parameters, tasks)
         plan = self._plans.get(general)
-        if plan is None or plan.rate_kinds != _rate_kinds(rates):
+        if plan is None or plan.rate_kinds != rate_kinds(rates):
             plan = self._plan(parameters, rates, tasks, steps)
         if len(self._plans) >= _most_plans:
             self._plans.clear()
@@ -274,14 +303,14 @@ class MAML(nn.Module):
 
     def _plan(
         self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int
-    ) -> _Plan:
+    ) -> Plan:
         loop = self._loop(parameters, steps, tasks.support_y)
         outputs = check_model(loop, parameters, rates, tasks)
         prefix, rest = self._cut(loop) or (None, self.model)
         loop = replace(loop, module=rest)
-        inner, tasks = _above(prefix, loop, parameters, tasks)
+        inner, tasks = above(prefix, loop, parameters, tasks)
         engine = choose(loop, tasks, inner, rates, self.engine).engine
-        return _Plan(loop, engine, prefix, outputs, _rate_kinds(rates))
+        return Plan(loop, engine, prefix, outputs, rate_kinds(rates))
 
     def _loop(
         self, parameters: Mapping[str, Tensor], steps: int, targets: Tensor | None = None
@@ -317,81 +346,10 @@ class MAML(nn.Module):
         return parameter.new_full((steps, *shape), self.inner_lr)
 
 
-def _meta_loss(
-    plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
-) -> tuple[Tensor, Tensor]:
-    try:
-        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
-    except torch.OutOfMemoryError as error:
-        tell_how_to_shrink(error, plan.loop, tasks.support_x)
-
-
-def _adapt(
-    plan: _Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
-) -> dict[str, Tensor]:
-    with telling_how_to_shrink(plan.loop, tasks.support_x):
-        inner, tasks = _above(plan.prefix, plan.loop, parameters, tasks)
-        return plan.engine.adapt(
-            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-        )
-
-
-def _above(
-    prefix: Prefix | None, loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
-) -> tuple[Mapping[str, Tensor], TaskBatch]:
-    """Parameters and tasks as the inner loop above `prefix` sees them."""
-    if prefix is None:
-        return parameters, tasks
-    own = {name: parameters[name] for name in loop.shapes}
-    return own, prefix.features(parameters, tasks)
-
-
-def _looks(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -> tuple[Any, ...]:
-    """Of all tensors of a call, which weights there are, and the rate where it is a number."""
-    tensors = [
-        tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, *parameters.values()
-    ]  # fmt: skip
-    support_weight, query_weight = tasks.support_weight, tasks.query_weight
-    if support_weight is not None:
-        tensors.append(support_weight)
-    if query_weight is not None:
-        tensors.append(query_weight)
-    rate: Any = None
-    if isinstance(rates, Mapping):
-        tensors += rates.values()
-    else:
-        rate = type(rates), rates
-    return looks(tensors), support_weight is None, query_weight is None, rate
-
-
-def _kinds(parameters: Mapping[str, Tensor], tasks: TaskBatch) -> tuple[Any, ...]:
-    """What of the parameters and of the tasks a plan depends on."""
-    x, y = tasks.support_x, tasks.support_y
-    return (
-        x.dtype, x.device, x.shape[2:], y.dtype,
-        y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
-        _kind(tasks.support_weight), _kind(tasks.query_weight),
-        *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
-    )  # fmt: skip
-
-
-def _autocast() -> Any:
-    """Which devices have it on, or False."""
-    if not torch._C._is_any_autocast_enabled():
-        return False
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def _rate_kinds(rates: Rates) -> Any:
-    """What of the rates was checked: all of a number, form alone of tensors."""
-    if isinstance(rates, Mapping):
-        return [(rate.dtype, rate.device, rate.shape) for rate in rates.values()]
-    return type(rates), rates
-
-
-def _kind(weight: Tensor | None) -> bool | None:
-    return None if weight is None else weight.requires_grad
+def _checked(tasks: TaskBatch) -> TaskBatch:
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+    return tasks
 
 
 def _chosen_names(model: nn.Module, chosen: Names | None) -> tuple[str, ...] | None:

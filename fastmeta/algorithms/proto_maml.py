@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.algorithms.classes import asked_ways, count_classes
+from fastmeta.algorithms.learner import Learner
 from fastmeta.algorithms.shared_encoder import check_input
 from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import runs_eagerly
@@ -25,7 +26,7 @@ __all__ = ["ProtoMAML"]
 _HEAD = ("head.weight", "head.bias")
 
 
-class ProtoMAML(nn.Module):
+class ProtoMAML(Learner):
     """Proto-MAML (Triantafillou et al. 2020): MAML on an encoder and a linear head.
 
     Each task's head starts where its outputs are those of a prototypical network, w_n = 2 c_n and

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.algorithms.classes import asked_ways, count_classes
+from fastmeta.algorithms.learner import Learner
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
@@ -20,7 +21,7 @@ __all__ = ["Fitted", "SharedEncoder", "check_input"]
 Head = TypeVar("Head", bound=Callable[[Tensor], Tensor])
 
 
-class SharedEncoder(nn.Module, Generic[Head]):
+class SharedEncoder(Learner, Generic[Head]):
     """An encoder for all tasks, and a head for each that is fitted to its support features.
 
     The encoder is an ordinary module, called once a batch on the support and query samples of all

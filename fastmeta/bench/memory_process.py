@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastmeta.bench.rivals import FASTMETA, RIVALS, Step
+from fastmeta.bench.rivals import FASTMETA, FASTMETA_DIRECT, RIVALS, Step
 from fastmeta.bench.workloads import Workload, make_problem
 
 _STATUS = Path("/proc/self/status")
@@ -20,7 +20,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 def _measure(workload: Workload, rival: str, threads: int) -> int:
     torch.set_num_threads(threads)
-    known = {**RIVALS, FASTMETA.name: FASTMETA}[rival]
+    known = {**RIVALS, **{ours.name: ours for ours in (FASTMETA, FASTMETA_DIRECT)}}[rival]
     # The first use loads code. What compiles finds this very workload in the cache.
     first_use = workload if known.compiles(workload) else replace(workload, tasks=2)
     known.build(make_problem(first_use))()

@@ -19,7 +19,15 @@ from fastmeta.bench.memory import peak_bytes
 from fastmeta.bench.operations import Operation
 from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import Entry, Point
-from fastmeta.bench.rivals import FASTMETA, FASTMETA_GRAPH, Outcome, Rival, Step, engine
+from fastmeta.bench.rivals import (
+    FASTMETA,
+    FASTMETA_DIRECT,
+    FASTMETA_GRAPH,
+    Outcome,
+    Rival,
+    Step,
+    engine,
+)
 from fastmeta.bench.roofline import autograd_seconds, native_share, one_thread_seconds
 from fastmeta.bench.timing import Timing, measure, seconds_of
 from fastmeta.bench.workloads import Problem, Workload, make_problem
@@ -60,7 +68,7 @@ def measure_workload(workload: Workload, rivals: Sequence[Rival], settings: Sett
     settings.progress(f"{workload.name}: float64 reference")
     race = _Race(make_problem(workload, device=settings.device), settings)
     ceilings = measure_ceilings(settings.device)
-    everyone = (FASTMETA, *([FASTMETA_GRAPH] if settings.on_gpu else ()), *rivals)
+    everyone = (FASTMETA, FASTMETA_GRAPH if settings.on_gpu else FASTMETA_DIRECT, *rivals)
     entries = [race.enter(rival) for rival in everyone]
     settings.progress(f"{workload.name}: timing {', '.join(race.steps)}")
     timings = measure(race.steps, settings.seconds, waits_for(settings.device))
@@ -271,7 +279,10 @@ def _operation_entry(
 
 
 def derive(point: Point, best: Ceilings) -> None:
-    """Write the rates and ratios that follow from the times."""
+    """Write the rates and ratios that follow from the times.
+
+    Ratios are to fastmeta called in the usual way, on a GPU or in a CUDA graph of that.
+    """
     timed = [entry for entry in point.entries if entry.median_s]
     ours = [entry for entry in timed if entry.name in (FASTMETA.name, FASTMETA_GRAPH.name)]
     fastest_of_ours = min((entry.median_s or math.inf for entry in ours), default=None)
@@ -281,7 +292,7 @@ def derive(point: Point, best: Ceilings) -> None:
         entry.share_of_mm = entry.useful_flops_per_s / best.mm
         if fastest_of_ours:
             entry.times_fastmeta = entry.median_s / fastest_of_ours
-    rivals = [entry for entry in timed if entry not in ours]
+    rivals = [e for e in timed if e not in ours and e.name != FASTMETA_DIRECT.name]
     if rivals:
         fastest = min(rivals, key=lambda entry: entry.median_s or math.inf)
         point.best_rival, point.times_best_rival = fastest.name, fastest.times_fastmeta

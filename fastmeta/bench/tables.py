@@ -7,7 +7,8 @@ from typing import Any
 
 Row = Sequence[str]
 
-OURS, OURS_IN_A_GRAPH, LOOP = "fastmeta", "fastmeta-graph", "loop"
+OURS, OURS_IN_A_GRAPH, OURS_DIRECT = "fastmeta", "fastmeta-graph", "fastmeta-direct"
+LOOP = "loop"
 ENTRY_HEADER = (
     "", "ms", "quartiles", "x fastmeta", "GFLOP/s", "% of mm", "error", "MB", "1st call s",
 )  # fmt: skip
@@ -150,14 +151,19 @@ def _on_gpu(entry: dict[str, Any]) -> str:
 
 def _summary(results: dict[str, Any]) -> list[Row]:
     header = ("workload", "fastmeta ms", "GFLOP/s", "% of mm", "vs loop", "vs best rival", "which")
-    return [header, *(_summary_row(point) for point in results["points"])]
+    rows = [header, *(_summary_row(point) for point in results["points"])]
+    if all(_entry(point, OURS_DIRECT) is None for point in results["points"]):
+        return rows  # a GPU's, or of before 2026-12
+    of_direct = ("direct ms", "direct vs loop", "direct vs best rival")
+    more = [of_direct, *(_direct_cells(point) for point in results["points"])]
+    return [(*row, *cells) for row, cells in zip(rows, more, strict=True)]
 
 
 def _summary_row(point: dict[str, Any]) -> Row:
     name, ours = point["workload"]["name"], _ours(point)
     if ours["status"] != "timed":
         return (name, f"{ours['status']}: {ours['reason']}", "", "", "", "", "")
-    loop = next((entry for entry in point["entries"] if entry["name"] == LOOP), None)
+    loop = _entry(point, LOOP)
     return (
         name,
         _ms(ours["median_s"]),
@@ -167,6 +173,25 @@ def _summary_row(point: dict[str, Any]) -> Row:
         _ratio(point["times_best_rival"]),
         point["best_rival"] or "-",
     )
+
+
+def _direct_cells(point: dict[str, Any]) -> Row:
+    """What `forward_backward` takes, and how many times as long the loop and the best rival do."""
+    direct, rivals = _entry(point, OURS_DIRECT), (LOOP, point["best_rival"])
+    if direct is None or direct["status"] != "timed":
+        return ("-", "-", "-")
+    loop, best = (_times_as_long(_entry(point, rival), direct) for rival in rivals)
+    return (_ms(direct["median_s"]), loop, best)
+
+
+def _times_as_long(entry: dict[str, Any] | None, as_ours: dict[str, Any]) -> str:
+    if entry is None or not entry["median_s"]:
+        return "-"
+    return _ratio(entry["median_s"] / as_ours["median_s"]) + ("*" if entry["extrapolated"] else "")
+
+
+def _entry(point: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((entry for entry in point["entries"] if entry["name"] == name), None)
 
 
 def _times(results: dict[str, Any]) -> list[Row]:

@@ -17,7 +17,7 @@ from fastmeta.words import one_of
 
 __all__ = ["ENGINES", "Choice", "choose"]
 
-# Fastest first. Each has can_run, adapt and meta_loss.
+# Fastest first. Each has can_run, adapt and meta_loss; resident has accumulate_gradients, too.
 ENGINES: dict[str, ModuleType] = {"resident": resident, "layered": layered, "vmap": vmap}
 # The engine that runs a backend's kernels.
 _ENGINE_OF_BACKEND = {"cpu": "resident", "cuda": "resident", "triton": "layered"}

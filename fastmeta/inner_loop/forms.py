@@ -362,8 +362,12 @@ def plain(tensor: Tensor) -> Tensor:
 def _spread(rate: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A rate [k, *s] as [k, *shape], or [k, 1...] where it is one number a step."""
     steps, own = rate.shape[0], rate.shape[1:]
-    rate = plain(rate).reshape(steps, *[1] * (len(shape) - len(own)), *own)
-    return rate.contiguous() if rate.numel() == steps else rate.expand(steps, *shape).contiguous()
+    rate = plain(rate)
+    if len(own) < len(shape):  # else it stays the leaf that it may be
+        rate = rate.reshape(steps, *[1] * (len(shape) - len(own)), *own)
+    if rate.numel() == steps or rate.shape[1:] == shape:
+        return rate
+    return rate.expand(steps, *shape).contiguous()
 
 
 def _one_rate(program: Program, value: float) -> Tensor:

@@ -8,13 +8,14 @@ from fastmeta.bench import gate
 from fastmeta.bench.catalogue import LARGE, WORKLOADS
 from fastmeta.bench.device import CPU
 from fastmeta.bench.gate import errors, exact_outcome, judge
-from fastmeta.bench.rivals import FASTMETA, RIVALS, Outcome, Rival, loop
+from fastmeta.bench.rivals import FASTMETA, FASTMETA_DIRECT, RIVALS, Outcome, Rival, loop
 from fastmeta.bench.rivals.rival import always
 from fastmeta.bench.workloads import make_problem
 
 WRONG = RIVALS["vmap-fused"]
 INSTANT = [
     FASTMETA,
+    FASTMETA_DIRECT,
     *(rival for rival in RIVALS.values() if rival.compiles is not always and rival is not WRONG),
 ]
 COMPILED = [rival for rival in RIVALS.values() if rival.compiles is always]

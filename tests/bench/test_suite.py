@@ -7,13 +7,15 @@ import torch
 from tiny_workloads import FIRST_ORDER, TINY
 
 from fastmeta import bench
+from fastmeta.backends import cpu
 from fastmeta.bench import ceilings, memory, operations, prototypes, race, suite
 from fastmeta.bench.catalogue import sinusoid
 from fastmeta.bench.gate import relative_error
 from fastmeta.bench.operations import Contestant, Operation
 from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import SCHEMA, Entry, Point
-from fastmeta.bench.rivals import RIVALS, Rival
+from fastmeta.bench.rivals import FASTMETA_DIRECT, RIVALS, Rival
+from fastmeta.bench.workloads import make_problem
 
 
 def break_down(problem):
@@ -80,6 +82,7 @@ def test_each_entry_says_how_it_went(results):
     status = {name: entry["status"] for name, entry in entries(results).items()}
     assert status == {
         "fastmeta": "timed",
+        "fastmeta-direct": "timed" if cpu.unavailable() is None else "skipped",
         "loop": "timed",
         "bmm": "timed",
         "first-order": "wrong",
@@ -112,6 +115,34 @@ def test_ratios_follow_from_the_times(results):
     assert point["times_best_rival"] == found[best]["times_fastmeta"]
 
 
+@pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
+def test_the_direct_way_is_measured_beside_but_where_autograd_does_it_anyway(monkeypatch):
+    asked = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (asked.append(1), backward(loss)))
+    FASTMETA_DIRECT.build(make_problem(TINY["relu"]))()
+    assert not asked
+    results = run(("relu", "head"), rivals=["loop"])
+    relu, head = (entries(results, point)["fastmeta-direct"] for point in range(2))
+    assert relu["gradient_error"] == entries(results)["fastmeta"]["gradient_error"] < 1e-5
+    assert head["status"] == "skipped" and "leaves it to autograd" in head["reason"]
+    rows = [line.split() for line in bench.markdown(results).splitlines()]
+    assert next(row for row in rows if row[1:2] == ["head"])[-6:] == [*"-|-|-|"]
+
+
+def test_the_direct_way_is_no_rival_and_no_ratio_is_to_it():
+    timed = [
+        Entry("fastmeta", "", "timed", median_s=4.0),
+        Entry("fastmeta-direct", "", "timed", median_s=1.0),
+        Entry("loop", "", "timed", median_s=30.0),
+    ]
+    best = ceilings.Ceilings(1.0, 1.0)
+    point = Point(TINY["relu"], "resident", 1, 1, best, timed)
+    race.derive(point, best)
+    assert point.best_rival == "loop" and point.times_best_rival == 7.5
+    assert [entry.times_fastmeta for entry in timed] == [1.0, 0.25, 7.5]
+
+
 def test_a_long_loop_is_timed_on_a_part_and_says_so(monkeypatch):
     monkeypatch.setattr(suite, "WORKLOADS", {"relu": replace(TINY["relu"], tasks=40)})
     monkeypatch.setattr(race, "PART", 4)
@@ -127,7 +158,7 @@ def test_a_long_loop_is_timed_on_a_part_and_says_so(monkeypatch):
 def test_a_full_run_measures_memory_or_says_why_not(monkeypatch):
     hidden = replace(RIVALS["bmm"], hides_memory="it hides it")
     monkeypatch.setattr(suite, "RIVALS", {"loop": RIVALS["loop"], "bmm": hidden})
-    sizes = {"fastmeta": 5_000_000}
+    sizes = {"fastmeta": 5_000_000, "fastmeta-direct": 4_000_000}
 
     def peak_bytes(workload, name, threads):
         if name not in sizes:
@@ -137,6 +168,8 @@ def test_a_full_run_measures_memory_or_says_why_not(monkeypatch):
     monkeypatch.setattr(race, "peak_bytes", peak_bytes)
     found = bench.run(["relu"], None, False, 0.01, progress=lambda line: None)
     memory = {name: (e["peak_bytes"], e["memory_reason"]) for name, e in entries(found).items()}
+    direct = memory.pop("fastmeta-direct")
+    assert direct == ((4_000_000, None) if cpu.unavailable() is None else (None, None))
     assert memory == {
         "fastmeta": (5_000_000, None),
         "loop": (None, "no /proc"),

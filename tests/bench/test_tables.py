@@ -142,3 +142,31 @@ def test_results_without_workloads_or_from_before_there_were_operations(results)
     results["points"] = []
     for text in (format_table(results), markdown(results)):
         assert "a note" in text and "workload" not in text
+
+
+DIRECT = entry("fastmeta-direct", median_s=1e-3, times_fastmeta=0.5)
+DIRECT_HEADER = "| which | direct ms | direct vs loop | direct vs best rival |"
+
+
+def test_the_direct_way_has_ratios_of_its_own_beside_those_of_fastmeta(results):
+    results["points"][0]["entries"].insert(1, DIRECT)
+    text = markdown(results)
+    assert DIRECT_HEADER in text
+    assert "| rl | 2 | 5 | 5 | 250* | 2.00 | jax | 1 | 500* | 4.00 |" in text
+    assert "| workload | fastmeta | fastmeta-direct | loop | jax |\n" in text
+    assert cells(format_table(results), "fastmeta-direct")[3] == "0.50"
+
+
+def test_where_there_is_no_direct_way_the_rest_is_as_it_was(results):
+    assert "direct" not in markdown(results)
+    skipped = entry("fastmeta-direct", "skipped", reason="features are learned")
+    other = copy.deepcopy(POINT)
+    other["workload"]["name"] = "head"
+    other["entries"].insert(1, skipped)
+    results["points"].append(other)
+    text = markdown(results)
+    assert "| rl | 2 | 5 | 5 | 250* | 2.00 | jax | - | - | - |" in text
+    assert "| head | 2 | 5 | 5 | 250* | 2.00 | jax | - | - | - |" in text
+    results["points"][0]["entries"].insert(1, DIRECT)
+    results["points"][0] |= {"best_rival": None, "times_best_rival": None}
+    assert "| 250* | - | - | 1 | 500* | - |" in markdown(results)

@@ -100,6 +100,29 @@ def test_replays_are_the_steps_of_plain_training(on_tape, engine, clip, in_graph
         assert torch.equal(p, q) and p.grad is not None
 
 
+@pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_steps_on_a_cpu_are_those_of_plain_training_without_autograd(monkeypatch, clip):
+    losses, reference = plain_steps(5, clip or float("inf"), engine="resident")
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: pytest.fail("autograd was asked"))
+    meta = make_meta("resident")
+    step = graphed_step(meta, clip=clip)
+    outcomes = [step() for _ in range(5)]
+    assert [outcome.loss.item() for outcome in outcomes] == losses
+    assert not any(outcome.loss.requires_grad for outcome in outcomes)
+    for p, q in zip(meta.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_what_is_no_learner_is_trained_by_autograd():
+    losses, reference = plain_steps(3)
+    meta, source = make_meta(), Sinusoid(shots=4, queries=4, seed=1)
+    step = GraphedStep(lambda tasks: meta(tasks), make_optimizer(meta), lambda: source.sample(3))
+    assert [step().loss.item() for _ in range(3)] == losses
+    for p, q in zip(meta.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_a_graph_reads_rates_that_are_on_the_device(on_tape):
     meta = make_meta()
     optimizer = make_optimizer(meta)

@@ -4,6 +4,7 @@ from fastmeta.bench.rivals import (
     bmm,
     bmm_compiled,
     bmm_graph,
+    fastmeta_direct,
     fastmeta_graph,
     fastmeta_maml,
     higher_loop,
@@ -21,9 +22,13 @@ from fastmeta.bench.rivals import (
 from fastmeta.bench.rivals.fastmeta_maml import engine
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step
 
-__all__ = ["FASTMETA", "FASTMETA_GRAPH", "RIVALS", "Outcome", "Rival", "Step", "engine"]
+__all__ = [
+    "FASTMETA", "FASTMETA_DIRECT", "FASTMETA_GRAPH", "RIVALS", "Outcome", "Rival", "Step", "engine",
+]  # fmt: skip
 
 FASTMETA = fastmeta_maml.RIVAL
+# On a CPU the training loop leaves out autograd; ratios are those of a call and its backward.
+FASTMETA_DIRECT = fastmeta_direct.RIVAL
 # On a GPU that is one call of the library; the training loop replays a CUDA graph of it.
 FASTMETA_GRAPH = fastmeta_graph.RIVAL
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmeta import MAML, TaskBatch
 from fastmeta.bench.device import CPU
@@ -12,6 +14,11 @@ from fastmeta.bench.workloads import Problem, Workload
 
 
 def build(problem: Problem) -> Step:
+    return build_by(problem, _by_autograd)
+
+
+def build_by(problem: Problem, mean_loss: Callable[[MAML, TaskBatch], Tensor]) -> Step:
+    """A step in which `mean_loss` also adds the gradients to `.grad`."""
     module = problem.module()
     leaves = make_leaves(problem, dict(module.named_parameters()))
     meta = _maml(problem.workload, module)
@@ -19,11 +26,15 @@ def build(problem: Problem) -> Step:
     def step() -> Outcome:
         leaves.clear()
         tasks = TaskBatch(leaves.support_x, problem.support_y, leaves.query_x, problem.query_y)
-        loss = meta(tasks).loss.mean()
-        loss.backward()
-        return Outcome(loss.detach(), leaves.gradients())
+        return Outcome(mean_loss(meta, tasks), leaves.gradients())
 
     return step
+
+
+def _by_autograd(meta: MAML, tasks: TaskBatch) -> Tensor:
+    loss = meta(tasks).loss.mean()
+    loss.backward()
+    return loss.detach()
 
 
 def engine(workload: Workload, device: torch.device = CPU) -> str:

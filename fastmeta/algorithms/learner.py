@@ -1,0 +1,49 @@
+"""What every meta-learner can do: a meta-step's forward and backward in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fastmeta.functional.eager import runs_eagerly
+from fastmeta.tasks import MetaOutput, TaskBatch
+
+__all__ = ["Learner"]
+
+
+class Learner(nn.Module):
+    """A module that judges a batch of tasks: called with a `TaskBatch`, it gives a `MetaOutput`."""
+
+    @runs_eagerly
+    def forward_backward(self, tasks: TaskBatch, *args: Any, **options: Any) -> MetaOutput:
+        """Judge the tasks and add the gradients of their mean loss to every `.grad`.
+
+        For training loops: the same bits as a call and ``loss.mean().backward()``, and less time
+        where an algorithm can leave out PyTorch's autograd, which for few small tasks takes longer
+        than the tasks. As there, gradients add up until ``optimizer.zero_grad()``.
+
+        For anything else call the learner and use autograd: weights of the tasks and other outer
+        losses, ``create_graph=True``, `torch.amp.GradScaler`, and hooks on nodes of the graph, as
+        DistributedDataParallel has them. Hooks on tensors and modules run.
+
+        Args:
+            tasks: T tasks, as the learner's call takes them.
+            *args, **options: of the learner's call.
+
+        Returns:
+            `loss` [T] and `predictions` [T, Q, ...], detached.
+
+        Raises:
+            ValueError, TypeError: as the call; no `.grad` is changed then.
+            RuntimeError: there is nothing to differentiate, under `torch.no_grad()` for example.
+
+        Equivalent to::
+
+            out = learner(tasks, **options)
+            out.loss.mean().backward()
+            return out.detach()
+        """
+        out = self(tasks, *args, **options)
+        out.loss.mean().backward()
+        return out.detach()

@@ -1,0 +1,125 @@
+"""How MAML runs batches that are alike: what was decided for the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmeta.backends.looks import looks
+from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.inner_loop.memory import tell_how_to_shrink, telling_how_to_shrink
+from fastmeta.inner_loop.prefix import Prefix
+from fastmeta.tasks import TaskBatch
+
+__all__ = [
+    "Plan", "above", "adapt", "autocast", "kinds_of", "looks_of", "meta_gradient", "meta_loss",
+    "rate_kinds",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run every batch like one that was looked at."""
+
+    loop: InnerLoop
+    engine: ModuleType
+    prefix: Prefix | None  # the layers below the inner loop, run once a batch
+    outputs: int
+    rate_kinds: Any
+
+
+def meta_gradient(
+    plan: Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> tuple[Tensor, Tensor, bool]:
+    """Loss, predictions, and whether the engine has added the gradients of the mean loss."""
+    accumulate = getattr(plan.engine, "accumulate_gradients", None)
+    if accumulate is not None and plan.prefix is None:
+        with telling_how_to_shrink(plan.loop, tasks.support_x):
+            found = accumulate(plan.loop, parameters, rates, tasks)
+        if found is not None:
+            return *found, True
+    return *meta_loss(plan, parameters, rates, tasks), False
+
+
+def meta_loss(
+    plan: Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> tuple[Tensor, Tensor]:
+    try:
+        inner, tasks = above(plan.prefix, plan.loop, parameters, tasks)
+        return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
+    except torch.OutOfMemoryError as error:
+        tell_how_to_shrink(error, plan.loop, tasks.support_x)
+
+
+def adapt(
+    plan: Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> dict[str, Tensor]:
+    """Every parameter by name, those that adapt as fast weights."""
+    with telling_how_to_shrink(plan.loop, tasks.support_x):
+        inner, tasks = above(plan.prefix, plan.loop, parameters, tasks)
+        fast = plan.engine.adapt(
+            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
+        )
+    return {**parameters, **fast}
+
+
+def above(
+    prefix: Prefix | None, loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> tuple[Mapping[str, Tensor], TaskBatch]:
+    """Parameters and tasks as the inner loop above `prefix` sees them."""
+    if prefix is None:
+        return parameters, tasks
+    own = {name: parameters[name] for name in loop.shapes}
+    return own, prefix.features(parameters, tasks)
+
+
+def looks_of(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -> tuple[Any, ...]:
+    """Of all tensors of a call, which weights there are, and the rate where it is a number."""
+    tensors = [
+        tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, *parameters.values()
+    ]  # fmt: skip
+    support_weight, query_weight = tasks.support_weight, tasks.query_weight
+    if support_weight is not None:
+        tensors.append(support_weight)
+    if query_weight is not None:
+        tensors.append(query_weight)
+    rate: Any = None
+    if isinstance(rates, Mapping):
+        tensors += rates.values()
+    else:
+        rate = type(rates), rates
+    return looks(tensors), support_weight is None, query_weight is None, rate
+
+
+def kinds_of(parameters: Mapping[str, Tensor], tasks: TaskBatch) -> tuple[Any, ...]:
+    """What of the parameters and of the tasks a plan depends on."""
+    x, y = tasks.support_x, tasks.support_y
+    return (
+        x.dtype, x.device, x.shape[2:], y.dtype,
+        y.shape[2:], y.requires_grad, tasks.query_y.requires_grad,
+        _kind(tasks.support_weight), _kind(tasks.query_weight),
+        *[(p.requires_grad, p.dtype, p.device, p.shape) for p in parameters.values()],
+    )  # fmt: skip
+
+
+def autocast() -> Any:
+    """Which devices have it on, or False."""
+    if not torch._C._is_any_autocast_enabled():
+        return False
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def rate_kinds(rates: Rates) -> Any:
+    """What of the rates was checked: all of a number, form alone of tensors."""
+    if isinstance(rates, Mapping):
+        return [(rate.dtype, rate.device, rate.shape) for rate in rates.values()]
+    return type(rates), rates
+
+
+def _kind(weight: Tensor | None) -> bool | None:
+    return None if weight is None else weight.requires_grad

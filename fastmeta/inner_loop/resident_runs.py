@@ -1,0 +1,107 @@
+"""The resident engine's native calls, into tensors that are made for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmeta.inner_loop.forms import Form
+
+__all__ = [
+    "Gradients", "addresses_of", "by_tensor", "new_gradients", "run_adapt", "run_meta_loss",
+    "run_step", "scale",
+]  # fmt: skip
+
+
+class Gradients(NamedTuple):
+    """Of the tensors that may require grad, None where none is needed."""
+
+    out: list[Tensor | None]  # one a tensor
+    of_rates: Sequence[Tensor | None]  # [steps or 1, *shape] a parameter, instead of the rates' own
+
+
+def run_meta_loss(
+    form: Form, addresses: list[int], like: Tensor, keep: bool
+) -> tuple[Any, Tensor, Tensor]:
+    """(record, loss, predictions)"""
+    assert form.predictions is not None
+    loss = like.new_empty(form.tasks)
+    predictions = like.new_empty(form.predictions)
+    record = form.program.kernels.forward(
+        form.native, like, addresses, keep,
+        predictions.data_ptr(), loss.data_ptr(), (),
+    )  # fmt: skip
+    return record, loss, predictions
+
+
+def run_adapt(
+    form: Form, addresses: list[int], like: Tensor, keep: bool
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """(record, fast weights)"""
+    program = form.program
+    fast = [
+        like.new_empty(form.tasks, *shape) if adapts else None
+        for shape, adapts in zip(program.shapes, program.adapts, strict=True)
+    ]
+    record = program.kernels.forward(form.native, like, addresses, keep, 0, 0, addresses_of(fast))
+    return record, tuple(f for f in fast if f is not None)
+
+
+def new_gradients(form: Form, tensors: Sequence[Tensor], needs: Sequence[bool]) -> Gradients:
+    n, n_rates = len(form.program.names), len(form.rated)
+    out = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=False)]
+    needs_rates = n_rates and any(needs[n : n + n_rates])
+    return Gradients(out, _rate_buffers(form, tensors[0]) if needs_rates else ())
+
+
+def run_step(
+    form: Form, addresses: list[int], like: Tensor, gradients: Gradients
+) -> tuple[Tensor, Tensor]:
+    """(loss, predictions), and the gradients of the sum of the losses."""
+    step = form.program.kernels.step
+    assert step is not None and form.predictions is not None
+    loss, predictions = like.new_empty(form.tasks), like.new_empty(form.predictions)
+    step.run(
+        form.native, addresses, predictions.data_ptr(), loss.data_ptr(),
+        addresses_of(gradients.out[: len(form.program.names)]), addresses_of(gradients.of_rates),
+    )  # fmt: skip
+    return loss, predictions
+
+
+def scale(form: Form, gradients: Gradients, factor: float) -> None:
+    """Multiply them, in place, by the factor rounded to their dtype."""
+    step = form.program.kernels.step
+    assert step is not None
+    if factor != 1:
+        everything = (g for some in gradients for g in some if g is not None)
+        step.scale([(g.data_ptr(), g.numel()) for g in everything], factor)
+
+
+def by_tensor(form: Form, gradients: Gradients, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of the tensors that need one, those of rates in the shapes of the rates."""
+    out = [g if need else None for g, need in zip(gradients.out, needs, strict=True)]
+    for position, p in enumerate(form.rated, start=len(form.program.names)):
+        if needs[position]:
+            gradient = gradients.of_rates[p]
+            assert gradient is not None
+            out[position] = gradient.sum_to_size(
+                form.rate_shapes[position - len(form.program.names)]
+            )
+    return out
+
+
+def addresses_of(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Where the numbers are, 0 where there is no tensor."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _rate_buffers(form: Form, like: Tensor) -> list[Tensor | None]:
+    """A gradient [steps or 1, *shape] for every parameter that has rates."""
+    steps = max(shape[0] for shape in form.rate_shapes)
+    return [
+        like.new_empty(steps, *shape) if p in form.rated else None
+        for p, shape in enumerate(form.program.shapes)
+    ]
