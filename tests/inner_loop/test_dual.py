@@ -1,4 +1,4 @@
-"""The first layer's dual form (csrc/network/dual.h): wide inputs, few samples, one number as rate."""
+"""The first layer's dual form (csrc/network/dual.h): wide inputs, few samples, one rate."""
 
 from __future__ import annotations
 
