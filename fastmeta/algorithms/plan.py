@@ -39,8 +39,10 @@ def meta_gradient(
     """Loss, predictions, and whether the engine has added the gradients of the mean loss."""
     accumulate = getattr(plan.engine, "accumulate_gradients", None)
     if accumulate is not None and plan.prefix is None:
-        with telling_how_to_shrink(plan.loop, tasks.support_x):
+        try:
             found = accumulate(plan.loop, parameters, rates, tasks)
+        except torch.OutOfMemoryError as error:
+            tell_how_to_shrink(error, plan.loop, tasks.support_x)
         if found is not None:
             return *found, True
     return *meta_loss(plan, parameters, rates, tasks), False
@@ -89,10 +91,10 @@ def looks_of(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -
     if query_weight is not None:
         tensors.append(query_weight)
     rate: Any = None
-    if isinstance(rates, Mapping):
-        tensors += rates.values()
-    else:
+    if isinstance(rates, (float, int)):
         rate = type(rates), rates
+    else:
+        tensors += rates.values()
     return looks(tensors), support_weight is None, query_weight is None, rate
 
 

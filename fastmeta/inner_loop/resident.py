@@ -128,12 +128,13 @@ def _is_more_than_a_leaf(tensor: Tensor) -> bool:
 
 
 def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    with _accumulating, torch.no_grad():
+    with _accumulating:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             if leaf.grad is None:
                 leaf.grad = gradient
             else:
-                leaf.grad += gradient
+                with torch.no_grad():
+                    leaf.grad += gradient
 
 
 def _builds_graph(tensors: Sequence[Tensor]) -> bool:
