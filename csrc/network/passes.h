@@ -69,7 +69,10 @@ class Passes {
   }
 
   // As after forward() of the samples taken, whose values were kept; nothing writes to them.
-  FASTMETA_CODE void resume(const R* kept, const R*) { put_values(const_cast<R*>(kept)); }
+  FASTMETA_CODE void resume(const R* kept, const R*) {
+    put_values(const_cast<R*>(kept));
+    resumed_ = keep_, keep_ = nullptr;
+  }
 
   FASTMETA_CODE const R* predictions() const { return value(plan_.n_nodes - 1); }
 
@@ -169,18 +172,30 @@ class Passes {
   FASTMETA_CODE R* at(i64 offset) { return scratch_ + offset; }
   FASTMETA_CODE const R* at(i64 offset) const { return scratch_ + offset; }
 
-  FASTMETA_CODE R* g() { return at(plan_.g_at[side_]); }
+  FASTMETA_CODE R* g() { return g_; }
   FASTMETA_CODE R* rg() { return at(plan_.rg_at[side_]); }
-  FASTMETA_CODE const R* g() const { return at(plan_.g_at[side_]); }
+  FASTMETA_CODE const R* g() const { return g_; }
   FASTMETA_CODE const R* rg() const { return at(plan_.rg_at[side_]); }
   FASTMETA_CODE R* other_g() { return at(plan_.g_at[1 - side_]); }
   FASTMETA_CODE R* other_rg() { return at(plan_.rg_at[1 - side_]); }
-  FASTMETA_CODE void top() { side_ = 0; }
-  FASTMETA_CODE void flip() { side_ = 1 - side_; }
+  // The gradient for what node l gives, where such gradients are kept.
+  FASTMETA_CODE R* gradient(R* of, int l) const { return of + plan_.gradient_at[l] * rows_; }
+  FASTMETA_CODE void top() {
+    side_ = 0;
+    g_ = keep_ ? gradient(keep_, plan_.n_nodes - 1) : at(plan_.g_at[0]);
+  }
+  // To node l's input; g is there.
+  FASTMETA_CODE void flip(R* g) {
+    side_ = 1 - side_;
+    g_ = g;
+  }
 
   FASTMETA_CODE void put_values(R* keep) {
     values_ = keep ? keep : at(plan_.values_at);
     values_rows_ = keep ? rows_ : plan_.part;
+    const bool gradients = keep && plan_.gradients_row && !queries_;
+    keep_ = gradients ? keep + plan_.values_row * rows_ : nullptr;
+    resumed_ = nullptr;
   }
   FASTMETA_CODE R* value(int l) const { return values_ + plan_.value_at[l] * values_rows_; }
 
@@ -327,23 +342,24 @@ class Passes {
 
   FASTMETA_CODE void input_gradient(int l, const R* theta) {
     const Term<R> term = input_term(l, g(), weight(l, theta));
-    multiply(&term, 1, {other_g() + plan_.in_first(l), plan_.in_row(l)}, rows_,
+    R* below = keep_ ? gradient(keep_, l - 1) : other_g();
+    multiply(&term, 1, {below + plan_.in_first(l), plan_.in_row(l)}, rows_,
              plan_.held(plan_.in(l)));
-    flip();
+    flip(below);
     Team::barrier();
   }
 
   FASTMETA_CODE void r_input_gradient(int l, const R* theta, const R* v) {
     const i64 ld = plan_.in_row(l), first = plan_.in_first(l), width = plan_.held(plan_.in(l));
     Term<R> terms[2] = {input_term(l, rg(), weight(l, theta))};
-    if (has_r(l)) {
+    if (has_r(l) && !resumed_) {
       Term<R> plain = terms[0];
       plain.a = g();
       multiply(&plain, 1, {other_g() + first, ld}, rows_, width);
     }
     if (plan_.weight_adapts[l]) terms[1] = input_term(l, g(), direction(l, v), 1);
     multiply(terms, plan_.weight_adapts[l] ? 2 : 1, {other_rg() + first, ld}, rows_, width);
-    flip();
+    flip(resumed_ && l > 0 ? gradient(resumed_, l - 1) : other_g());
     Team::barrier();
   }
 
@@ -393,11 +409,13 @@ class Passes {
   }
 
   FASTMETA_CODE void activation_backward(int l) {
-    R* gradient = g();
+    const R* above = g();
+    R* below = keep_ && l > 0 ? gradient(keep_, l - 1) : g();
     const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) { store(gradient + i, load(gradient + i) * at.first(f, i)); });
+      each_vector(l, [&](i64 i) { store(below + i, load(above + i) * at.first(f, i)); });
     });
+    g_ = below;
   }
 
   FASTMETA_CODE void r_activate(int l) {
@@ -410,19 +428,20 @@ class Passes {
   }
 
   FASTMETA_CODE void r_activation_backward(int l) {
-    R *gradient = g(), *rgradient = rg();
-    const bool curved = has_r(l);
+    R *gradients = g(), *rgradient = rg();
+    const bool curved = has_r(l), goes_on = !resumed_ && l > 0;
     const R* rz = curved ? at(plan_.r_at[l - 1]) : nullptr;
     const Left at = left(l);
     with_activation<R>(plan_.node(l), [&](auto f) {
       each_vector(l, [&](i64 i) {
-        const V d = at.first(f, i), above = load(gradient + i);
+        const V d = at.first(f, i);
         V r = load(rgradient + i) * d;
-        if (f.curved && curved) r += above * at.second(f, i) * load(rz + i);
+        if (f.curved && curved) r += load(gradients + i) * at.second(f, i) * load(rz + i);
         store(rgradient + i, r);
-        store(gradient + i, above * d);
+        if (goes_on) store(gradients + i, load(gradients + i) * d);
       });
     });
+    if (resumed_ && l > 0) g_ = gradient(resumed_, l - 1);
   }
 
   const Plan<Team>& plan_;
@@ -432,6 +451,8 @@ class Passes {
   bool queries_ = false;
   const R* x_ = nullptr;
   R* values_ = nullptr;
+  R* g_ = nullptr;                        // the gradient where a backward is
+  R *keep_ = nullptr, *resumed_ = nullptr;  // gradients that it leaves, or finds
   i64 values_rows_ = 0;
   i64 x_row_ = 0, total_ = 0, begin_ = 0, rows_ = 0;
   int side_ = 0;

@@ -58,6 +58,9 @@ struct Plan : Parameters<Team_> {
   // Values of one set of samples, what forward computes: [values_row][rows], by node.
   i64 value_at[Team::max_nodes], s1_at[Team::max_nodes], s2_at[Team::max_nodes];  // in values_row
   i64 values_row = 0;
+  // Behind those of the support, for a backward that follows at once: the gradients of its loss for what
+  // each node gives, in values_row too. An activation's and its input's share a place if it is not curved.
+  i64 gradient_at[Team::max_nodes], gradients_row = 0;
   i64 support_size = 0, query_size = 0;  // kept from forward to backward: all values, or nothing
 
   i64 values_at, r_at[Team::max_nodes];
@@ -165,9 +168,20 @@ struct Plan : Parameters<Team_> {
       });
     }
     if (!room.keeps_values && !(worth_keeping() && affordable())) return;
-    support_size = loop.order == 2 ? loop.support.n * values_row : 0;
+    const bool passed_on = last_linear > lowest_adapted;  // through a product, which they save
+    if (room.keeps_values && loop.order == 2 && passed_on) lay_out_gradients();
+    support_size = loop.order == 2 ? loop.support.n * (values_row + gradients_row) : 0;
     query_size = loop.query.n * values_row;
     if (room.keeps_values) this->kept_steps = steps_in_cache();
+  }
+
+  void lay_out_gradients() {
+    for (int l = 0; l < n_nodes; ++l) {
+      bool in_place = false;
+      if (l > 0 && !linear(l)) with_activation<R>(node(l), [&](auto f) { in_place = !f.curved; });
+      gradient_at[l] = in_place ? gradient_at[l - 1] : gradients_row;
+      if (!in_place) gradients_row += Team::stride(out(l));
+    }
   }
 
   // Values are written to memory and read back, or computed again. Of a 1-40-40-1 network computing
