@@ -47,9 +47,9 @@ i64 products_of(const InnerLoop<Real>& loop) {
 
 i64 solo_work(const InnerLoop<Real>& loop) {
   const i64 work = products_of<Solo<Real>>(loop);
-  if (!loop.weights_stay || loop.network.nodes[0].kind != NodeKind::Linear) return work;
+  if (!takes_dual_form<Solo<Real>>(loop)) return work;
   const InputWork<Solo<Real>> input(loop);
-  return input.dual_pays() ? work - (input.plain - input.dual) / Solo<Real>::W : work;
+  return work - (input.plain - input.dual) / Solo<Real>::W;
 }
 
 // A multiply-add of a pack takes 4/3 of the time: both operands are loaded, from further away. To turn

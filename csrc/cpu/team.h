@@ -65,19 +65,23 @@ struct Solo : CpuTeam<R> {
     for (i64 r = 0; r < rows; ++r)
       for (i64 c = 0; c < columns; ++c) to[r * row_step + c * column_step] = from[r * ld + c];
   }
-  // n samples [n][width] as PyTorch has them, each a column; the columns that fill the last vector are 0.
-  static void columns_of(R* to, i64 ld, const R* samples, i64 n, i64 width) {
+  // n samples [n][width] as PyTorch has them, each less the center and a column; the columns that fill the
+  // last vector are 0.
+  static void columns_of(R* to, i64 ld, const R* samples, i64 n, i64 width, const R* center) {
     for (i64 s0 = 0; s0 < n; s0 += W)
       for (i64 c0 = 0; c0 < width; c0 += W) {
         const i64 filled = smaller(W, width - c0);
-        Vec<R> block[W];
+        Vec<R> block[W], origin{};
+        std::memcpy(&origin, center + c0, sizeof(R) * size_t(filled));
         for (i64 i = 0; i < W; ++i) {
           block[i] = Vec<R>{};
           const R* from = samples + (s0 + i) * width + c0;
-          if (s0 + i < n && filled == W)
+          if (s0 + i >= n) continue;
+          if (filled == W)
             block[i] = load_anywhere(from);
-          else if (s0 + i < n)
+          else
             std::memcpy(&block[i], from, sizeof(R) * size_t(filled));
+          block[i] -= origin;
         }
         transpose_block<R>(block);
         for (i64 i = 0; i < filled; ++i) store(to + (c0 + i) * ld + s0, block[i]);

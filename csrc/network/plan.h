@@ -15,6 +15,8 @@ struct Room {
   bool keeps_values = false;  // of the samples, whatever that saves: they stay in the cache
 };
 
+constexpr i64 dual_sums = 3;  // rows behind the samples': see dual.h
+
 // Multiply-adds of the first layer, a linear one, in either form, but for those of the query that both
 // have; to turn a sample's number into a column takes as long as four.
 template <class Team>
@@ -28,13 +30,25 @@ struct InputWork {
     const i64 I = node.in, O = Team::stride(node.out), product = S * I * O;
     const bool second = loop.order == 2;
     plain = (second ? 4 : 2) * K * product;
-    dual = 2 * product + S * (round_up(S, Team::W) + round_up(Q, Team::W)) * I + 4 * (S + Q) * I +
-           K * S * O * (second ? 2 * S + Q : S);
+    dual = 2 * product + (S + 1) * (round_up(S, Team::W) + round_up(Q, Team::W)) * I +
+           4 * (S + Q) * I + K * (S + dual_sums) * O * (second ? 2 * S + Q : S);
   }
   // With 0.9 of the multiply-adds the dual form took as long as the other, with 0.8 less
   // (docs/notes/cpu-kernels.md).
   bool dual_pays() const { return 5 * dual < 4 * plain; }
 };
+
+// Whether the first layer has it, given that one number is the rate. The rows of C have to fit where I rows
+// are; of one or two samples, rounding was up to three times what it is of the weights.
+template <class Team, class R>
+bool takes_dual_form(const InnerLoop<R>& loop) {
+  const Network& network = loop.network;
+  if (!loop.weights_stay || !loop.query.n || network.nodes[0].kind != NodeKind::Linear) return false;
+  if (loop.support.n < 3 || loop.support.n + dual_sums > network.nodes[0].in) return false;
+  for (int p = 0; p < network.n_parameters; ++p)
+    if (loop.parameters[p].task_stride || !loop.rates[p].data) return false;
+  return InputWork<Team>(loop).dual_pays();
+}
 
 template <class Team_>
 struct Plan : Parameters<Team_> {
@@ -67,7 +81,7 @@ struct Plan : Parameters<Team_> {
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
   i64 top_at, r_top_at;  // a block's part of the last product and of its derivative
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
-  i64 gram_at, dual_output_at, dual_lambda_at, dual_columns_at, dense_at;  // of the dual form
+  i64 center_at, gram_at, dual_output_at, dual_lambda_at, dual_columns_at, dense_at;  // of the dual form
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;  // nothing a worker
 
@@ -133,14 +147,9 @@ struct Plan : Parameters<Team_> {
       this->end_layer();
     }
     if constexpr (has_dual_form)
-      if (dual_fits()) dual_size = n_nodes > 1 ? theta_at[1] : theta_size;
+      if (this->one_rate && takes_dual_form<Team>(loop)) dual_size = n_nodes > 1 ? theta_at[1] : theta_size;
   }
 
-  // One rate, so that a step of lambda is one of its dual; S rows have to fit where I rows are.
-  bool dual_fits() const {
-    return loop.weights_stay && this->all_shared && this->one_rate && linear(0) && loop.query.n &&
-           loop.support.n <= in(0) && InputWork<Team>(loop).dual_pays();
-  }
 
   i64 take(i64 scalars) {
     const i64 at = scratch_size;
@@ -253,9 +262,10 @@ struct Plan : Parameters<Team_> {
 
   void lay_out_dual() {
     const i64 samples = (loop.support.n + loop.query.n) * Team::stride(out(0));
-    gram_at = take(loop.support.n * gram_ld());
+    center_at = take(in(0));
+    gram_at = take((loop.support.n + 1 + dual_sums) * gram_ld());
     dual_output_at = take(samples);
-    dual_lambda_at = take(samples);
+    dual_lambda_at = take(samples + dual_sums * Team::stride(out(0)));
     dual_columns_at = take(in(0) * gram_ld());
     dense_at = take(2 * in(0) * Team::stride(out(0)));
   }

@@ -105,6 +105,38 @@ def test_float32_errs_no_more_than_twice_as_much_as_plain_pytorch(steps: int) ->
         assert (mine - right).norm() <= 2 * (theirs - right).norm() + noise
 
 
+SPREADS = {
+    "uniform": torch.rand,
+    "off centre": lambda *shape: 3 + 0.1 * torch.randn(*shape),
+    "near each other": lambda t, n, i: torch.randn(t, 1, i) + 0.01 * torch.randn(t, n, i),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("widths", [[64, 8, 2], [300, 3]], ids=str)
+def test_inputs_that_are_all_alike_cost_no_digits(spread: str, widths: list[int]) -> None:
+    shots, queries, steps, seeds = 10, 20, 20, 6
+    errors = torch.zeros(2, 2 + 2 * (len(widths) - 1) + 2)  # squares, of ours and of plain PyTorch
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        model = network(widths, True, torch.float32)
+        batch = tasks_of(model, 3, shots, queries, torch.float32)
+        x = [SPREADS[spread](3, n, widths[0]) for n in (shots, queries)]
+        batch = fm.TaskBatch(x[0], batch.support_y, x[1], batch.query_y)
+        rate = 0.5 * widths[-1] / float(x[0].square().sum(-1).mean())
+        meta = fm.MAML(model, inner_lr=rate, inner_steps=steps, loss="mse")
+        results = [outcome(meta, batch, b, torch.ones(3), True) for b in ("cpu", "reference")]
+        wide = fm.TaskBatch(
+            *(t.double() for t in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+        )
+        exact = outcome(meta.double(), wide, "reference", torch.ones(3).double(), True)
+        for row, result in zip(errors, results, strict=True):
+            for i, (found, right) in enumerate(zip(result, exact, strict=True)):
+                row[i] += float((found - right).norm() / right.norm()) ** 2
+    ours, plain = errors.sqrt()
+    assert (ours <= 2 * plain + seeds * torch.finfo(torch.float32).eps).all(), ours / plain
+
+
 def test_threads_change_no_bit() -> None:
     torch.manual_seed(0)
     model = network([128, 32, 5], True, torch.float32)
