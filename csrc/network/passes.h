@@ -22,6 +22,7 @@ class Passes {
               {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}),
         dual_(plan, scratch) {
     put_values(nullptr);
+    top();
   }
 
   // Where the first layer has its dual form: before anything else of a slice.
@@ -76,8 +77,11 @@ class Passes {
 
   FASTMETA_CODE const R* predictions() const { return value(plan_.n_nodes - 1); }
 
-  // Of the samples taken; g is scratch.
-  FASTMETA_CODE V loss() { return head_.loss(predictions(), g()); }
+  // Of the samples taken.
+  FASTMETA_CODE V loss() {
+    R* scratch = at(plan_.g_at[0]);  // not g, which may be a kept gradient
+    return head_.loss(predictions(), scratch);
+  }
 
   // g = d loss / d predictions
   FASTMETA_CODE void loss_gradient() {

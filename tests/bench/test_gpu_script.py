@@ -33,7 +33,7 @@ def test_a_cpu_runs_through_and_says_what_needs_a_gpu(tmp_path):
     (results,) = tmp_path.glob("*.json")
     assert results.name.startswith("cpu-")
     points = json.loads(results.read_text())["points"]
-    assert [entry["status"] for entry in points[0]["entries"]] == ["timed"] * 3
+    assert [entry["status"] for entry in points[0]["entries"]] == ["timed"] * 4
     assert (tmp_path / "sanitize.log").read_text().count("meta-gradient off by") == 9
 
 
