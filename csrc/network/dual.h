@@ -33,7 +33,7 @@ class DualLayer {
  public:
   using R = typename Team::Real;
   using GradientTo = GradientTarget<R, typename Team::RateBase>;
-  static constexpr i64 W = Team::W, sums = dual_sums;
+  static constexpr i64 W = Team::W;
 
   DualLayer(const Plan<Team>& plan, R* scratch)
       : plan_(plan), S_(plan.loop.support.n), Q_(plan.loop.query.n), I_(plan.in(0)),
@@ -58,22 +58,23 @@ class DualLayer {
     const R* output = queries ? output_ + S_ * ld_ : output_;
     const i64 rows = queries ? Q_ : S_;
     if (theta == start_) return Team::copy(values, output, rows * ld_);
-    const Term<R> term{gram_ + first_column(queries), 1, gram_ld_, steps(theta), ld_, W, S_ + sums};
+    const Term<R> term{gram_ + first_column(queries), 1, gram_ld_, steps(theta), ld_, W,
+                       S_ + dual_sums};
     multiply(&term, 1, minus(output, R(-1), values), rows, O_);
   }
 
   // What becomes of g: the first entry of lambda, an inner step, or a step of the recursion.
   void take_gradient(const R* g, const GradientTo& to) {
     if (to.finish == Finish::Store) {
-      Team::zero(lambda_, (S_ + sums) * ld_);
+      Team::zero(lambda_, (S_ + dual_sums) * ld_);
       Team::copy(lambda_of_query(), g, Q_ * ld_);
       subtract_sums(lambda_, g, Q_, true, R(-1));
     } else if (to.finish == Finish::Step) {
       R* next = to.c + plan_.theta_at[0];
       if (to.from == start_)
-        Team::zero(next, (S_ + sums) * ld_);
+        Team::zero(next, (S_ + dual_sums) * ld_);
       else
-        Team::copy(next, steps(to.from), (S_ + sums) * ld_);
+        Team::copy(next, steps(to.from), (S_ + dual_sums) * ld_);
       subtract(next, g, to.rate[plan_.shared_at[0]]);
     } else {
       subtract(lambda_, g, to.scale);
@@ -83,7 +84,7 @@ class DualLayer {
   // The derivative of the support's values along lambda.
   void r_forward(R* values) const {
     const Term<R> terms[2] = {
-        {gram_, 1, gram_ld_, lambda_, ld_, W, S_ + sums},
+        {gram_, 1, gram_ld_, lambda_, ld_, W, S_ + dual_sums},
         {gram_ + first_column(true), gram_ld_, 1, lambda_of_query(), ld_, W, Q_}};
     multiply(terms, 2, {values, ld_}, S_, O_);
   }
@@ -118,7 +119,7 @@ class DualLayer {
  private:
   bool has_bias() const { return plan_.node(0).bias >= 0; }
   const R* steps(const R* theta) const { return theta + plan_.theta_at[0]; }  // C
-  R* lambda_of_query() const { return lambda_ + (S_ + sums) * ld_; }             // L_q
+  R* lambda_of_query() const { return lambda_ + (S_ + dual_sums) * ld_; }  // L_q
   i64 first_column(bool queries) const { return queries ? Team::stride(S_) : 0; }
 
   static void multiply(const Term<R>* terms, int n, const Target<R>& target, i64 m, i64 columns) {

@@ -147,9 +147,9 @@ struct Plan : Parameters<Team_> {
       this->end_layer();
     }
     if constexpr (has_dual_form)
-      if (this->one_rate && takes_dual_form<Team>(loop)) dual_size = n_nodes > 1 ? theta_at[1] : theta_size;
+      if (this->one_rate && takes_dual_form<Team>(loop))
+        dual_size = n_nodes > 1 ? theta_at[1] : theta_size;
   }
-
 
   i64 take(i64 scalars) {
     const i64 at = scratch_size;
