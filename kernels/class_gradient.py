@@ -1,5 +1,6 @@
 """The gradient of `class_means` for the features: each sample gets its share of its class's."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -39,14 +40,16 @@ def class_gradient_kernel(
     tl.store(out, (share / mass)[:, None] * grad, mask=(s < S)[:, None] & (d < D)[None, :])
 
 
-def class_gradient(grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Tensor) -> Tensor:
-    """[T, N, D], labels and weight [T, S], mass [T, N] -> [T, S, D].
+def class_gradient(
+    grad: Tensor, labels: Tensor, weight: Tensor | None, mass: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """[T, N, D], labels and weight [T, S], mass [T, N] -> [T, S, D], rounded once to `dtype`.
 
     0 for a sample of weight 0 or with a label outside [0, N).
     """
     tasks, n_way, width = grad.shape
     samples = labels.shape[1]
-    out = grad.new_empty(tasks, samples, width)
+    out = grad.new_empty(tasks, samples, width, dtype=dtype)
     given = labels if weight is None else weight
     block = sum_block(samples, width)
     grid = (tasks * cdiv(samples, block.S), cdiv(width, block.D))

@@ -100,7 +100,7 @@ def _loss(
         class_means(x, labels, weight, n_way, like)
         prototype_loss(x, means, labels, weight, tau, metric, like)
         prototype_gradient(tau, x, means, labels, weight, tau, metric, found)
-        class_gradient(means, labels, weight, of_class)
+        class_gradient(means, labels, weight, of_class, dtype)
 
     kind = str(dtype).removeprefix("torch.")
     return cases_of(f"prototypes {metric} {n_way} x {width} {kind}", launch, targets=targets)

@@ -9,26 +9,22 @@ from torch import Tensor
 from fastmeta.backends import prototypes, triton, triton_prototypes
 from fastmeta.backends.registry import requested_backend
 
-__all__ = ["kernels_for", "loaded_as_they_are"]
+__all__ = ["kernels_for"]
 
 
 def kernels_for(*tensors: Tensor, features: bool = False) -> ModuleType | None:
     """The module whose raw functions are to run on these; None for plain PyTorch.
 
-    features: whether these are features for a loss or a search, which may be of half precision
-    where `loaded_as_they_are` says so.
+    features: whether these are features for a loss or a search, which may be of half precision:
+    they are converted as they are loaded.
 
     Raises:
         ValueError: the backend "triton" is demanded and cannot run this, with the reason.
     """
     if requested_backend() == "reference":
         return None
-    if triton.takes(*tensors):
+    dtypes = triton_prototypes.LOADED if features else triton.DTYPES
+    if triton.takes(*tensors, dtypes=dtypes):
         return triton_prototypes
     refusal = prototypes.can_load if features else prototypes.can_run
     return prototypes if refusal(*tensors) is None else None
-
-
-def loaded_as_they_are(*features: Tensor) -> bool:
-    """Whether the kernels convert features of half precision as they load them."""
-    return requested_backend() in (None, "cpu") and prototypes.can_load(*features) is None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import cpu
+from fastmeta.backends.halves import dtype_of_sums
 from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = [
@@ -125,7 +126,7 @@ def loss_forward(
     backward.
     """
     (tasks, samples, width), query = task.support.shape, task.query
-    queries, dtype = query.shape[1], _dtype_of_sums(query)
+    queries, dtype = query.shape[1], dtype_of_sums(query)
     loss = query.new_empty(tasks, dtype=dtype)
     logits = query.new_empty(tasks, queries, n_way, dtype=dtype)
     number, numbers = 0.0, _NOTHING
@@ -171,7 +172,7 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
     """
     x, prototypes = x.contiguous(), prototypes.contiguous()
     (tasks, queries, width), classes = x.shape, prototypes.shape[1]
-    values = x.new_empty(tasks, queries, k, dtype=_dtype_of_sums(x))
+    values = x.new_empty(tasks, queries, k, dtype=dtype_of_sums(x))
     indices = x.new_empty(tasks, queries, k, dtype=torch.int64)
     if type(x) is FakeTensor:
         return values, indices
@@ -212,11 +213,7 @@ def _plain(x: Tensor | None) -> Tensor | None:
 
 
 def _kernel(name: str, like: Tensor) -> Any:
-    return getattr(cpu.native, f"{name}_{_SUFFIX[_dtype_of_sums(like)]}")
-
-
-def _dtype_of_sums(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in _HALVES else x.dtype
+    return getattr(cpu.native, f"{name}_{_SUFFIX[dtype_of_sums(like)]}")
 
 
 def _storage(x: Tensor) -> int:

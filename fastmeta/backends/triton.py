@@ -16,13 +16,13 @@ from torch import Tensor
 from fastmeta.backends.operation import FakeTensor
 from fastmeta.backends.registry import requested_backend
 
-__all__ = ["interprets", "on_their_device", "refusal", "takes", "unavailable"]
+__all__ = ["DTYPES", "interprets", "on_their_device", "refusal", "takes", "unavailable"]
 
 _Run = TypeVar("_Run", bound=Callable[..., Any])
 
 _OLDEST = (3, 4)  # earlier ones take no small products
 _CAPABILITY = (8, 0)
-_DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64)
 
 
 def unavailable() -> str | None:
@@ -39,7 +39,7 @@ def interprets() -> bool:
 
 
 def refusal(
-    *tensors: Tensor | None, precision: str = "fp32", dtypes: Collection[torch.dtype] = _DTYPES
+    *tensors: Tensor | None, precision: str = "fp32", dtypes: Collection[torch.dtype] = DTYPES
 ) -> str | None:
     """None if Triton kernels can take these, with products in a precision; else why not.
 
@@ -66,7 +66,7 @@ def refusal(
 
 
 def takes(
-    *tensors: Tensor | None, precision: str = "fp32", dtypes: Collection[torch.dtype] = _DTYPES
+    *tensors: Tensor | None, precision: str = "fp32", dtypes: Collection[torch.dtype] = DTYPES
 ) -> bool:
     """Whether the Triton kernels are to run on these: where they can, on a GPU or by demand.
 

@@ -1,8 +1,9 @@
 """Prototypes of many tasks in the Triton kernels: the raw functions of `backends.prototypes`.
 
 T tasks, S support samples, Q queries, N classes, D features. The same functions with the same
-meaning, on the GPU. Whether labels and weights fit is read back once a call, after all else has
-been launched; inside a CUDA graph that cannot be, and a label that does not fit makes the loss NaN.
+meaning, on the GPU; features of half precision are converted as they are loaded. Whether labels
+and weights fit is read back once a call, after all else has been launched; inside a CUDA graph that
+cannot be, and a label that does not fit makes the loss NaN.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends import triton
+from fastmeta.backends.halves import HALVES, dtype_of_sums, for_sums
 from fastmeta.backends.operation import operation
 
 __all__ = [
-    "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest", "project",
-    "pull", "squared",
+    "LOADED", "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest",
+    "project", "pull", "squared",
 ]  # fmt: skip
+
+LOADED = (torch.float32, torch.float64, *HALVES)  # dtypes of features for the loss and `nearest`
 
 _MOST_NEAREST = 64
 
@@ -31,13 +35,13 @@ def can_run(*tensors: Tensor | None) -> str | None:
 
 def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:
     """None if `nearest` takes these, else the reason why not."""
-    if x.dtype is not torch.float32:
+    if x.dtype is torch.float64:
         return f"the tensors are {x.dtype}, and the kernel orders float32"
     if k > _MOST_NEAREST:
         return f"k is {k}, and the kernel keeps at most {_MOST_NEAREST}"
     if prototypes.shape[1] >= 2**31:
         return f"there are {prototypes.shape[1]} prototypes, and the kernel numbers 2^31"
-    return can_run(x, prototypes)
+    return triton.refusal(x, prototypes, dtypes=LOADED)
 
 
 @triton.on_their_device
@@ -110,11 +114,12 @@ def loss_forward(
 
     support, support_y, support_weight, query, query_y, query_weight = task
     given_as_tensor = isinstance(temperature, Tensor)
+    sums = query.new_empty(0, dtype=dtype_of_sums(query))
     if not isinstance(temperature, Tensor):
-        temperature = query.new_full((1,), temperature)
+        temperature = sums.new_full((1,), temperature)
     temperature = temperature.reshape(-1).expand(len(query))
-    means, mass = means_of(support, support_y, support_weight, n_way, query)
-    found = prototype_loss(query, means, query_y, query_weight, temperature, metric, query)
+    means, mass = means_of(support, support_y, support_weight, n_way, sums)
+    found = prototype_loss(query, means, query_y, query_weight, temperature, metric, sums)
     wrong = [misfits(support_y, support_weight, n_way, mass, query_y, query_weight)]
     if given_as_tensor:
         wrong.append(~((temperature > 0) & (temperature < torch.inf)))
@@ -150,9 +155,13 @@ def loss_backward(
         )  # fmt: skip
     else:
         h, slopes = pair_weights(grad_loss, query_y, query_weight, r.temperature, r.metric, r.found)
-        for_query, for_means = _gradient_of_many(r, query, query_weight, h)
+        for_query, for_means = _gradient_of_many(r, for_sums(query), query_weight, h)
+        for_query = for_query.to(query.dtype)
+    for_support = None
+    if wanted[0]:
+        for_support = class_gradient(for_means, support_y, support_weight, r.mass, support.dtype)
     return (
-        class_gradient(for_means, support_y, support_weight, r.mass) if wanted[0] else None,
+        for_support,
         for_query if wanted[1] else None,
         slopes.sum(1) if wanted[2] else None,
     )
@@ -171,6 +180,7 @@ def nearest(x: Tensor, prototypes: Tensor, k: int, metric: str) -> tuple[Tensor,
     from fastmeta.kernels.nearest_rerank import nearest_by_bounds
     from fastmeta.kernels.prototype_configs import bound_block
 
+    x, prototypes = for_sums(x), for_sums(prototypes)
     metric = "unit" if metric == "cosine" else metric
     tasks, queries, width = x.shape
     block = bound_block(tasks, queries, prototypes.shape[1], width, k)

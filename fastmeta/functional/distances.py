@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.backends.halves import dtype_of_sums, for_sums
 from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples
 from fastmeta.functional.eager import Function, traced_whole
-from fastmeta.functional.precision import dtype_of_sums, for_sums
 from fastmeta.functional.transforms import (
     fold_batch,
     refuse_nested_jvp,

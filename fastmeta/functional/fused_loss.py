@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import triton_losses as kernels
+from fastmeta.backends.halves import is_half
 from fastmeta.backends.operation import is_traced
 from fastmeta.functional.eager import Function
-from fastmeta.functional.precision import is_half
 from fastmeta.functional.transforms import nobody_differentiates, nobody_transforms
 
 __all__ = ["fused_loss"]

@@ -7,10 +7,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastmeta.backends.halves import for_sums
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_features, check_metric, distance, root, unit
 from fastmeta.functional.eager import traced_whole
-from fastmeta.functional.precision import for_sums
 from fastmeta.functional.prototypes import in_sums, native_for
 
 __all__ = ["nearest_prototype"]

@@ -1,4 +1,4 @@
-"""In which precision products and sums are taken."""
+"""In which precision products are taken."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
-from torch import Tensor
-
-__all__ = [
-    "PRECISIONS", "dtype_of_sums", "for_sums", "is_half", "product_precision", "products_in",
-]  # fmt: skip
+__all__ = ["PRECISIONS", "product_precision", "products_in"]
 
 # As users call it: what the kernels call it.
 PRECISIONS = {"fp32": "ieee", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "bf16"}
@@ -41,21 +36,3 @@ def products_in(precision: str) -> Iterator[None]:
 def product_precision() -> str:
     """That of the innermost `products_in` of this thread; "fp32" outside of any."""
     return _of_products.get()
-
-
-_HALF = (torch.bfloat16, torch.float16)
-
-
-def is_half(x: Tensor) -> bool:
-    """Whether it is of half precision, which is summed in float32."""
-    return x.dtype in _HALF
-
-
-def dtype_of_sums(x: Tensor) -> torch.dtype:
-    """That of `for_sums(x)`."""
-    return torch.float32 if is_half(x) else x.dtype
-
-
-def for_sums(x: Tensor) -> Tensor:
-    """The tensor in the precision in which it is summed: float32 for bfloat16 and float16."""
-    return x.float() if is_half(x) else x

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.accuracy import accuracy_of
+from fastmeta.backends.halves import dtype_of_sums, for_sums
 from fastmeta.backends.prototypes import Task
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_features, check_metric, distance
@@ -22,7 +23,6 @@ from fastmeta.functional.labels import (
     without_padding,
 )
 from fastmeta.functional.losses import task_loss
-from fastmeta.functional.precision import dtype_of_sums, for_sums
 from fastmeta.functional.prototype_native import check_values, loss_backward, loss_forward
 from fastmeta.functional.prototypes import class_means, in_sums, native_for
 from fastmeta.functional.transforms import is_wrapped
@@ -50,7 +50,7 @@ def prototype_loss(
     over the task's queries: Snell et al. 2017, equation 2 and algorithm 1.
 
     Args:
-        support: [T, S, D] features, floating; half precision is summed in float32. The CPU
+        support: [T, S, D] features, floating; half precision is summed in float32: the
             kernels convert it as they load it, and round its gradients once.
         support_y: [T, S], int64, in [0, n_way), in any order and any number a class.
         query: [T, Q, D].

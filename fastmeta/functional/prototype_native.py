@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.backends.halves import dtype_of_sums
 from fastmeta.backends.operation import is_traced, operation
 from fastmeta.backends.prototypes import Task
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.labels import labels_in_range
-from fastmeta.functional.precision import dtype_of_sums
 from fastmeta.functional.prototypes import refuse_labels
 from fastmeta.functional.transforms import values_of
 

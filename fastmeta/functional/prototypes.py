@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fastmeta.backends.halves import for_sums, is_half
 from fastmeta.backends.operation import operation
-from fastmeta.backends.prototype_kernels import kernels_for, loaded_as_they_are
+from fastmeta.backends.prototype_kernels import kernels_for
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.eager import Function, traced_whole
 from fastmeta.functional.labels import (
@@ -19,7 +20,6 @@ from fastmeta.functional.labels import (
     labels_in_range,
     without_padding,
 )
-from fastmeta.functional.precision import for_sums, is_half
 from fastmeta.functional.transforms import nobody_transforms
 
 __all__ = ["class_means", "in_sums", "native_for", "prototypes", "refuse_labels"]
@@ -81,9 +81,10 @@ def native_for(
 
 def in_sums(*features: Tensor) -> tuple[Tensor, ...]:
     """In the precision of sums, unless the kernels convert them as they load them."""
-    if not any(map(is_half, features)) or (nobody_transforms() and loaded_as_they_are(*features)):
+    if not any(map(is_half, features)):
         return features
-    return tuple(map(for_sums, features))
+    loaded = nobody_transforms() and kernels_for(*features, features=True) is not None
+    return features if loaded else tuple(map(for_sums, features))
 
 
 def refuse_labels(name: str, labels: Tensor, weight: Tensor | None, n_way: int) -> NoReturn:

@@ -9,6 +9,7 @@ from oracle import DOUBLE
 import fastmeta as fm
 from fastmeta import functional as fmF
 from fastmeta.backends import triton_prototypes as raw
+from fastmeta.kernels.prototype_configs import MOST_CLASSES
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
 SHAPES = [  # T, S, Q, D, N
@@ -274,6 +275,52 @@ def test_the_public_loss_has_derivatives_of_any_order(metric, device, on_triton)
     ours = derivatives(loss)
     right = derivatives(lambda s, q, tau: plain(s, *given[1:3], q, *given[4:], 2, metric, tau)[0])
     torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.parametrize(
+    "half, metric, n_way",
+    [(torch.bfloat16, metric, 3) for metric in METRICS]
+    + [(torch.float16, "sqeuclidean", 3), (torch.bfloat16, "cosine", MOST_CLASSES + 1)],
+)
+def test_the_public_loss_loads_half_precision_as_it_is(half, metric, n_way, device, on_triton):
+    given = task((2, n_way + 2, 5, 9, n_way), device, half, weighted=True)
+
+    def run(change):
+        support, query = (change(z).detach().requires_grad_() for z in (given[0], given[3]))
+        loss, logits = fmF.prototype_loss(
+            support, given[1], query, given[4], n_way=n_way, metric=metric, temperature=2.0,
+            support_weight=change(given[2]), query_weight=change(given[5]),
+        )  # fmt: skip
+        return loss, logits, *torch.autograd.grad(loss.sum(), (support, query))
+
+    found, right = run(lambda z: z), run(torch.Tensor.float)
+    assert [z.dtype for z in found] == [torch.float32, torch.float32, half, half]
+    torch.testing.assert_close(found[:2], right[:2], rtol=0, atol=0)
+    # To the nearest on the card; the interpreter cuts off, which is a unit of 8 bits at most.
+    smallest = torch.finfo(half).smallest_normal * torch.finfo(half).eps
+    for mine, wanted in zip(found[2:], right[2:], strict=True):
+        torch.testing.assert_close(mine.float(), wanted, rtol=2**-7, atol=smallest)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_no_whole_copy_of_half_precision_is_made(half, device, on_triton, monkeypatch):
+    given = task((2, 7, 5, 33, 3), device, half)
+    support, query = (given[i].requires_grad_() for i in (0, 3))
+
+    def fail(*args, **kwargs):
+        raise AssertionError("features were converted as a whole")
+
+    monkeypatch.setattr(torch.Tensor, "float", fail)
+    loss, _ = fmF.prototype_loss(support, given[1], query, given[4], n_way=3)
+    loss.sum().backward()
+    assert support.grad.dtype is half and query.grad.dtype is half
+
+
+def test_the_nearest_of_half_precision_are_those_of_float32(device, on_triton):
+    x, y = (torch.randn(2, n, 7, device=device).bfloat16() for n in (5, 70))
+    found = fmF.nearest_prototype(x, y, 3)
+    right = fmF.nearest_prototype(x.float(), y.float(), 3)
+    torch.testing.assert_close(found, right, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("n_way", [2, 40])
