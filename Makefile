@@ -23,8 +23,13 @@ install: $(INSTALLED) $(NATIVE)  ## virtual environment, dependencies, native co
 demo: install  ## learn to learn sine waves, and measure the speed
 	$(BIN)/fastmeta demo
 
+# Two processes at a time, a file of tests at a time. Threads that wait must not spin: those of one
+# process would keep the other's from their cores, and the tests take four times as long.
+TEST_WORKERS ?= 2
+
 test: install  ## all tests; PYTEST_ARGS='-k maml -x' for some
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_WORKERS) \
+		--dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

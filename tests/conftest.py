@@ -25,7 +25,12 @@ settings.register_profile(
 settings.load_profile("fastmeta")
 
 
+_LONGEST = ("test_packaging.py", "test_compiled.py", "test_cuda_build.py", "test_gpu_script.py")
+
+
 def pytest_collection_modifyitems(items):
+    # What takes minutes begins first: at the end the other workers would have nothing left to do.
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
     if torch.cuda.is_available():
         return
     absent = pytest.mark.skip(reason="PyTorch sees no NVIDIA GPU here")
