@@ -4,10 +4,12 @@
 // best so far is a candidate, whose distance is then taken directly, as `pairs` takes it. So the
 // result is that of the direct distances, to the last bit, at the speed of the products.
 // docs/notes/prototype-kernels.md proves the bound (`threshold`).
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <type_traits>
 
 #if defined(__AVX2__)
@@ -66,8 +68,10 @@ struct Best {
       index[i] = std::numeric_limits<i64>::max();
     }
   }
-  void offer(Real v, i64 i) const {
-    if (before(v, i, value[0], index[0])) put(v, i, k);
+  bool offer(Real v, i64 i) const {  // whether it is one of them
+    const bool better = before(v, i, value[0], index[0]);
+    if (better) put(v, i, k);
+    return better;
   }
   // Best first.
   void sort() const {
@@ -121,7 +125,7 @@ Real threshold(const Bank& p, Real worst, Real x, Real y) {
 
 // A worker's scratch.
 struct Scratch {
-  Real *queries, *norms, *centre, *packed, *row, *scores;
+  Real *queries, *norms, *limits, *centre, *packed, *row, *scores;
   Real *x, *y;  // of half precision: the queries as numbers, a prototype
   i64 size = 0;
 
@@ -131,7 +135,8 @@ struct Scratch {
       size += round_up(n, 64);
       return at;
     };
-    queries = take(group * p.features), norms = take(group), centre = take(p.features);
+    queries = take(group * p.features), norms = take(group), limits = take(group);
+    centre = take(p.features);
     packed = take(p.features * panel), row = take(panel), scores = take(rows_at_once * panel);
     x = take(p.x_storage == Storage::Whole ? 0 : group * p.features), y = take(p.features);
   }
@@ -184,22 +189,40 @@ Real pack(const Bank& p, i64 first, i64 n, const Scratch& s) {
   return std::sqrt(most);
 }
 
-// Prototypes [first, first + n) of a task.
-void offer_candidates(const Bank& p, const Real* x, i64 t, i64 first, i64 n, const Real* scores,
+// Whether none of a panel is a candidate.
+FASTMETA_INLINE bool all_far(const Real* scores, Real least) {
+  const Vec<Real> limit = splat(least);
+  Mask<Real> far = load(scores) < limit;
+  for (i64 v = 1; v < 3; ++v) far &= load(scores + v * W) < limit;
+  return !any(~far);
+}
+
+// Prototypes [first, first + n) of a task. Whether one of them is among the best now.
+bool offer_candidates(const Bank& p, const Real* x, i64 t, i64 first, i64 n, const Real* scores,
                       Real least, Real* scratch, const Best& best) {
   const Vec<Real> limit = splat(least);
+  bool better = false;
   for (i64 v = 0; v < 3; ++v) {
     const Mask<Real> far = load(scores + v * W) < limit;
     if (!any(~far)) continue;
     for (i64 l = v * W; l < smaller(n, (v + 1) * W); ++l)
       if (!(scores[l] < least))
-        best.offer(direct(p, x, prototype(p, t * p.classes + first + l, scratch)), first + l);
+        better |= best.offer(direct(p, x, prototype(p, t * p.classes + first + l, scratch)), first + l);
   }
+  return better;
 }
 
-// Prototypes [begin, end) of a task for n of its queries from q on.
+// A query's k-th best value in some part of its bank: the parts that come later begin with it. Threads
+// read and write as they come; an older one lets more candidates through, and changes no result.
+using Bound = std::atomic<Real>;
+
+void lower(Bound& bound, Real value) {
+  if (value < bound.load(std::memory_order_relaxed)) bound.store(value, std::memory_order_relaxed);
+}
+
+// Prototypes [begin, end) of a task for n of its queries from q on, and what is known of those.
 void search(const Bank& p, i64 t, i64 begin, i64 end, i64 q, i64 n, const Scratch& s,
-            const Best& best_of_first) {
+            const Best& best_of_first, Bound* bounds) {
   const Real* x = read_features(p.x, p.x_storage, (t * p.queries + q) * p.features, n * p.features, s.x);
   put_centre(p, t, s);
   put_queries(p, x, n, s);
@@ -207,9 +230,18 @@ void search(const Bank& p, i64 t, i64 begin, i64 end, i64 q, i64 n, const Scratc
     return Best{best_of_first.value + i * p.k, best_of_first.index + i * p.k, p.k};
   };
   for (i64 i = 0; i < n; ++i) best(i).clear();
+  const auto limit = [&](i64 i, Real most) {
+    const Real own = best(i).value[0], bound = bounds[i].load(std::memory_order_relaxed);
+    return threshold(p, own < bound ? own : bound, s.norms[i], most);
+  };
+  Real usual = -1;  // limits are for prototypes of at most this norm, and kept until the best change
   for (i64 first = begin; first < end; first += panel) {
     const i64 here = smaller(panel, end - first);
     const Real most = pack(p, t * p.classes + first, here, s);
+    if (!(most <= usual && usual <= 8 * most)) {
+      usual = 2 * most;
+      for (i64 i = 0; i < n; ++i) s.limits[i] = limit(i, usual);
+    }
     for (i64 q0 = 0; q0 < n; q0 += rows_at_once) {
       const i64 rows = smaller(rows_at_once, n - q0);
       const Term<Real> term{s.queries + q0 * p.features, p.features, 1, s.packed, panel, W,
@@ -218,11 +250,15 @@ void search(const Bank& p, i64 t, i64 begin, i64 end, i64 q, i64 n, const Scratc
       target.finish = Finish::Bias;
       target.row = s.row;
       product<Broadcast>(&term, 1, target, rows, 3);
-      for (i64 i = q0; i < q0 + rows; ++i)
-        offer_candidates(p, x + i * p.features, t, first, here, s.scores + (i - q0) * panel,
-                         threshold(p, best(i).value[0], s.norms[i], most), s.y, best(i));
+      for (i64 i = q0; i < q0 + rows; ++i) {
+        const Real* scores = s.scores + (i - q0) * panel;
+        if (all_far(scores, s.limits[i])) continue;
+        if (offer_candidates(p, x + i * p.features, t, first, here, scores, s.limits[i], s.y, best(i)))
+          s.limits[i] = limit(i, usual);
+      }
     }
   }
+  for (i64 i = 0; i < n; ++i) lower(bounds[i], best(i).value[0]);
 }
 
 // Whole panels, and as many parts of a bank as there is work for.
@@ -252,6 +288,10 @@ void nearest(const Bank& p) {
   // Those of the first part are in the results themselves.
   const Memory values(i64(sizeof(Real)) * results * (parts.count - 1));
   const Memory indices(i64(sizeof(i64)) * results * (parts.count - 1));
+  const Memory bounds_memory(i64(sizeof(Bound)) * p.tasks * p.queries);
+  Bound* bounds = static_cast<Bound*>(bounds_memory.data());
+  for (i64 i = 0; i < p.tasks * p.queries; ++i)
+    new (bounds + i) Bound(std::numeric_limits<Real>::infinity());
   const auto best = [&](i64 part, i64 t, i64 q) {
     const i64 at = (t * p.queries + q) * p.k;
     if (part == 0) return Best{p.values + at, p.indices + at, p.k};
@@ -264,7 +304,7 @@ void nearest(const Bank& p) {
     search(p, t, part * parts.length, smaller(p.classes, (part + 1) * parts.length),
            q, smaller(parts.group, p.queries - q),
            Scratch(p, parts.group, static_cast<Real*>(scratch.data()) + worker * size),
-           best(part, t, q));
+           best(part, t, q), bounds + t * p.queries + q);
   });
   parallel(p.tasks * p.queries, threads, [&](i64, i64 i) {
     const Best first = best(0, i / p.queries, i % p.queries);

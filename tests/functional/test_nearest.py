@@ -56,6 +56,24 @@ def test_a_large_bank(metric, shared):
         assert torch.equal(indices, at)
 
 
+@pytest.mark.parametrize("k", [1, 12])
+@pytest.mark.parametrize("case", ["ties", "norms that differ", "far off first", "nan"])
+def test_parts_of_a_bank_that_know_of_one_another(case, k):
+    x, y = torch.randn(1, 70, 9), torch.randn(1, 40_000, 9)
+    if case == "ties":  # in every part, and most queries are at a tie
+        x, y = x.round(), y.round()
+    elif case == "norms that differ":
+        y *= torch.logspace(-8, 8, y.shape[1])[torch.randperm(y.shape[1])].unsqueeze(1)
+    elif case == "far off first":
+        y[:, :24] *= 1e6
+    else:
+        y[:, torch.randperm(y.shape[1])[:30_000]] = math.nan
+    values, indices = fmF.nearest_prototype(x, y, k)
+    right, at = sorted_distances(x, y, k, "sqeuclidean")
+    assert torch.equal(indices, at)
+    torch.testing.assert_close(values, right, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_of_equals_the_lowest_index_comes_first(metric):
     y = torch.randint(-1, 2, (1, 9000, 3)).float() + 0.5  # 27 different ones
