@@ -54,7 +54,7 @@ struct Solo : CpuTeam<R> {
     from += s.first * task_stride;
     const i64 ld = stride(columns);
     for (i64 r = 0; r < rows; ++r) {
-      for (i64 c = 0; c < columns; ++c) to[r * ld + c] = from[r * row_step + c * column_step];
+      copy_row(to + r * ld, 1, from + r * row_step, column_step, columns);
       for (i64 c = columns; c < ld; ++c) to[r * ld + c] = 0;
     }
   }
@@ -62,8 +62,14 @@ struct Solo : CpuTeam<R> {
                       i64 rows, i64 columns, Slice s) {
     to += s.first * task_stride;
     const i64 ld = stride(columns);
-    for (i64 r = 0; r < rows; ++r)
-      for (i64 c = 0; c < columns; ++c) to[r * row_step + c * column_step] = from[r * ld + c];
+    for (i64 r = 0; r < rows; ++r) copy_row(to + r * row_step, column_step, from + r * ld, 1, columns);
+  }
+  static void copy_row(R* to, i64 to_step, const R* from, i64 from_step, i64 n) {
+    if (to_step == 1 && from_step == 1) {
+      std::memcpy(to, from, sizeof(R) * size_t(n));
+      return;
+    }
+    for (i64 c = 0; c < n; ++c) to[c * to_step] = from[c * from_step];
   }
   // n samples [n][width] as PyTorch has them, each less the center and a column; the columns that fill the
   // last vector are 0.

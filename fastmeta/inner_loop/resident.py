@@ -128,13 +128,12 @@ def _is_more_than_a_leaf(tensor: Tensor) -> bool:
 
 
 def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    with _accumulating:
+    with _accumulating, torch.no_grad():
         for leaf, gradient in zip(leaves, gradients, strict=True):
             if leaf.grad is None:
                 leaf.grad = gradient
             else:
-                with torch.no_grad():
-                    leaf.grad += gradient
+                leaf.grad.add_(gradient)
 
 
 def _builds_graph(tensors: Sequence[Tensor]) -> bool:

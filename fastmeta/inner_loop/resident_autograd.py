@@ -50,7 +50,9 @@ class MetaLoss(torch.autograd.Function):
         refuse_batched(grad_loss, grad_predictions)
         kept = ctx.saved_tensors  # all are looked at for changes in place
         grad_loss, at_loss = _read(grad_loss)
-        factor = _factor(ctx.form, at_loss if grad_predictions is None else 0)
+        factor = None
+        if not _of_inputs(ctx.form, ctx.needs_input_grad[3:]):  # too large to be gone through again
+            factor = _factor(ctx.form, at_loss if grad_predictions is None else 0)
         gradients, ctx.gradients = ctx.gradients, None
         if factor is None:
             gradients = _run_backward(ctx, kept, at_loss, grad_predictions, None)
@@ -103,8 +105,13 @@ def _kept_addresses(form: Form, kept: Sequence[Tensor]) -> list[int]:
 
 def _steps_at_once(form: Form, needs: Sequence[bool]) -> bool:
     program = form.program
-    of_inputs = needs[len(program.names) + len(form.rated)] or needs[-1]
-    return program.kernels.step is not None and not of_inputs and program.habit.at_once()
+    at_once = program.kernels.step is not None and not _of_inputs(form, needs)
+    return at_once and program.habit.at_once()
+
+
+def _of_inputs(form: Form, needs: Sequence[bool]) -> bool:
+    """Whether support_x or query_x needs a gradient."""
+    return needs[len(form.program.names) + len(form.rated)] or needs[-1]
 
 
 def _factor(form: Form, at_loss: int) -> float | None:

@@ -82,7 +82,7 @@ def scale(form: Form, gradients: Gradients, factor: float) -> None:
 
 def by_tensor(form: Form, gradients: Gradients, needs: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of the tensors that need one, those of rates in the shapes of the rates."""
-    out = [g if need else None for g, need in zip(gradients.out, needs, strict=True)]
+    out = gradients.out
     for position, p in enumerate(form.rated, start=len(form.program.names)):
         if needs[position]:
             gradient = gradients.of_rates[p]
