@@ -2,7 +2,7 @@
 // of a task at once.
 #pragma once
 
-#include "product.h"
+#include "inner_products.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -30,6 +30,7 @@ struct CpuTeam {
   static constexpr bool shared_layout = true;     // parameters and rates are copied into it
   static constexpr bool steps_by_one_rate = false;  // where it cannot read the rate itself
   static constexpr bool has_dual_form = false;      // of the first layer
+  static constexpr bool has_lanes_along_inputs = false;  // of layers with few outputs
 
   static FASTMETA_INLINE const R* ones() { return all_ones<R>.v; }
   static FASTMETA_INLINE void barrier() {}

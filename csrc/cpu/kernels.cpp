@@ -30,7 +30,7 @@ using Real = FASTMETA_REAL;
 // number of threads, so that the number of threads never changes a result. The constants are of
 // docs/notes/cpu-kernels.md, "Which team".
 template <class Team>
-i64 products_of(const InnerLoop<Real>& loop) {
+i64 products_of(const InnerLoop<Real>& loop, bool dual) {
   constexpr i64 a_call = 650;  // around each product
   const bool second = loop.order == 2;
   const i64 S = loop.steps * loop.support.n, Q = loop.query.n;
@@ -39,15 +39,18 @@ i64 products_of(const InnerLoop<Real>& loop) {
   i64 work = 0;
   for (int l = 0; l < loop.network.n_nodes; ++l) {
     const Node& node = loop.network.nodes[l];
-    if (node.kind == NodeKind::Linear)
-      work += (l ? rows : first_rows) * node.in * Team::vectors(node.out) + a_call * calls;
+    if (node.kind != NodeKind::Linear) continue;
+    const bool along = runs_along_inputs<Team>(node) && !(dual && l == 0);
+    const i64 size = along ? Team::vectors(node.in) * node.out : node.in * Team::vectors(node.out);
+    work += (l ? rows : first_rows) * size + a_call * calls;
   }
   return work;
 }
 
 i64 solo_work(const InnerLoop<Real>& loop) {
-  const i64 work = products_of<Solo<Real>>(loop);
-  if (!takes_dual_form<Solo<Real>>(loop)) return work;
+  const bool dual = takes_dual_form<Solo<Real>>(loop);
+  const i64 work = products_of<Solo<Real>>(loop, dual);
+  if (!dual) return work;
   const InputWork<Solo<Real>> input(loop);
   return work - (input.plain - input.dual) / Solo<Real>::W;
 }
@@ -56,7 +59,7 @@ i64 solo_work(const InnerLoop<Real>& loop) {
 // samples into lanes takes as long as six a vector, and is done twice.
 i64 pack_work(const InnerLoop<Real>& loop) {
   const i64 taken = 2 * (loop.support.n + loop.query.n) * loop.network.nodes[0].in;
-  return products_of<Pack<Real>>(loop) * 4 / 3 + 6 * taken;
+  return products_of<Pack<Real>>(loop, false) * 4 / 3 + 6 * taken;
 }
 
 bool packs(const InnerLoop<Real>& loop) {

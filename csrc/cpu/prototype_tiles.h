@@ -40,19 +40,6 @@ struct ProjectedDifference {
   static FASTMETA_INLINE V add(V sum, V a, V x, V y) { return sum + a * (x - y); }
 };
 
-// The sums of W vectors, vector i's in lane i, to the last bit as `horizontal_sum` of it.
-template <class R, int bit = lanes<R> / 2>
-FASTMETA_INLINE Vec<R> sums_of(const Vec<R>* v) {
-  if constexpr (bit == 0) {
-    return v[0];
-  } else {
-    Vec<R> folded[bit];
-#pragma GCC unroll 16
-    for (int i = 0; i < bit; ++i) folded[i] = fold<R, bit>(v[i], v[i + bit]);
-    return sums_of<R, bit / 2>(folded);
-  }
-}
-
 // Longer sums are added up piece by piece, as in product.h: pieces of a tile's rows stay in the
 // first-level cache.
 template <class R>

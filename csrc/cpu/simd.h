@@ -135,6 +135,19 @@ FASTMETA_INLINE Vec<R> fold(Vec<R> a, Vec<R> b) {
   return shuffle<R>(a, b, own) + shuffle<R>(a, b, neighbour);
 }
 
+// The sums of W vectors, vector i's in lane i, to the last bit as `horizontal_sum` of it.
+template <class R, int bit = lanes<R> / 2>
+FASTMETA_INLINE Vec<R> sums_of(const Vec<R>* v) {
+  if constexpr (bit == 0) {
+    return v[0];
+  } else {
+    Vec<R> folded[bit];
+#pragma GCC unroll 16
+    for (int i = 0; i < bit; ++i) folded[i] = fold<R, bit>(v[i], v[i + bit]);
+    return sums_of<R, bit / 2>(folded);
+  }
+}
+
 // The sums of `count` vectors at p: vector i's ends up in the lanes whose low bits are i.
 template <class R, int count = lanes<R>>
 FASTMETA_INLINE Vec<R> horizontal_sums(const R* p) {

@@ -25,6 +25,7 @@ struct Solo : CpuTeam<R> {
   static constexpr bool transposes = true;  // W^T is a matrix of its own
   static constexpr bool reads_shared = true;  // shared layout is its own layout
   static constexpr bool has_dual_form = true;
+  static constexpr bool has_lanes_along_inputs = true;
   static constexpr const char* name = "solo";
 
   static i64 vectors(i64 columns) { return ceil_div(columns, W); }

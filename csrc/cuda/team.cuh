@@ -11,6 +11,7 @@ template <class R>
 struct Block : BlockLayout<R> {
   using Lane = BlockLane;
   static constexpr bool shares = false, steps_by_one_rate = false, has_dual_form = false;
+  static constexpr bool has_lanes_along_inputs = false;
 
   static FASTMETA_INLINE_BOTH i64 vectors(i64 columns) { return columns; }
   // An odd number of quads: see product.cuh.

@@ -241,10 +241,13 @@ class Passes {
   // ---- products of a Linear node --------------------------------------------------------------
 
   FASTMETA_CODE Term<R> forward_term(int l, Matrix x, const R* theta) const {
+    if (plan_.along(l))  // lanes along the depth
+      return {x.p, x.row, W, theta + plan_.theta_at[l], W, plan_.in(l), plan_.in(l) / W};
     return {x.p, x.row, Team::element, theta + plan_.theta_at[l],
             Team::stride(plan_.out(l)), W, plan_.held(plan_.in(l))};
   }
   FASTMETA_CODE Term<R> weight_term(int l, Matrix x, const R* g) const {
+    if (plan_.along(l)) return {g, Team::element, Team::stride(plan_.out(l)), x.p, x.row, W, rows_};
     return {x.p, Team::element, x.row, g, Team::stride(plan_.out(l)), W, rows_};
   }
   FASTMETA_CODE Term<R> r_weight_term(int l) const {
@@ -253,6 +256,7 @@ class Passes {
   // g W^T; a team whose lanes are columns needs W^T as a matrix.
   FASTMETA_CODE Term<R> input_term(int l, const R* g, const R* weight, int scratch = 0) {
     const i64 ld = Team::stride(plan_.out(l));
+    if (plan_.along(l)) return {g, ld, Team::element, weight, plan_.in(l), W, plan_.out(l)};
     if (!Team::transposes) return {g, ld, Team::element, weight, W, ld, plan_.out(l)};
     R* transposed = at(plan_.transposed_at[scratch]);
     Team::transpose(transposed, weight, plan_.in(l), plan_.out(l));
@@ -275,9 +279,15 @@ class Passes {
                               i64 columns) const {
     product<typename Team::Lane>(terms, n, target, m, Team::vectors(columns));
   }
+  // What node l makes of its inputs, or its derivative.
+  FASTMETA_CODE void multiply_forward(int l, const Term<R>* terms, int n, const Target<R>& target) const {
+    if constexpr (Team::has_lanes_along_inputs)
+      if (plan_.along(l)) return inner_products(terms, n, target, rows_, plan_.out(l));
+    multiply(terms, n, target, rows_, plan_.out(l));
+  }
 
   FASTMETA_CODE const R* bias_row(int l, const R* theta) const {
-    return theta + plan_.theta_at[l] + plan_.share(plan_.in(l)) * Team::stride(plan_.out(l));
+    return theta + plan_.theta_at[l] + plan_.weight_rows(l) * Team::stride(plan_.weight_columns(l));
   }
 
   FASTMETA_CODE void linear_forward(int l, const R* theta) {
@@ -290,7 +300,7 @@ class Passes {
       target.finish = Finish::Bias;
       target.row = bias_row(l, theta);
     }
-    multiply(&term, 1, target, rows_, plan_.out(l));
+    multiply_forward(l, &term, 1, target);
     reduce(l, values, top);
   }
 
@@ -307,7 +317,7 @@ class Passes {
       target.finish = Finish::Bias;
       target.row = bias_row(l, v);
     }
-    multiply(terms, n, target, rows_, plan_.out(l));
+    multiply_forward(l, terms, n, target);
     reduce(l, values, top);
   }
 
@@ -317,31 +327,33 @@ class Passes {
     if constexpr (Team::has_dual_form)
       if (dual(l)) return dual_.take_gradient(terms[0].b, to);
     const bool adapting_only = to.finish == Finish::Step || to.finish == Finish::RateGrad;
-    const i64 ld = Team::stride(plan_.out(l)), base = plan_.theta_at[l];
-    const auto target = [&](i64 row) {
-      const i64 offset = base + row * ld;
-      Target<R> t{to.c + offset, ld, to.finish};
+    const i64 columns = plan_.weight_columns(l), base = plan_.theta_at[l];
+    const i64 weight_size = plan_.weight_rows(l) * Team::stride(columns);
+    const auto target = [&](bool of_bias) {
+      const i64 offset = base + of_bias * weight_size;
+      Target<R> t{to.c + offset, Team::stride(columns), to.finish};
       t.from = to.from ? to.from + offset : nullptr;
       t.scale = to.scale;
       if constexpr (Team::shared_layout) {
-        const int parameter = row ? plan_.node(l).bias : plan_.node(l).weight;
-        t.rate_m = plan_.rate_row(parameter, plan_.out(l));
-        t.rate = to.rate ? to.rate + plan_.shared_at[l] + row * Team::shared_stride(plan_.out(l))
-                         : nullptr;
+        const int parameter = of_bias ? plan_.node(l).bias : plan_.node(l).weight;
+        const i64 shared = of_bias * plan_.weight_rows(l) * Team::shared_stride(columns);
+        t.rate_m = plan_.rate_row(parameter, columns);
+        t.rate = to.rate ? to.rate + plan_.shared_at[l] + shared : nullptr;
       } else if (to.finish == Finish::Step) {
         const Node& node = plan_.node(l);
-        const Rate<R>& rate = plan_.loop.rates[row ? node.bias : node.weight];
-        const i64 down = row ? 0 : 1;
-        Team::put_rates(t, rate, to.rate, down, row ? 1 : node.in, plan_.first(node.in) * down);
+        const Rate<R>& rate = plan_.loop.rates[of_bias ? node.bias : node.weight];
+        const i64 down = of_bias ? 0 : 1;
+        Team::put_rates(t, rate, to.rate, down, of_bias ? 1 : node.in, plan_.first(node.in) * down);
       }
       return t;
     };
     if (!adapting_only || plan_.weight_adapts[l])
-      multiply(terms, n, target(0), plan_.held(plan_.in(l)), plan_.out(l));
+      multiply(terms, n, target(false), plan_.along(l) ? plan_.out(l) : plan_.held(plan_.in(l)), columns);
     if (plan_.node(l).bias < 0 || (adapting_only && !plan_.bias_adapts[l])) return;
     // The bias is a weight on an input that is always 1; its derivative along v is 0.
-    const Term<R> sum{Team::ones(), 0, 0, terms[0].b, terms[0].b_k, W, rows_};
-    multiply(&sum, 1, target(plan_.share(plan_.in(l))), plan_.held(1), plan_.out(l));
+    const R* g = plan_.along(l) ? terms[0].a : terms[0].b;
+    const Term<R> sum{Team::ones(), 0, 0, g, Team::stride(plan_.out(l)), W, rows_};
+    multiply(&sum, 1, target(true), plan_.held(1), plan_.out(l));
   }
 
   FASTMETA_CODE void input_gradient(int l, const R* theta) {
