@@ -156,7 +156,9 @@ class MAML(Learner):
         """Adapt, judge, and add the gradients of the mean query loss to every `.grad`.
 
         As `Learner.forward_backward` says. On a CPU native kernels do it without autograd, wherever
-        nothing but the gradients could tell: no hooks, no tensors of the tasks that require grad.
+        nothing but the gradients could tell: no hooks on tensors or modules, no tensors of the
+        tasks that require grad. Hooks on nodes of a graph, those that gather a parameter's gradient
+        included, cannot be seen, and do not run.
 
         Args:
             tasks: T tasks on the model's device, in its dtype.

@@ -95,7 +95,7 @@ class MatchingNet(SharedEncoder[AttentionHead]):
         super().__init__(encoder)
         check_metric(metric)
         self.metric = metric
-        self.temperature = Positive("temperature", temperature, learn_temperature)
+        self.temperature = Positive("temperature", temperature, learn_temperature, encoder)
         self.context: FullContext | None = None
         if full_context:
             if features is None:

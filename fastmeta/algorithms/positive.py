@@ -17,19 +17,22 @@ class Positive(nn.Module):
         name: what it is called where it is wrong.
         value: where it starts.
         learn: whether it requires grad.
+        encoder: what it stands beside: it is kept in float64 where that is.
 
     Raises:
         ValueError: a value that is not above 0 and finite.
         TypeError: no number.
     """
 
-    def __init__(self, name: str, value: float, learn: bool) -> None:
+    def __init__(self, name: str, value: float, learn: bool, encoder: nn.Module) -> None:
         super().__init__()
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, not {type(value).__name__}")
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, not {value}")
-        self.log = nn.Parameter(torch.tensor(math.log(value)), requires_grad=learn)
+        wide = any(parameter.dtype is torch.float64 for parameter in encoder.parameters())
+        log = torch.tensor(math.log(value), dtype=torch.float64 if wide else torch.float32)
+        self.log = nn.Parameter(log, requires_grad=learn)
 
     def forward(self, like: Tensor) -> Tensor:
         """The number [], in the dtype of another tensor."""

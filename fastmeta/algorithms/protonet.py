@@ -88,7 +88,7 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
             raise ValueError(f"mean must be a tensor [D], not {shape}")
         self.metric = metric
         self.normalize = normalize
-        self.temperature = Positive("temperature", temperature, learn_temperature)
+        self.temperature = Positive("temperature", temperature, learn_temperature, encoder)
         self.register_buffer("mean", mean)
 
     def simple_shot(self, inputs: Iterable[Tensor] | None = None) -> None:

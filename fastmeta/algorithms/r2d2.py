@@ -70,7 +70,7 @@ class R2D2(SharedEncoder[RidgeHead]):
 
     def __init__(self, encoder: nn.Module, *, ridge: float = 1.0, scale: float = 10.0) -> None:
         super().__init__(encoder)
-        self.ridge = Positive("ridge", ridge, learn=True)
+        self.ridge = Positive("ridge", ridge, True, encoder)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.shift = nn.Parameter(torch.tensor(0.0))
 

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.linear import product
+from fastmeta.functional.transforms import explain_vmap
 from fastmeta.models import Sine
 
 __all__ = [
@@ -136,32 +139,45 @@ def _vmap_forward(
     with module_lock:
         ranks = {name: own.dim() for name, own in module.named_parameters()}
     per_task = {name: None if p.dim() == ranks[name] else 0 for name, p in parameters.items()}
-    one_task = torch.func.vmap(
-        lambda task_parameters, task_x: call_module(module, task_parameters, task_x),
-        in_dims=(per_task, 0),
-        randomness=randomness or "error",
+
+    def one_task(task_parameters: Mapping[str, Tensor], task_x: Tensor) -> Tensor:
+        with _Embeddings():
+            return call_module(module, task_parameters, task_x)
+
+    all_tasks = torch.func.vmap(
+        one_task, in_dims=(per_task, 0), randomness=randomness or "error"
     )
     try:
-        return one_task(dict(parameters), x)
+        return all_tasks(dict(parameters), x)
     except RuntimeError as error:
-        raise RuntimeError(_explain_vmap(module, str(error))) from error
+        raise RuntimeError(explain_vmap(type(module).__name__, str(error))) from error
 
 
-def _explain_vmap(module: nn.Module, message: str) -> str:
-    name = type(module).__name__
-    if "randomness" in message:
-        return (
-            f"{name} draws random numbers in its forward: call .eval() on its dropout layers, or "
-            f'choose engine="vmap" with randomness="different" or "same" ({message})'
-        )
-    if "vmap" in message or "in-place" in message or "data-dependent" in message:
-        return (
-            f"{name} cannot run for many tasks at once. The way out: "
-            'with fastmeta.use_backend("reference"), which runs one task after another, or a '
-            "forward without in-place updates of buffers and without control flow on values. "
-            f"What vmap said: {message}"
-        )
-    return message
+class _Embeddings(TorchFunctionMode):
+    """Embeddings whose padding has no gradient for any task.
+
+    Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
+    padding of the first task alone.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        call = _embedding if function is F.embedding else function
+        return call(*args, **(kwargs or {}))
+
+
+def _embedding(
+    x: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    if scale_grad_by_freq:
+        raise RuntimeError("vmap counts the words of all tasks together (scale_grad_by_freq=True)")
+    if padding_idx is not None:
+        rows = torch.arange(weight.shape[0], device=weight.device)
+        is_padding = rows == padding_idx % weight.shape[0]
+        weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
+    return F.embedding(x, weight, None, max_norm, norm_type, False, sparse)
 
 
 def _linear_chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:

@@ -1,4 +1,4 @@
-"""What the operations' rules for torch.func have in common."""
+"""What the operations' rules for torch.func have in common, and what to say where it has none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
-    "fold_batch", "is_wrapped", "nobody_differentiates", "nobody_transforms", "refuse_nested_jvp",
-    "unfold_batch", "values_of",
+    "explain_vmap", "fold_batch", "is_wrapped", "nobody_differentiates", "nobody_transforms",
+    "refuse_nested_jvp", "unfold_batch", "values_of",
 ]  # fmt: skip
 
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -67,3 +67,20 @@ def refuse_nested_jvp() -> None:
             "jvp of jvp does not work through fastmeta.functional: PyTorch would lose the "
             "derivative of the inner one. The way out: jvp(grad(...)) or grad(grad(...))."
         )
+
+
+def explain_vmap(name: str, message: str) -> str:
+    """What vmap said of what is called `name`, with the way out where that is about vmap."""
+    if "randomness" in message:
+        return (
+            f"{name} draws random numbers in its forward: call .eval() on its dropout layers, or "
+            f'choose engine="vmap" with randomness="different" or "same" ({message})'
+        )
+    if any(word in message for word in ("vmap", "in-place", "data-dependent", "Batching rule")):
+        return (
+            f"{name} cannot run for many tasks at once. The way out: "
+            'with fastmeta.use_backend("reference"), which runs one task after another, or a '
+            "forward without in-place updates of buffers and without control flow on values. "
+            f"What vmap said: {message}"
+        )
+    return message

@@ -167,14 +167,14 @@ def refuse_graph(engine: str) -> None:
         )
 
 
-def refuse_batched(*gradients: Tensor | None) -> None:
+def refuse_batched(engine: str, *gradients: Tensor | None) -> None:
     """RuntimeError where vmap runs a backward whose kernels read memory (is_grads_batched)."""
     for gradient in gradients:
         if gradient is not None and (_is_batched(gradient) or _is_legacy_batched(gradient)):
             raise RuntimeError(
-                "the backward of fastmeta's inner loop (resident engine) takes one gradient at a "
+                f"the backward of fastmeta's inner loop ({engine} engine) takes one gradient at a "
                 "time, not a batch of them (is_grads_batched=True, or vmap over autograd.grad): "
-                'call torch.autograd.grad once for each, or with engine="vmap"'
+                'call torch.autograd.grad once for each, or fastmeta.use_backend("reference")'
             )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
-from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_graph
+from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.updates import room_for_path, scaled, stepped, subtract
 
@@ -202,6 +202,7 @@ class _Descent(torch.autograd.Function):
     @runs_eagerly
     def backward(ctx: Any, *outer_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph(ctx.forward.engine)
+        refuse_batched(ctx.forward.engine, *outer_gradient)
         loop = ctx.loop
         kept = ctx.saved_tensors  # asked for once: hooks may compute them again, or refuse to
         tensors, path = kept[: ctx.n_inputs], kept[ctx.n_inputs :]

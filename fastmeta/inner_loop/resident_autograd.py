@@ -47,7 +47,7 @@ class MetaLoss(torch.autograd.Function):
         ctx: Any, grad_loss: Tensor | None, grad_predictions: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
-        refuse_batched(grad_loss, grad_predictions)
+        refuse_batched("resident", grad_loss, grad_predictions)
         kept = ctx.saved_tensors  # all are looked at for changes in place
         grad_loss, at_loss = _read(grad_loss)
         factor = None
@@ -79,7 +79,7 @@ class Adapt(torch.autograd.Function):
     @runs_eagerly
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
-        refuse_batched(*grad_fast)
+        refuse_batched("resident", *grad_fast)
         gradients = _run_backward(ctx, ctx.saved_tensors, 0, None, grad_fast)
         return None, None, None, *by_tensor(ctx.form, gradients, ctx.needs_input_grad[3:])
 

@@ -75,6 +75,12 @@ def test_equals_the_loop(metric, learn):
     assert_like_the_loop(net, episodes(), one_task(net))
 
 
+@pytest.mark.parametrize("learner", [fm.MatchingNet, fm.ProtoNet])
+def test_a_temperature_beside_a_float64_encoder_has_all_its_digits(learner):
+    net = learner(mlp([2, 3]).double(), temperature=0.3)
+    assert abs(net.temperature(torch.zeros((), dtype=torch.float64)).item() - 0.3) < 1e-15
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_full_context_equals_the_loop(steps):
     net = fm.MatchingNet(

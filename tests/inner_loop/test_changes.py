@@ -278,8 +278,10 @@ def test_a_closure_tensor_that_comes_to_require_grad(call):
     assert right != 0 and torch.allclose(ours, right, rtol=1e-12)
 
 
-def test_a_batch_of_gradients_is_refused():
+@pytest.mark.parametrize("engine", ["resident", "layered", "vmap"])
+def test_a_batch_of_gradients_is_refused(engine):
     model, meta, tasks = regression()
+    meta.engine = engine
     loss = meta(tasks).loss
     with pytest.raises(RuntimeError, match="one gradient at a time"):
         torch.autograd.grad(

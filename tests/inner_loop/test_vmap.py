@@ -470,3 +470,72 @@ def test_control_flow_on_values_is_refused_with_a_way_out():
         meta(tasks)
     with fm.use_backend("reference"):
         assert_slope(lambda: outer_loss(meta, tasks), list(meta.parameters()), step=1e-7)
+
+
+# ---- what vmap alone gets wrong, or says in its own words ------------------------------------------
+
+
+class Words(nn.Module):
+    """Embeddings as a layer and as a function, with padding at either end of the table."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Embedding(7, 3, padding_idx=0)
+        self.table = nn.Parameter(torch.randn(7, 3))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        by_function = F.embedding(x, self.table, padding_idx=-1)
+        return self.head(torch.cat([self.layer(x), by_function], -1).flatten(1))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("adapts", [None, ["head.weight"]])
+def test_the_padding_of_an_embedding_has_no_gradient_in_any_task(steps, adapts):
+    x = torch.randint(7, (3, 5, 2))
+    x[:, :, 0] = torch.tensor([0, 6, 0, 6, 1])
+    tasks = fm.TaskBatch(x, torch.randint(2, (3, 5)), x.flip(1), torch.randint(2, (3, 5)))
+    meta = maml(Words(), loss="cross_entropy", inner_steps=steps, adapt_parameters=adapts)
+    assert_exact(meta, tasks, [*meta.parameters()])
+    (gradient,) = torch.autograd.grad(meta(tasks).loss.sum(), meta.model.table)
+    assert not gradient[6].any() and gradient[:6].any()
+
+
+def test_an_embedding_that_counts_its_words_is_refused():
+    words = nn.Embedding(7, 3, scale_grad_by_freq=True)
+    model = nn.Sequential(words, nn.Flatten(), nn.Linear(6, 2))
+    x, y = torch.randint(7, (3, 5, 2)), torch.randint(2, (3, 5))
+    with pytest.raises(RuntimeError, match=f"{REFERENCE}.*scale_grad_by_freq"):
+        maml(model, loss="cross_entropy")(fm.TaskBatch(x, y, x, y))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.head = kind(3, 5, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_vmap_has_no_rule_for_tells_the_way_out(kind):
+    x, y = torch.randn(2, 4, 6, 3, dtype=DOUBLE), torch.randn(2, 4, 1, dtype=DOUBLE)
+    meta, tasks = maml(Recurrent(kind)), fm.TaskBatch(x, y, x, y)
+    with pytest.raises(RuntimeError, match=REFERENCE):
+        meta(tasks)
+    with fm.use_backend("reference"):
+        meta(tasks).loss.sum().backward()
+
+
+def test_a_loss_that_vmap_cannot_run_tells_the_way_out():
+    x, y = torch.randn(2, 5, 3, dtype=DOUBLE), torch.randint(3, (2, 5))
+    tasks = fm.TaskBatch(x, y, x, y)
+    weighted = torch.ones(3, dtype=DOUBLE)
+
+    def loss(p, y):
+        return F.cross_entropy(p, y, weighted, ignore_index=1, label_smoothing=0.1)
+
+    meta = maml(nn.Linear(3, 3), loss=loss)
+    with pytest.raises(RuntimeError, match=f"the loss.*{REFERENCE}"):
+        meta(tasks)

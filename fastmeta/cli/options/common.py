@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fastmeta.cli.options.kinds import positive
+from fastmeta.cli.options.kinds import positive, seed
 
 ENGINES = ("auto", "resident", "layered", "vmap", "reference")
 
@@ -67,7 +67,7 @@ def add_cuda_graph(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add seed, device, threads and engine."""
     group = parser.add_argument_group("machine")
-    group.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    group.add_argument("--seed", type=seed, default=0, help="default: %(default)s")
     add_device(group, default="auto")
     group.add_argument("--threads", type=positive, help="threads (default: as torch chooses)")
     group.add_argument(

@@ -20,6 +20,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A whole number that random generators take: 64 bits with a sign."""
+    if not text.removeprefix("-").isdecimal() or not -(2**63) <= int(text) < 2**63:
+        raise ArgumentTypeError(f"must be a whole number from -2^63 to 2^63 - 1, not {text!r}")
+    return int(text)
+
+
 def ways(text: str) -> int:
     """How many classes a task has: a whole number from 2 on, or there is nothing to tell apart."""
     if not text.isdecimal() or int(text) < 2:
