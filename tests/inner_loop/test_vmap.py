@@ -472,7 +472,7 @@ def test_control_flow_on_values_is_refused_with_a_way_out():
         assert_slope(lambda: outer_loss(meta, tasks), list(meta.parameters()), step=1e-7)
 
 
-# ---- what vmap alone gets wrong, or says in its own words ------------------------------------------
+# ---- what vmap alone gets wrong, or says in its own words --------------------------------------
 
 
 class Words(nn.Module):
