@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.linear import product
-from fastmeta.functional.transforms import explain_vmap
+from fastmeta.functional.transforms import explaining_vmap
 from fastmeta.models import Sine
 
 __all__ = [
@@ -147,10 +147,8 @@ def _vmap_forward(
     all_tasks = torch.func.vmap(
         one_task, in_dims=(per_task, 0), randomness=randomness or "error"
     )
-    try:
+    with explaining_vmap(type(module).__name__):
         return all_tasks(dict(parameters), x)
-    except RuntimeError as error:
-        raise RuntimeError(explain_vmap(type(module).__name__, str(error))) from error
 
 
 class _Embeddings(TorchFunctionMode):

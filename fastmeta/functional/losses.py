@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.fused_loss import fused_loss
-from fastmeta.functional.transforms import explain_vmap, values_of
+from fastmeta.functional.transforms import explaining_vmap, values_of
 
 __all__ = [
     "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "takes_weight", "task_loss",
@@ -110,11 +110,8 @@ def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor |
             return fused
         return _weighted_mean(LOSSES[loss](predictions, targets), weight)
     arguments = (predictions, targets) if weight is None else (predictions, targets, weight)
-    try:
+    with explaining_vmap(f"the loss {getattr(loss, '__name__', type(loss).__name__)}"):
         return torch.func.vmap(loss)(*arguments)
-    except RuntimeError as error:
-        name = getattr(loss, "__name__", type(loss).__name__)
-        raise RuntimeError(explain_vmap(f"the loss {name}", str(error))) from error
 
 
 def named(loss: Loss, targets: Tensor | None = None) -> Loss:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
-    "explain_vmap", "fold_batch", "is_wrapped", "nobody_differentiates", "nobody_transforms",
+    "explaining_vmap", "fold_batch", "is_wrapped", "nobody_differentiates", "nobody_transforms",
     "refuse_nested_jvp", "unfold_batch", "values_of",
 ]  # fmt: skip
 
@@ -69,8 +70,20 @@ def refuse_nested_jvp() -> None:
         )
 
 
-def explain_vmap(name: str, message: str) -> str:
-    """What vmap said of what is called `name`, with the way out where that is about vmap."""
+@contextmanager
+def explaining_vmap(name: str) -> Iterator[None]:
+    """Errors of what is called `name` that are about vmap tell the way out; others stay."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        explained = _explained(name, message)
+        if explained is message:
+            raise
+        raise RuntimeError(explained) from error
+
+
+def _explained(name: str, message: str) -> str:
     if "randomness" in message:
         return (
             f"{name} draws random numbers in its forward: call .eval() on its dropout layers, or "

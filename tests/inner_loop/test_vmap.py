@@ -539,3 +539,16 @@ def test_a_loss_that_vmap_cannot_run_tells_the_way_out():
     meta = maml(nn.Linear(3, 3), loss=loss)
     with pytest.raises(RuntimeError, match=f"the loss.*{REFERENCE}"):
         meta(tasks)
+
+
+class Full(RuntimeError):
+    """Of a kind of its own, as torch.OutOfMemoryError is, which others catch."""
+
+
+def test_errors_of_a_loss_that_are_not_about_vmap_are_as_they_are():
+    def fail(*args):
+        raise Full("no room")
+
+    x, y = torch.randn(2, 5, 3, dtype=DOUBLE), torch.randn(2, 5, 1, dtype=DOUBLE)
+    with pytest.raises(Full, match="no room"):
+        maml(nn.Linear(3, 1), loss=fail)(fm.TaskBatch(x, y, x, y))
