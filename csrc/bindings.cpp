@@ -88,10 +88,10 @@ void backward(const Call<R>& call, int threads, const Addresses& addresses, cons
   kernels<R>().backward(bound.loop, in, out);
 }
 
-// Forward and backward at once, for a gradient of 1 of every task's loss.
+// Forward and backward at once, for a gradient of 1 of every task's loss; what comes of it times a factor.
 template <class R>
 void step(const Call<R>& call, int threads, const Addresses& addresses, std::uintptr_t predictions,
-          std::uintptr_t loss, const Addresses& out_parameters, const Addresses& out_rates) {
+          std::uintptr_t loss, const Addresses& out_parameters, const Addresses& out_rates, R factor) {
   const typename Call<R>::Bound bound(call, threads, addresses);
   require(bound.loop.query.n > 0, "without a query there is no loss");
   check_weights_stay(bound.loop, {&out_rates});
@@ -104,7 +104,7 @@ void step(const Call<R>& call, int threads, const Addresses& addresses, std::uin
   const BackwardOut<R> gradients{parameter_gradients.data(), data_or_null(rate_gradients), nullptr,
                                  nullptr};
   const py::gil_scoped_release release;
-  kernels<R>().step(bound.loop, out, gradients);
+  kernels<R>().step(bound.loop, out, gradients, factor);
 }
 
 // The number that all of these are, bit for bit but for the sign of zero, or None.

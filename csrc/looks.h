@@ -49,6 +49,13 @@ class Looker {
     tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
     parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
     requires_grad_ = PyUnicode_InternFromString("requires_grad");
+    is_leaf_ = PyUnicode_InternFromString("is_leaf");
+    grad_ = PyUnicode_InternFromString("grad");
+    hooks_ = PyUnicode_InternFromString("_backward_hooks");
+    more_hooks_ = PyUnicode_InternFromString("_post_accumulate_grad_hooks");
+    dtype_ = PyUnicode_InternFromString("dtype");
+    has_grad_dtype_ = PyObject_HasAttrString(tensor.ptr(), "grad_dtype");
+    grad_dtype_ = PyUnicode_InternFromString("grad_dtype");
     is_neg_ = py::object(tensor.attr("is_neg")).release().ptr();
     return true;
   }
@@ -77,7 +84,23 @@ class Looker {
     return true;
   }
 
+  // Is it a leaf without hooks that has no gradient yet and wants one of its own dtype? False too with a
+  // Python error.
+  bool is_fresh_leaf(PyObject* object) const {
+    if (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_) return false;
+    if (!is(object, is_leaf_, Py_True) || !is(object, hooks_, Py_None) ||
+        !is(object, more_hooks_, Py_None) || !is(object, grad_, Py_None))
+      return false;
+    if (!has_grad_dtype_) return true;
+    const auto dtype = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, dtype_));
+    return dtype && is(object, grad_dtype_, dtype.ptr());
+  }
+
  private:
+  static bool is(PyObject* object, PyObject* name, PyObject* value) {
+    return py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name)).ptr() == value;
+  }
+
   struct Head {
     std::int32_t ndim, device_type, device_id;
     dlpack::DataType dtype;
@@ -108,7 +131,9 @@ class Looker {
 
   int (*view_)(void*, dlpack::Tensor*) = nullptr;
   PyTypeObject *tensor_ = nullptr, *parameter_ = nullptr;
-  PyObject *requires_grad_ = nullptr, *is_neg_ = nullptr;
+  PyObject *requires_grad_ = nullptr, *is_neg_ = nullptr, *is_leaf_ = nullptr, *grad_ = nullptr;
+  PyObject *hooks_ = nullptr, *more_hooks_ = nullptr, *dtype_ = nullptr, *grad_dtype_ = nullptr;
+  bool has_grad_dtype_ = false;
 };
 
 inline Looker looker;
@@ -158,11 +183,21 @@ inline PyObject* looks_and_addresses(PyObject*, PyObject* tensors) {
   return bytes ? Py_BuildValue("(NO)", bytes, addresses.ptr()) : nullptr;
 }
 
+// (list of tensors) -> whether each is a leaf that only waits for its first gradient; False where that
+// cannot be told.
+inline PyObject* are_fresh_leaves(PyObject*, PyObject* tensors) {
+  const bool all = PyList_CheckExact(tensors) &&
+                   each_item(tensors, [](PyObject* item) { return looker.is_fresh_leaf(item); });
+  if (PyErr_Occurred()) return nullptr;
+  return Py_NewRef(all ? Py_True : Py_False);
+}
+
 // Without pybind11's dispatch, which would take as long as the function itself.
 inline void bind_looks(py::module_& m) {
   static PyMethodDef methods[] = {
       {"looks", looks, METH_O, nullptr},
       {"looks_and_addresses", looks_and_addresses, METH_O, nullptr},
+      {"are_fresh_leaves", are_fresh_leaves, METH_O, nullptr},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
   m.def("learn_tensors", [](py::capsule api, py::handle tensor, py::handle parameter) {

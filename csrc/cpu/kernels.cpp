@@ -95,10 +95,10 @@ void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
 }
 
 void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
-          const BackwardOut<Real>& gradients) {
-  if (loop.network.n_stages) return stage_step(loop, out, gradients);
-  return packs(loop) ? run_step<PackPlan, PackPasses>(loop, out, gradients)
-                     : run_step<SoloPlan, SoloPasses>(loop, out, gradients);
+          const BackwardOut<Real>& gradients, Real factor) {
+  if (loop.network.n_stages) return stage_step(loop, out, gradients, factor);
+  return packs(loop) ? run_step<PackPlan, PackPasses>(loop, out, gradients, factor)
+                     : run_step<SoloPlan, SoloPasses>(loop, out, gradients, factor);
 }
 
 const char* team(const InnerLoop<Real>& loop) {

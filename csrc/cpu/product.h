@@ -72,18 +72,26 @@ FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> 
   }
 }
 
+template <int MR, int NR, class R>
+FASTMETA_INLINE void start(const Target<R>& target, i64 m, i64 n, Vec<R> (&acc)[MR][NR]) {
+  using V = Vec<R>;
+  constexpr int W = lanes<R>;
+#pragma GCC unroll 16
+  for (int j = 0; j < NR; ++j) {
+    const V first = target.finish == Finish::Bias ? load(target.row + (n + j) * W) : V{};
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+      acc[i][j] = target.continues ? load(target.c + (m + i) * target.c_m + (n + j) * W) : first;
+  }
+}
+
 template <class Lane, int MR, int NR, class R>
 FASTMETA_INLINE void tile(const Term<R>* terms, int n_terms, const Target<R>& target,
                           i64 m, i64 n) {
   using V = Vec<R>;
   constexpr int W = lanes<R>;
   V acc[MR][NR];
-#pragma GCC unroll 16
-  for (int j = 0; j < NR; ++j) {
-    const V start = target.finish == Finish::Bias ? load(target.row + (n + j) * W) : V{};
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) acc[i][j] = start;
-  }
+  start(target, m, n, acc);
   for (int t = 0; t < n_terms; ++t) {
     const Term<R>& term = terms[t];
     const R* a = term.a + m * term.a_m;
@@ -205,9 +213,25 @@ void product_at_once(const Term<R>* terms, int n_terms, const Target<R>& target,
 // added up, lose less.
 constexpr i64 deepest = 256;
 
+// Where a tile of columns meets more rows than the first-level cache holds beside it, every tile fetches
+// them anew: then one term after the other, the sums as both at once. (Packs of 16 tasks on Zen 5,
+// 10 x 40 x 40: 4.3 us for 5.1.)
+template <class Lane, class R>
+bool goes_term_by_term(const Term<R>* terms, int n_terms, i64 m) {
+  constexpr i64 cache = 32 << 10;
+  constexpr i64 a_width = std::is_same_v<Lane, Broadcast> ? 1 : lanes<R>;
+  return n_terms == 2 && m * a_width * (terms[0].depth + terms[1].depth) * i64(sizeof(R)) > cache;
+}
+
 template <class Lane, class R>
 void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n) {
   const bool plain = target.finish == Finish::Store || target.finish == Finish::Bias;
+  if (plain && goes_term_by_term<Lane>(terms, n_terms, m)) {
+    product<Lane>(terms, 1, target, m, n);
+    Target<R> then = target;
+    then.finish = Finish::Store, then.continues = true;
+    return product<Lane>(terms + 1, 1, then, m, n);
+  }
   if (!plain || n_terms == 0 || terms[0].depth <= deepest)
     return product_at_once<Lane>(terms, n_terms, target, m, n);
   const i64 pieces = ceil_div(terms[0].depth, deepest);
@@ -223,7 +247,7 @@ void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, 
       some[t].depth = end - begin;
     }
     product_at_once<Lane>(some, n_terms, then, m, n);
-    then.finish = Finish::Add;
+    then.finish = Finish::Add, then.continues = false;
   }
 }
 

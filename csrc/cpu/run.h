@@ -5,13 +5,38 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
+// to[r][c] = from[c][r], in blocks that are turned in registers; the last ones overlap those before.
+template <class R>
+void turn(R* to, i64 to_row, const R* from, i64 from_row, i64 rows, i64 columns) {
+  constexpr i64 W = lanes<R>;
+  for (i64 c = 0; c < columns; c += W)
+    for (i64 r = 0; r < rows; r += W) {
+      const i64 c0 = smaller(c, columns - W), r0 = smaller(r, rows - W);
+      Vec<R> block[W];
+      for (i64 i = 0; i < W; ++i) block[i] = load_anywhere(from + (c0 + i) * from_row + r0);
+      transpose_block<R>(block);
+      for (i64 i = 0; i < W; ++i) store_anywhere(to + (r0 + i) * to_row + c0, block[i]);
+    }
+}
+
+// A matrix [rows][columns] out of steps in one of its layouts into others.
+template <class R>
+void copy_matrix(R* to, i64 to_row, i64 to_column, const R* from, i64 from_row, i64 from_column,
+                 i64 rows, i64 columns) {
+  if (rows >= lanes<R> && columns >= lanes<R>) {
+    if (to_column == 1 && from_row == 1) return turn(to, to_row, from, from_column, rows, columns);
+    if (to_row == 1 && from_column == 1) return turn(to, to_column, from, from_row, columns, rows);
+  }
+  for (i64 c = 0; c < columns; ++c)
+    for (i64 r = 0; r < rows; ++r)
+      to[r * to_row + c * to_column] = from[r * from_row + c * from_column];
+}
+
 // PyTorch's layout into shared layout.
 template <class Team, class R>
 void put_matrix(R* to, const R* from, const View& v) {
-  const i64 ld = Team::shared_stride(v.columns);
-  for (i64 c = 0; c < v.columns; ++c)
-    for (i64 r = 0; r < v.rows; ++r)
-      to[r * ld + c] = from[v.offset + c * v.column_step + r * v.row_step];
+  copy_matrix(to, Team::shared_stride(v.columns), i64(1), from + v.offset, v.row_step, v.column_step,
+              v.rows, v.columns);
 }
 
 template <class Team, class R>
@@ -132,10 +157,8 @@ void put_sums(const Plan& plan, const R* sums, i64 steps, R* const* out, bool sk
     if (!out[v.parameter] || (skip_per_task && plan.per_task(v.parameter))) return;
     const i64 ld = Team::shared_stride(v.columns), elements = plan.elements(v.parameter);
     for (i64 k = 0; k < steps; ++k)
-      for (i64 c = 0; c < v.columns; ++c)
-        for (i64 r = 0; r < v.rows; ++r)
-          out[v.parameter][k * elements + v.offset + c * v.column_step + r * v.row_step] =
-              sums[k * plan.shared_size + v.shared_at + r * ld + c];
+      copy_matrix(out[v.parameter] + k * elements + v.offset, v.row_step, v.column_step,
+                  sums + k * plan.shared_size + v.shared_at, ld, i64(1), v.rows, v.columns);
   });
 }
 
@@ -172,10 +195,27 @@ void run_backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const Backw
       });
 }
 
-// Forward, and the gradient of the sum of the tasks' losses, one team after the other: what a team
-// keeps for its backward stays in the cache.
+template <class Plan, class R>
+void multiply_gradients(const Plan& plan, const BackwardOut<R>& gradients, R factor) {
+  const auto multiply = [&](R* at, i64 n) {
+    constexpr i64 block = 1 << 14;
+    parallel(ceil_div(n, block), plan.loop.threads, [&](i64, i64 b) {
+      const i64 end = smaller(n, (b + 1) * block);
+      for (i64 i = b * block; i < end; ++i) at[i] *= factor;
+    });
+  };
+  for (int p = 0; p < plan.loop.network.n_parameters; ++p) {
+    const i64 n = plan.elements(p);
+    if (R* at = gradients.parameters[p]) multiply(at, plan.per_task(p) ? n * plan.loop.tasks : n);
+    if (gradients.rates && gradients.rates[p]) multiply(gradients.rates[p], n * plan.rate_steps);
+  }
+}
+
+// Forward, and the gradient of the sum of the tasks' losses times a factor, one team after the other: what
+// a team keeps for its backward stays in the cache.
 template <class Plan, class Passes, class R>
-void run_step(const InnerLoop<R>& loop, const ForwardOut<R>& out, const BackwardOut<R>& gradients) {
+void run_step(const InnerLoop<R>& loop, const ForwardOut<R>& out, const BackwardOut<R>& gradients,
+              R factor) {
   const Plan plan = Plan::keeping(loop);
   const Memory shared(i64(sizeof(R)) * Record<Plan>::common_size(plan));
   Record<Plan> record(plan, static_cast<R*>(shared.data()));
@@ -190,6 +230,7 @@ void run_step(const InnerLoop<R>& loop, const ForwardOut<R>& out, const Backward
         adaptation.forward(team, out, kept);
         adaptation.backward(team, in, kept, gradients, sums);
       });
+  if (factor != 1) multiply_gradients(plan, gradients, factor);
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

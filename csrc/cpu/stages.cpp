@@ -40,8 +40,8 @@ void stage_backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
 }
 
 void stage_step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
-                const BackwardOut<Real>& gradients) {
-  run_step<Plan_, Passes_>(loop, out, gradients);
+                const BackwardOut<Real>& gradients, Real factor) {
+  run_step<Plan_, Passes_>(loop, out, gradients, factor);
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -11,7 +11,7 @@ void stage_forward(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_RE
 void stage_backward(const InnerLoop<FASTMETA_REAL>&, const BackwardIn<FASTMETA_REAL>&,
                     const BackwardOut<FASTMETA_REAL>&);
 void stage_step(const InnerLoop<FASTMETA_REAL>&, const ForwardOut<FASTMETA_REAL>&,
-                const BackwardOut<FASTMETA_REAL>&);
+                const BackwardOut<FASTMETA_REAL>&, FASTMETA_REAL factor);
 void convolve(const Convolution<FASTMETA_REAL>&);
 void norm(const Norm<FASTMETA_REAL>&);
 void max_pool(const MaxPool<FASTMETA_REAL>&);

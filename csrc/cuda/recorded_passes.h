@@ -11,6 +11,7 @@ class RecordedPasses {
  public:
   using Team = Recorder<R>;
   using GradientTo = GradientTarget<R, i64>;
+  static constexpr bool may_replace_direction = false;
 
   RecordedPasses(const Plan<Team>& plan, R* scratch, const Crew& crew)
       : plan_(plan), scratch_(scratch), threads_(crew.threads) {}

@@ -89,7 +89,7 @@ class Adaptation {
           else
             passes_.backward(theta, plan_.lowest_adapted, rate_target(k), false);
         });
-        if (second && has_one_rate()) swapped_ = !swapped_;
+        if (second && has_one_rate() && !Passes::may_replace_direction) swapped_ = !swapped_;
       }
       if (out.rates && !Team::sums_in_place) add_rates(sums.rates);
       if (out.support_x && !Team::sums_in_output)
@@ -122,7 +122,8 @@ class Adaptation {
       if (!has_one_rate()) return at(plan_.lambda_before_at);
     return lambda();
   }
-  // alpha_k lambda_{k+1}; where one rate serves all, lambda_k forms here and they change places.
+  // alpha_k lambda_{k+1}; where one rate serves all, lambda_k forms here and they change places, or
+  // nothing is here and lambda_k forms in lambda itself.
   FASTMETA_CODE R* direction() { return at(swapped_ ? plan_.lambda_at : plan_.direction_at); }
   FASTMETA_CODE R* support_gradient() { return at(plan_.support_gradient_at); }
   FASTMETA_CODE R* rate_gradient(i64 k) { return rates_ + rate_step(k) * plan_.theta_size; }
@@ -270,7 +271,8 @@ class Adaptation {
     if (!has_one_rate()) return {Finish::Subtract, lambda()};
     if constexpr (Team::steps_by_one_rate)
       return {Finish::Step, direction(), begin ? direction() : lambda(), alpha(k)};
-    return {Finish::Descend, direction(), lambda(), {}, one_rate(k)};
+    R* next = Passes::may_replace_direction ? lambda() : direction();
+    return {Finish::Descend, next, lambda(), {}, one_rate(k)};
   }
 
   FASTMETA_CODE GradientTo rate_target(i64 k) {

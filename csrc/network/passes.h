@@ -15,6 +15,8 @@ class Passes {
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
   using GradientTo = GradientTarget<R, typename Team::RateBase>;
+  // Whether the R-pass may write where its direction is: a team of one thread needs no barrier for that.
+  static constexpr bool may_replace_direction = Team::shared_layout;
 
   FASTMETA_CODE Passes(const Plan<Team>& plan, R* scratch, const Crew&)
       : plan_(plan), scratch_(scratch),
@@ -115,7 +117,8 @@ class Passes {
   }
 
   // Needs forward() and loss_gradient() at theta. Along `direction` v:
-  //   target   receives the Hessian-vector product H v of nodes lowest..
+  //   target   receives the Hessian-vector product H v of nodes lowest.., where v itself is
+  //            only if may_replace_direction
   //   gradient receives the gradient itself (for the inner rates), of the nodes that adapt, if given
   //   rg       is left holding the derivative of d loss / d x along v, if asked
   FASTMETA_CODE void r_pass(const R* theta, const R* v, int lowest, const GradientTo& target,
@@ -136,14 +139,16 @@ class Passes {
       if (!plan_.whole(l + 1)) complete(g(), plan_.out(l), rg());
       if constexpr (Team::has_dual_form)
         if (deeper && dual(l)) dual_.put_direction();
-      if (gradient && plan_.adapts(l)) {
-        const Term<R> term = weight_term(l, input(l), g());
-        weight_gradient(l, &term, 1, *gradient);
-      }
+      const Term<R> plain = weight_term(l, input(l), g());
       Term<R> terms[2] = {weight_term(l, input(l), rg())};
       if (has_r(l)) terms[1] = r_weight_term(l);
-      weight_gradient(l, terms, has_r(l) ? 2 : 1, target);
-      if (deeper) r_input_gradient(l, theta, v);
+      const auto put_gradients = [&] {
+        if (gradient && plan_.adapts(l)) weight_gradient(l, &plain, 1, *gradient);
+        weight_gradient(l, terms, has_r(l) ? 2 : 1, target);
+      };
+      if (!may_replace_direction) put_gradients();
+      if (deeper) r_input_gradient(l, theta, v);  // the last to read the direction
+      if (may_replace_direction) put_gradients();
     }
     Team::barrier();
   }

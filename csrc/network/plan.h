@@ -279,7 +279,8 @@ struct Plan : Parameters<Team_> {
     r_top_at = Team::shares && room.r_pass ? matrix(outputs()) : 0;
     lambda_at = room.differentiates ? take(theta_size) : 0;
     lambda_before_at = room.keeps_lambda ? take(theta_size) : lambda_at;
-    direction_at = room.differentiates ? take(theta_size) : 0;
+    const bool replaces = Team::shared_layout && this->one_rate;  // lambda, in place
+    direction_at = room.differentiates && !replaces ? take(theta_size) : 0;
     const bool buffers = room.differentiates && !Team::sums_in_output;
     support_gradient_at = buffers ? take(loop.support.n * Team::stride(in(0))) : 0;
     if (dual_size) lay_out_dual();

@@ -38,6 +38,7 @@ struct Target {
   const R* rate = nullptr;
   i64 rate_m = 0, rate_n = 0;
   R scale = 1;
+  bool continues = false;  // the sum begins with what is in C; of a CPU's products alone
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

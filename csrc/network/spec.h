@@ -210,7 +210,8 @@ struct Kernels {
   void (*forward)(const InnerLoop<R>&, const ForwardOut<R>&);
   void (*backward)(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&);
   // Both at once, out.record aside: the gradients are those of the sum of the tasks' losses.
-  void (*step)(const InnerLoop<R>&, const ForwardOut<R>& out, const BackwardOut<R>& gradients);
+  // factor: what the gradients are multiplied by at the end
+  void (*step)(const InnerLoop<R>&, const ForwardOut<R>& out, const BackwardOut<R>& gradients, R factor);
   const char* (*team)(const InnerLoop<R>&);
   void (*convolve)(const Convolution<R>&);
   void (*norm)(const Norm<R>&);

@@ -24,6 +24,7 @@ class StagePasses : StageNorms<Team> {
   using V = Vec<R>;
   using Plan = StagePlan<Team>;
   static constexpr i64 W = Team::W;
+  static constexpr bool may_replace_direction = false;
 
   StagePasses(const Plan& plan, R* scratch, const Crew& crew)
       : Base(plan, scratch, crew), last_(plan.n_stages - 1),

@@ -12,8 +12,8 @@ class Step(NamedTuple):
     """Forward and backward in one call.
 
     Attributes:
-        run: (call, addresses, predictions, loss, outputs for parameters, for rates) -> nothing;
-            the gradients are those of the sum of the tasks' losses.
+        run: (call, addresses, predictions, loss, outputs for parameters, for rates, factor) ->
+            nothing; the gradients are those of the sum of the tasks' losses, times the factor.
         common_value: (address, n) -> the number that all n are, or None.
         scale: (addresses and sizes, factor) -> nothing; in place.
     """

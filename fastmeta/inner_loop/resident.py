@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import cpu, requested_backend
+from fastmeta.backends.looks import are_fresh_leaves
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.forms import BACKENDS, KERNELS, native_network, prepare
 from fastmeta.inner_loop.loop import InnerLoop, Rates
@@ -20,7 +21,6 @@ from fastmeta.inner_loop.resident_runs import (
     run_adapt,
     run_meta_loss,
     run_step,
-    scale,
 )
 from fastmeta.inner_loop.stages import Stages, unknown_layer
 
@@ -104,18 +104,17 @@ def accumulate_gradients(
     if form.program.kernels.step is None or needs[-1] or needs[-2] or _need_autograd(learned):
         return None
     gradients = new_gradients(form, tensors, needs)
-    loss, predictions = run_step(form, addresses, tensors[-1], gradients)
-    scale(form, gradients, 1 / form.tasks)
+    loss, predictions = run_step(form, addresses, tensors[-1], gradients, 1 / form.tasks)
     added = [g for g in by_tensor(form, gradients, needs) if g is not None]
     _accumulate(learned, added)
     return loss, predictions
 
 
-def _need_autograd(learned: Sequence[Tensor]) -> bool:
+def _need_autograd(learned: list[Tensor]) -> bool:
     """Whether an error is to be raised, or more to be done than adding a gradient to each."""
     if not learned or torch.is_anomaly_enabled() or len({*map(id, learned)}) < len(learned):
         return True
-    return any([_is_more_than_a_leaf(tensor) for tensor in learned])
+    return not are_fresh_leaves(learned) and any([_is_more_than_a_leaf(t) for t in learned])
 
 
 def _is_more_than_a_leaf(tensor: Tensor) -> bool:
@@ -128,12 +127,13 @@ def _is_more_than_a_leaf(tensor: Tensor) -> bool:
 
 
 def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    with _accumulating, torch.no_grad():
+    with _accumulating:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             if leaf.grad is None:
                 leaf.grad = gradient
             else:
-                leaf.grad.add_(gradient)
+                with torch.no_grad():
+                    leaf.grad.add_(gradient)
 
 
 def _builds_graph(tensors: Sequence[Tensor]) -> bool:

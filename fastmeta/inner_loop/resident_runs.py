@@ -58,15 +58,16 @@ def new_gradients(form: Form, tensors: Sequence[Tensor], needs: Sequence[bool]) 
 
 
 def run_step(
-    form: Form, addresses: list[int], like: Tensor, gradients: Gradients
+    form: Form, addresses: list[int], like: Tensor, gradients: Gradients, factor: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """(loss, predictions), and the gradients of the sum of the losses."""
+    """(loss, predictions), and the gradients of the sum of the losses times the factor."""
     step = form.program.kernels.step
     assert step is not None and form.predictions is not None
     loss, predictions = like.new_empty(form.tasks), like.new_empty(form.predictions)
     step.run(
         form.native, addresses, predictions.data_ptr(), loss.data_ptr(),
         addresses_of(gradients.out[: len(form.program.names)]), addresses_of(gradients.of_rates),
+        factor,
     )  # fmt: skip
     return loss, predictions
 

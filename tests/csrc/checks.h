@@ -143,15 +143,15 @@ Outputs<R> forward_and_backward(const Kernels<R>& kernels, const Case<R>& c, int
   return out;
 }
 
-// Both calls in one, which differentiates the sum of the losses.
+// Both calls in one, which differentiates the sum of the losses times a factor.
 template <class R>
-Outputs<R> in_one_step(const Kernels<R>& kernels, const Case<R>& c, int threads) {
+Outputs<R> in_one_step(const Kernels<R>& kernels, const Case<R>& c, int threads, R factor = 1) {
   const Call<R> call(c, threads);
   Outputs<R> out = outputs_of(c, Wanted::All);
   release_memory();
   const auto parameters = pointers(out.parameters), rates = pointers(out.rates);
   kernels.step(call.loop, {nullptr, out.predictions.data(), out.loss.data(), nullptr},
-               {parameters.data(), c.one_rate ? nullptr : rates.data(), nullptr, nullptr});
+               {parameters.data(), c.one_rate ? nullptr : rates.data(), nullptr, nullptr}, factor);
   return out;
 }
 
@@ -376,6 +376,12 @@ void check_one_step(const Kernels<R>& kernels, const Case<R>& c, const std::stri
   for (int threads : {1, 3})
     expect(same_bits(two, in_one_step(kernels, c, threads)), where,
            "one step has other bits than two calls");
+  const R third = R(1) / 3;
+  for (auto* group : {&two.parameters, &two.rates})
+    for (auto& gradient : *group)
+      for (R& g : gradient) g *= third;
+  expect(same_bits(two, in_one_step(kernels, c, 2, third)), where,
+         "the gradients are not multiplied by the factor");
 }
 
 template <class R>

@@ -1,6 +1,7 @@
 """Networks of images in the resident engine: against the reference, in every form they have."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -201,19 +202,23 @@ def test_the_same_bits_for_any_number_of_threads(tasks, network):
 
 @pytest.mark.parametrize("network", [lambda: conv4(32), layer_normed], ids=["conv4", "layer norm"])
 def test_float32_is_within_twice_the_error_of_pytorch(network):
-    torch.manual_seed(3)
-    model = network()
-    batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
+    """In the median: of one draw alone a ReLU near its kink may decide."""
 
-    def errors(model, dtype, backend):
+    def errors(model, batch, dtype, backend):
         meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
         with fm.use_backend(backend):
             return gradients(meta, batch.to(dtype=dtype), list(meta.parameters()))
 
-    right = errors(copy.deepcopy(model).double(), DOUBLE, "reference")
-    ours = [g.double() for g in errors(model, torch.float32, "cpu")]
-    plain = [g.double() for g in errors(model, torch.float32, "reference")]
-    assert relative_error(ours, right) < 2 * relative_error(plain, right)
+    ratios = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = network()
+        batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
+        right = errors(copy.deepcopy(model).double(), batch, DOUBLE, "reference")
+        ours = [g.double() for g in errors(model, batch, torch.float32, "cpu")]
+        plain = [g.double() for g in errors(model, batch, torch.float32, "reference")]
+        ratios.append(relative_error(ours, right) / relative_error(plain, right))
+    assert statistics.median(ratios) < 2
 
 
 def test_ragged_tasks_without_statistics_over_samples():
