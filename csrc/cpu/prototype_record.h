@@ -29,7 +29,7 @@ struct Record {
     ld = round_up(p.features, W);
     // Enough work for many threads in few tasks, and enough queries to be worth a thread.
     chunks = larger(1, smaller(32 / p.tasks, p.queries / 32));
-    longest = round_up(ceil_div(p.queries, chunks), W);
+    longest = ceil_div(ceil_div(p.queries, W), chunks) * W;
     block = larger(W, smaller(64, (block_bytes / (ld * i64(sizeof(Real)))) / W * W));
     const auto take = [&](i64 n) {
       Real* at = memory ? memory + size : nullptr;
@@ -46,14 +46,19 @@ struct Record {
   }
 };
 
-// Where in a task a chunk of queries lies, and where what is kept of it.
+// Where in a task a chunk of queries lies, and where what is kept of it: whole groups of W, which take as
+// long if there are fewer in them.
 struct Chunk {
   i64 task, part, begin, end;
 
   Chunk(const Loss& p, const Record& r, i64 i)
-      : task(i / r.chunks), part(i),
-        begin(p.queries * (i % r.chunks) / r.chunks),
-        end(p.queries * (i % r.chunks + 1) / r.chunks) {}
+      : task(i / r.chunks), part(i), begin(begin_of(p, r, i % r.chunks)),
+        end(begin_of(p, r, i % r.chunks + 1)) {}
+
+ private:
+  static i64 begin_of(const Loss& p, const Record& r, i64 i) {
+    return smaller(p.queries, ceil_div(p.queries, W) * i / r.chunks * W);
+  }
 };
 
 i64 threads_of(const Loss& p) {
