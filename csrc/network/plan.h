@@ -17,6 +17,15 @@ struct Room {
 
 constexpr i64 dual_sums = 3;  // rows behind the samples': see dual.h
 
+// Whether the lanes of a weight run along its inputs, as PyTorch has it, [O][I]: fewer outputs than a vector
+// has lanes would leave lanes without work. Inputs that are whole vectors have no lanes to be kept at 0; of
+// few of them, folding the sums took longer than the lanes gained (20-64-64-6: 8 % slower).
+template <class Team>
+bool runs_along_inputs(const Node& node) {
+  if (!Team::has_lanes_along_inputs || node.kind != NodeKind::Linear) return false;
+  return node.out < Team::W && node.in % Team::W == 0 && node.in >= 32 * Team::W;
+}
+
 // Multiply-adds of the first layer, a linear one, in either form, but for those of the query that both
 // have; to turn a sample's number into a column takes as long as four.
 template <class Team>
@@ -28,8 +37,9 @@ struct InputWork {
     const Node& node = loop.network.nodes[0];
     const i64 S = loop.support.n, Q = loop.query.n, K = loop.steps;
     const i64 I = node.in, O = Team::stride(node.out), product = S * I * O;
+    const i64 plain_product = runs_along_inputs<Team>(node) ? S * I * node.out : product;
     const bool second = loop.order == 2;
-    plain = (second ? 4 : 2) * K * product;
+    plain = (second ? 4 : 2) * K * plain_product;
     dual = 2 * product + (S + 1) * (round_up(S, Team::W) + round_up(Q, Team::W)) * I +
            4 * (S + Q) * I + K * (S + dual_sums) * O * (second ? 2 * S + Q : S);
   }
@@ -48,15 +58,6 @@ bool takes_dual_form(const InnerLoop<R>& loop) {
   for (int p = 0; p < network.n_parameters; ++p)
     if (loop.parameters[p].task_stride || !loop.rates[p].data) return false;
   return InputWork<Team>(loop).dual_pays();
-}
-
-// Whether the lanes of a weight run along its inputs, as PyTorch has it, [O][I]: fewer outputs than a vector
-// has lanes would leave lanes without work. Inputs that are whole vectors have no lanes to be kept at 0; of
-// few of them, folding the sums took longer than the lanes gained (20-64-64-6: 8 % slower).
-template <class Team>
-bool runs_along_inputs(const Node& node) {
-  if (!Team::has_lanes_along_inputs || node.kind != NodeKind::Linear) return false;
-  return node.out < Team::W && node.in % Team::W == 0 && node.in >= 32 * Team::W;
 }
 
 template <class Team_>

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta.backends import cpu
 from fastmeta.inner_loop.forms import Form
 
 __all__ = [
@@ -43,7 +44,7 @@ def run_adapt(
     """(record, fast weights)"""
     program = form.program
     fast = [
-        like.new_empty(form.tasks, *shape) if adapts else None
+        _empty((form.tasks, *shape), like) if adapts else None
         for shape, adapts in zip(program.shapes, program.adapts, strict=True)
     ]
     record = program.kernels.forward(form.native, like, addresses, keep, 0, 0, addresses_of(fast))
@@ -52,7 +53,10 @@ def run_adapt(
 
 def new_gradients(form: Form, tensors: Sequence[Tensor], needs: Sequence[bool]) -> Gradients:
     n, n_rates = len(form.program.names), len(form.rated)
-    out = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=False)]
+    learned = zip(tensors[: n + n_rates], needs, strict=False)
+    out = [torch.empty_like(tensor) if need else None for tensor, need in learned]
+    inputs = zip(tensors[n + n_rates :], needs[n + n_rates :], strict=False)
+    out += [_empty(tensor.shape, tensor) if need else None for tensor, need in inputs]
     needs_rates = n_rates and any(needs[n : n + n_rates])
     return Gradients(out, _rate_buffers(form, tensors[0]) if needs_rates else ())
 
@@ -97,6 +101,11 @@ def by_tensor(form: Form, gradients: Gradients, needs: Sequence[bool]) -> list[T
 def addresses_of(tensors: Sequence[Tensor | None]) -> list[int]:
     """Where the numbers are, 0 where there is no tensor."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Of a size that grows with the tasks: on a CPU in pages that are kept."""
+    return cpu.empty(shape, like) if like.device.type == "cpu" else like.new_empty(shape)
 
 
 def _rate_buffers(form: Form, like: Tensor) -> list[Tensor | None]:
