@@ -16,8 +16,9 @@ engine, steps = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 model = fm.models.conv4(5, filters=16, image_size=14, layers=3)
 meta = fm.MAML(model, engine=engine, inner_steps=steps)
-# Enough samples that one step's activations outweigh what 45 more lists of tensors take (1.5 MB).
-x, y = torch.randn(4, 80, 1, 14, 14), torch.randint(5, (4, 80))
+# Enough samples that what one step keeps outweighs 45 more lists of tensors and the luck of malloc
+# (up to 5 MB).
+x, y = torch.randn(4, 200, 1, 14, 14), torch.randint(5, (4, 200))
 tasks = fm.TaskBatch(x, y, x, y)
 
 
