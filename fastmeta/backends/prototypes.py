@@ -128,7 +128,7 @@ def loss_forward(
     (tasks, samples, width), query = task.support.shape, task.query
     queries, dtype = query.shape[1], dtype_of_sums(query)
     loss = query.new_empty(tasks, dtype=dtype)
-    logits = query.new_empty(tasks, queries, n_way, dtype=dtype)
+    logits = cpu.empty((tasks, queries, n_way), loss)
     number, numbers = 0.0, _NOTHING
     if isinstance(temperature, Tensor):
         numbers = (temperature.data_ptr(), int(temperature.numel() > 1))
