@@ -76,29 +76,63 @@ GompParallel gomp_parallel() {
   return found;
 }
 
+// The number of the calling thread in its team, from the runtime that made the team; nullptr: unknown.
+using ThreadNumber = int (*)();
+
+ThreadNumber thread_number() {
+  static const ThreadNumber found = [] {
+    Dl_info info;
+    if (!gomp_parallel() || !dladdr(reinterpret_cast<void*>(gomp_parallel()), &info) || !info.dli_fname)
+      return ThreadNumber(nullptr);
+    void* runtime = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    return runtime ? reinterpret_cast<ThreadNumber>(dlsym(runtime, "omp_get_thread_num")) : nullptr;
+  }();
+  return found;
+}
+
+// Every worker has a stretch of 0..n of its own, begins with that, and then helps the others. The same
+// thread is the same worker in every call, so that it finds in its caches what it left there.
 struct Region {
-  i64 n;
+  static constexpr i64 most_stretches = 64;
+  struct alignas(64) Counter {  // a line of the cache each
+    std::atomic<i64> next;
+  };
+
+  i64 n, stretches;
   void (*body)(void*, i64, i64);
   void* context;
-  std::atomic<i64> next_worker{0}, next{0};
+  std::atomic<i64> arrived{0};
+  Counter counters[most_stretches];
+
+  Region(i64 n, i64 workers, void (*body)(void*, i64, i64), void* context)
+      : n(n), stretches(workers < most_stretches ? workers : most_stretches), body(body), context(context) {
+    for (i64 s = 0; s < stretches; ++s) counters[s].next.store(begin(s), std::memory_order_relaxed);
+  }
+  i64 begin(i64 stretch) const { return n * stretch / stretches; }
 };
 
-void work(void* argument) {
+void work(Region& region, i64 worker) {
+  for (i64 turn = 0; turn < region.stretches; ++turn) {
+    const i64 stretch = (worker + turn) % region.stretches, end = region.begin(stretch + 1);
+    for (i64 i; (i = region.counters[stretch].next.fetch_add(1, std::memory_order_relaxed)) < end;)
+      region.body(region.context, worker, i);
+  }
+}
+
+void work_in_team(void* argument) {
   Region& region = *static_cast<Region*>(argument);
-  const i64 worker = region.next_worker.fetch_add(1, std::memory_order_relaxed);
-  for (i64 i; (i = region.next.fetch_add(1, std::memory_order_relaxed)) < region.n;)
-    region.body(region.context, worker, i);
+  work(region, thread_number() ? thread_number()() : region.arrived.fetch_add(1, std::memory_order_relaxed));
 }
 
 }  // namespace
 
 void parallel_for(i64 n, i64 workers, void (*body)(void*, i64, i64), void* context) {
-  Region region{n, body, context};
   const i64 wanted = n < workers ? n : workers;
+  Region region(n, wanted > 1 ? wanted : 1, body, context);
   if (wanted > 1 && gomp_parallel())
-    gomp_parallel()(work, &region, unsigned(wanted), 0);
+    gomp_parallel()(work_in_team, &region, unsigned(wanted), 0);
   else
-    work(&region);
+    work(region, 0);
 }
 
 const char* thread_runtime() {
