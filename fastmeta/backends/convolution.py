@@ -69,7 +69,7 @@ def _run(
 ) -> None:  # fmt: skip
     if type(x) is FakeTensor:
         return
-    bias = None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.resolve_neg().contiguous()
     kernel: Any = getattr(cpu.native, _KERNELS[x.dtype])
     shape = (*x.shape, weight.shape[1], *weight.shape[3:], *stride, *padding)
     kernel(
