@@ -119,17 +119,9 @@ std::optional<R> common_value(std::uintptr_t numbers, i64 n) {
 // Multiplies tensors of so many elements at these addresses, where there are any.
 template <class R>
 void scale(const std::vector<std::pair<std::uintptr_t, i64>>& tensors, R factor, int threads) {
-  constexpr i64 block = 1 << 14;
   const py::gil_scoped_release release;
-  for (const auto& [address, n] : tensors) {
-    if (!address) continue;
-    R* at = reinterpret_cast<R*>(address);
-    const i64 blocks = (n + block - 1) / block, size = n;
-    parallel(blocks, blocks < threads ? blocks : threads, [&](i64, i64 b) {
-      const i64 end = (b + 1) * block < size ? (b + 1) * block : size;
-      for (i64 i = b * block; i < end; ++i) at[i] *= factor;
-    });
-  }
+  for (const auto& [address, n] : tensors)
+    if (address) multiply(reinterpret_cast<R*>(address), n, factor, threads);
 }
 
 // shape: (T, S, C, H, W, O, kh, kw, stride, stride, padding, padding); x and y: (address, five

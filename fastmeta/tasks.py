@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.looks import looks
+from fastmeta.backends.registry import requested_backend
 from fastmeta.functional.capture import assert_later, is_capturing
-from fastmeta.functional.forward import task_forward
+from fastmeta.functional.forward import call_module, task_forward
 from fastmeta.words import kind_of
 
 __all__ = ["Adapted", "MetaOutput", "TaskBatch"]
@@ -115,11 +118,10 @@ class TaskBatch:
     def __len__(self) -> int:
         return self.support_x.shape[0]
 
-    def __getitem__(self, index: int | slice | Tensor) -> TaskBatch:
-        """The tasks at an index, a slice, or a 1-D tensor of indices, as a batch of their own."""
-        if isinstance(index, int):
-            position = range(len(self))[index]  # raises IndexError, which also ends iteration
-            index = slice(position, position + 1)
+    def __getitem__(self, index: SupportsIndex | slice | Tensor | Sequence[int]) -> TaskBatch:
+        """The tasks at an index, a slice, or 1-D indices or a mask, as a batch of their own."""
+        if not isinstance(index, slice):
+            index = _as_indices(index, len(self))
         chosen = self._map(lambda tensor: tensor[index])
         if len(chosen) == 0:
             raise ValueError(f"index {index} leaves none of the {len(self)} tasks")
@@ -311,7 +313,33 @@ class Adapted:
             raise ValueError(
                 f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}"
             )
+        if requested_backend() == "reference":
+            return self._one_by_one(x)
         return task_forward(self.module, self.parameters, x, self._randomness)
+
+    def _one_by_one(self, x: Tensor) -> Tensor:
+        shapes = {name: p.shape for name, p in self.module.named_parameters()}
+        outputs = []
+        for t in range(self._tasks):
+            own = {n: p if p.shape == shapes[n] else p[t] for n, p in self.parameters.items()}
+            outputs.append(call_module(self.module, own, x[t]))
+        return torch.stack(outputs)
+
+
+def _as_indices(index: Any, tasks: int) -> slice | Tensor:
+    """One position as a slice, so that it stays a batch; more as a 1-D tensor."""
+    if getattr(index, "ndim", 0) == 0 and hasattr(index, "__index__"):
+        position = range(tasks)[operator.index(index)]  # raises IndexError, which ends iteration
+        return slice(position, position + 1)
+    if not isinstance(index, (Tensor, np.ndarray, list, range)):
+        raise TypeError(f"tasks are found by an int, a slice or 1-D indices, not {kind_of(index)}")
+    indices = torch.as_tensor(index)
+    if indices.dim() != 1 or indices.is_floating_point():
+        raise TypeError(
+            f"indices of tasks must be whole numbers [n] or a mask [T], not {indices.dtype} "
+            f"{list(indices.shape)}"
+        )
+    return indices
 
 
 _sound_forms: set[Hashable] = set()  # looks that passed the checks

@@ -84,3 +84,34 @@ def test_subclasses_are_looked_at_in_python():
 def test_the_native_functions_leave_what_they_do_not_know(given):
     assert cpu.native.looks(given) is None
     assert cpu.native.looks_and_addresses(given) is None
+
+
+def fresh():
+    return torch.zeros(2, requires_grad=True)
+
+
+def with_gradient(leaf):
+    leaf.grad = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_gradient,
+        lambda leaf: leaf.register_hook(lambda grad: grad),
+        lambda leaf: leaf.register_post_accumulate_grad_hook(lambda leaf: None),
+    ],
+)
+def test_a_leaf_with_anything_on_it_is_not_fresh(change):
+    leaf = fresh()
+    change(leaf)
+    assert not looks.are_fresh_leaves([fresh(), leaf])
+
+
+def test_what_is_no_leaf_is_not_fresh():
+    assert not looks.are_fresh_leaves([fresh() * 2])
+
+
+@pytest.mark.skipif(cpu.native is None, reason="read by the native module")
+def test_fresh_leaves():
+    assert looks.are_fresh_leaves([fresh(), torch.nn.Parameter(torch.zeros(3))])

@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -145,3 +146,23 @@ def test_adapted_refuses_another_number_of_tasks():
     assert len(adapted) == 3
     with pytest.raises(ValueError, match="T = 3"):
         adapted(torch.randn(2, 4, 5))
+
+
+@pytest.mark.parametrize("index", [1, np.int64(1), torch.tensor(1), -2])
+def test_one_task_stays_a_batch(index):
+    tasks = batch()
+    assert torch.equal(tasks[index].support_x, tasks.support_x[1:2])
+
+
+@pytest.mark.parametrize("index", [[0, 2], np.array([0, 2]), torch.tensor([True, False, True])])
+def test_several_tasks_by_their_indices(index):
+    tasks = batch()
+    assert torch.equal(tasks[index].query_y, tasks.query_y[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    "index", [None, (0, 1), 1.0, torch.tensor([1.0]), torch.zeros(2, 2, dtype=torch.int64)]
+)
+def test_what_is_no_index_of_tasks_is_refused(index):
+    with pytest.raises(TypeError, match="tasks"):
+        batch()[index]

@@ -115,3 +115,17 @@ def test_what_a_prototype_loss_is_given(tasks):
 def test_functional_operations(operation):
     x, y = torch.randn(2, 6, 8), torch.randn(2, 4, 8)
     assert largest_difference([operation(turned(x), turned(y))], [operation(x, y)]) < 1e-5
+
+
+def test_the_bias_of_a_convolution():
+    x, weight, bias = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 6, 4, 3, 3), torch.randn(2, 6)
+    found, right = (fm.functional.conv2d(x, weight, b) for b in (turned(bias), bias))
+    assert torch.equal(found, right)
+
+
+def test_the_weights_of_prototypes():
+    features, weight = torch.randn(2, 6, 4), torch.rand(2, 6) + 0.1
+    labels = (torch.arange(6) % 3).expand(2, 6)
+    means = fm.functional.prototypes
+    found, right = (means(features, labels, 3, w) for w in (turned(weight), weight))
+    assert torch.equal(found, right)

@@ -197,17 +197,12 @@ void run_backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const Backw
 
 template <class Plan, class R>
 void multiply_gradients(const Plan& plan, const BackwardOut<R>& gradients, R factor) {
-  const auto multiply = [&](R* at, i64 n) {
-    constexpr i64 block = 1 << 14;
-    parallel(ceil_div(n, block), plan.loop.threads, [&](i64, i64 b) {
-      const i64 end = smaller(n, (b + 1) * block);
-      for (i64 i = b * block; i < end; ++i) at[i] *= factor;
-    });
-  };
+  const int threads = plan.loop.threads;
   for (int p = 0; p < plan.loop.network.n_parameters; ++p) {
-    const i64 n = plan.elements(p);
-    if (R* at = gradients.parameters[p]) multiply(at, plan.per_task(p) ? n * plan.loop.tasks : n);
-    if (gradients.rates && gradients.rates[p]) multiply(gradients.rates[p], n * plan.rate_steps);
+    const i64 n = plan.elements(p), all = plan.per_task(p) ? n * plan.loop.tasks : n;
+    if (R* at = gradients.parameters[p]) multiply(at, all, factor, threads);
+    if (gradients.rates && gradients.rates[p])
+      multiply(gradients.rates[p], n * plan.rate_steps, factor, threads);
   }
 }
 

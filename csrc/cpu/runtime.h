@@ -16,6 +16,16 @@ void parallel(i64 n, i64 workers, F f) {
       n, workers, [](void* context, i64 w, i64 i) { (*static_cast<F*>(context))(w, i); }, &f);
 }
 
+// n numbers times a factor, in place.
+template <class R>
+void multiply(R* at, i64 n, R factor, int threads) {
+  constexpr i64 block = 1 << 14;
+  parallel((n + block - 1) / block, threads, [&](i64, i64 b) {
+    const i64 end = (b + 1) * block < n ? (b + 1) * block : n;
+    for (i64 i = b * block; i < end; ++i) at[i] *= factor;
+  });
+}
+
 const char* thread_runtime();  // its name, for `fastmeta doctor`
 int processors();              // of this machine, whatever number of threads is asked for
 

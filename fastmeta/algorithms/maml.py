@@ -58,7 +58,8 @@ class MAML(Learner):
     Args:
         model: any module. Parameters that do not require grad neither adapt nor learn. Norms use
             the statistics of the task at hand, in train() and eval() alike, and never change the
-            running ones.
+            running ones. Attributes of its modules may change between calls; global variables and
+            attributes of classes that its forward reads are as they were at the first one.
         inner_lr: rate of the inner steps, or where the learned rates start.
         inner_steps: 0 or more; a call can say otherwise.
         loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
@@ -318,6 +319,8 @@ class MAML(Learner):
         self, parameters: Mapping[str, Tensor], steps: int, targets: Tensor | None = None
     ) -> InnerLoop:
         chosen = parameters if self.adapt_parameters is None else self.adapt_parameters
+        if gone := [name for name in chosen if name not in parameters]:
+            raise ValueError(f"adapt_parameters names {gone}; the model now has {[*parameters]}")
         adapted = tuple(name for name in chosen if parameters[name].requires_grad)
         return InnerLoop(
             self.model, named(self.loss, targets), steps, self.order, adapted,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.algorithms.maml import MAML, Names
+from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss, task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
@@ -86,9 +88,32 @@ class Reptile(MAML):
 
 def _pull(parameters: Mapping[str, Tensor], fast: Mapping[str, Tensor]) -> Tensor | int:
     """[T] zeros, whose gradient in theta is theta - theta_K of each task."""
-    ways = [
-        ((theta.detach() - fast[name]) * (theta - theta.detach())).flatten(1).sum(1)
-        for name, theta in parameters.items()
-        if fast[name].dim() > theta.dim()
-    ]
-    return sum(ways)
+    adapted = [name for name, theta in parameters.items() if fast[name].dim() > theta.dim()]
+    if not adapted:
+        return 0
+    return _Pull.apply(*(fast[name] for name in adapted), *(parameters[name] for name in adapted))
+
+
+class _Pull(torch.autograd.Function):
+    """(theta_K [T, *shape] ..., theta ...) -> [T] zeros"""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return tensors[0].new_zeros(len(tensors[0]))
+
+    @staticmethod
+    @runs_eagerly
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the gradient of Reptile's loss is theta - theta_K by construction, and has no "
+                "derivative of its own; create_graph=True asks for that. The way out: fm.MAML"
+            )
+        tensors = ctx.saved_tensors
+        fast, thetas = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        pulls = [
+            ((theta - theta_k) * grad.reshape(-1, *[1] * theta.dim())).sum(0)
+            for theta_k, theta in zip(fast, thetas, strict=True)
+        ]
+        return *[None] * len(fast), *pulls

@@ -65,7 +65,7 @@ def class_means(
 ) -> Tensor | None:
     """[T, S, D], [T, S], and weights [T, S] -> [T, N, D]; None if labels or weights do not fit."""
     features, labels = features.contiguous(), labels.contiguous()
-    weight = None if weight is None else weight.contiguous()
+    weight = None if weight is None else weight.resolve_neg().contiguous()
     tasks, samples, width = features.shape
     means = features.new_empty(tasks, n_way, width)
     fits = _kernel("class_means", features)(

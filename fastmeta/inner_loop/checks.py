@@ -165,8 +165,16 @@ def _probe(
 
 
 def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    x = x.clone()  # nobody's but ours, should the forward write to it
+    version = None if x.is_inference() else x._version
     with _same_random_state(x), _unchanged_buffers(loop.module):
-        return call_module(loop.module, theta, x)
+        predictions = call_module(loop.module, theta, x)
+    if version is not None and x._version != version:
+        raise ValueError(
+            "the module's forward changes its input in place, which every inner step reads again: "
+            "let it make a new tensor (x = x - 0.5, nn.ReLU() without inplace=True)"
+        )
+    return predictions
 
 
 def _check_task_dimension(

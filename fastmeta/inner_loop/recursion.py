@@ -18,7 +18,13 @@ from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
-from fastmeta.inner_loop.updates import room_for_path, scaled, stepped, subtract
+from fastmeta.inner_loop.updates import (
+    room_for_path,
+    scaled,
+    stepped,
+    subtract,
+    sum_over_weights,
+)
 
 __all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
 
@@ -63,6 +69,23 @@ def adapt(
     support_weight: Tensor | None,
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
+    fast = _adapted(forward, loop, parameters, rates, support_x, support_y, support_weight)
+    if loop.steps > 0:
+        return fast
+    # What is handed out is no view of the model's own.
+    return {name: p.clone() if name in loop.adapted else p for name, p in fast.items()}
+
+
+def _adapted(
+    forward: Forward,
+    loop: InnerLoop,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
+    support_x: Tensor,
+    support_y: Tensor,
+    support_weight: Tensor | None,
+) -> dict[str, Tensor]:
+    """`adapt`, but that without steps the parameters themselves are expanded."""
     constant = {name: p for name, p in parameters.items() if name not in loop.adapted}
     tasks = len(support_x)
     theta = {name: parameters[name].expand(tasks, *loop.shapes[name]) for name in loop.adapted}
@@ -94,7 +117,7 @@ def meta_loss(
     tasks: Any,
 ) -> tuple[Tensor, Tensor]:
     """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
-    fast = adapt(
+    fast = _adapted(
         forward, loop, parameters, rates, tasks.support_x, tasks.support_y, tasks.support_weight
     )
     predictions = forward.run(loop, fast, tasks.query_x)
@@ -277,7 +300,8 @@ class _Adjoint:
     def _add_to_rates(self, step: int, gradient: dict[str, Tensor]) -> None:
         for name, total in self.of_rates.items():
             row = total[step if len(total) > 1 else 0]
-            row -= (self.lambdas[name] * gradient[name].detach()).sum(0).sum_to_size(row.shape)
+            of_tasks = self.lambdas[name] * gradient[name].detach()
+            row -= sum_over_weights(of_tasks.sum(0, keepdim=True), (1, *row.shape))[0]
 
     def _add_curvature(
         self,

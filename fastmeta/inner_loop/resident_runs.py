@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 from fastmeta.inner_loop.forms import Form
+from fastmeta.inner_loop.updates import sum_over_weights
 
 __all__ = [
     "Gradients", "addresses_of", "by_tensor", "new_gradients", "run_adapt", "run_meta_loss",
@@ -92,9 +93,8 @@ def by_tensor(form: Form, gradients: Gradients, needs: Sequence[bool]) -> list[T
         if needs[position]:
             gradient = gradients.of_rates[p]
             assert gradient is not None
-            out[position] = gradient.sum_to_size(
-                form.rate_shapes[position - len(form.program.names)]
-            )
+            shape = form.rate_shapes[position - len(form.program.names)]
+            out[position] = sum_over_weights(gradient, shape)
     return out
 
 

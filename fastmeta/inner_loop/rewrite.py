@@ -36,7 +36,8 @@ class Program:
     """The steps of a module's forward on tensors [T, ...].
 
     What the forward read from Python is as it was when it was traced. Attributes of modules are
-    watched, see `is_current`; global variables and attributes of classes are not.
+    watched, and what their functions close over, see `is_current`; global variables, attributes of
+    classes and what a function further down reads are not.
 
     Attributes:
         largest: elements a sample in the largest tensor of the first run; 0 before it.
@@ -53,7 +54,7 @@ class Program:
         """Whether the attributes that a forward may have read are as they were."""
         try:
             return all(_frozen(s.owner.get(s.name)) == s.value for s in self._state)
-        except TypeError:  # one is of another kind now
+        except _UNFROZEN:  # one is of another kind now
             return False
 
     def run(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -460,6 +461,8 @@ _ATOMS = (
     bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
     torch.memory_format, torch.Size, slice, range,
 )  # fmt: skip
+# Of another kind, a cell without contents, functions that close over each other.
+_UNFROZEN = (TypeError, ValueError, RecursionError)
 _BY_IDENTITY = (type, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
 
 
@@ -473,7 +476,7 @@ def _state(module: nn.Module) -> list[_State]:
                 continue
             try:
                 states.append(_State(vars(owner), name, _frozen(value)))
-            except TypeError:
+            except _UNFROZEN:
                 raise Unknown(
                     f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
                     "change would not be seen"
@@ -481,10 +484,30 @@ def _state(module: nn.Module) -> list[_State]:
     return states
 
 
+class _Same:
+    """Equal to another of the very same object, and keeps it: addresses are given out again."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.of is self.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
 def _frozen(value: Any) -> Any:
-    """A value that equals that of another time only where nothing changed; else TypeError."""
+    """A value that equals that of another time only where nothing changed; else _UNFROZEN."""
+    if isinstance(value, MethodType) and not isinstance(value.__self__, nn.Module):
+        raise TypeError("what its object holds may change unseen")
+    if isinstance(value, FunctionType) and value.__closure__:
+        contents = [cell.cell_contents for cell in value.__closure__]
+        return _Same(value), [_frozen(each) for each in contents if each is not value]
     if isinstance(value, _BY_IDENTITY):
-        return id(value)
+        return _Same(value)
     if type(value) in _ATOMS:
         return type(value), value
     if type(value) in (list, tuple):

@@ -6,7 +6,8 @@ the CPU is one tensor after another, into memory that is there already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from fastmeta.inner_loop.loop import Rates, rate_at
 
-__all__ = ["room_for_path", "scaled", "stepped", "subtract"]
+__all__ = ["room_for_path", "scaled", "stepped", "subtract", "sum_over_weights"]
+
+_WHOLE = 1 << 14  # numbers: PyTorch cuts a sum of twice as many by the number of threads
 
 
 def room_for_path(theta: Mapping[str, Tensor], steps: int) -> list[dict[str, Tensor]]:
@@ -70,3 +73,16 @@ def scaled(tensors: Mapping[str, Tensor], rates: Rates, step: int) -> dict[str, 
 def subtract(tensors: Mapping[str, Tensor], others: list[Tensor]) -> dict[str, Tensor]:
     """tensor - other, by name"""
     return dict(zip(tensors, torch._foreach_sub(list(tensors.values()), others), strict=True))
+
+
+def sum_over_weights(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    """A gradient [k, *shape of a weight] as that of its rates, which several numbers may share.
+
+    The sum over all of a large weight is taken piece by piece: its bits are then the same for any
+    number of threads.
+    """
+    one_a_step = math.prod(shape) == len(gradient) < gradient.numel()
+    if not one_a_step or gradient.numel() <= _WHOLE:
+        return gradient.sum_to_size(shape)
+    sums = [[piece.sum() for piece in row.split(_WHOLE)] for row in gradient.flatten(1)]
+    return torch.stack([torch.stack(pieces).sum() for pieces in sums]).reshape(shape)

@@ -55,3 +55,11 @@ def test_nothing_is_kept_without_grad():
     meta, tasks = setup()
     with torch.no_grad():
         assert not meta(tasks).loss.requires_grad
+
+
+def test_a_graph_of_the_backward_is_refused():
+    meta, tasks = setup()
+    learned = list(meta.parameters())
+    loss = meta(tasks).loss.mean() + sum(p.square().sum() for p in learned)
+    with pytest.raises(RuntimeError, match="theta - theta_K by construction"):
+        torch.autograd.grad(loss, learned, create_graph=True)

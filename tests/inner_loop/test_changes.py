@@ -342,3 +342,111 @@ def test_backward_hooks_are_called_in_every_part_of_a_step(below):
     adapted = meta.adapt(x[0], x[1])
     found = gradients((adapted(x[2]) - x[3]).square().mean((1, 2)).sum())
     torch.testing.assert_close(found, right)
+
+
+class Ends(nn.Module):
+    """A linear layer and a function of Python's."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.linear = nn.Linear(3, 2, dtype=DOUBLE)
+        self.end = end
+
+    def forward(self, x):
+        return self.end(self.linear(x).exp())
+
+
+def times(factor):
+    return lambda x: factor * x
+
+
+class Scale:
+    factor = 1.0
+
+    def apply(self, x):
+        return self.factor * x
+
+
+def test_functions_that_follow_each_other_at_one_address():
+    x, y = torch.randn(4, 2, 5, 3, dtype=DOUBLE), torch.randn(4, 2, 5, 2, dtype=DOUBLE)
+    tasks = fm.TaskBatch(x[0], y[0], x[1], y[1])
+    model = Ends(times(1.0))
+    meta = fm.MAML(model, loss="mse", inner_lr=0.001)
+    for factor in range(20):
+        model.end = None
+        model.end = times(float(factor))
+        assert torch.equal(meta(tasks).loss, fm.MAML(model, loss="mse", inner_lr=0.001)(tasks).loss)
+
+
+def closing_over(scale):
+    return lambda x: scale.factor * x
+
+
+@pytest.mark.parametrize("function", [lambda scale: scale.apply, closing_over])
+def test_what_a_function_reads_from_its_object_may_change(function):
+    x, y = torch.randn(4, 2, 5, 3, dtype=DOUBLE), torch.randn(4, 2, 5, 2, dtype=DOUBLE)
+    tasks, scale = fm.TaskBatch(x[0], y[0], x[1], y[1]), Scale()
+    model = Ends(function(scale))
+    meta = fm.MAML(model, loss="mse")
+    before = meta(tasks).loss
+    scale.factor = 0.1
+    after = meta(tasks).loss
+    assert not torch.equal(before, after)
+    assert torch.equal(after, fm.MAML(model, loss="mse")(tasks).loss)
+
+
+def test_a_function_s_closure_is_watched():
+    x, y = torch.randn(4, 2, 5, 3, dtype=DOUBLE), torch.randn(4, 2, 5, 2, dtype=DOUBLE)
+    tasks, factor = fm.TaskBatch(x[0], y[0], x[1], y[1]), 1.0
+    meta = fm.MAML(Ends(lambda x: factor * x), loss="mse")
+    before = meta(tasks).loss
+    factor = 0.1
+    assert not torch.equal(before, meta(tasks).loss)
+
+
+@pytest.mark.parametrize("engine", ["resident", "layered", "vmap"])
+def test_fast_weights_of_no_steps_are_no_views_of_the_model(engine):
+    model = nn.Sequential(nn.Linear(3, 2))
+    before = model[0].weight.detach().clone()
+    adapted = fm.MAML(model, loss="mse", inner_steps=0, engine=engine).adapt(
+        torch.randn(1, 4, 3), torch.randn(1, 4, 2)
+    )
+    adapted.parameters["0.weight"].detach().add_(1)
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("engine", ["resident", "layered"])
+def test_the_rate_of_a_large_weight_has_the_same_bits_for_any_number_of_threads(engine):
+    model = nn.Sequential(nn.Linear(784, 64))
+    meta = fm.MAML(model, loss="mse", learn_inner_lr="tensor", engine=engine)
+    x, y = torch.randn(2, 7, 5, 784), torch.randn(2, 7, 5, 64)
+    tasks, before, gradients = fm.TaskBatch(x[0], y[0], x[1], y[1]), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            meta.zero_grad()
+            meta(tasks).loss.mean().backward()
+            gradients.append(torch.cat([rate.grad.flatten() for rate in meta.inner_rates.values()]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.memory, self.out = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.memory(x)[0][:, -1])
+
+
+def test_the_reference_runs_what_vmap_cannot_to_the_end():
+    x, y = torch.randn(3, 6, 7, 4), torch.randn(3, 6, 3)
+    tasks = fm.TaskBatch(x, y, x, y)
+    with fm.use_backend("reference"):
+        meta = fm.MAML(Recurrent(), loss="mse")
+        predictions = meta.adapt(x, y)(x)
+        assert torch.allclose(predictions, meta(tasks).predictions)
+        reptile = fm.Reptile(meta.model, loss="mse", inner_steps=1)
+        assert torch.allclose(reptile(tasks).loss, meta(tasks).loss)

@@ -176,3 +176,33 @@ def test_a_first_call_under_a_checkpoint_saves_what_the_next_one_does(engine, lo
     right = torch.autograd.grad(meta(tasks).loss.sum(), list(meta.parameters()))
     for gradient, expected in zip(ours, right, strict=True):
         torch.testing.assert_close(gradient, expected)
+
+
+class ShiftsInPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.linear(x.sub_(0.5))
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap", "reference"])
+@pytest.mark.parametrize(
+    "model",
+    [ShiftsInPlace(), nn.Sequential(nn.LeakyReLU(0.5, inplace=True), nn.Linear(2, 3))],
+    ids=["by hand", "a first layer"],
+)
+def test_a_forward_that_changes_its_input_is_refused_and_the_input_is_as_it_was(model, engine):
+    tasks = classification_tasks((2,))
+    before = tasks.support_x.clone()
+    with pytest.raises(ValueError, match="changes its input in place"):
+        classify(model, engine=engine)(tasks)
+    assert torch.equal(tasks.support_x, before)
+
+
+def test_a_name_that_adapted_and_is_gone():
+    meta = classify(mlp([2, 3]), adapt_parameters=["0.bias"])
+    meta.model[0] = nn.Linear(2, 3, bias=False).double()
+    with pytest.raises(ValueError, match=r"adapt_parameters names \['0.bias'\]"):
+        meta(classification_tasks((2,)))
