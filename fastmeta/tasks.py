@@ -16,7 +16,7 @@ from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.looks import looks
 from fastmeta.backends.registry import requested_backend
 from fastmeta.functional.capture import assert_later, is_capturing
-from fastmeta.functional.forward import call_module, task_forward
+from fastmeta.functional.forward import task_by_task, task_forward
 from fastmeta.words import kind_of
 
 __all__ = ["Adapted", "MetaOutput", "TaskBatch"]
@@ -314,16 +314,8 @@ class Adapted:
                 f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}"
             )
         if requested_backend() == "reference":
-            return self._one_by_one(x)
+            return task_by_task(self.module, self.parameters, x)
         return task_forward(self.module, self.parameters, x, self._randomness)
-
-    def _one_by_one(self, x: Tensor) -> Tensor:
-        shapes = {name: p.shape for name, p in self.module.named_parameters()}
-        outputs = []
-        for t in range(self._tasks):
-            own = {n: p if p.shape == shapes[n] else p[t] for n, p in self.parameters.items()}
-            outputs.append(call_module(self.module, own, x[t]))
-        return torch.stack(outputs)
 
 
 def _as_indices(index: Any, tasks: int) -> slice | Tensor:
@@ -364,6 +356,8 @@ def _check_samples(kind: str, x: Tensor, y: Tensor) -> None:
     for name, value in ((f"{kind}_x", x), (f"{kind}_y", y)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, not {kind_of(value)}")
+        if value.layout is not torch.strided or value.is_nested:
+            raise TypeError(f"{name} must be a dense tensor, not one of layout {value.layout}")
     x_shape, y_shape = x.shape, y.shape
     if len(x_shape) < 2 or len(y_shape) < 2 or x_shape[:2] != y_shape[:2]:
         raise ValueError(

@@ -35,7 +35,7 @@ class RecordedPasses {
     if (samples.labels) {
       Op& op = recording->add(Do::GatherLabels, rows, 1);
       recording->with_tensor(op, samples.labels + begin, total_);
-      op.to = int(plan_.y_at), op.to_row = 1;
+      op.to = int(plan_.y_at), op.to_row = 1, op.depth = int(O);
       op.meets = 0;
     } else if (samples.y) {
       Team::gather(place(plan_.y_at), samples.y + begin * O, total_ * O, O, 1, rows, O, slice);

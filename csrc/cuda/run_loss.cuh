@@ -59,7 +59,7 @@ FASTMETA_INLINE R loss_of(const Sample<R>& of, LossKind kind, int n) {
     return sum / R(n);
   }
   const R most = largest_of(y, n);
-  R chosen = 0;
+  R chosen = *t - *t;  // 0, or NaN of a label that is NaN
 #pragma unroll 1
   for (int c = 0; c < n; ++c) {
     sum += exp(y[c] - most);
@@ -108,7 +108,7 @@ FASTMETA_INLINE void loss_gradient(const Here<R>& here, const Op& op) {
         g[c] = scale * (p - of.target[c]);
       }
     } else {
-      const R most = largest_of(y, n), label = *of.target;
+      const R most = largest_of(y, n), label = *of.target, unknown = label - label;
       R sum = 0;
 #pragma unroll 1
       for (int c = 0; c < n; ++c) {
@@ -120,7 +120,7 @@ FASTMETA_INLINE void loss_gradient(const Here<R>& here, const Op& op) {
       for (int c = 0; c < n; ++c) {
         const R p = curvature[c] * scale;
         curvature[c] = p;
-        g[c] = of.coefficient * (p - (R(c) == label ? R(1) : R(0)));
+        g[c] = of.coefficient * (p - (R(c) == label ? R(1) : unknown));
       }
     }
   });

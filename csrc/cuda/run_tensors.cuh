@@ -54,7 +54,11 @@ FASTMETA_INLINE void gather_labels(const Here<R>& here, const Op& op) {
   const i64* from = reinterpret_cast<const i64*>(labels.base) + here.task * labels.task_stride +
                     op.offset;
   R* to = here.at(op.to);
-  each(op.rows, [&](int s) { to[s] = R(from[s]); });
+  const int outputs = op.depth;  // beyond them no label means anything: NaN makes the loss so
+  each(op.rows, [&](int s) {
+    const i64 label = from[s];
+    to[s] = 0 <= label && label < outputs ? R(label) : R(NAN);
+  });
 }
 
 template <class R, class F>

@@ -35,8 +35,8 @@ class Head {
     if (samples.y)
       Team::gather(scratch_.y, samples.y + begin * outputs_, total_ * outputs_, outputs_, 1, rows_,
                    outputs_, slice);
-    if (samples.labels) take_labels(samples.labels, slice);
     take_coefficients(samples.weight, slice);
+    if (samples.labels) take_labels(samples.labels, slice);
   }
 
   // Multiplies every sample's coefficient by its task's factor.
@@ -88,17 +88,24 @@ class Head {
             load(scratch_.coefficient + s * W), outputs_};
   }
 
+  // A label that no output stands for, which only a change behind PyTorch's back can bring here, makes
+  // its sample's coefficient NaN, and so whatever depends on it.
   FASTMETA_CODE void take_labels(const i64* labels, Slice slice) {
     Team::each_row(rows_, [&](i64 s) {
       const i64* label = labels + slice.first * total_ + begin_ + s;
-      if constexpr (Team::tasks == 1) {
-        store(scratch_.y + s * W, splat(R(*label)));
-      } else {
-        V lane{};
-        for (i64 t = 0; t < slice.tasks; ++t) lane[t] = R(label[t * total_]);
-        store(scratch_.y + s * W, lane);
-      }
+      V lane{};
+      if constexpr (Team::tasks == 1)
+        lane = splat(known(*label));
+      else
+        for (i64 t = 0; t < slice.tasks; ++t) lane[t] = known(label[t * total_]);
+      R* c = scratch_.coefficient + s * W;
+      store(scratch_.y + s * W, lane);
+      store(c, load(c) + (lane - lane));
     });
+  }
+
+  FASTMETA_CODE R known(i64 label) const {
+    return 0 <= label && label < outputs_ ? R(label) : R(NAN);
   }
 
   FASTMETA_CODE void take_coefficients(const R* weight, Slice slice) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.counts import whole_number
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.tasks import TaskBatch
 
@@ -37,8 +38,7 @@ def count_classes(
         )
     if n_way is None:
         n_way = int(support_y.max()) + 1
-    elif isinstance(n_way, bool) or not isinstance(n_way, int) or n_way < 1:
-        raise ValueError(f"n_way must be a whole number of at least 1, not {n_way!r}")
+    n_way = whole_number("n_way", n_way)
     _check_range("support_y", support_y, n_way)
     _check_support(support_y, n_way)
     if query_y is not None:

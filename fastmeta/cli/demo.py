@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fastmeta import MAML, TaskBatch
 from fastmeta.cli.device import choose_device, chosen_device
-from fastmeta.cli.errors import usage_errors
+from fastmeta.cli.errors import result_written, usage_errors
 from fastmeta.cli.progress import Progress
 from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
-from fastmeta.training import Run, error_by_step, interval
+from fastmeta.training import Run, check_picture, error_by_step, interval
 from fastmeta.words import counted
 
 TASKS, SHOTS, INNER_STEPS, INNER_LR = 25, 10, 5, 0.01
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
             loss="mse",
             engine=options.engine,
         ).to(choose_device(options.device))
+        check_picture(plot)
         check_writable(plot)
         engine = meta.choice().name
     print(f"learning to learn sine waves from {SHOTS} points: network 1-40-40-1, MAML with exact")
@@ -51,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
 
     unseen = _waves(options.seed + 1_000_003, queries=100).sample(1000)
     _print_errors(meta, unseen)
-    _plot(meta, options.seed, plot)
+    with result_written(str(plot)):
+        _plot(meta, options.seed, plot)
     print(f"\nplot: {plot}\n")
     _print_speed(meta, options.seed)
     return 0

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fastmeta import MAML
 from fastmeta.cli.device import choose_device, chosen_device
-from fastmeta.cli.errors import UsageError, usage_errors
+from fastmeta.cli.errors import UsageError, result_written, usage_errors
 from fastmeta.cli.memory import keep_freed_memory
 from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import check_writable, make_run, set_threads
@@ -124,7 +124,8 @@ def _train(
 def _plot(options: argparse.Namespace) -> None:
     rows = read_curve(options.curve) if options.plot else []
     if rows:
-        plot_curve(rows, options.plot)
+        with result_written(options.plot):
+            plot_curve(rows, options.plot)
 
 
 def _report(

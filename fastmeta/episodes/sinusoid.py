@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastmeta.counts import check_seed, whole_number
 from fastmeta.tasks import TaskBatch
 
 AMPLITUDE = (0.1, 5.0)
@@ -45,22 +46,18 @@ class Sinusoid:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, value in (("shots", shots), ("queries", queries)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.shots = whole_number("shots", shots)
+        self.queries = whole_number("queries", queries)
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be floating, not {dtype}")
-        self.shots = shots
-        self.queries = queries
         self.dtype = dtype
         self.device = torch.device(device)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator(self.device).manual_seed(check_seed(seed))
         self.generators = (self._generator,)
 
     def sample(self, n_tasks: int) -> TaskBatch:
         """Draw the next `n_tasks` waves: support [T, shots, 1], query [T, queries, 1]."""
-        if n_tasks < 1:
-            raise ValueError(f"n_tasks must be at least 1, not {n_tasks}")
+        n_tasks = whole_number("n_tasks", n_tasks)
         amplitude = self._uniform(AMPLITUDE, n_tasks, 1, 1)
         phase = self._uniform(PHASE, n_tasks, 1, 1)
         x = self._uniform(X_RANGE, n_tasks, self.shots + self.queries, 1)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.counts import check_seed, whole_number
 from fastmeta.episodes.csv_table import Table
 from fastmeta.tasks import TaskBatch
 
@@ -161,8 +162,7 @@ class TableEpisodes:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if shots < 1:
-            raise ValueError(f"shots must be at least 1, not {shots}")
+        shots = whole_number("shots", shots)
         _check_norm(support_norm)
         if not tasks:
             raise ValueError("tasks is empty")
@@ -171,7 +171,7 @@ class TableEpisodes:
         self.shots = shots
         self.support_norm = support_norm
         self.device = torch.device(device)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(check_seed(seed))
         self._x, self._y, self._present = _padded(table, self.tasks, scale, dtype)
 
     def sample(self, n_tasks: int | None = None) -> TaskBatch:
@@ -184,7 +184,7 @@ class TableEpisodes:
             ValueError: `n_tasks` is not in 1..number of tasks.
         """
         available = len(self.tasks)
-        if n_tasks is not None and not 1 <= n_tasks <= available:
+        if n_tasks is not None and whole_number("n_tasks", n_tasks) > available:
             raise ValueError(f"n_tasks must be in 1..{available}, not {n_tasks}")
         chosen = torch.randperm(available, generator=self._generator)[:n_tasks]
         if n_tasks is None or n_tasks == available:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.counts import whole_number
 from fastmeta.episodes.images.npz import read_arrays
 from fastmeta.episodes.images.rows import RowStream
 from fastmeta.tasks import TaskBatch
@@ -141,9 +142,8 @@ class VectorEpisodes:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        ways, shots = whole_number("ways", ways), whole_number("shots", shots)
+        queries = whole_number("queries", queries)
         if len(classes) < ways:
             raise ValueError(f"{ways} ways need {ways} classes, and there are {len(classes)}")
         _check_sizes(classes, shots, queries)
@@ -168,8 +168,7 @@ class VectorEpisodes:
         Raises:
             ValueError: `n_tasks` is below 1.
         """
-        if n_tasks < 1:
-            raise ValueError(f"n_tasks must be at least 1, not {n_tasks}")
+        n_tasks = whole_number("n_tasks", n_tasks)
         x = self._features[torch.from_numpy(self._rows.next(n_tasks))]  # [T, N, K + Q, D]
         support, query = x.split([self.shots, self.queries], 2)
         return TaskBatch(

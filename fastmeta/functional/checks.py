@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import SymInt, Tensor
 
+from fastmeta.counts import whole_number
 from fastmeta.words import kind_of
 
 __all__ = ["check_parameter", "check_samples", "count_of", "pair"]
@@ -56,10 +57,7 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
 
 def count_of(name: str, value: int) -> int:
     """A whole number of at least 1."""
-    value = _plain(value)
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+    return whole_number(name, _plain(value))
 
 
 def _plain(value: int) -> int:

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.linear import product
-from fastmeta.functional.transforms import explaining_vmap
+from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap
 from fastmeta.models import Sine
 
 __all__ = [
     "ELEMENTWISE", "GLOBAL_BACKWARD_HOOKS", "call_module", "has_backward_hooks", "has_hooks",
-    "hook_dicts", "module_lock", "task_forward",
+    "hook_dicts", "module_lock", "task_by_task", "task_forward",
 ]  # fmt: skip
 
 ELEMENTWISE = (
@@ -41,6 +41,8 @@ def task_forward(
 ) -> Tensor:
     """Run a module for T tasks, each with its own parameters.
 
+    What vmap cannot run (recurrent layers, control flow on values) runs for one task after another.
+
     Args:
         module: gives structure, buffers and mode; its own parameters are not used.
         parameters: every parameter by name, [T, *shape] or, shared by all tasks, [*shape].
@@ -51,7 +53,8 @@ def task_forward(
         [T, S, O...], differentiable to any order that the module is.
 
     Raises:
-        RuntimeError: the module does something that vmap cannot batch.
+        RuntimeError: the module draws random numbers and nobody said how, or cannot run under vmap,
+            which `randomness` needs.
 
     Equivalent to::
 
@@ -59,11 +62,27 @@ def task_forward(
                                                 (x[t],)) for t in range(T)])
     """
     if has_backward_hooks(module):  # which torch calls for none of what runs under vmap
-        return _task_by_task(module, parameters, x)
+        return task_by_task(module, parameters, x)
     layers = _linear_chain(module)
     if layers is not None and x.dim() >= 3 and _all_named(layers, parameters):
         return _chain_forward(layers, parameters, x)
-    return _vmap_forward(module, parameters, x, randomness)
+    try:
+        return _vmap_forward(module, parameters, x, randomness)
+    except NotForManyTasks:
+        if randomness is not None:
+            raise
+        return task_by_task(module, parameters, x)
+
+
+def task_by_task(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """`task_forward` in a loop, as plain PyTorch would have it."""
+    with module_lock:
+        ranks = {name: own.dim() for name, own in module.named_parameters()}
+    predictions = []
+    for t, task_x in enumerate(x):
+        own = {n: p if p.dim() == ranks[n] else p[t] for n, p in parameters.items()}
+        predictions.append(call_module(module, own, task_x))
+    return torch.stack(predictions)
 
 
 def call_module(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -120,17 +139,6 @@ _GLOBAL_HOOKS = (
     torch.nn.modules.module._global_forward_hooks,
     *GLOBAL_BACKWARD_HOOKS,
 )
-
-
-def _task_by_task(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    ranks = {name: own.dim() for name, own in module.named_parameters()}
-    predictions = [
-        call_module(
-            module, {n: p if p.dim() == ranks[n] else p[t] for n, p in parameters.items()}, x[t]
-        )
-        for t in range(len(x))
-    ]
-    return torch.stack(predictions)
 
 
 def _vmap_forward(

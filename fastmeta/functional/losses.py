@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.fused_loss import fused_loss
-from fastmeta.functional.transforms import explaining_vmap, values_of
+from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap, values_of
 
 __all__ = [
     "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "takes_weight", "task_loss",
@@ -110,8 +110,11 @@ def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor |
             return fused
         return _weighted_mean(LOSSES[loss](predictions, targets), weight)
     arguments = (predictions, targets) if weight is None else (predictions, targets, weight)
-    with explaining_vmap(f"the loss {getattr(loss, '__name__', type(loss).__name__)}"):
-        return torch.func.vmap(loss)(*arguments)
+    try:
+        with explaining_vmap(f"the loss {getattr(loss, '__name__', type(loss).__name__)}"):
+            return torch.func.vmap(loss)(*arguments)
+    except NotForManyTasks:
+        return torch.stack([loss(*task) for task in zip(*arguments, strict=True)])
 
 
 def named(loss: Loss, targets: Tensor | None = None) -> Loss:
@@ -123,6 +126,8 @@ def named(loss: Loss, targets: Tensor | None = None) -> Loss:
     """
     if isinstance(loss, str):
         return loss
+    if not isinstance(loss, Hashable) and callable(loss):
+        loss = loss.__call__  # a method has a hash, and keeps its object
     name = _module_name(loss) if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss)
     if name is None or targets is None:
         return name or loss

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
-    "explaining_vmap", "fold_batch", "is_wrapped", "nobody_differentiates", "nobody_transforms",
-    "refuse_nested_jvp", "unfold_batch", "values_of",
+    "NotForManyTasks", "explaining_vmap", "fold_batch", "is_wrapped", "nobody_differentiates",
+    "nobody_transforms", "refuse_nested_jvp", "unfold_batch", "values_of",
 ]  # fmt: skip
 
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -70,30 +70,27 @@ def refuse_nested_jvp() -> None:
         )
 
 
+class NotForManyTasks(RuntimeError):
+    """What vmap cannot run for many tasks at once, though it may run for one after another."""
+
+
 @contextmanager
 def explaining_vmap(name: str) -> Iterator[None]:
-    """Errors of what is called `name` that are about vmap tell the way out; others stay."""
+    """Errors of what is called `name` that are about vmap say so; others stay as they are."""
     try:
         yield
     except RuntimeError as error:
         message = str(error)
-        explained = _explained(name, message)
-        if explained is message:
-            raise
-        raise RuntimeError(explained) from error
+        if "randomness" in message:
+            raise RuntimeError(
+                f"{name} draws random numbers in its forward: call .eval() on its dropout layers, "
+                f'or choose engine="vmap" with randomness="different" or "same" ({message})'
+            ) from error
+        if any(word in message for word in _OF_VMAP):
+            raise NotForManyTasks(
+                f"{name} cannot run for many tasks at once. What vmap said: {message}"
+            ) from error
+        raise
 
 
-def _explained(name: str, message: str) -> str:
-    if "randomness" in message:
-        return (
-            f"{name} draws random numbers in its forward: call .eval() on its dropout layers, or "
-            f'choose engine="vmap" with randomness="different" or "same" ({message})'
-        )
-    if any(word in message for word in ("vmap", "in-place", "data-dependent", "Batching rule")):
-        return (
-            f"{name} cannot run for many tasks at once. The way out: "
-            'with fastmeta.use_backend("reference"), which runs one task after another, or a '
-            "forward without in-place updates of buffers and without control flow on values. "
-            f"What vmap said: {message}"
-        )
-    return message
+_OF_VMAP = ("vmap", "in-place", "data-dependent", "Batching rule", "have storage")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastmeta.inner_loop.calls import calls_of
-from fastmeta.inner_loop.layers import activation_of, is_idle, unknown
+from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
 
 __all__ = ["Chain", "chain_of"]
 
@@ -75,8 +75,5 @@ def chain_of(module: nn.Module) -> Chain | str:
         return "a layer has no outputs"
     if len(nodes) > _MAX_NODES:
         return f"the chain has {len(nodes)} layers, and the native kernels take {_MAX_NODES}"
-    twice = {name for name in names if names.count(name) > 1}
-    missing = twice | set(names) ^ {name for name, _ in module.named_parameters()}
-    if missing:
-        return f"layers share parameters ({', '.join(sorted(missing))})"
-    return Chain(tuple(nodes), tuple(names), flattens, width)
+    chain = Chain(tuple(nodes), tuple(names), flattens, width)
+    return unlike_parameters(module, names) or chain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from fastmeta.functional.forward import has_hooks
 from fastmeta.models import Sine
 
-__all__ = ["activation_of", "called", "is_idle", "leaves_of", "unknown"]
+__all__ = ["activation_of", "called", "is_idle", "leaves_of", "unknown", "unlike_parameters"]
 
 
 def leaves_of(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
@@ -40,6 +41,18 @@ def called(name: str, layer: nn.Module) -> str:
 def unknown(name: str) -> str:
     """What a sentence says of a layer, so called, that no native kernel stands for."""
     return f"{name} is not among the layers that the native kernels have"
+
+
+def unlike_parameters(module: nn.Module, names: Sequence[str]) -> str | None:
+    """A sentence if these, of the layers that run, are not the module's parameters once each."""
+    known = {name for name, _ in module.named_parameters()}
+    shared = {name for name in names if names.count(name) > 1 or name not in known}
+    if shared:
+        return f"layers share parameters ({', '.join(sorted(shared))})"
+    unused = known - {*names}
+    if unused:
+        return f"the forward does not use parameters ({', '.join(sorted(unused))})"
+    return None
 
 
 def activation_of(layer: Any) -> tuple[str, float, float] | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmeta.backends.operation import nobody_sees_values
+from fastmeta.counts import whole_number
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 from fastmeta.functional.precision import PRECISIONS
@@ -70,7 +71,7 @@ class InnerLoop:
             )
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(f"loss must be a name or a callable, not {type(self.loss).__name__}")
-        check_steps(self.steps)
+        object.__setattr__(self, "steps", whole_number("inner steps", self.steps, least=0))
         if self.order not in (1, 2):
             raise ValueError(
                 f"order must be 1 or 2, not {self.order!r}; for higher orders: "
@@ -103,12 +104,6 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
         if lazy:
             raise ValueError(f"parameters {lazy} have no shape yet: run the module once before")
         return {name: parameter.shape for name, parameter in parameters.items()}
-
-
-def check_steps(steps: int) -> None:
-    """ValueError unless `steps` is a whole number, 0 or more."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"inner steps must be a whole number of 0 or more, not {steps!r}")
 
 
 def check_rates(loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates) -> None:

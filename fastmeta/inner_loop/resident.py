@@ -22,7 +22,7 @@ from fastmeta.inner_loop.resident_runs import (
     run_meta_loss,
     run_step,
 )
-from fastmeta.inner_loop.stages import Stages, unknown_layer
+from fastmeta.inner_loop.stages import Stages, never_fits
 
 __all__ = ["accumulate_gradients", "adapt", "can_run", "meta_loss"]
 
@@ -43,7 +43,7 @@ def can_run(
         return "the native kernels draw no random numbers"
     if not tasks:
         chain = chain_of(loop.module)
-        layer = unknown_layer(loop.module) if isinstance(chain, str) else None
+        layer = never_fits(loop.module) if isinstance(chain, str) else None
         unfit = layer or _unfit_parameters(parameters)
         if unfit is None and parameters:
             unfit = _unfit_network(loop, chain, next(iter(parameters.values())))

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fastmeta.inner_loop.calls import Call, calls_of
-from fastmeta.inner_loop.layers import activation_of, is_idle, unknown
+from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
 
-__all__ = ["Stages", "stages_of", "unknown_layer"]
+__all__ = ["Stages", "stages_of", "never_fits"]
 
 _MAX_STAGES = 256
 _NO_STAGE = -2
@@ -52,17 +52,17 @@ def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
     return builder.finished()
 
 
-def unknown_layer(module: nn.Module) -> str | None:
-    """A layer that stages cannot have whatever the shape of the samples, in a sentence; or None."""
+def never_fits(module: nn.Module) -> str | None:
+    """Why stages cannot have the layers, whatever the shape of the samples, or None."""
     calls = calls_of(module)
     if isinstance(calls, str):
         return calls
-    for call in calls:
-        layer = call.layer
-        known = type(layer) in _ADDERS or is_idle(layer) or activation_of(layer) is not None
-        if layer is not None and not known:
+    layers = [(call, call.layer) for call in calls if call.layer is not None]
+    for call, layer in layers:
+        if type(layer) not in _ADDERS and not is_idle(layer) and activation_of(layer) is None:
             return unknown(call.name)
-    return None
+    own = [f"{call.prefix}{n}" for call, layer in layers for n, _ in layer.named_parameters()]
+    return unlike_parameters(module, own)
 
 
 class _Value(NamedTuple):
@@ -150,13 +150,9 @@ class _Builder:
             return f"the last layer flattens {list(self.shape)} without a linear layer after it"
         if len(self.stages) > _MAX_STAGES:
             return f"the network has {len(self.stages)} stages, and the kernels take {_MAX_STAGES}"
-        known = {name for name, _ in self.module.named_parameters()}
-        shared = {name for name in self.names if self.names.count(name) > 1 or name not in known}
-        unused = known - {*self.names}
-        if unused and not shared:
-            return f"the forward does not use parameters ({', '.join(sorted(unused))})"
-        if shared:
-            return f"layers share parameters ({', '.join(sorted(shared))})"
+        unlike = unlike_parameters(self.module, self.names)
+        if unlike is not None:
+            return unlike
         lone = any(s["norm"] == "batch" and s["h"] * s["w"] == 1 for s in self.stages)
         return Stages(
             tuple(self.stages), tuple(self.names), self.sample, self.shape[0], 2 if lone else 1

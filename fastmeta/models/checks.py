@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastmeta.counts import whole_number
+
 __all__ = ["check_positive", "check_sizes"]
 
 
 def check_positive(**values: int) -> None:
     """ValueError naming the first argument that is not a whole number of at least 1."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        whole_number(name, value)
 
 
 def check_sizes(sizes: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fastmeta.counts import whole_number
 from fastmeta.models.checks import check_positive
 
 __all__ = ["conv4"]
@@ -53,8 +54,7 @@ def conv4(
     check_positive(channels=channels, filters=filters, image_size=image_size, layers=layers)
     if pool not in ("max", "stride"):
         raise ValueError(f'pool must be "max" or "stride", not {pool!r}')
-    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-        raise ValueError(f"padding must be a whole number of 0 or more, not {padding!r}")
+    whole_number("padding", padding, least=0)
     inputs = [channels] + [filters] * (layers - 1)
     blocks: list[nn.Module] = [_block(i, filters, pool, padding) for i in inputs]
     side = _side_after(image_size, pool, layers, padding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fastmeta.counts import whole_number
 from fastmeta.words import one_of
 
 KINDS = ("constant", "cosine", "halving")
@@ -31,8 +32,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(one_of("schedule", self.kind, KINDS))
-        if self.steps < 1:
-            raise ValueError(f"steps of a schedule must be at least 1, not {self.steps}")
+        whole_number("steps of a schedule", self.steps)
 
     def factor(self, step: int) -> float:
         """What the rate is multiplied by once `step` meta-steps are done."""

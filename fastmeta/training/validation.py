@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastmeta.counts import whole_number
 from fastmeta.tasks import MetaOutput
 from fastmeta.training.learner import MetaLearner, in_evaluation
 from fastmeta.training.source import Source
@@ -53,8 +54,8 @@ class Validation:
         self, source: Source, *, every: int = 500, tasks: int = 200, batch: int | None = None
     ) -> None:
         for name, value in (("every", every), ("tasks", tasks), ("batch", batch)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            if value is not None:
+                whole_number(name, value)
         self.every = every
         self.tasks = tasks
         self.batch = batch or tasks

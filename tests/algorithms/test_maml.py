@@ -281,7 +281,7 @@ def test_first_order_never_comes_silently(engine):
         ({"inner_lr": -0.1}, ValueError, "not negative"),
         ({"inner_lr": math.inf}, ValueError, "finite"),
         ({"inner_lr": "fast"}, TypeError, "number"),
-        ({"inner_steps": -1}, ValueError, "0 or more"),
+        ({"inner_steps": -1}, ValueError, "at least 0"),
         ({"inner_steps": True}, ValueError, "whole number"),
         ({"loss": "mae"}, ValueError, "mae"),
         ({"order": 0}, ValueError, "order must be 1 or 2"),

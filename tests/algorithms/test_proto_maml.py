@@ -202,7 +202,7 @@ def test_meta_training_learns():
     [
         ({"inner_lr": -0.1}, ValueError, "not negative"),
         ({"inner_lr": "fast"}, TypeError, "number"),
-        ({"inner_steps": -1}, ValueError, "0 or more"),
+        ({"inner_steps": -1}, ValueError, "at least 0"),
         ({"order": 3}, ValueError, "order must be 1 or 2"),
         ({"engine": "gpu"}, ValueError, "engine must be"),
     ],

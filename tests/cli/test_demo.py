@@ -16,6 +16,15 @@ def test_demo_plots_and_measures(fastmeta, tmp_path, monkeypatch):
         assert line in out
 
 
+@pytest.mark.parametrize(
+    ("plot", "said"),
+    [("p.xyz", "p.xyz is no picture"), ("/proc/p.png", "/proc/p.png"), (".", "is no picture")],
+)
+def test_a_plot_that_cannot_be_written_fails_at_the_start(fastmeta, plot, said):
+    status, out, err = fastmeta("demo", "--steps", "30", "--plot", plot)
+    assert status == 2 and said in err and err.count("\n") == 1 and not out
+
+
 def test_demo_ends_in_time(fastmeta, monkeypatch):
     monkeypatch.setattr(demo, "TIMED_SECONDS", 0.01)
     monkeypatch.setattr(demo, "LEARNING_SECONDS", 0.2)

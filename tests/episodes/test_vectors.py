@@ -78,7 +78,7 @@ def test_arrays_that_do_not_fit(features, labels, message):
     [
         ({"ways": 4}, "4 ways need 4 classes, and there are 3"),
         ({"ways": 2, "queries": 4}, "class '0' has 4 vectors, but 1 shots and 4 queries need 5"),
-        ({"ways": 0}, "ways must be at least 1"),
+        ({"ways": 0}, "ways must be a whole number of at least 1"),
     ],
 )
 def test_episodes_that_cannot_be_drawn(options, message):

@@ -109,7 +109,7 @@ def test_weights_are_counts():
         ({"lr": {"0.weight": torch.ones(3, 4, 2, dtype=DOUBLE)}}, ValueError, r"\[1 or 2, "),
         ({"lr": {"0.weight": torch.ones(1, 4, 2)}}, TypeError, "float32"),
         ({"lr": {"nothing": torch.ones(1, dtype=DOUBLE)}}, ValueError, "no parameters"),
-        ({"steps": -1}, ValueError, "0 or more"),
+        ({"steps": -1}, ValueError, "at least 0"),
         ({"steps": 1.5}, ValueError, "whole number"),
         ({"order": 3}, ValueError, 'use_backend\\("reference"\\)'),
         ({"loss": "hinge"}, ValueError, "hinge"),

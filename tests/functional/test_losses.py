@@ -1,3 +1,4 @@
+import dataclasses
 import decimal
 import re
 
@@ -176,6 +177,23 @@ class TestNamed:
         own = type("Own", (nn.MSELoss,), {})()
         for loss in (hooked, hooked_behind, changed, own):
             assert named(loss) is loss
+
+    def test_an_object_without_a_hash_is_known_by_its_call(self):
+        @dataclasses.dataclass
+        class Scaled:
+            by: float
+
+            def __call__(self, predictions, targets):
+                return self.by * F.mse_loss(predictions, targets)
+
+        x, y = torch.randn(2, 5, 3), torch.randn(2, 5, 1)
+        meta = fm.MAML(nn.Linear(3, 1), loss=Scaled(2.0))
+        tasks = fm.TaskBatch(x, y, x, y)
+        first = meta(tasks).loss
+        meta.loss = Scaled(2.0)
+        assert torch.equal(meta(tasks).loss, first)
+        meta.loss.by = 4.0
+        assert not torch.equal(meta(tasks).loss, first)
 
     def test_whole_numbers_have_no_name_but_in_cross_entropy(self):
         assert named(F.mse_loss, self.LABELS) is F.mse_loss

@@ -196,6 +196,22 @@ def test_labels_changed_in_place_are_checked_again():
         meta(tasks)
 
 
+@pytest.mark.parametrize("name", ["support_y", "query_y"])
+@pytest.mark.parametrize("label", [-1, 3, 2**40, -(2**63)])
+@pytest.mark.parametrize("tasks", [3, 21])
+def test_labels_changed_unseen_make_their_task_s_loss_nan(tasks, label, name):
+    batch = classification_tasks([2], tasks)
+    model = fm.models.mlp([2, 5, 3]).double()
+    meta = fm.MAML(model, inner_steps=2, engine="resident")
+    before = meta(batch).loss
+    getattr(batch, name).numpy()[1, -1] = label
+    after = meta(batch).loss
+    assert after[1].isnan()
+    assert torch.equal(torch.cat([after[:1], after[2:]]), torch.cat([before[:1], before[2:]]))
+    (gradient, *_) = torch.autograd.grad(after[1], [*meta.parameters()])
+    assert gradient.isnan().any()
+
+
 def test_a_batch_cannot_be_changed_but_copied():
     tasks = regression_tasks()
     with pytest.raises(AttributeError, match="make a new one"):

@@ -108,3 +108,22 @@ def test_a_module_with_a_forward_of_its_own_is_told_what_to_do():
     assert "not resident: the module (Own) has a forward() written by hand" in said
     assert "it calls exp" in said
     assert "nn.Sequential" in said and 'engine="auto"' in said
+
+
+def twice():
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("make", [twice, tied])
+def test_explain_knows_of_shared_parameters(make):
+    meta = fm.MAML(make().double(), loss="mse")
+    choice = fm.explain(meta)
+    assert "layers share parameters" in choice.passed_over["resident"]
+    assert choice.name == choose(*arguments(meta.model)).name == "layered"

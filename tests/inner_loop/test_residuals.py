@@ -24,7 +24,7 @@ from torch import nn
 import fastmeta as fm
 from fastmeta.backends import cpu
 from fastmeta.inner_loop.chain import Chain, chain_of
-from fastmeta.inner_loop.stages import stages_of, unknown_layer
+from fastmeta.inner_loop.stages import never_fits, stages_of
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
@@ -365,7 +365,7 @@ def test_what_the_native_kernels_cannot_run_is_said(why):
 def test_an_attribute_whose_changes_nobody_would_see_is_refused():
     for value, kind in (([1, 2], "list"), ((1, [2]), "tuple"), (F.relu, "function")):
         model = by_hand(as_tutorials_do, act=value)
-        assert f"ByHand.act is a {kind}, of which a later change" in unknown_layer(model)
+        assert f"ByHand.act is a {kind}, of which a later change" in never_fits(model)
 
 
 def test_an_attribute_that_changes_between_calls_is_seen():
@@ -436,6 +436,6 @@ def test_what_a_trace_does_not_tell_is_found_by_its_values_and_gradients(forward
 
 def test_hooks_of_any_part_are_refused():
     model = nn.Sequential(Sum(nn.Linear(3, 3)), nn.Linear(3, 2))
-    assert unknown_layer(model) is None
+    assert never_fits(model) is None
     model[0].register_forward_hook(lambda module, x, y: 2 * y)
-    assert "layer '0' (Sum) has hooks" in unknown_layer(model)
+    assert "layer '0' (Sum) has hooks" in never_fits(model)

@@ -20,7 +20,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop.stages import stages_of, unknown_layer
+from fastmeta.inner_loop.stages import never_fits, stages_of
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
@@ -287,7 +287,7 @@ def test_what_is_not_a_chain_of_stages_has_a_reason():
     assert "not among the layers" in reason(nn.Sequential(conv, nn.Dropout(0.5)), 1, 8, 8)
     flat = nn.Sequential(conv, nn.Flatten(), nn.BatchNorm1d(4))
     assert "over flattened" in reason(flat, 1, 8, 8)
-    assert unknown_layer(nn.Sequential(conv, nn.LSTM(3, 4))) is not None
+    assert never_fits(nn.Sequential(conv, nn.LSTM(3, 4))) is not None
     assert "over [6] of samples" in reason(nn.Sequential(conv, nn.LayerNorm(6)), 1, 8, 8)
     flat = nn.Sequential(conv, nn.Flatten(), nn.LayerNorm(36))
     assert "over [36] of samples [144]" in reason(flat, 1, 8, 8)

@@ -459,17 +459,18 @@ def test_a_forward_that_changes_buffers_is_refused(in_place):
     assert meta.model.calls == 0
 
 
-def test_control_flow_on_values_is_refused_with_a_way_out():
-    class Branching(nn.Linear):
-        def forward(self, x):
-            y = super().forward(x)
-            return y.tanh() if y.sum() > 0 else y.sin()
+class Branching(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y.tanh() if y.sum() > 0 else y.sin()
 
+
+def test_control_flow_on_values_takes_each_task_its_own_way():
     meta, tasks = maml(Branching(2, 2)), regression_tasks()
-    with pytest.raises(RuntimeError, match=REFERENCE):
-        meta(tasks)
-    with fm.use_backend("reference"):
-        assert_slope(lambda: outer_loss(meta, tasks), list(meta.parameters()), step=1e-7)
+    branches = {bool(meta.model.weight.new_tensor(0) < p.sum()) for p in meta(tasks).predictions}
+    assert len(branches) == 2
+    assert_exact(meta, tasks, [*meta.parameters()])
+    assert_slope(lambda: outer_loss(meta, tasks), list(meta.parameters()), step=1e-7)
 
 
 # ---- what vmap alone gets wrong, or says in its own words --------------------------------------
@@ -501,12 +502,13 @@ def test_the_padding_of_an_embedding_has_no_gradient_in_any_task(steps, adapts):
     assert not gradient[6].any() and gradient[:6].any()
 
 
-def test_an_embedding_that_counts_its_words_is_refused():
+@pytest.mark.parametrize("adapts", [None, ["0.weight"]])
+def test_an_embedding_counts_the_words_of_its_task(adapts):
     words = nn.Embedding(7, 3, scale_grad_by_freq=True)
     model = nn.Sequential(words, nn.Flatten(), nn.Linear(6, 2))
     x, y = torch.randint(7, (3, 5, 2)), torch.randint(2, (3, 5))
-    with pytest.raises(RuntimeError, match=f"{REFERENCE}.*scale_grad_by_freq"):
-        maml(model, loss="cross_entropy")(fm.TaskBatch(x, y, x, y))
+    meta = maml(model, loss="cross_entropy", adapt_parameters=adapts, inner_steps=2, order=1)
+    assert_exact(meta, fm.TaskBatch(x, y, x.flip(1), y), [*meta.parameters()])
 
 
 class Recurrent(nn.Module):
@@ -518,27 +520,33 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_what_vmap_has_no_rule_for_tells_the_way_out(kind):
+def test_what_vmap_has_no_rule_for_runs_task_by_task(kind, engine):
     x, y = torch.randn(2, 4, 6, 3, dtype=DOUBLE), torch.randn(2, 4, 1, dtype=DOUBLE)
-    meta, tasks = maml(Recurrent(kind)), fm.TaskBatch(x, y, x, y)
-    with pytest.raises(RuntimeError, match=REFERENCE):
-        meta(tasks)
+    meta = maml(Recurrent(kind), engine=engine, inner_steps=2, learn_inner_lr="tensor")
+    assert_exact(meta, fm.TaskBatch(x, y, x.flip(1), y), [*meta.parameters()])
+    adapted = meta.adapt(x, y)
     with fm.use_backend("reference"):
-        meta(tasks).loss.sum().backward()
+        torch.testing.assert_close(adapted(x), meta.adapt(x, y)(x))
 
 
-def test_a_loss_that_vmap_cannot_run_tells_the_way_out():
+def test_what_vmap_has_no_rule_for_cannot_draw_its_random_numbers():
+    x, y = torch.randn(2, 4, 6, 3, dtype=DOUBLE), torch.randn(2, 4, 1, dtype=DOUBLE)
+    meta = maml(Recurrent(nn.GRU), engine="vmap", randomness="different")
+    with pytest.raises(RuntimeError, match="Recurrent cannot run for many tasks at once"):
+        meta(fm.TaskBatch(x, y, x, y))
+
+
+def test_a_loss_that_vmap_cannot_run_is_taken_task_by_task():
     x, y = torch.randn(2, 5, 3, dtype=DOUBLE), torch.randint(3, (2, 5))
-    tasks = fm.TaskBatch(x, y, x, y)
     weighted = torch.ones(3, dtype=DOUBLE)
 
     def loss(p, y):
         return F.cross_entropy(p, y, weighted, ignore_index=1, label_smoothing=0.1)
 
     meta = maml(nn.Linear(3, 3), loss=loss)
-    with pytest.raises(RuntimeError, match=f"the loss.*{REFERENCE}"):
-        meta(tasks)
+    assert_exact(meta, fm.TaskBatch(x, y, x.flip(1), y), [*meta.parameters()])
 
 
 class Full(RuntimeError):

@@ -83,5 +83,5 @@ def test_which_is_better(one, other, better):
 
 @pytest.mark.parametrize("wrong", ["every", "tasks", "batch"])
 def test_numbers_below_1(wrong):
-    with pytest.raises(ValueError, match=f"{wrong} must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=f"{wrong} must be a whole number of at least 1, not 0"):
         Validation(Sinusoid(), **{wrong: 0})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.counts import check_seed
+
 
 class DeviceRowStream:
     """An endless, seeded stream of tasks as `RowStream`, of other random numbers.
@@ -39,7 +41,7 @@ class DeviceRowStream:
         self._absent = torch.arange(int(sizes.max()), device=device) >= sizes[:, None]
         self._ways, self._images = ways, images
         self._random_turn = random_turn
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(check_seed(seed))
 
     def next(self, n_tasks: int) -> Tensor:
         """The rows of the next tasks: int64 [T, N, M], in random order of classes and images."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.counts import whole_number
 from fastmeta.episodes.images.classes import ImageClasses
 from fastmeta.episodes.images.device_rows import DeviceRowStream
 from fastmeta.episodes.images.rows import RowStream
@@ -64,9 +65,8 @@ class ImageEpisodes:
         scale: PixelScale | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        ways, shots = whole_number("ways", ways), whole_number("shots", shots)
+        queries = whole_number("queries", queries)
         if rotations not in ROTATIONS:
             raise ValueError(f'rotations must be None, "classes" or "random", not {rotations!r}')
         self.n_classes = len(classes) * (QUARTER_TURNS if rotations == "classes" else 1)
@@ -97,8 +97,7 @@ class ImageEpisodes:
         Raises:
             ValueError: `n_tasks` is below 1.
         """
-        if n_tasks < 1:
-            raise ValueError(f"n_tasks must be at least 1, not {n_tasks}")
+        n_tasks = whole_number("n_tasks", n_tasks)
         rows = torch.as_tensor(self._rows.next(n_tasks))  # [T, N, K + Q]
         support, query = rows[..., : self.shots], rows[..., self.shots :]
         # Support first, so that one gather gives two contiguous tensors.

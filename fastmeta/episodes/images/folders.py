@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fastmeta.counts import whole_number
 from fastmeta.episodes.images.classes import ImageClasses, ImageSplits
 from fastmeta.episodes.images.decode import read_image_files
 from fastmeta.episodes.images.npz import read_npz
@@ -45,10 +46,13 @@ def read_images(
         seed: of the split.
 
     Raises:
-        ValueError: a file that is no image, a class without images, sizes that differ, classes
-            that the split names and `path` lacks, or a split that leaves a side empty.
+        ValueError: `image_size` below 1, a file that is no image, a class without images, sizes
+            that differ, classes that the split names and `path` lacks, or a split that leaves a
+            side empty.
         OSError: `path` or a file in it cannot be opened.
     """
+    if image_size is not None:
+        image_size = whole_number("image_size", image_size)
     path = Path(path)
     if path.is_file():
         classes = read_npz(path)

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+from fastmeta.counts import whole_number
 from fastmeta.episodes.images.classes import ImageSplits
 from fastmeta.episodes.images.folders import read_sides
 from fastmeta.episodes.images.layouts import from_class_folders, from_pickles, from_side_folders
@@ -46,9 +47,11 @@ def mini_imagenet(path: str | Path, *, image_size: int = IMAGE_SIZE) -> ImageSpl
     - a folder of images a class, named by its synset.
 
     Raises:
-        ValueError: a file is damaged, or the classes are not 64, 16 and 20.
+        ValueError: `image_size` is below 1, a file is damaged, or the classes are not 64, 16 and
+            20.
         OSError: none of these is there, or a file cannot be opened.
     """
+    image_size = whole_number("image_size", image_size)
     folder = Path(path)
     splits = (
         from_pickles(folder, PICKLES, image_size)

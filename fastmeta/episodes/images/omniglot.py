@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from fastmeta.counts import whole_number
 from fastmeta.episodes.images.classes import ImageClasses, ImageSplits
 from fastmeta.episodes.images.decode import decode_image
 from fastmeta.episodes.images.download import cache_folder, fetch, written_whole
@@ -61,9 +62,11 @@ def omniglot_characters(
             keep the images as an archive beside them. By default only if no `path` is given.
 
     Raises:
-        ValueError: a file that is damaged or is not Omniglot, or a download with another checksum.
+        ValueError: `image_size` below 1, a file that is damaged or is not Omniglot, or a download
+            with another checksum.
         OSError: nothing is there, or a file cannot be opened or downloaded.
     """
+    image_size = whole_number("image_size", image_size)
     folder = cache_folder() / "omniglot" if path is None else Path(path)
     archive = folder if folder.is_file() else folder / f"omniglot_{image_size}.npz"
     if archive.is_file():

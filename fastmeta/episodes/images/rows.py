@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.counts import check_seed
 from fastmeta.episodes.images.draws import distinct
 
 # Drawing for so many tasks costs little more than for one.
@@ -42,7 +43,7 @@ class RowStream:
         self._first, self._sizes = first.ravel(), np.tile(sizes, len(first))
         self._ways, self._images = ways, images
         self._random_turn = random_turn
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(check_seed(seed))
         self._ahead_from = self._generator.get_state()
         self._ahead = np.empty((0, ways, images), np.int64)
         self._used = 0  # of the tasks drawn ahead

@@ -219,9 +219,9 @@ def test_the_same_tasks_on_a_gpu(make_classes, rotations):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ways": 0}, "ways must be at least 1, not 0"),
-        ({"shots": 0}, "shots must be at least 1"),
-        ({"queries": 0}, "queries must be at least 1"),
+        ({"ways": 0}, "ways must be a whole number of at least 1, not 0"),
+        ({"shots": 0}, "shots must be a whole number of at least 1"),
+        ({"queries": 0}, "queries must be a whole number of at least 1"),
         ({"ways": 4}, "4 ways need 4 classes, and there are 3"),
         ({"ways": 13, "rotations": "classes"}, "13 ways need 13 classes, and there are 12"),
         ({"shots": 4, "queries": 2}, "class 'class 1' has 5 images, but 4 shots and 2 queries"),
@@ -237,7 +237,7 @@ def test_options_that_do_not_fit_the_classes(make_classes, options, message):
 
 def test_other_wrong_use(make_classes):
     classes = make_classes([4, 4])
-    with pytest.raises(ValueError, match="n_tasks must be at least 1"):
+    with pytest.raises(ValueError, match="n_tasks must be a whole number of at least 1"):
         ImageEpisodes(classes, ways=2, queries=1).sample(0)
     with pytest.raises(ValueError, match="there are 0"):
         ImageEpisodes(classes.select([]))

@@ -73,6 +73,12 @@ def test_folders_without_images(tmp_path, folder):
         read_images(tmp_path / "nowhere")
 
 
+def test_an_image_size_is_a_whole_number(folder):
+    for size in (0, -3, 2.5, "28"):
+        with pytest.raises(ValueError, match="image_size must be a whole number of at least 1"):
+            read_images(folder, image_size=size)
+
+
 def test_a_corrupt_image_is_named(folder):
     (folder / "c4" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     with pytest.raises(ValueError, match="c4/1.png cannot be read as an image"):

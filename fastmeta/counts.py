@@ -1,0 +1,33 @@
+"""Counts and seeds that users give. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+__all__ = ["check_seed", "whole_number"]
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int; ValueError unless it is a whole number, and not below `least`."""
+    number = _index(value)
+    if number is None or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` as an int; ValueError unless it is a whole number that PyTorch's generators take."""
+    number = _index(seed)
+    if number is None or not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must be a whole number of 64 bits, not {seed!r}")
+    return number
+
+
+def _index(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

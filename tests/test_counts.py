@@ -1,0 +1,39 @@
+"""Counts and seeds, wherever users give them."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastmeta.counts import check_seed, whole_number
+from fastmeta.episodes import Sinusoid
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_whole_numbers_of_any_kind_are_ints(value):
+    assert type(whole_number("shots", value)) is type(check_seed(value)) is int
+    assert whole_number("shots", value) == check_seed(value) == 3
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "2", None, True, torch.tensor(2.0), [2]])
+def test_what_is_no_count(value):
+    with pytest.raises(ValueError, match="shots must be a whole number of at least 1, not "):
+        whole_number("shots", value)
+    with pytest.raises(ValueError, match="n_tasks must be a whole number"):
+        Sinusoid().sample(value)
+
+
+def test_the_least_count_may_be_zero():
+    assert whole_number("padding", 0, least=0) == 0
+    with pytest.raises(ValueError, match="at least 0, not -1"):
+        whole_number("padding", -1, least=0)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "1", None, False])
+def test_what_is_no_seed(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number of 64 bits, not "):
+        Sinusoid(seed=seed)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_seeds_of_64_bits(seed):
+    Sinusoid(seed=seed).sample(1)
