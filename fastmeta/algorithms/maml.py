@@ -58,8 +58,9 @@ class MAML(Learner):
     Args:
         model: any module. Parameters that do not require grad neither adapt nor learn. Norms use
             the statistics of the task at hand, in train() and eval() alike, and never change the
-            running ones. Attributes of its modules may change between calls; global variables and
-            attributes of classes that its forward reads are as they were at the first one.
+            running ones. Attributes of its modules may change between calls, and so may global
+            variables and attributes of classes that its forward reads; what a method of another
+            object reads is as it was at the first one.
         inner_lr: rate of the inner steps, or where the learned rates start.
         inner_steps: 0 or more; a call can say otherwise.
         loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as

@@ -36,8 +36,8 @@ class Program:
     """The steps of a module's forward on tensors [T, ...].
 
     What the forward read from Python is as it was when it was traced. Attributes of modules are
-    watched, and what their functions close over, see `is_current`; global variables, attributes of
-    classes and what a function further down reads are not.
+    watched, and what their functions close over, see `is_current`; a `Snapshot` of the module tells
+    of global variables and of attributes of classes.
 
     Attributes:
         largest: elements a sample in the largest tensor of the first run; 0 before it.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta.backends import cpu
 from fastmeta.functional.forward import _GLOBAL_HOOKS, hook_dicts
+from fastmeta.inner_loop.surroundings import surroundings
 
 __all__ = ["Snapshot"]
 
@@ -24,7 +25,8 @@ _DICTS = (
 class Snapshot:
     """Children, parameter names, plain attributes and hooks of a module and of all below it.
 
-    Hooks of all modules (torch's global ones) count as well.
+    Hooks of all modules (torch's global ones) count as well, and so do the global variables and
+    attributes of classes that forwards read.
 
     Looking again takes a few microseconds, so what was derived from a module (its layers, the
     engine that runs it) can be kept between calls.
@@ -45,6 +47,7 @@ class Snapshot:
             _flat(attribute for owner in owners for attribute in _plain_attributes(owner)),
             _flat((owner.__dict__, "forward", "forward" in owner.__dict__) for owner in owners),
         )
+        self._surroundings = surroundings(module)
         missing, aliases, sources = [], [], []
         first: dict[int, tuple[dict[str, Any], str]] = {}
         for prefix, owner in module.named_modules():
@@ -65,6 +68,9 @@ class Snapshot:
         """``dict(module.named_parameters())``, or None if the module is built otherwise now."""
         if not _unchanged(*self._seen):
             return None
+        for around, name, value in self._surroundings:
+            if not _same(around.get(name), value):
+                return None
         for own, key in self._missing:
             if own.get(key, self) is not None:
                 return None

@@ -1,9 +1,16 @@
+import sys
+import types
+
 import pytest
 import torch
+import torch.nn.functional as F
+from oracle import regression_tasks
 from torch import nn
 
+import fastmeta as fm
 from fastmeta.inner_loop import snapshot as snapshots
 from fastmeta.inner_loop.snapshot import Snapshot
+from fastmeta.inner_loop.surroundings import surroundings
 
 
 @pytest.fixture(params=["native", "plain"], autouse=True)
@@ -156,3 +163,75 @@ def test_a_tuple_too_deep_to_compare_is_an_error():
     module[0].note = nested()
     with pytest.raises(RecursionError):
         snapshot.parameters()
+
+
+# ---- what forwards read beside their module -----------------------------------------------------
+
+SLOPE, BEND = 1.0, True
+elsewhere = types.ModuleType("elsewhere")
+elsewhere.shift = 0.5
+
+
+def bent(x):
+    return F.leaky_relu(x, 0.1) if BEND else x.tanh()
+
+
+class Around(nn.Module):
+    offset = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return bent(self.layer(x)) * SLOPE + self.offset + elsewhere.shift + self.more()
+
+    def more(self):
+        return sum(SLOPE for _ in range(2))
+
+
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (sys.modules[__name__], "SLOPE", 3.0),
+        (sys.modules[__name__], "BEND", False),
+        (sys.modules[__name__], "bent", torch.sin),
+        (Around, "offset", 2.0),
+        (Around, "more", lambda self: 5.0),
+        (Around, "forward", lambda self, x: self.layer(x)),
+        (elsewhere, "shift", 7.0),
+    ],
+)
+def test_what_a_forward_reads_around_it_is_watched(monkeypatch, owner, name, value, engine):
+    meta = fm.MAML(Around().double(), loss="mse", inner_lr=0.1, engine=engine)
+    tasks = regression_tasks()
+    before = meta(tasks).loss
+    monkeypatch.setattr(owner, name, value)
+    after = meta(tasks).loss
+    with fm.use_backend("reference"):
+        torch.testing.assert_close(after, meta(tasks).loss)
+    assert not torch.allclose(before, after)
+
+
+def test_a_branch_on_a_global_variable_is_watched_in_native_kernels(monkeypatch):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.Linear(2, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.layer(x)
+            return self.out(x.relu() if BEND else x.tanh())
+
+    meta, tasks = fm.MAML(Branching().double(), loss="mse", engine="resident"), regression_tasks()
+    for bend in (True, False, True):
+        monkeypatch.setattr(sys.modules[__name__], "BEND", bend)
+        loss = meta(tasks).loss
+        with fm.use_backend("reference"):
+            torch.testing.assert_close(loss, meta(tasks).loss)
+
+
+def test_a_module_of_pytorch_s_own_has_no_surroundings():
+    assert surroundings(nn.Sequential(nn.Linear(2, 2), nn.TransformerEncoderLayer(2, 1))) == []
+    assert surroundings(fm.models.conv4(5, image_size=16)) == []
