@@ -22,7 +22,7 @@ def surroundings(module: nn.Module) -> list[tuple[Mapping[str, Any], str, Any]]:
     places: dict[tuple[int, str], Place] = {}
     functions = []
     for owner in _classes(module):
-        own = vars(owner)
+        own: Mapping[str, Any] = vars(owner)
         functions += [f for value in own.values() if (f := _function(value)) is not None]
         names = [name for name in own if not (name.startswith("__") and name.endswith("__"))]
         places |= {(id(own), name): (own, name) for name in names}
