@@ -99,7 +99,9 @@ class Chain {
         {"relu", ActivationKind::ReLU},     {"leaky_relu", ActivationKind::LeakyReLU},
         {"tanh", ActivationKind::Tanh},     {"sigmoid", ActivationKind::Sigmoid},
         {"sine", ActivationKind::Sine},     {"gelu", ActivationKind::GELU},
-        {"gelu_tanh", ActivationKind::GELUTanh}, {"softplus", ActivationKind::Softplus}};
+        {"gelu_tanh", ActivationKind::GELUTanh}, {"softplus", ActivationKind::Softplus},
+        {"silu", ActivationKind::SiLU},     {"elu", ActivationKind::ELU},
+        {"clamp", ActivationKind::Clamp},   {"mish", ActivationKind::Mish}};
     for (const auto& [known_name, kind] : known)
       if (name == known_name) return kind;
     throw std::invalid_argument("unknown activation: " + name);

@@ -34,6 +34,18 @@ struct LeakyReLU : PiecewiseLinear {
 };
 
 template <class R>
+struct Clamp : PiecewiseLinear {
+  R least, most;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const {
+    const Vec<R> below = select(z > most, splat(most), z);  // NaN passes through
+    return select(z < least, splat(least), below);
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R> value, Vec<R>) const {
+    return select(value > least, select(value < most, splat(R(1)), Vec<R>{}), Vec<R>{});
+  }
+};
+
+template <class R>
 struct Tanh {
   static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = true;
   FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const { return tanh(z); }
@@ -122,6 +134,54 @@ struct Softplus {
   FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
 };
 
+// z sigmoid(z)
+template <class R>
+struct SiLU {
+  static constexpr bool keeps_s1 = true, keeps_s2 = true, curved = true;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>& s2) const {
+    const Vec<R> p = sigmoid(z);
+    s1 = p * (1 + z * (1 - p));
+    s2 = p * (1 - p) * (2 + z * (1 - 2 * p));
+    return z * p;
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
+};
+
+// slope z above 0, alpha (exp(z) - 1) below. As for LeakyReLU, the sign of the value tells which: alpha is
+// at least 0.
+template <class R>
+struct ELU {
+  static constexpr bool keeps_s1 = true, keeps_s2 = false, curved = true;
+  R alpha, slope;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>&) const {
+    const Vec<R> t = tanh(R(0.5) * z);  // exp(z) - 1 = 2 t / (1 - t), to the last digits
+    s1 = select(z > R(0), splat(slope), alpha * exp(z));
+    return select(z > R(0), slope * z, alpha * (2 * t / (1 - t)));
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R> value, Vec<R> s1, Vec<R>) const {
+    return select(value > R(0), Vec<R>{}, s1);
+  }
+};
+
+// z tanh(softplus(z)) = z n / (n + 2), n = exp(z) (exp(z) + 2)
+template <class R>
+struct Mish {
+  static constexpr bool keeps_s1 = true, keeps_s2 = true, curved = true;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>& s1, Vec<R>& s2) const {
+    const auto linear = z > R(20);  // where 1 - t^2 is below the last digit of 1, whatever it is times
+    const Vec<R> e = exp(select(linear, splat(R(20)), z)), n = e * (e + 2);
+    const Vec<R> t = n / (n + 2), p = e / (1 + e);
+    const Vec<R> t1 = select(linear, Vec<R>{}, 4 * (n + 1) / ((n + 2) * (n + 2)) * p);
+    s1 = t + z * t1;
+    s2 = t1 * (2 + z * (1 - p - 2 * t * p));
+    return z * t;
+  }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R> s1) const { return s1; }
+  FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
+};
+
 // Calls f with the activation of a node, its type known to the compiler.
 FASTMETA_ANY_CALLER
 template <class R, class F>
@@ -146,6 +206,17 @@ FASTMETA_INLINE_BOTH auto with_activation(const Node& node, F&& f) {
       return f(GELUTanh<R>{});
     case ActivationKind::Softplus:
       return f(Softplus<R>{R(node.a), R(node.b)});
+    case ActivationKind::SiLU:
+      return f(SiLU<R>{});
+    case ActivationKind::ELU:
+      return f(ELU<R>{R(node.a), R(node.b)});
+    case ActivationKind::Clamp: {
+      Clamp<R> clamp;
+      clamp.least = R(node.a), clamp.most = R(node.b);
+      return f(clamp);
+    }
+    case ActivationKind::Mish:
+      return f(Mish<R>{});
   }
   __builtin_unreachable();
 }

@@ -23,6 +23,7 @@ from fastmeta.inner_loop.rewrite import (
     own_name,
     trace,
 )
+from fastmeta.models import Sine
 
 __all__ = ["Call", "calls_of", "misread"]
 
@@ -223,27 +224,34 @@ def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
 
 
 def _mean(dim: Any, keepdim: bool = False) -> nn.Module:
-    if sorted(d % 4 for d in dim) != [2, 3]:
+    if dim in (2, -1, (2,), (-1,), [2], [-1]):
+        pool: nn.Module = nn.AdaptiveAvgPool1d(1)
+    elif isinstance(dim, (tuple, list)) and sorted(d % 4 for d in dim) == [2, 3]:
+        pool = nn.AdaptiveAvgPool2d(1)
+    else:
         raise ValueError("a mean over something else than all pixels")
-    layers = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers[: 1 if keepdim else 2])
+    return pool if keepdim else nn.Sequential(pool, nn.Flatten())
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
     return nn.Dropout(p, inplace).train(training)
 
 
-def _max_pool(
-    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-    ceil_mode: bool = False, return_indices: bool = False,
-) -> nn.Module:  # fmt: skip
-    return nn.MaxPool2d(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
+def _max_pool(kind: type[nn.MaxPool1d] | type[nn.MaxPool2d]) -> Callable[..., nn.Module]:
+    def make(
+        kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        return kind(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
+
+    return make
 
 
 _METHODS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "sin": Sine,
     "flatten": _flatten,
     "mean": _mean,
     "view": _flatten_by_shape,
@@ -257,10 +265,20 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.sigmoid: nn.Sigmoid,
     F.gelu: nn.GELU,
     F.softplus: nn.Softplus,
+    F.silu: nn.SiLU,
+    F.elu: nn.ELU,
+    F.selu: nn.SELU,
+    F.mish: nn.Mish,
+    F.relu6: nn.ReLU6,
+    F.hardtanh: nn.Hardtanh,
     F.dropout: _dropout,
-    F.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
+    F.max_pool1d: _max_pool(nn.MaxPool1d),
+    torch.max_pool1d: _max_pool(nn.MaxPool1d),
+    F.max_pool2d: _max_pool(nn.MaxPool2d),
+    torch.max_pool2d: _max_pool(nn.MaxPool2d),
+    F.avg_pool1d: nn.AvgPool1d,
     F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
 

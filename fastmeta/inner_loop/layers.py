@@ -60,18 +60,28 @@ def activation_of(layer: Any) -> tuple[str, float, float] | None:
     kind = type(layer)
     if kind in _PLAIN:
         return _PLAIN[kind], 0.0, 0.0
+    if kind is nn.SELU:
+        return "elu", _SELU_ALPHA * _SELU_SCALE, _SELU_SCALE
     if kind is nn.GELU:
         return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 0.0, 0.0
     if kind is nn.LeakyReLU and _number(layer.negative_slope) and layer.negative_slope >= 0:
         return "leaky_relu", float(layer.negative_slope), 0.0
     if kind is nn.Softplus and _number(layer.beta) and _number(layer.threshold) and layer.beta > 0:
         return "softplus", float(layer.beta), float(layer.threshold)
+    if kind is nn.ELU and _number(layer.alpha) and layer.alpha >= 0:
+        return "elu", float(layer.alpha), 1.0
+    if kind in (nn.Hardtanh, nn.ReLU6) and _number(layer.min_val) and _number(layer.max_val):
+        return "clamp", float(layer.min_val), float(layer.max_val)
     if kind is Sine and _number(layer.frequency):
         return "sine", float(layer.frequency), 0.0
     return None
 
 
-_PLAIN: dict[type, str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+_PLAIN: dict[type, str] = {
+    nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.Mish: "mish",
+}  # fmt: skip
+# Klambauer et al. 2017, equation 14
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
 
 def _number(value: object) -> bool:

@@ -25,7 +25,7 @@ class Stages:
     Attributes:
         stages: the fields of the native side's Stage.
         names: the module's parameters, in the order that the stages' indices mean.
-        sample: the shape of one sample, (C, H, W) or (I,).
+        sample: the shape of one sample, (C, H, W), (C, L) or (I,).
         outputs: the width of the predictions.
         fewest: samples that a task must have: batch norm of one value a channel means nothing.
     """
@@ -39,8 +39,8 @@ class Stages:
 
 def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
     """The stages that a module is for samples of a shape, or a sentence saying why it is none."""
-    if len(sample) not in (1, 3):
-        return f"samples are {list(sample)}: the native kernels take [C, H, W] or [I]"
+    if len(sample) not in (1, 2, 3):
+        return f"samples are {list(sample)}: the native kernels take [C, H, W], [C, L] or [I]"
     calls = calls_of(module)
     if isinstance(calls, str):
         return calls
@@ -83,6 +83,8 @@ class _Value(NamedTuple):
 
 @dataclass
 class _Builder:
+    """Sequences [C, L] are images one pixel high."""
+
     module: nn.Module
     sample: tuple[int, ...]
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -90,8 +92,10 @@ class _Builder:
     values: list[_Value] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        flat = len(self.sample) == 1
-        self._go_to(_Value(-1, (*self.sample, 1, 1) if flat else self.sample, flat, True))
+        flat, self.sequences = len(self.sample) == 1, len(self.sample) == 2
+        channels, *sides = self.sample
+        missing = (1,) * (2 - len(sides))
+        self._go_to(_Value(-1, (channels, *missing, *sides), flat, True))
         self.input = self._here(True)
 
     def add(self, call: Call) -> str | None:
@@ -160,21 +164,23 @@ class _Builder:
 
     # ---- products ------------------------------------------------------------------------------
 
-    def _conv(self, prefix: str, layer: nn.Conv2d, name: str) -> str | None:
-        if self.flat:
-            return f"{name} gets flat samples"
+    def _conv(self, prefix: str, layer: nn.Conv1d | nn.Conv2d, name: str) -> str | None:
+        unlike = self._unlike(layer, name, nn.Conv1d)
+        if unlike is not None:
+            return unlike
         if layer.in_channels != self.shape[0]:
             return f"{name} takes {layer.in_channels} channels but gets {self.shape[0]}"
-        if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+        if layer.groups != 1 or {*layer.dilation} != {1} or layer.padding_mode != "zeros":
             return f"{name} has groups, dilation or a padding mode that the native kernels lack"
-        padding = layer.padding
+        padding: Any = layer.padding
         if padding == "valid":
-            padding = (0, 0)
+            padding = 0
         if padding == "same":
             if any(k % 2 == 0 for k in layer.kernel_size):
                 return f"{name} pads an even kernel unevenly"
             padding = tuple(k // 2 for k in layer.kernel_size)
-        return self._product(prefix, layer, name, layer.kernel_size, layer.stride, padding)
+        kernel, stride = self._sides(layer.kernel_size), self._sides(layer.stride)
+        return self._product(prefix, layer, name, kernel, stride, self._sides(padding, 0))
 
     def _linear(self, prefix: str, layer: nn.Linear, name: str) -> str | None:
         if not self.flat:
@@ -205,8 +211,8 @@ class _Builder:
     # ---- norms, pools ----------------------------------------------------------------------------
 
     def _batch_norm(self, prefix: str, layer: Any, name: str) -> str | None:
-        if isinstance(layer, nn.BatchNorm2d) == self.flat:
-            return f"{name} gets samples {list(self.shape)}"
+        if isinstance(layer, nn.BatchNorm2d) == (self.flat or self.sequences):
+            return f"{name} gets samples {self._said()}"
         if layer.num_features != self.shape[0]:
             return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
         return self._norm(prefix, layer, name, "batch", 1)
@@ -216,15 +222,24 @@ class _Builder:
             return f"{name} takes {layer.num_channels} channels but gets {self.shape[0]}"
         return self._norm(prefix, layer, name, "group", layer.num_groups)
 
+    def _instance_norm(self, prefix: str, layer: Any, name: str) -> str | None:
+        unlike = self._unlike(layer, name, nn.InstanceNorm1d)
+        if unlike is not None:
+            return unlike
+        if layer.num_features != self.shape[0]:
+            return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
+        if self.shape[1:] == (1, 1):
+            return f"{name} is over single pixels"
+        return self._norm(prefix, layer, name, "group", layer.num_features)
+
     def _layer_norm(self, prefix: str, layer: nn.LayerNorm, name: str) -> str | None:
-        over, whole = tuple(layer.normalized_shape), math.prod(self.shape)
-        if over == ((whole,) if self.flat else self.shape):
+        over, whole, samples = [*layer.normalized_shape], math.prod(self.shape), self._said()
+        if over == samples:
             groups, scale = 1, "elements"
-        elif not self.flat and over == self.shape[1:]:
+        elif over == samples[1:]:
             groups, scale = self.shape[0], "pixels"
         else:
-            samples = [whole] if self.flat else [*self.shape]
-            return f"{name} is over {list(over)} of samples {samples}"
+            return f"{name} is over {over} of samples {samples}"
         if whole == self.shape[0] and groups == 1:  # as many parameters as channels
             return self._put_norm(prefix, layer, name, "group", groups)
         reason = self._put_statistics(layer, name, "group", groups)
@@ -259,30 +274,29 @@ class _Builder:
         stage.update(norm=kind, groups=groups, eps=layer.eps)
         return None
 
-    def _max_pool(self, prefix: str, layer: nn.MaxPool2d, name: str) -> str | None:
-        if _pair(layer.dilation) != (1, 1) or layer.return_indices:
+    def _max_pool(self, prefix: str, layer: nn.MaxPool1d | nn.MaxPool2d, name: str) -> str | None:
+        if self._sides(layer.dilation) != (1, 1) or layer.return_indices:
             return f"{name} has a dilation or returns indices"
-        return self._pool(layer, name, "max", layer.kernel_size)
+        return self._unlike(layer, name, nn.MaxPool1d) or self._pool(layer, name, "max")
 
-    def _average_pool(self, prefix: str, layer: nn.AvgPool2d, name: str) -> str | None:
-        if layer.divisor_override is not None:
+    def _average_pool(self, prefix: str, layer: Any, name: str) -> str | None:
+        if getattr(layer, "divisor_override", None) is not None:
             return f"{name} overrides its divisor"
-        return self._pool(layer, name, "average", layer.kernel_size)
+        return self._unlike(layer, name, nn.AvgPool1d) or self._pool(layer, name, "average")
 
-    def _global_pool(self, prefix: str, layer: nn.AdaptiveAvgPool2d, name: str) -> str | None:
-        if _pair(layer.output_size) != (1, 1):
+    def _global_pool(self, prefix: str, layer: Any, name: str) -> str | None:
+        unlike = self._unlike(layer, name, nn.AdaptiveAvgPool1d)
+        if unlike is not None:
+            return unlike
+        if self._sides(layer.output_size) != (1, 1):
             return f"{name} leaves more than one pixel"
-        if self.flat:
-            return f"{name} gets flat samples"
         self._put_pool("average", self.shape[1:], self.shape[1:])
         return None
 
-    def _pool(self, layer: Any, name: str, kind: str, kernel: Any) -> str | None:
-        window = _pair(kernel)
-        stride = window if layer.stride is None else _pair(layer.stride)
-        if self.flat:
-            return f"{name} gets flat samples"
-        if _pair(layer.padding) != (0, 0) or layer.ceil_mode:
+    def _pool(self, layer: Any, name: str, kind: str) -> str | None:
+        window = self._sides(layer.kernel_size)
+        stride = window if layer.stride is None else self._sides(layer.stride)
+        if self._sides(layer.padding, 0) != (0, 0) or layer.ceil_mode:
             return f"{name} has padding or ceil_mode, which the native kernels lack"
         if any(s < w for s, w in zip(stride, window, strict=True)):
             return f"{name} has windows that overlap"
@@ -307,6 +321,30 @@ class _Builder:
             self.shape = (math.prod(self.shape), 1, 1)
         self.flat = True
         return None
+
+    # ---- samples ---------------------------------------------------------------------------------
+
+    def _said(self) -> list[int]:
+        """The shape of a sample as PyTorch has it."""
+        if self.flat:
+            return [math.prod(self.shape)]
+        c, h, w = self.shape
+        return [c, w] if self.sequences else [c, h, w]
+
+    def _unlike(self, layer: nn.Module, name: str, of_sequences: type) -> str | None:
+        """A sentence if a layer is not for samples of as many sides as these."""
+        if self.flat:
+            return f"{name} gets flat samples"
+        if isinstance(layer, of_sequences) != self.sequences:
+            return f"{name} gets samples {self._said()}"
+        return None
+
+    def _sides(self, value: Any, of_height: int = 1) -> tuple[int, int]:
+        """Height and width of what a layer says of its sides; sequences have a height of 1."""
+        given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if self.sequences:
+            return of_height, given[0]
+        return given[0], given[-1]
 
     # ---- stages ----------------------------------------------------------------------------------
 
@@ -341,19 +379,21 @@ class _Builder:
         return len(self.names) - 1
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-
-
 _ADDERS: dict[type, Any] = {
+    nn.Conv1d: _Builder._conv,
     nn.Conv2d: _Builder._conv,
     nn.Linear: _Builder._linear,
     nn.BatchNorm1d: _Builder._batch_norm,
     nn.BatchNorm2d: _Builder._batch_norm,
     nn.GroupNorm: _Builder._group_norm,
     nn.LayerNorm: _Builder._layer_norm,
+    nn.InstanceNorm1d: _Builder._instance_norm,
+    nn.InstanceNorm2d: _Builder._instance_norm,
+    nn.MaxPool1d: _Builder._max_pool,
     nn.MaxPool2d: _Builder._max_pool,
+    nn.AvgPool1d: _Builder._average_pool,
     nn.AvgPool2d: _Builder._average_pool,
+    nn.AdaptiveAvgPool1d: _Builder._global_pool,
     nn.AdaptiveAvgPool2d: _Builder._global_pool,
     nn.Flatten: _Builder._flatten,
 }

@@ -38,4 +38,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sine": Sine,
     "gelu": nn.GELU,
     "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "mish": nn.Mish,
 }

@@ -81,8 +81,8 @@ inline Node activation(ActivationKind kind, i64 width) {
   Node node{};
   node.kind = NodeKind::Activation;
   node.activation = kind;
-  node.a = kind == ActivationKind::LeakyReLU ? 0.1 : 1.3;
-  node.b = 20;
+  node.a = kind == ActivationKind::LeakyReLU ? 0.1 : kind == ActivationKind::Clamp ? -0.7 : 1.3;
+  node.b = kind == ActivationKind::ELU ? 1.1 : kind == ActivationKind::Clamp ? 0.9 : 20;
   node.in = node.out = width;
   node.weight = node.bias = -1;
   return node;

@@ -407,7 +407,7 @@ constexpr int every = 1;
 int main() {
   check_choice();
   unsigned seed = 1;
-  for (int kind = 0; kind <= int(ActivationKind::Softplus); ++kind)
+  for (int kind = 0; kind < activation_kinds; ++kind)
     for (int loss = 0; loss <= int(LossKind::BinaryCrossEntropy); ++loss, ++seed)
       if (seed % every == 0)
         check(make_chain(seed, ActivationKind(kind), LossKind(loss), 1 + seed % 3),

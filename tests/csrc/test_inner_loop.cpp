@@ -81,7 +81,7 @@ void check_kept(const Variant& variant) {
 
 // One rate, shared parameters, a wide first layer and few samples, as where its dual form pays.
 Case<double> make_wide(unsigned seed) {
-  const auto kind = ActivationKind(seed % (int(ActivationKind::Softplus) + 1));
+  const auto kind = ActivationKind(seed % activation_kinds);
   const auto loss = LossKind(seed % (int(LossKind::BinaryCrossEntropy) + 1));
   const i64 tasks = std::vector<i64>{1, 5, 17}[seed % 3];
   Case<double> c = make_case(seed, loss, tasks, [&](Case<double>& c, Random& random) {
@@ -137,7 +137,7 @@ void check_variant(const Variant& variant) {
   const i64 crowd = 16 * processors() + 1;  // enough for every pack, the last of them not full
   unsigned seed = 1;
   for (int repeat = 0; repeat < 6; ++repeat)
-    for (int kind = 0; kind <= int(ActivationKind::Softplus); ++kind)
+    for (int kind = 0; kind < activation_kinds; ++kind)
       for (int loss = 0; loss <= int(LossKind::BinaryCrossEntropy); ++loss, ++seed) {
         const i64 tasks = std::vector<i64>{1, 5, 17, crowd}[seed % 4];
         const auto c =

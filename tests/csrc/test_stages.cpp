@@ -242,7 +242,7 @@ Case<double> make_residual(unsigned seed, ActivationKind kind, LossKind loss, i6
 void check_any(const Variant& variant) {
   unsigned seed = 1;
   for (int repeat = 0; repeat < 2; ++repeat)
-    for (int kind = 0; kind <= int(ActivationKind::Softplus); ++kind)
+    for (int kind = 0; kind < activation_kinds; ++kind)
       for (int loss = 0; loss <= int(LossKind::BinaryCrossEntropy); ++loss, ++seed) {
         const i64 tasks = std::vector<i64>{1, 2, 5, 7}[seed % 4];
         const auto c = make_any(seed, ActivationKind(kind), LossKind(loss), tasks);
@@ -252,7 +252,7 @@ void check_any(const Variant& variant) {
 
 void check_residual(const Variant& variant) {
   for (unsigned seed = 1; seed <= 24; ++seed) {
-    const auto kind = ActivationKind(seed % (unsigned(ActivationKind::Softplus) + 1));
+    const auto kind = ActivationKind(seed % unsigned(activation_kinds));
     const auto loss = LossKind(seed % 3);
     const auto c = make_residual(seed, kind, loss, 1 + seed % 3);
     check_case(variant, c, std::string(variant.name) + ", residual, seed " + std::to_string(seed));

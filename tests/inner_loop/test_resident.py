@@ -21,8 +21,11 @@ pytestmark = pytest.mark.skipif(
 
 ACTIVATIONS = [
     nn.ReLU(), nn.LeakyReLU(0.1), nn.Tanh(), nn.Sigmoid(), Sine(3.0), nn.GELU(),
-    nn.GELU(approximate="tanh"), nn.Softplus(), nn.Softplus(2.0, 1.0), nn.Identity(),
+    nn.GELU(approximate="tanh"), nn.Softplus(), nn.Softplus(2.0, 1.0), nn.Identity(), nn.SiLU(),
+    nn.ELU(), nn.ELU(0.3), nn.SELU(), nn.Mish(), nn.ReLU6(), nn.Hardtanh(-0.3, 0.6),
 ]  # fmt: skip
+
+
 @st.composite
 def problems(draw):
     """(keyword arguments of MAML, widths, activation, bias, T, S, Q, ragged, frozen layers)"""
@@ -174,7 +177,9 @@ def plain(widths=(2, 19, 3), tasks=9, loss="mse", **options):
 
 @pytest.mark.parametrize("tasks", [3, 33])
 @pytest.mark.parametrize("first", [nn.ReLU(), Sine(3.0), nn.GELU()])
-@pytest.mark.parametrize("second", [nn.LeakyReLU(0.1), nn.Tanh(), Sine(2.0), nn.Softplus()])
+@pytest.mark.parametrize(
+    "second", [nn.LeakyReLU(0.1), nn.Tanh(), Sine(2.0), nn.Softplus(), nn.ELU(), nn.Hardtanh()]
+)
 def test_an_activation_of_an_activation(first, second, tasks):
     meta, batch, leaves = plain((2, 7, 3), tasks, learn_inner_lr="element")
     meta.model[1] = nn.Sequential(first, second, nn.Tanh())
@@ -341,7 +346,8 @@ def test_memory_grows_with_the_steps_by_the_fast_weights_alone():
 @pytest.mark.parametrize(
     "module, reason",
     [
-        (nn.Sequential(nn.Linear(2, 2), nn.SELU()), "SELU"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softsign()), "Softsign"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ELU(-0.1)), "ELU"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "BatchNorm1d"),
         (nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)), "2 inputs but gets 3"),
         (nn.Sequential(nn.ReLU()), "no linear layer"),

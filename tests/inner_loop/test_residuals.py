@@ -228,6 +228,12 @@ def with_a_skip(self, x):
     return self.layer(torch.flatten(F.softplus(z), 1))
 
 
+def with_newer_activations(self, x):
+    y = F.hardtanh(F.silu(self.norm(self.conv(x))), -0.2, 0.7)
+    y = F.elu(F.max_pool2d(F.mish(self.second(y)), 2), 0.7) + F.relu6(F.max_pool2d(y.sin(), 2))
+    return self.layer(F.selu(y).flatten(1))
+
+
 def with_shapes(self, x):
     y = self.norm(self.conv(x)).relu()
     y = y.add(self.second(y))
@@ -247,7 +253,10 @@ def with_a_view_that_is_read_on(self, x):
     return self.layer(torch.tanh(flat) + self.second(y).sigmoid().flatten(1))
 
 
-FORWARDS = [as_tutorials_do, with_a_skip, with_shapes, with_itself, with_a_view_that_is_read_on]
+FORWARDS = [
+    as_tutorials_do, with_a_skip, with_newer_activations, with_shapes, with_itself,
+    with_a_view_that_is_read_on,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("forward", FORWARDS)

@@ -65,7 +65,7 @@ def networks(draw):
         shape = tuple(conv(torch.zeros(1, c, *shape)).shape[2:])
         block = [
             norm(draw(st.sampled_from(NORMS)), out, *shape),
-            draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.Softplus(), nn.Identity()])),
+            draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.ELU(), nn.SiLU(), nn.Identity()])),
         ]
         layers += [conv, *(block if draw(st.booleans()) else block[::-1])]
         c = out

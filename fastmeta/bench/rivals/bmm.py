@@ -32,7 +32,7 @@ def query_loss(
 
 def _activations(workload: Workload, parameters: Parameters, x: Tensor) -> list[Tensor]:
     """[input, after layer 1, ..., predictions], each [T, S, width]."""
-    activation = getattr(torch, workload.activation)
+    activation = getattr(F, workload.activation)
     values = [x]
     last = len(parameters) // 2 - 1
     for layer in range(last + 1):
@@ -68,7 +68,11 @@ def _loss_gradient(workload: Workload, predictions: Tensor, y: Tensor) -> Tensor
 
 
 def _activation_slope(workload: Workload, value: Tensor) -> Tensor:
-    return (value > 0).to(value.dtype) if workload.activation == "relu" else 1 - value * value
+    if workload.activation == "tanh":
+        return 1 - value * value
+    if workload.activation == "elu":
+        return torch.where(value > 0, 1, value + 1)
+    return (value > 0).to(value.dtype)
 
 
 def why_not(workload: Workload) -> str | None:

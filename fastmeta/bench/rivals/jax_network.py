@@ -17,7 +17,7 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     for block in range(0, first_linear, 4):
         x = _block(parameters[block : block + 4], x)
     x = x.reshape(len(x), -1)
-    activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[workload.activation]
+    activation = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}[workload.activation]
     weights, biases = parameters[first_linear::2], parameters[first_linear + 1 :: 2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = activation(x @ weight.T + bias)

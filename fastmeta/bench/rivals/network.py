@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,7 +48,7 @@ def _block(parameters: Sequence[Tensor], x: Tensor, norm: Norm) -> Tensor:
 
 
 def _linear_layers(workload: Workload, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
-    activation = getattr(torch, workload.activation)
+    activation = getattr(F, workload.activation)
     weights, biases = parameters[::2], parameters[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = activation(F.linear(x, weight, bias))

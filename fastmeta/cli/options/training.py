@@ -46,7 +46,8 @@ def add_mlp(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     )
     group.add_argument(
         "--activation",
-        help="relu, leaky_relu, tanh, sigmoid, sine, gelu or softplus (default: %(default)s)",
+        help="relu, leaky_relu, tanh, sigmoid, sine, gelu, softplus, silu, elu, selu or mish "
+        "(default: %(default)s)",
     )
 
 
