@@ -26,6 +26,7 @@ from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.losses import Loss, named
 from fastmeta.functional.precision import PRECISIONS
+from fastmeta.functional.written_losses import written_out
 from fastmeta.inner_loop.checks import check_dropout, check_labels, check_model
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
 from fastmeta.inner_loop.loop import (
@@ -65,7 +66,8 @@ class MAML(Learner):
         inner_steps: 0 or more; a call can say otherwise.
         loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
             `F.cross_entropy`), or a callable (predictions [S, O], targets) -> scalar, with a third
-            argument `weight` [S] if padded tasks are to work.
+            argument `weight` [S] if padded tasks are to work. A function that writes out one of the
+            three, such as ``lambda p, y: ((p - y) ** 2).mean()``, is run as that one.
         order: 2 for the exact meta-gradient, 1 for first-order MAML (section 5.2 of the paper).
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
@@ -122,6 +124,7 @@ class MAML(Learner):
         self.precision = precision
         self.randomness = randomness
         self._snapshot: Snapshot | None = None
+        self._loss_as_written: Loss | None = None
         self._plans: dict[Any, Plan] = {}
         parameters = dict(model.named_parameters())
         loop = self._loop(parameters, inner_steps)
@@ -217,6 +220,8 @@ class MAML(Learner):
         }
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
+        if self._may_rename_loss():
+            loop = replace(loop, loss=written_out(loop.loss) or loop.loss)
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
@@ -263,13 +268,19 @@ class MAML(Learner):
             plan = self._plans.get(key)
             if plan is None:
                 plan = self._plan_for(key, parameters, rates, tasks, steps)
-        check_labels(plan.loop, plan.outputs, tasks)
+        try:
+            check_labels(plan.loop, plan.outputs, tasks)
+        except ValueError:
+            if not plan.renames_loss:
+                raise
+            self._loss_as_written = self.loss  # as a function it may ignore such labels
+            return self._prepare_anew(plan, tasks, inner_steps)
         return plan, parameters, rates
 
     def _prepare_anew(
         self, plan: Plan, tasks: TaskBatch, inner_steps: int | None
     ) -> tuple[Plan, dict[str, Tensor], Rates]:
-        """Without `plan`, made before tensors that it does not know of came to require grad."""
+        """Without `plan`, which was made before something that it does not know of."""
         with module_lock:
             self._plans = {key: other for key, other in self._plans.items() if other is not plan}
         return self._prepare(tasks, inner_steps)
@@ -287,8 +298,9 @@ class MAML(Learner):
     def _settings(self, steps: int) -> Hashable:
         """What a plan depends on beside the module and the tensors."""
         return (
-            steps, self.order, named(self.loss), self.adapt_parameters, self.engine,
-            self.randomness, self.precision, requested_backend(), autocast(),
+            steps, self.order, named(self.loss), getattr(self.loss, "__code__", None),
+            self.adapt_parameters, self.engine, self.randomness, self.precision,
+            requested_backend(), autocast(),
         )  # fmt: skip
 
     def _plan_for(
@@ -309,12 +321,13 @@ class MAML(Learner):
         self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int
     ) -> Plan:
         loop = self._loop(parameters, steps, tasks.support_y)
-        outputs = check_model(loop, parameters, rates, tasks)
+        found = check_model(loop, parameters, rates, tasks)
         prefix, rest = self._cut(loop) or (None, self.model)
-        loop = replace(loop, module=rest)
+        renames_loss = found.loss is not loop.loss and self._may_rename_loss()
+        loop = replace(loop, module=rest, loss=found.loss if renames_loss else loop.loss)
         inner, tasks = above(prefix, loop, parameters, tasks)
         engine = choose(loop, tasks, inner, rates, self.engine).engine
-        return Plan(loop, engine, prefix, outputs, rate_kinds(rates))
+        return Plan(loop, engine, prefix, found.outputs, rate_kinds(rates), renames_loss)
 
     def _loop(
         self, parameters: Mapping[str, Tensor], steps: int, targets: Tensor | None = None
@@ -330,8 +343,14 @@ class MAML(Learner):
 
     def _cut(self, loop: InnerLoop) -> tuple[Prefix, nn.Sequential] | None:
         """The model as the layers below the inner loop and those in it, where that is exact."""
-        plain = "reference" in (self.engine, requested_backend())
-        return None if plain or loop.randomness else split(self.model, loop.adapted)
+        whole = self._runs_plainly() or loop.randomness
+        return None if whole else split(self.model, loop.adapted)
+
+    def _may_rename_loss(self) -> bool:
+        return not self._runs_plainly() and self._loss_as_written is not self.loss
+
+    def _runs_plainly(self) -> bool:
+        return "reference" in (self.engine, requested_backend())
 
     def _rates(self, steps: int) -> Rates:
         if self.learn_inner_lr is None:

@@ -31,6 +31,7 @@ class Plan:
     prefix: Prefix | None  # the layers below the inner loop, run once a batch
     outputs: int
     rate_kinds: Any
+    renames_loss: bool  # a function that writes it out goes by its name
 
 
 def meta_gradient(

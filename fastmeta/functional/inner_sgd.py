@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def inner_sgd(
     adapted = tuple(lr if isinstance(lr, Mapping) else parameters)
     loop = InnerLoop(module, loss, steps, order, adapted)
     tasks = TaskBatch.of_support(support_x, support_y, support_weight)
-    check_model(loop, parameters, lr, tasks)
+    loop = replace(loop, loss=check_model(loop, parameters, lr, tasks).loss)
     engine = choose(loop, tasks, parameters, lr).engine
     return engine.adapt(
         loop, parameters, lr, tasks.support_x, tasks.support_y, tasks.support_weight

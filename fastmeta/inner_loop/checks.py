@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import GLOBAL_BACKWARD_HOOKS, call_module, module_lock
-from fastmeta.functional.losses import takes_weight, task_loss
+from fastmeta.functional.losses import Loss, takes_weight, task_loss
+from fastmeta.functional.written_losses import written_out
 from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.tasks import TaskBatch
@@ -23,13 +25,15 @@ __all__ = [
 ]  # fmt: skip
 
 
+class Checked(NamedTuple):
+    outputs: int  # a sample: n_way for a classifier
+    loss: Loss  # by its name, where a function writes out one that has a name
+
+
 def check_model(
     loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
-) -> int:
+) -> Checked:
     """Run the first task's support once through module and loss, to tell early what cannot work.
-
-    Returns:
-        The number of outputs a sample: n_way for a classifier.
 
     Raises:
         ValueError, TypeError: with the argument's name and the shapes.
@@ -45,7 +49,17 @@ def check_model(
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
     _check_loss(loop, predictions, tasks)
-    return predictions.shape[-1]
+    return Checked(predictions.shape[-1], _by_name(loop.loss, predictions, tasks.support_y))
+
+
+def _by_name(loss: Loss, predictions: Tensor, targets: Tensor) -> Loss:
+    """The name of what a function writes out, if with such targets it means the same."""
+    name = written_out(loss)
+    if name == "cross_entropy":
+        fits = targets.dtype is torch.int64 and targets.dim() == predictions.dim() == 2
+    else:
+        fits = targets.is_floating_point() and targets.shape[2:] == predictions.shape[1:]
+    return name if name is not None and fits else loss
 
 
 def uses_others(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> bool:
