@@ -111,7 +111,24 @@ LAYERS = [
     nn.LeakyReLU(0.2, inplace=True),
     nn.SiLU(),
     nn.Hardtanh(),
+    nn.CELU(0.7),
+    nn.Hardswish(),
+    nn.LogSigmoid(),
+    nn.Softsign(),
+    nn.Tanhshrink(),
+    nn.PReLU(),
+    nn.PReLU(4),
     nn.Flatten(2),
+]
+OF_SEQUENCES = [
+    nn.Conv1d(4, 5, 3, stride=2, padding=1),
+    nn.Conv1d(4, 3, 3, padding="same", bias=False),
+    nn.InstanceNorm1d(4, affine=True),
+    nn.MaxPool1d(3, 2, 1),
+    nn.MaxPool1d(2),
+    nn.AvgPool1d(3, 2),
+    nn.AdaptiveAvgPool1d(2),
+    nn.PReLU(4),
 ]
 
 
@@ -120,6 +137,19 @@ def test_every_layer(layer):
     model = nn.Sequential(nn.Conv2d(2, 4, 1), layer, nn.Flatten())
     width = model(torch.randn(1, 2, 6, 6)).shape[1]
     assert_exact_with_inputs(model.append(nn.Linear(width, 3)), (2, 6, 6))
+
+
+@pytest.mark.parametrize("layer", OF_SEQUENCES, ids=repr)
+def test_every_layer_of_sequences(layer):
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), layer, nn.Flatten())
+    width = model(torch.randn(1, 2, 7)).shape[1]
+    assert_exact_with_inputs(model.append(nn.Linear(width, 3)), (2, 7))
+
+
+def test_slopes_that_stay_or_are_given_to_each_task():
+    model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 3))
+    assert_exact_with_inputs(model, (4,), adapt_parameters=["2.weight"])
+    assert_exact_with_inputs(model, (4,), adapt_parameters=["1.weight"])
 
 
 def test_one_dimensional_layers():
