@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch.fx import Tracer
+from torch.fx import Graph, Proxy
 from torch.fx.node import Node
+from torch.fx.proxy import GraphAppendingTracer
 
 __all__ = ["written_out"]
 
@@ -61,23 +62,19 @@ def _is_of_torch(value: Any) -> bool:
 
 
 def _read(loss: FunctionType) -> str | None:
+    graph = Graph()
+    given = [graph.placeholder(name) for name in ("predictions", "targets")]
+    recorder = GraphAppendingTracer(graph)  # alone: a Tracer changes nn.Module while it traces
     try:
-        graph = Tracer().trace(loss)
+        value = loss(*(Proxy(node, recorder) for node in given))
     except (RuntimeError, TypeError, ValueError, AttributeError):  # no arithmetic of two tensors
         return None
-    meanings: dict[Node, Any] = {}
+    if not isinstance(value, Proxy):
+        return None
+    meanings: dict[Node, Any] = dict(zip(given, _BOTH, strict=True))
     for node in graph.nodes:
-        if node.op == "placeholder":
-            meanings[node] = ("argument", len(meanings))
-        elif node.op == "output":
-            return _NAMED.get(meanings.get(node.args[0])) if _is_node(node.args[0]) else None
-        else:
-            meanings[node] = _meaning(node, meanings)
-    return None
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, Node)
+        meanings.setdefault(node, _meaning(node, meanings))
+    return _NAMED.get(meanings[value.node])
 
 
 def _meaning(node: Node, meanings: dict[Node, Any]) -> Any:
