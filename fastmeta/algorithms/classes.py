@@ -77,5 +77,5 @@ def _check_support(support_y: Tensor, n_way: int) -> None:
     task, label = (shots == 0).nonzero()[0].tolist()
     raise ValueError(
         f"support_y has no sample of class {label} in task {task}: every class of [0, {n_way}) "
-        "needs support in every task"
+        "needs support in every task, so number the classes of a task from 0 on"
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastmeta.algorithms.maml import MAML, Names
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
-from fastmeta.functional.losses import Loss, task_loss
+from fastmeta.functional.losses import Loss, named, task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
 
 __all__ = ["Reptile"]
@@ -79,7 +79,9 @@ class Reptile(MAML):
                 tasks.support_x, tasks.support_y, tasks.support_weight, inner_steps=inner_steps
             )
             predictions = adapted(tasks.query_x)
-            loss = task_loss(self.loss, predictions, tasks.query_y, tasks.query_weight)
+            targets = tasks.query_y
+            own = named(self.loss, targets)
+            loss = task_loss(own, predictions, targets, tasks.query_weight)
         with module_lock:
             parameters = self._parameters_now()
         pull = _pull(parameters, adapted.parameters)

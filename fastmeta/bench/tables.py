@@ -278,8 +278,8 @@ def _memory_line(memory: dict[str, Any]) -> str:
         name, reason = memory["workload"], memory["reason"]
         return f"Peak memory over inner steps of {name} was not measured: {reason}."
     points = "; ".join(
-        f"K={p['steps']}: {p['peak_bytes'] / 1e6:.0f} MB, of it fast weights "
-        f"{p['fast_weight_bytes'] / 1e6:.0f} MB"
+        f"K={p['steps']}: {p['peak_bytes'] / 1e6:.0f} MB (fast weights of all tasks at once: "
+        f"{p['fast_weight_bytes'] / 1e6:.0f} MB)"
         for p in memory["points"]
     )
     verdict = "flat" if memory["flat"] else "NOT flat"

@@ -41,3 +41,5 @@ def _check_few_shot(kind: str, options: argparse.Namespace) -> None:
     for name in ("ways", "shots", "queries", "embedding"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name}: the tasks of {kind} are not classification")
+    if kind == "sinusoid" and options.data is not None:
+        raise UsageError("--data: sinusoids are drawn, not read")

@@ -79,7 +79,10 @@ def _judge(
 def _shape(classes: ImageClasses) -> tuple[int, int]:
     channels, height, width = classes.images.shape[1:]
     if height != width:
-        raise ValueError(f"images must be square, not {height}x{width}: resize them")
+        raise ValueError(
+            f"images must be square, not {height}x{width}: resize them, or, if that is no height "
+            "and width, lay the images out as [n, H, W, C]"
+        )
     return channels, height
 
 

@@ -252,7 +252,8 @@ def _numbers(
             # float() takes the underscores of Python's literals, a CSV file does not mean them.
             values[index] = math.nan if "_" in cell else float(cell)
         except ValueError:
-            problem = f"{cell!r} is not a number" if cell.strip() else "the cell is empty"
+            no_number = f"{cell!r} is not a number; what is no input is left out by drop (--drop)"
+            problem = no_number if cell.strip() else "the cell is empty"
         else:
             if not math.isfinite(values[index]):
                 problem = f"{cell!r} is not a finite number"

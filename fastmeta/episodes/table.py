@@ -294,7 +294,8 @@ def check_rows(table: Table, tasks: Sequence[str], shots: int) -> None:
         if count < shots + 1:
             raise ValueError(
                 f"{table.path}: task {name!r} (from line {first_line[name]}) has {count} row(s), "
-                f"but {shots} shots and one query row need {shots + 1}"
+                f"but {shots} shots and one query row need {shots + 1}: take fewer shots, or leave "
+                "such tasks out (tasks_with_rows, --skip-small-tasks)"
             )
 
 

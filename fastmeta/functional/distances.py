@@ -51,7 +51,11 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "sqeuclidean") -> Tens
 
     Equivalent to::
 
-        (x[:, :, None] - y[:, None]).square().sum(-1)     # "sqeuclidean"
+        y = y.expand(len(x), -1, -1)
+        (x[:, :, None] - y[:, None]).square().sum(-1)                   # "sqeuclidean"
+        (x[:, :, None] - y[:, None]).norm(dim=-1)                       # "euclidean"
+        1 - F.cosine_similarity(x[:, :, None], y[:, None], dim=-1)      # "cosine"
+        -x @ y.mT                                                       # "dot"
     """
     check_metric(metric)
     x, y = check_pair("x", x, "y", y)

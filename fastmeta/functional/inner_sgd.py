@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.losses import Loss
+from fastmeta.functional.losses import Loss, named
+from fastmeta.words import kind_of
 
 __all__ = ["inner_sgd"]
 
@@ -62,8 +63,13 @@ def inner_sgd(
     from fastmeta.tasks import TaskBatch
 
     check_grad_mode()
+    if not isinstance(parameters, Mapping):
+        raise TypeError(
+            "parameters must be a mapping by name, such as dict(module.named_parameters()), not "
+            f"{kind_of(parameters)}"
+        )
     adapted = tuple(lr if isinstance(lr, Mapping) else parameters)
-    loop = InnerLoop(module, loss, steps, order, adapted)
+    loop = InnerLoop(module, named(loss, support_y), steps, order, adapted)
     tasks = TaskBatch.of_support(support_x, support_y, support_weight)
     loop = replace(loop, loss=check_model(loop, parameters, lr, tasks).loss)
     engine = choose(loop, tasks, parameters, lr).engine

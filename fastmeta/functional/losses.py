@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -16,7 +17,8 @@ from fastmeta.functional.fused_loss import fused_loss
 from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap, values_of
 
 __all__ = [
-    "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "takes_weight", "task_loss",
+    "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "needs_weight", "takes_weight",
+    "task_loss",
 ]  # fmt: skip
 
 Loss = str | Callable[..., Tensor]
@@ -109,6 +111,8 @@ def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor |
         if fused is not None:
             return fused
         return _weighted_mean(LOSSES[loss](predictions, targets), weight)
+    if weight is None and needs_weight(loss):
+        weight = predictions.new_ones(predictions.shape[:2])
     arguments = (predictions, targets) if weight is None else (predictions, targets, weight)
     try:
         with explaining_vmap(f"the loss {getattr(loss, '__name__', type(loss).__name__)}"):
@@ -157,12 +161,27 @@ def takes_weight(loss: Loss) -> bool:
 
     Losses of torch itself mean class weights by `weight`, so they do not count.
     """
-    if isinstance(loss, str):
-        return True
+    return isinstance(loss, str) or _weight_parameter(loss) is not None
+
+
+@functools.lru_cache(maxsize=128)
+def needs_weight(loss: Callable[..., Tensor]) -> bool:
+    """Whether a loss must be given sample weights: such a parameter has no default."""
+    parameter = _weight_parameter(loss)
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def _weight_parameter(loss: Callable[..., Tensor]) -> inspect.Parameter | None:
+    """The third parameter, if its name is `weight`."""
     function = loss.forward if isinstance(loss, nn.Module) else loss
     if (getattr(function, "__module__", None) or "").startswith("torch."):
-        return False
-    return list(inspect.signature(function).parameters)[2:3] == ["weight"]
+        return None
+    try:
+        parameters = [*inspect.signature(function).parameters.values()]
+    except ValueError:  # built in, without a signature
+        return None
+    third = parameters[2:3]
+    return third[0] if third and third[0].name == "weight" else None
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:

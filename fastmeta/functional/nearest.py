@@ -43,7 +43,7 @@ def nearest_prototype(
         ValueError: shapes that do not fit, an unknown metric, or more wanted than there are.
         TypeError: dtypes or devices that differ.
 
-    Equivalent to::
+    Equivalent to, but for the order of prototypes that are equally far::
 
         pairwise_distance(x, prototypes, metric).topk(k, largest=False)
     """

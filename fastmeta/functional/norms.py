@@ -58,7 +58,7 @@ def check_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
 @traced_whole
 def layer_norm(
     x: Tensor,
-    normalized_shape: Sequence[int],
+    normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -84,7 +84,7 @@ def layer_norm(
                      for t in range(T)])
     """
     check_samples("x", x, "[T, S, ...]")
-    shape = [*normalized_shape]
+    shape = [normalized_shape] if isinstance(normalized_shape, int) else [*normalized_shape]
     if not shape or list(x.shape[2:][-len(shape) :]) != shape or 0 in shape:
         raise ValueError(f"x must end in normalized_shape {shape}, not {list(x.shape)}")
     _check_affine(weight, bias, shape, x)

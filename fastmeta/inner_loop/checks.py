@@ -113,7 +113,10 @@ def _check_parameters(
     dtypes = {parameter.dtype for parameter in parameters.values()}
     x = tasks.support_x
     if dtypes and x.is_floating_point() and x.dtype not in dtypes:
-        raise TypeError(f"support_x is {x.dtype}, the parameters {', '.join(map(str, dtypes))}")
+        raise TypeError(
+            f"support_x is {x.dtype}, the parameters {', '.join(map(str, dtypes))}: "
+            "tasks.to(dtype=...) or model.to(dtype) changes either"
+        )
 
 
 def check_dropout(loop: InnerLoop) -> None:
@@ -134,7 +137,8 @@ def _check_weights(loop: InnerLoop) -> None:
     if not takes_weight(loop.loss):
         raise ValueError(
             "support_weight and query_weight need a loss that takes them: a name, or a callable "
-            "(predictions, targets, weight)"
+            "(predictions, targets, weight), whose third parameter is called weight: [S], 0 for "
+            "padding"
         )
     norms = [n for n, layer in loop.module.named_modules() if isinstance(layer, _BatchNorm)]
     if norms:

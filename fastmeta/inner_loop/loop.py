@@ -32,6 +32,9 @@ _transform_level = torch._C._functorch.maybe_current_level
 Rates = float | Mapping[str, Tensor]
 
 
+_SHORT = {"ce": "cross_entropy", "l2": "mse", "nll": "cross_entropy"}
+
+
 @dataclass(frozen=True, eq=False)
 class InnerLoop:
     """`steps` of gradient descent on the support loss, for every task from its own parameters.
@@ -67,8 +70,11 @@ class InnerLoop:
         if isinstance(self.loss, str) and self.loss not in LOSSES:
             raise ValueError(
                 f"loss must be a callable or one of {list(LOSSES)}, not {self.loss!r}"
-                f"{did_you_mean(self.loss, LOSSES)}"
+                f"{did_you_mean(_SHORT.get(self.loss.lower(), self.loss), LOSSES)}"
             )
+        if isinstance(self.loss, type):
+            name = self.loss.__name__
+            raise TypeError(f"loss is the class {name}: give an instance of it, {name}()")
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(f"loss must be a name or a callable, not {type(self.loss).__name__}")
         object.__setattr__(self, "steps", whole_number("inner steps", self.steps, least=0))
@@ -110,7 +116,10 @@ def check_rates(loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates)
     """ValueError or TypeError unless `rates` are as `Rates` says."""
     if not isinstance(rates, Mapping):
         if isinstance(rates, bool) or not isinstance(rates, (int, float)):
-            raise TypeError(f"the inner rate must be a number, not {type(rates).__name__}")
+            raise TypeError(
+                f"the inner rate must be a number, not {type(rates).__name__}: .item() makes one "
+                'of a tensor, and learn_inner_lr="tensor" or "element" learns rates'
+            )
         if not (math.isfinite(rates) and rates >= 0):
             raise ValueError(f"the inner rate must be finite and not negative, not {rates}")
         return

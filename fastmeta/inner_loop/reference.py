@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta.functional.forward import call_module
-from fastmeta.functional.losses import Loss
+from fastmeta.functional.losses import Loss, needs_weight
 from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at
 
 __all__ = ["adapt", "can_run", "meta_loss"]
@@ -81,6 +81,8 @@ def _adapt_one(
 
 def _loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
     if not isinstance(loss, str):
+        if weight is None and needs_weight(loss):
+            weight = predictions.new_ones(len(predictions))
         return loss(predictions, targets) if weight is None else loss(predictions, targets, weight)
     if loss == "cross_entropy":
         samples = F.cross_entropy(predictions, targets, reduction="none")

@@ -113,7 +113,10 @@ def check_same_run(path: str | Path, saved: Mapping[str, Any], asked: Mapping[st
     """Raise ValueError naming the first setting in which two configs differ."""
     differences = _differences(saved, json.loads(json.dumps(asked)))
     if differences:
-        raise ValueError(f"{path} is from another run: " + "; ".join(differences))
+        raise ValueError(
+            f"{path} is from a run with other settings; give those of its beginning again: "
+            + "; ".join(differences)
+        )
 
 
 def _differences(saved: Any, asked: Any, name: str = "") -> list[str]:

@@ -117,7 +117,7 @@ def test_memory_line(results):
     }  # fmt: skip
     results["memory_in_steps"] = [of_sinusoid, {"workload": "conv", "reason": "no /proc"}]
     assert "conv was not measured: no /proc" in format_table(results)
-    assert "K=50: 20 MB, of it fast weights 9 MB" in format_table(results)
+    assert "K=50: 20 MB (fast weights of all tasks at once: 9 MB)" in format_table(results)
     assert "NOT flat" in markdown(results)
 
 

@@ -549,6 +549,33 @@ def test_a_loss_that_vmap_cannot_run_is_taken_task_by_task():
     assert_exact(meta, fm.TaskBatch(x, y, x.flip(1), y), [*meta.parameters()])
 
 
+@pytest.mark.parametrize("sides", [(), ("support",), ("query",), ("support", "query")])
+def test_a_loss_that_needs_weights_gets_them_where_there_are_none(sides):
+    def loss(p, y, weight):
+        return (weight * (p - y).abs().mean(-1)).sum() / weight.sum()
+
+    rows = {"support": 5, "query": 4}
+    weights = {f"{side}_weight": torch.rand(3, rows[side], dtype=DOUBLE) for side in sides}
+    meta, tasks = maml(mlp([2, 4, 2], "tanh"), loss=loss), regression_tasks(**weights)
+    assert_exact(meta, tasks, [*meta.parameters()])
+    own = meta(tasks).loss
+    plain = maml(meta.model, loss=lambda p, y: (p - y).abs().mean())
+    if not sides:
+        torch.testing.assert_close(own, plain(tasks).loss)
+
+
+def test_weights_need_a_parameter_of_that_name():
+    meta = maml(mlp([2, 4, 2]), loss=lambda p, y, w: (w * (p - y).square().mean(-1)).mean())
+    tasks = regression_tasks(support_weight=torch.rand(3, 5, dtype=DOUBLE))
+    with pytest.raises(ValueError, match="whose third parameter is called weight"):
+        meta(tasks)
+
+
+def test_the_class_of_a_loss_is_no_loss():
+    with pytest.raises(TypeError, match=r"the class MSELoss: give an instance of it, MSELoss\(\)"):
+        maml(mlp([2, 4, 2]), loss=nn.MSELoss)
+
+
 class Full(RuntimeError):
     """Of a kind of its own, as torch.OutOfMemoryError is, which others catch."""
 
