@@ -25,7 +25,7 @@ def check_seed(seed: Any) -> int:
 
 
 def _index(value: Any) -> int | None:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         return None
     try:
         return operator.index(value)

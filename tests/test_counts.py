@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastmeta as fm
 from fastmeta.counts import check_seed, whole_number
 from fastmeta.episodes import Sinusoid
 
@@ -14,7 +15,12 @@ def test_whole_numbers_of_any_kind_are_ints(value):
     assert whole_number("shots", value) == check_seed(value) == 3
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.0, "2", None, True, torch.tensor(2.0), [2]])
+NO_COUNTS = [
+    0, -1, 2.0, "2", None, True, torch.tensor(True), np.True_, torch.tensor(2.0), [2],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", NO_COUNTS)
 def test_what_is_no_count(value):
     with pytest.raises(ValueError, match="shots must be a whole number of at least 1, not "):
         whole_number("shots", value)
@@ -37,3 +43,16 @@ def test_what_is_no_seed(seed):
 @pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
 def test_seeds_of_64_bits(seed):
     Sinusoid(seed=seed).sample(1)
+
+
+def test_a_number_of_steps_is_looked_at_in_each_call():
+    steps = torch.tensor(1)
+    meta = fm.MAML(fm.models.mlp([1, 3, 1]), loss="mse", inner_steps=steps)
+    tasks = Sinusoid().sample(2)
+    first = meta(tasks).loss
+    steps.add_(4)
+    assert not torch.equal(first, meta(tasks).loss)
+    with pytest.raises(ValueError, match="inner_steps must be a whole number"):
+        meta(tasks, inner_steps=2.5)
+    with pytest.raises(ValueError, match="below 2\\^31"):
+        meta(tasks, inner_steps=2**70)

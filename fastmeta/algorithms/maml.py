@@ -22,6 +22,7 @@ from fastmeta.algorithms.plan import (
     rate_kinds,
 )
 from fastmeta.backends import requested_backend
+from fastmeta.counts import whole_number
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.losses import Loss, named
@@ -60,8 +61,8 @@ class MAML(Learner):
         model: any module. Parameters that do not require grad neither adapt nor learn. Norms use
             the statistics of the task at hand, in train() and eval() alike, and never change the
             running ones. Attributes of its modules may change between calls, and so may global
-            variables and attributes of classes that its forward reads; what a method of another
-            object reads is as it was at the first one.
+            variables, attributes and closures that its forward names; what it finds by a text, such
+            as `getattr` or `os.environ`, is as it was at the first one.
         inner_lr: rate of the inner steps, or where the learned rates start.
         inner_steps: 0 or more; a call can say otherwise.
         loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
@@ -261,6 +262,8 @@ class MAML(Learner):
     ) -> tuple[Plan, dict[str, Tensor], Rates]:
         check_grad_mode()
         steps = self.inner_steps if inner_steps is None else inner_steps
+        if type(steps) is not int:  # a tensor might change
+            steps = whole_number("inner_steps", steps, least=0)
         with module_lock:
             parameters = self._parameters_now()
             rates = self._rates(steps)

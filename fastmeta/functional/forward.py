@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.linear import product
-from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap
+from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap, is_wrapped
 from fastmeta.models import Sine
 
 __all__ = [
@@ -149,8 +149,11 @@ def _vmap_forward(
     per_task = {name: None if p.dim() == ranks[name] else 0 for name, p in parameters.items()}
 
     def one_task(task_parameters: Mapping[str, Tensor], task_x: Tensor) -> Tensor:
-        with _Embeddings():
-            return call_module(module, task_parameters, task_x)
+        with _AsForOneTask() as mode:
+            predictions = call_module(module, task_parameters, task_x)
+        if mode.loses_hooks:
+            raise RuntimeError("vmap calls no hooks of tensors")
+        return predictions
 
     all_tasks = torch.func.vmap(
         one_task, in_dims=(per_task, 0), randomness=randomness or "error"
@@ -159,16 +162,35 @@ def _vmap_forward(
         return all_tasks(dict(parameters), x)
 
 
-class _Embeddings(TorchFunctionMode):
-    """Embeddings whose padding has no gradient for any task.
+_HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad)
+
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+def _requires_grad(x: Tensor) -> bool:
+    with torch._C.DisableTorchFunction():
+        while is_wrapped(x):
+            x = torch._C._functorch.get_unwrapped(x)
+        return x.requires_grad
+
+
+class _AsForOneTask(TorchFunctionMode):
+    """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors.
 
     Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
     padding of the first task alone.
     """
 
+    loses_hooks = False
+
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if function in _HOOKS:
+            self.loses_hooks = True
+        if function == _REQUIRES_GRAD:  # which vmap has forgotten
+            return _requires_grad(args[0])
         call = _embedding if function is F.embedding else function
         return call(*args, **(kwargs or {}))
 
@@ -177,13 +199,15 @@ def _embedding(
     x: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
     norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Tensor:  # fmt: skip
+    if max_norm is not None:
+        raise RuntimeError("vmap has no rule for weights that are changed in place (max_norm)")
     if scale_grad_by_freq:
         raise RuntimeError("vmap counts the words of all tasks together (scale_grad_by_freq=True)")
     if padding_idx is not None:
         rows = torch.arange(weight.shape[0], device=weight.device)
         is_padding = rows == padding_idx % weight.shape[0]
         weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
-    return F.embedding(x, weight, None, max_norm, norm_type, False, sparse)
+    return F.embedding(x, weight, None, None, norm_type, False, sparse)
 
 
 def _linear_chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:

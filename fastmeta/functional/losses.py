@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,14 +130,22 @@ def named(loss: Loss, targets: Tensor | None = None) -> Loss:
     """
     if isinstance(loss, str):
         return loss
-    if not isinstance(loss, Hashable) and callable(loss):
-        loss = loss.__call__  # a method has a hash, and keeps its object
+    if callable(loss) and not _has_hash(loss):
+        loss = cast(Any, loss).__call__  # a method has a hash, and keeps its object
     name = _module_name(loss) if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss)
     if name is None or targets is None:
         return name or loss
     if name == "cross_entropy":
         return name if targets.dtype is torch.int64 and targets.dim() == 2 else loss
     return name if targets.is_floating_point() else loss
+
+
+def _has_hash(loss: Any) -> bool:
+    try:
+        hash(loss)
+    except TypeError:
+        return False
+    return True
 
 
 def _module_name(loss: nn.Module) -> str | None:

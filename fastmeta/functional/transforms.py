@@ -76,7 +76,7 @@ class NotForManyTasks(RuntimeError):
 
 @contextmanager
 def explaining_vmap(name: str) -> Iterator[None]:
-    """Errors of what is called `name` that are about vmap say so; others stay as they are."""
+    """PyTorch's errors under vmap, of what runs for one task, say so of what is called `name`."""
     try:
         yield
     except RuntimeError as error:
@@ -86,11 +86,9 @@ def explaining_vmap(name: str) -> Iterator[None]:
                 f"{name} draws random numbers in its forward: call .eval() on its dropout layers, "
                 f'or choose engine="vmap" with randomness="different" or "same" ({message})'
             ) from error
-        if any(word in message for word in _OF_VMAP):
-            raise NotForManyTasks(
-                f"{name} cannot run for many tasks at once. What vmap said: {message}"
-            ) from error
-        raise
-
-
-_OF_VMAP = ("vmap", "in-place", "data-dependent", "Batching rule", "have storage")
+        if type(error) not in (RuntimeError, NotImplementedError):  # out of memory, for one
+            raise
+        raise NotForManyTasks(
+            f"{name} cannot run for many tasks at once, nor with randomness drawn for them. What "
+            f"vmap said: {message}"
+        ) from error

@@ -17,6 +17,7 @@ from fastmeta.functional.losses import Loss, takes_weight, task_loss
 from fastmeta.functional.written_losses import written_out
 from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
+from fastmeta.inner_loop.randomness import random_state
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
@@ -159,8 +160,8 @@ def _probe(
     theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
     x = tasks.support_x[0].detach()
     try:
-        with torch.enable_grad(), unseen():
-            predictions = _predict(loop, theta, x)
+        with torch.enable_grad():
+            predictions = _predict_unseen(loop, theta, x)
     except (RuntimeError, IndexError) as error:
         hint = ""
         if _takes(loop, theta, tasks.support_x.detach()):
@@ -182,11 +183,22 @@ def _probe(
     return theta, predictions
 
 
+def _predict_unseen(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    try:
+        with unseen():
+            return _predict(loop, theta, x)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # torch.func takes none
+            raise
+    return _predict(loop, theta, x)
+
+
 def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
     x = x.clone()  # nobody's but ours, should the forward write to it
     version = None if x.is_inference() else x._version
     with _same_random_state(x), _unchanged_buffers(loop.module):
-        predictions = call_module(loop.module, theta, x)
+        with _no_random_numbers(loop, "the module's forward"):
+            predictions = call_module(loop.module, theta, x)
     if version is not None and x._version != version:
         raise ValueError(
             "the module's forward changes its input in place, which every inner step reads again: "
@@ -265,8 +277,9 @@ def _loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tensor:
     """[1]: the support loss of the first task."""
     weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
     targets = tasks.support_y[:1].detach()
-    with torch.enable_grad(), unseen():
-        return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
+    with torch.enable_grad(), unseen(), _same_random_state(predictions):
+        with _no_random_numbers(loop, "the loss"):
+            return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
 
 
 def unseen() -> AbstractContextManager[None]:
@@ -313,6 +326,23 @@ def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
         raise ValueError(
             f"the module's forward changes its buffers ({', '.join(changed)}), which all tasks "
             "share: compute without them, or update them outside of the forward"
+        )
+
+
+@contextmanager
+def _no_random_numbers(loop: InnerLoop, name: str) -> Iterator[None]:
+    """ValueError if the block draws random numbers that its backward would not draw again."""
+    before = random_state()
+    yield
+    after = random_state()
+    if after.of_others != before.of_others:
+        raise ValueError(
+            f"{name} draws random numbers of Python or NumPy, which a backward does not draw again"
+        )
+    if after.of_torch != before.of_torch and loop.randomness is None:
+        raise ValueError(
+            f"{name} draws random numbers: call .eval() on dropout layers, or choose "
+            'engine="vmap" with randomness="different" or "same"'
         )
 
 

@@ -78,6 +78,8 @@ class InnerLoop:
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(f"loss must be a name or a callable, not {type(self.loss).__name__}")
         object.__setattr__(self, "steps", whole_number("inner steps", self.steps, least=0))
+        if self.steps >= 2**31:
+            raise ValueError(f"inner steps must be below 2^31, not {self.steps}")
         if self.order not in (1, 2):
             raise ValueError(
                 f"order must be 1 or 2, not {self.order!r}; for higher orders: "

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-import pickle
-import random
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +15,8 @@ from torch.fx.node import Node, map_arg
 from fastmeta.functional.forward import call_module, has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
 from fastmeta.inner_loop.checks import unseen
+from fastmeta.inner_loop.frozen import UNFROZEN, frozen
+from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
 
 __all__ = [
@@ -53,8 +51,8 @@ class Program:
     def is_current(self) -> bool:
         """Whether the attributes that a forward may have read are as they were."""
         try:
-            return all(_frozen(s.owner.get(s.name)) == s.value for s in self._state)
-        except _UNFROZEN:  # one is of another kind now
+            return all(frozen(s.owner.get(s.name)) == s.value for s in self._state)
+        except UNFROZEN:  # one is of another kind now
             return False
 
     def run(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -199,10 +197,10 @@ def trace(root: nn.Module) -> fx.Graph:
     """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
     try:
         for _ in range(3):  # another thread may draw meanwhile
-            before = _random_state()
+            before = random_state()
             with torch.enable_grad():
                 graph = _Tracer().trace(root)
-            if _random_state() == before:
+            if random_state() == before:
                 return graph
         raise Unknown("its forward draws random numbers, and would draw them once for all calls")
     except Unknown:
@@ -212,12 +210,6 @@ def trace(root: nn.Module) -> fx.Graph:
         raise Unknown(
             f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
         ) from error
-
-
-def _random_state() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    of_numpy = None if numpy is None else pickle.dumps(numpy.random.get_state())
-    return random.getstate(), torch.get_rng_state().numpy().tobytes(), of_numpy
 
 
 def _modes() -> tuple[Any, ...]:
@@ -457,15 +449,6 @@ class _State(NamedTuple):
 
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_ATOMS = (
-    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
-    torch.memory_format, torch.Size, slice, range,
-)  # fmt: skip
-# Of another kind, a cell without contents, functions that close over each other.
-_UNFROZEN = (TypeError, ValueError, RecursionError)
-_BY_IDENTITY = (type, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
-
-
 def _state(module: nn.Module) -> list[_State]:
     states = []
     for owner in module.modules():
@@ -475,45 +458,10 @@ def _state(module: nn.Module) -> list[_State]:
             if name in OF_EVERY_MODULE:
                 continue
             try:
-                states.append(_State(vars(owner), name, _frozen(value)))
-            except _UNFROZEN:
+                states.append(_State(vars(owner), name, frozen(value)))
+            except UNFROZEN:
                 raise Unknown(
                     f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
                     "change would not be seen"
                 ) from None
     return states
-
-
-class _Same:
-    """Equal to another of the very same object, and keeps it: addresses are given out again."""
-
-    __slots__ = ("of",)
-
-    def __init__(self, of: Any) -> None:
-        self.of = of
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.of is self.of
-
-    def __hash__(self) -> int:
-        return id(self.of)
-
-
-def _frozen(value: Any) -> Any:
-    """A value that equals that of another time only where nothing changed; else _UNFROZEN."""
-    if isinstance(value, MethodType) and not isinstance(value.__self__, nn.Module):
-        raise TypeError("what its object holds may change unseen")
-    if isinstance(value, FunctionType) and value.__closure__:
-        contents = [cell.cell_contents for cell in value.__closure__]
-        return _Same(value), [_frozen(each) for each in contents if each is not value]
-    if isinstance(value, _BY_IDENTITY):
-        return _Same(value)
-    if type(value) in _ATOMS:
-        return type(value), value
-    if type(value) in (list, tuple):
-        return type(value), [_frozen(item) for item in value]
-    if type(value) is dict:
-        return dict, [(_frozen(key), _frozen(item)) for key, item in value.items()]
-    if type(value) in (set, frozenset):
-        return type(value), {*value} if all(type(v) in _ATOMS for v in value) else _frozen([*value])
-    raise TypeError(f"cannot freeze {type(value).__name__}")

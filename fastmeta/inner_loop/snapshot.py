@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta.backends import cpu
 from fastmeta.functional.forward import _GLOBAL_HOOKS, hook_dicts
-from fastmeta.inner_loop.surroundings import surroundings
+from fastmeta.inner_loop.surroundings import Surroundings
 
 __all__ = ["Snapshot"]
 
@@ -47,7 +47,9 @@ class Snapshot:
             _flat(attribute for owner in owners for attribute in _plain_attributes(owner)),
             _flat((owner.__dict__, "forward", "forward" in owner.__dict__) for owner in owners),
         )
-        self._surroundings = surroundings(module)
+        # Of a scripted module they are no dicts, and nobody can tell what changes in it.
+        self._readable = all(isinstance(d, dict) for o in owners for _, _, d in _own_dicts(o))
+        self._surroundings = Surroundings(module)
         missing, aliases, sources = [], [], []
         first: dict[int, tuple[dict[str, Any], str]] = {}
         for prefix, owner in module.named_modules():
@@ -66,11 +68,10 @@ class Snapshot:
 
     def parameters(self) -> dict[str, Tensor] | None:
         """``dict(module.named_parameters())``, or None if the module is built otherwise now."""
-        if not _unchanged(*self._seen):
+        if not self._readable or not _unchanged(*self._seen):
             return None
-        for around, name, value in self._surroundings:
-            if not _same(around.get(name), value):
-                return None
+        if not self._surroundings.are_same():
+            return None
         for own, key in self._missing:
             if own.get(key, self) is not None:
                 return None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastmeta.functional.forward import task_forward
 from fastmeta.inner_loop import recursion
+from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 
 __all__ = ["adapt", "can_run", "meta_loss"]
@@ -25,6 +26,9 @@ def can_run(
 
     What vmap itself cannot run is known only to the module's forward, which then raises.
     """
+    for name, layer in loop.module.named_modules():
+        if getattr(layer, "max_norm", None) is not None:
+            return f"{called(name, layer)} changes its weight in place (max_norm)"
     return recursion.unknown_tensors(loop, tasks, parameters)
 
 

@@ -1,3 +1,4 @@
+import functools
 import sys
 import types
 
@@ -10,7 +11,7 @@ from torch import nn
 import fastmeta as fm
 from fastmeta.inner_loop import snapshot as snapshots
 from fastmeta.inner_loop.snapshot import Snapshot
-from fastmeta.inner_loop.surroundings import surroundings
+from fastmeta.inner_loop.surroundings import Surroundings
 
 
 @pytest.fixture(params=["native", "plain"], autouse=True)
@@ -214,6 +215,158 @@ def test_what_a_forward_reads_around_it_is_watched(monkeypatch, owner, name, val
     assert not torch.allclose(before, after)
 
 
+class Settings:
+    bend = True
+
+
+options = {"bend": True, "functions": [torch.tanh, torch.relu]}
+switch = torch.tensor(1.0)
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def run(x):
+        return function(x)
+
+    return run
+
+
+@wrapped
+def bent_by_a_wrapped_function(x):
+    return x.relu() if BEND else x.tanh()
+
+
+def made_in_a_function():
+    bend = True
+
+    def bent_by_a_closure(x):
+        return x.relu() if bend else x.tanh()
+
+    def change():
+        nonlocal bend
+        bend = False
+
+    return bent_by_a_closure, change
+
+
+bent_by_a_closure, change_the_closure = made_in_a_function()
+
+
+class Parent(nn.Module):
+    bends = True
+
+    def __init__(self, bent):
+        super().__init__()
+        self.layer, self.out = nn.Linear(2, 4), nn.Linear(4, 2)
+        type(self).bent = staticmethod(bent)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return self.out(self.bent(x) if self.bends else x.sin())
+
+
+def by_a_default(x, bend=True):
+    return x.relu() if bend else x.tanh()
+
+
+def by_an_import(x):
+    import settings_of_a_test
+
+    return x.relu() if settings_of_a_test.bend else x.tanh()
+
+
+FURTHER = {
+    "an attribute of a class": (
+        lambda x: x.relu() if Settings.bend else x.tanh(),
+        lambda patch: patch.setattr(Settings, "bend", False),
+    ),
+    "an item of a dict": (
+        lambda x: x.relu() if options["bend"] else x.tanh(),
+        lambda patch: patch.setitem(options, "bend", False),
+    ),
+    "a function in a list": (
+        lambda x: options["functions"][0](x),
+        lambda patch: options["functions"].reverse(),
+    ),
+    "a tensor in place": (
+        lambda x: x.relu() if switch.item() > 0 else x.tanh(),
+        lambda patch: switch.neg_(),
+    ),
+    "what a wrapped function reads": (
+        bent_by_a_wrapped_function,
+        lambda patch: patch.setattr(sys.modules[__name__], "BEND", False),
+    ),
+    "a variable of a closure": (bent_by_a_closure, lambda patch: change_the_closure()),
+    "a default": (
+        by_a_default,
+        lambda patch: patch.setattr(by_a_default, "__defaults__", (False,)),
+    ),
+    "a module that is imported there": (
+        by_an_import,
+        lambda patch: patch.setattr(sys.modules["settings_of_a_test"], "bend", False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_what_a_forward_reads_further_away_is_watched(name, monkeypatch):
+    settings = types.ModuleType("settings_of_a_test")
+    settings.bend = True
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", settings)
+    bent, change = FURTHER[name]
+    meta = fm.MAML(type("Child", (Parent,), {})(bent).double(), loss="mse", inner_lr=0.1)
+    tasks = regression_tasks()
+    meta(tasks)
+    change(monkeypatch)
+    after = meta(tasks).loss
+    with fm.use_backend("reference"):
+        torch.testing.assert_close(after, meta(tasks).loss)
+
+
+def test_an_attribute_that_a_child_class_comes_to_hide(monkeypatch):
+    child = type("Child", (Parent,), {})
+    meta, tasks = fm.MAML(child(torch.tanh).double(), loss="mse"), regression_tasks()
+    before = meta(tasks).loss
+    monkeypatch.setattr(child, "bends", False, raising=False)
+    assert not torch.allclose(before, meta(tasks).loss)
+
+
+def test_a_variable_called_like_an_attribute_is_not_one(monkeypatch):
+    module = Parent(torch.tanh)
+    snapshot = Snapshot(module)
+    for name in ("layer", "out", "tanh"):
+        monkeypatch.setattr(sys.modules[__name__], name, object(), raising=False)
+    assert snapshot.parameters() is not None
+    Parent.read_by_nobody = 1
+    assert snapshot.parameters() is not None
+    del Parent.read_by_nobody
+
+
+def test_a_scripted_layer_is_looked_at_each_time():
+    model = nn.Sequential(torch.jit.script(nn.Linear(2, 2))).double()
+    meta, tasks = fm.MAML(model, loss="mse"), regression_tasks()
+    torch.testing.assert_close(meta(tasks).loss, meta(tasks).loss)
+
+
+class Proxy:
+    """Of an object that is not there, as web frameworks have them."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("nothing is there")
+
+    def __getattr__(self, name):
+        raise RuntimeError("nothing is there")
+
+
+absent = Proxy()
+
+
+def test_objects_that_raise_are_no_hindrance():
+    module = Parent(lambda x: x if absent is None else x.tanh())
+    assert Snapshot(module).parameters() is not None
+
+
 def test_a_branch_on_a_global_variable_is_watched_in_native_kernels(monkeypatch):
     class Branching(nn.Module):
         def __init__(self):
@@ -233,5 +386,6 @@ def test_a_branch_on_a_global_variable_is_watched_in_native_kernels(monkeypatch)
 
 
 def test_a_module_of_pytorch_s_own_has_no_surroundings():
-    assert surroundings(nn.Sequential(nn.Linear(2, 2), nn.TransformerEncoderLayer(2, 1))) == []
-    assert surroundings(fm.models.conv4(5, image_size=16)) == []
+    layers = nn.Sequential(nn.Linear(2, 2), nn.TransformerEncoderLayer(2, 1))
+    assert not Surroundings(layers).seen
+    assert not Surroundings(fm.models.conv4(5, image_size=16)).seen

@@ -1,7 +1,10 @@
 """The vmap engine against the reference in float64, and what it must refuse."""
 
+import contextlib
+import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -398,8 +401,9 @@ def test_randomness_hidden_in_a_forward_is_found():
         def forward(self, x):
             return F.dropout(super().forward(x), 0.5)
 
-    with pytest.raises(RuntimeError, match='randomness="different"'):
-        maml(Noisy(2, 2))(regression_tasks())
+    for engine in ("auto", "vmap", "reference"):
+        with pytest.raises(ValueError, match='draws random numbers.*randomness="different"'):
+            maml(Noisy(2, 2), engine=engine)(regression_tasks())
 
 
 # ---- refusals ----------------------------------------------------------------------------------
@@ -574,6 +578,72 @@ def test_weights_need_a_parameter_of_that_name():
 def test_the_class_of_a_loss_is_no_loss():
     with pytest.raises(TypeError, match=r"the class MSELoss: give an instance of it, MSELoss\(\)"):
         maml(mlp([2, 4, 2]), loss=nn.MSELoss)
+
+
+def test_random_numbers_of_what_vmap_cannot_run_are_refused():
+    layer = nn.LSTM(3, 5, 2, dropout=0.5, batch_first=True)
+    meta = maml(Recurrent(lambda *_, **__: layer))
+    x, y = torch.randn(2, 4, 6, 3, dtype=DOUBLE), torch.randn(2, 4, 1, dtype=DOUBLE)
+    tasks = fm.TaskBatch(x, y, x, y)
+    for call in (lambda: meta(tasks), lambda: meta.adapt(x, y)):
+        with pytest.raises(ValueError, match="forward draws random numbers: call .eval"):
+            call()
+    assert_exact(meta.eval(), tasks, [*meta.parameters()])
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_random_numbers_of_others_are_refused(draw):
+    meta = maml(nn.Linear(2, 2), loss=lambda p, y: draw() * (p - y).mean())
+    with pytest.raises(ValueError, match="the loss draws random numbers of Python or NumPy"):
+        meta(regression_tasks())
+
+
+class Hooked(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(lambda g: 0.5 * g)
+        return y.sin()
+
+
+class HookedAnyway(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        with contextlib.suppress(RuntimeError):
+            y.register_hook(lambda g: 0.5 * g)
+        return y.sin()
+
+
+@pytest.mark.parametrize("kind", [Hooked, HookedAnyway])
+def test_hooks_of_tensors_are_called(kind):
+    assert_exact(maml(nn.Sequential(kind(2, 4), nn.Linear(4, 2))), regression_tasks())
+
+
+class OfItsOwnGradient(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        z = y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(z.sin().sum(), z)
+        return y * slope
+
+
+class OfItsOwnFunction(nn.Linear):
+    def forward(self, x):
+        return torch.func.grad(lambda y: y.sin().sum())(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", [OfItsOwnGradient, OfItsOwnFunction])
+def test_forwards_that_differentiate(kind):
+    assert_exact(maml(kind(2, 2)), regression_tasks())
+
+
+def test_weights_changed_in_place_go_to_the_reference():
+    model = nn.Sequential(nn.Embedding(7, 3, max_norm=0.5), nn.Flatten(), nn.Linear(6, 2))
+    x, y = torch.randint(7, (3, 5, 2)), torch.randint(2, (3, 5))
+    meta = maml(model, engine="auto", loss="cross_entropy")
+    meta(fm.TaskBatch(x, y, x, y))
+    choice = meta.choice()
+    assert choice.name == "reference" and "max_norm" in choice.passed_over["vmap"]
 
 
 class Full(RuntimeError):
