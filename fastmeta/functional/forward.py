@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -168,6 +170,11 @@ _HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tenso
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
+def _is_of_torch(caller: FrameType) -> bool:
+    """PyTorch's own code, that of its counters and trackers, goes by what vmap says."""
+    return str(caller.f_globals.get("__name__")).partition(".")[0] == "torch"
+
+
 def _requires_grad(x: Tensor) -> bool:
     with torch._C.DisableTorchFunction():
         while is_wrapped(x):
@@ -189,8 +196,8 @@ class _AsForOneTask(TorchFunctionMode):
     ) -> Any:
         if function in _HOOKS:
             self.loses_hooks = True
-        if function == _REQUIRES_GRAD:  # which vmap has forgotten
-            return _requires_grad(args[0])
+        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(1)):
+            return _requires_grad(args[0])  # vmap has forgotten
         call = _embedding if function is F.embedding else function
         return call(*args, **(kwargs or {}))
 
