@@ -1,5 +1,7 @@
 """Counts and seeds, wherever users give them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +58,28 @@ def test_a_number_of_steps_is_looked_at_in_each_call():
         meta(tasks, inner_steps=2.5)
     with pytest.raises(ValueError, match="below 2\\^31"):
         meta(tasks, inner_steps=2**70)
+
+
+def test_rates_are_real_numbers_of_any_kind():
+    x = Sinusoid().sample(2)
+    torch.manual_seed(0)
+    model = fm.models.mlp([1, 3, 1])
+    losses = [
+        fm.MAML(model, loss="mse", inner_lr=rate)(x).loss
+        for rate in (0.5, np.float32(0.5), np.float64(0.5), Fraction(1, 2))
+    ]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    for rate in (True, "0.5", torch.tensor(0.5)):
+        with pytest.raises(TypeError, match="the inner rate must be a number"):
+            fm.MAML(model, inner_lr=rate)
+
+
+def test_what_only_looks_like_an_option_is_refused():
+    model = fm.models.mlp([1, 3, 1])
+    with pytest.raises(ValueError, match="order must be 1 or 2, not True"):
+        fm.MAML(model, order=True)
+    with pytest.raises(ValueError, match="per_step_lr must be True or False, not '3'"):
+        fm.MAML(model, learn_inner_lr="tensor", per_step_lr="3")
+    for size in (3.0, None, "3", True):
+        with pytest.raises(ValueError, match="a width of sizes must be a whole number"):
+            fm.models.mlp([1, size, 1])

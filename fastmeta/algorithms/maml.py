@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -129,7 +130,7 @@ class MAML(Learner):
         self._plans: dict[Any, Plan] = {}
         parameters = dict(model.named_parameters())
         loop = self._loop(parameters, inner_steps)
-        check_rates(loop, parameters, inner_lr)
+        check_rates(loop, parameters, _as_float(inner_lr))
         # By parameter name, with "/" for ".", which the name of a parameter cannot hold.
         self._rate_keys = {name: name.replace(".", "/") for name in loop.adapted if learn_inner_lr}
         self.inner_rates = nn.ParameterDict(
@@ -357,7 +358,8 @@ class MAML(Learner):
 
     def _rates(self, steps: int) -> Rates:
         if self.learn_inner_lr is None:
-            return self.inner_lr
+            rate = self.inner_lr
+            return rate if type(rate) is float else _as_float(rate)
         own: Any = self.inner_rates._parameters
         rates = {name: own[key] for name, key in self._rate_keys.items()}
         if not self.per_step_lr or steps == self.inner_steps:
@@ -372,6 +374,11 @@ class MAML(Learner):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+def _as_float(rate: Any) -> Any:
+    """Any kind of real number as a float; what is none is refused later."""
+    return float(rate) if isinstance(rate, Real) and not isinstance(rate, bool) else rate
 
 
 def _checked(tasks: TaskBatch) -> TaskBatch:
@@ -409,6 +416,8 @@ def _check_options(
         raise ValueError(
             f'learn_inner_lr must be None, "tensor" or "element", not {learn_inner_lr!r}'
         )
+    if per_step_lr not in (True, False):
+        raise ValueError(f"per_step_lr must be True or False, not {per_step_lr!r}")
     if per_step_lr and learn_inner_lr is None:
         raise ValueError('per_step_lr needs rates to learn: learn_inner_lr="tensor" or "element"')
     check_engine(engine)

@@ -80,7 +80,7 @@ class InnerLoop:
         object.__setattr__(self, "steps", whole_number("inner steps", self.steps, least=0))
         if self.steps >= 2**31:
             raise ValueError(f"inner steps must be below 2^31, not {self.steps}")
-        if self.order not in (1, 2):
+        if self.order not in (1, 2) or isinstance(self.order, bool):
             raise ValueError(
                 f"order must be 1 or 2, not {self.order!r}; for higher orders: "
                 'with fastmeta.use_backend("reference")'

@@ -17,5 +17,7 @@ def check_positive(**values: int) -> None:
 
 def check_sizes(sizes: Sequence[int]) -> None:
     """ValueError unless `sizes` are the widths of a network from its input to its output."""
-    if len(sizes) < 2 or min(sizes) < 1:
+    if len(sizes) < 2:
         raise ValueError(f"sizes must be two or more widths of at least 1, not {list(sizes)}")
+    for size in sizes:
+        whole_number("a width of sizes", size)
