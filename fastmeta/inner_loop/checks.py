@@ -122,16 +122,18 @@ def _check_parameters(
 
 def check_dropout(loop: InnerLoop) -> None:
     """ValueError where dropout would draw and nobody has said how."""
-    active = [
-        name
-        for name, layer in loop.module.named_modules()
-        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0
-    ]
+    active = [name for name, layer in loop.module.named_modules() if _drops(layer)]
     if active and loop.randomness is None:
         raise ValueError(
             f"dropout in training mode ({', '.join(active)}) makes the inner loop random: call "
             '.eval() on it, or choose engine="vmap" with randomness="different" or "same"'
         )
+
+
+def _drops(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.RNNBase):
+        return layer.training and layer.dropout > 0 and layer.num_layers > 1
+    return isinstance(layer, _DropoutNd) and layer.training and layer.p > 0
 
 
 def _check_weights(loop: InnerLoop) -> None:
