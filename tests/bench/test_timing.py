@@ -1,4 +1,5 @@
 import gc
+import itertools
 import time
 
 import pytest
@@ -29,7 +30,7 @@ def test_seconds_are_per_call_and_quartiles_are_in_order():
 
 
 def test_a_time_that_varies_shows_in_the_quartiles():
-    naps = iter([0.001] * 2 + [0.001, 0.004] * 20)
+    naps = itertools.chain([0.001] * 2, itertools.cycle([0.001, 0.1]))
     found = measure({"varies": lambda: time.sleep(next(naps))}, seconds=0.02)["varies"]
     assert found.high > 2 * found.low
 
