@@ -184,7 +184,9 @@ class TableEpisodes:
             ValueError: `n_tasks` is not in 1..number of tasks.
         """
         available = len(self.tasks)
-        if n_tasks is not None and whole_number("n_tasks", n_tasks) > available:
+        if n_tasks is not None:
+            n_tasks = whole_number("n_tasks", n_tasks)
+        if n_tasks is not None and n_tasks > available:
             raise ValueError(f"n_tasks must be in 1..{available}, not {n_tasks}")
         chosen = torch.randperm(available, generator=self._generator)[:n_tasks]
         if n_tasks is None or n_tasks == available:

@@ -73,7 +73,13 @@ def task_forward(
     except NotForManyTasks:
         if randomness is not None:
             raise
-        return task_by_task(module, parameters, x)
+    before = torch.get_rng_state()
+    predictions = task_by_task(module, parameters, x)
+    if not torch.equal(before, torch.get_rng_state()):  # as vmap would have said
+        raise RuntimeError(
+            f"{type(module).__name__} draws random numbers in its forward: call .eval() on it"
+        )
+    return predictions
 
 
 def task_by_task(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,9 +51,17 @@ def _is_plain(loss: FunctionType) -> bool:
 
 
 def _outside(loss: FunctionType) -> Iterator[Any]:
+    """What it names; of a closure, whose variables may change, None but for modules."""
     own = loss.__globals__
     yield from (own[name] for name in loss.__code__.co_names if name in own)
-    yield from (cell.cell_contents for cell in loss.__closure__ or ())
+    yield from map(_module_in, loss.__closure__ or ())
+
+
+def _module_in(cell: CellType) -> ModuleType | None:
+    try:
+        return cell.cell_contents if isinstance(cell.cell_contents, ModuleType) else None
+    except ValueError:  # it is empty
+        return None
 
 
 def _is_of_torch(value: Any) -> bool:

@@ -449,6 +449,8 @@ class _State(NamedTuple):
 
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
 def _state(module: nn.Module) -> list[_State]:
     states = []
     for owner in module.modules():

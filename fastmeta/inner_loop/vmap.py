@@ -1,7 +1,8 @@
 """The vmap engine: any module and any loss, with the exact meta-gradient in memory flat in K.
 
-Only the forward is under vmap; derivatives are plain autograd outside of it, since vmap's own
-derivatives of fused norms are wrong at second order.
+Only the forward is under vmap, or runs for one task after another where vmap cannot; derivatives
+are plain autograd outside of it, since vmap's own derivatives of fused norms are wrong at second
+order.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ __all__ = ["adapt", "can_run", "meta_loss"]
 def can_run(
     loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
 ) -> str | None:
-    """None, or the reason why its meta-gradient would not be whole.
+    """None, or the reason why its meta-gradient would be wrong or not whole.
 
-    What vmap itself cannot run is known only to the module's forward, which then raises.
+    What vmap itself cannot run shows only when it runs, and then goes task by task.
     """
     for name, layer in loop.module.named_modules():
         if getattr(layer, "max_norm", None) is not None:

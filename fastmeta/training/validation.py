@@ -53,12 +53,9 @@ class Validation:
     def __init__(
         self, source: Source, *, every: int = 500, tasks: int = 200, batch: int | None = None
     ) -> None:
-        for name, value in (("every", every), ("tasks", tasks), ("batch", batch)):
-            if value is not None:
-                whole_number(name, value)
-        self.every = every
-        self.tasks = tasks
-        self.batch = batch or tasks
+        self.every = whole_number("every", every)
+        self.tasks = whole_number("tasks", tasks)
+        self.batch = self.tasks if batch is None else whole_number("batch", batch)
         self._source = source
         self._start = source.state_dict()
 

@@ -18,10 +18,21 @@ def in_lines(p, y):
     return (gap * gap).mean()
 
 
-def with_functions_of_its_own():
-    from torch.nn.functional import mse_loss
+def with_an_import_of_its_own():
+    import torch.nn.functional as own
 
-    return lambda p, y: mse_loss(p, y)
+    return lambda p, y: own.mse_loss(p, y)
+
+
+def bound_late():
+    """A loss, and what makes it another one."""
+    function = F.mse_loss
+
+    def change():
+        nonlocal function
+        function = F.l1_loss
+
+    return lambda p, y: function(p, y), change
 
 
 MSE = [
@@ -33,7 +44,7 @@ MSE = [
     lambda p, y: F.mse_loss(y, p, reduction="mean"),
     lambda p, y: nn.functional.mse_loss(p, y),
     in_lines,
-    with_functions_of_its_own(),
+    with_an_import_of_its_own(),
 ]
 OTHERS = [
     lambda p, y: ((p - y) ** 3).mean(),
@@ -84,6 +95,15 @@ def test_a_function_that_might_do_more_is_not_run():
     calls = []
     assert written_out(lambda p, y: calls.append(p) or ((p - y) ** 2).mean()) is None
     assert not calls
+
+
+def test_what_a_closure_holds_may_change_and_is_not_read():
+    loss, change = bound_late()
+    assert written_out(loss) is None
+    meta, tasks = fm.MAML(nn.Linear(2, 2).double(), loss=loss), regression_tasks()
+    assert_exact(meta, tasks, [*meta.parameters()])
+    change()
+    assert_exact(meta, tasks, [*meta.parameters()])
 
 
 def test_new_code_of_the_same_function_is_read():

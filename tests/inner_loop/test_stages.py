@@ -47,6 +47,7 @@ def layer_norm(*over, bias=True):
     return layer
 
 
+ACTIVATIONS = [nn.Tanh(), nn.GELU(), nn.Softplus(), nn.ELU(), nn.SiLU(), nn.Identity()]
 NORMS = ["none", "batch", "plain batch", "group", "layer", "plain layer", "layer over pixels"]
 
 
@@ -65,7 +66,7 @@ def networks(draw):
         shape = tuple(conv(torch.zeros(1, c, *shape)).shape[2:])
         block = [
             norm(draw(st.sampled_from(NORMS)), out, *shape),
-            draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.ELU(), nn.SiLU(), nn.Identity()])),
+            draw(st.sampled_from(ACTIVATIONS)),
         ]
         layers += [conv, *(block if draw(st.booleans()) else block[::-1])]
         c = out
