@@ -6,7 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import DOUBLE, assert_slope, outer_loss, relative_error
+from oracle import (
+    DOUBLE,
+    assert_exact,
+    assert_slope,
+    outer_loss,
+    regression_tasks,
+    relative_error,
+)
 from torch import nn
 
 import fastmeta as fm
@@ -190,6 +197,18 @@ def test_an_activation_of_an_activation(first, second, tasks):
         right = outcome(meta, batch, leaves)
     for value, expected in zip(ours, right, strict=True):
         assert torch.allclose(value, expected, rtol=1e-10, atol=1e-10 * scale(right))
+
+
+@pytest.mark.parametrize("tasks", [2, 19])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+def test_every_activation_is_exact(activation, tasks):
+    torch.manual_seed(0)
+    model = network([2, 7, 5, 2], activation).double()
+    meta = fm.MAML(model, inner_steps=2, inner_lr=0.1, loss="mse", engine="resident")
+    batch = regression_tasks(tasks)
+    for x in (batch.support_x, batch.query_x):
+        x.mul_(3).requires_grad_()  # both sides of each bend
+    assert_exact(meta, batch, [*model.parameters(), batch.support_x, batch.query_x])
 
 
 @pytest.mark.parametrize("tasks", [3, 33])
