@@ -19,7 +19,9 @@ from fastmeta.backends.kernels import Kernels, Step
 from fastmeta.backends.operation import FakeTensor
 from fastmeta.backends.registry import requested_backend
 
-__all__ = ["empty", "kernels", "native", "refusal", "release_memory", "takes", "unavailable"]
+__all__ = [
+    "empty", "empty_like", "kernels", "native", "refusal", "release_memory", "takes", "unavailable",
+]  # fmt: skip
 
 native: ModuleType | None
 try:
@@ -107,6 +109,12 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     flat = torch.frombuffer(native.Buffer(size), dtype=like.dtype)
     no_view = like.new_empty(0).set_(flat.untyped_storage())
     return no_view.resize_(shape)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """`empty(x.shape, x)`, of a contiguous x in less time."""
+    small = x.numel() * x.element_size() < _LARGE
+    return torch.empty_like(x) if small else empty(x.shape, x)
 
 
 def release_memory() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmeta.backends import cpu
 
-__all__ = ["are_fresh_leaves", "described", "looks", "looks_and_addresses"]
+__all__ = ["are_fresh_leaves", "described", "looks", "looks_and_addresses", "plain_looks"]
 
 
 def _nothing(tensors: list[Any]) -> None:
@@ -33,6 +33,11 @@ def looks(tensors: list[Any]) -> Hashable:
     if torch.compiler.is_compiling():
         return _looks(tensors)
     return _native_looks(tensors) or _looks(tensors)
+
+
+def plain_looks(tensors: list[Any]) -> Hashable:
+    """`looks`, but None too where one is not of PyTorch's own types, or it takes long to tell."""
+    return None if torch.compiler.is_compiling() else _native_looks(tensors)
 
 
 def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:

@@ -8,6 +8,7 @@ of `nearest` may be of half precision beside float32: they are converted as they
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -150,8 +151,8 @@ def loss_backward(
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
     grad_loss = grad_loss.resolve_neg()
-    support = cpu.empty(task.support.shape, task.support) if wanted[0] else None
-    query = cpu.empty(task.query.shape, task.query) if wanted[1] else None
+    support = cpu.empty_like(task.support) if wanted[0] else None
+    query = cpu.empty_like(task.query) if wanted[1] else None
     temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None
     _kernel("prototype_loss_backward", grad_loss)(
         record, torch.get_num_threads(), task.addresses(),
@@ -207,13 +208,19 @@ def _in_rows(x: Tensor) -> Tensor:
 
 
 def _plain(x: Tensor | None) -> Tensor | None:
-    if x is None or (x.is_contiguous() and not x.is_neg()):
-        return x
-    return x.resolve_neg().contiguous()
+    if x is None:
+        return None
+    x = torch._C._functorch.unwrap_if_dead(x)
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 def _kernel(name: str, like: Tensor) -> Any:
-    return getattr(cpu.native, f"{name}_{_SUFFIX[dtype_of_sums(like)]}")
+    return _kernel_of(name, dtype_of_sums(like))
+
+
+@cache
+def _kernel_of(name: str, dtype: torch.dtype) -> Any:
+    return getattr(cpu.native, f"{name}_{_SUFFIX[dtype]}")
 
 
 def _storage(x: Tensor) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-__all__ = ["Function", "runs_eagerly", "traced_whole"]
+__all__ = ["Function", "apply_to_plain", "runs_eagerly", "traced_whole"]
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
@@ -86,7 +86,14 @@ class Function(torch.autograd.Function):
         plain = [_unwrap_if_dead(a) if isinstance(a, torch.Tensor) else a for a in args]
         if cls.takes_no_ctx and not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return cls.forward(*plain)
-        return super(torch.autograd.Function, cls).apply(*plain)  # type: ignore[misc]
+        return apply_to_plain(cls, *plain)
+
+
+def apply_to_plain(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply` without its look at each argument: none is a wrapper of torch.func, and
+    none of its transforms is active.
+    """
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def _as_backward(function: Callable[..., Any]) -> Callable[..., Any]:

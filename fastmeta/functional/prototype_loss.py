@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -12,19 +11,13 @@ from torch import Tensor
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.halves import dtype_of_sums, for_sums
 from fastmeta.backends.prototypes import Task
-from fastmeta.functional.checks import check_samples, count_of
-from fastmeta.functional.distances import check_features, check_metric, distance
-from fastmeta.functional.eager import Function, traced_whole
-from fastmeta.functional.labels import (
-    check_labels,
-    check_ways,
-    check_weight,
-    labels_in_range,
-    without_padding,
-)
+from fastmeta.functional.distances import distance
+from fastmeta.functional.eager import Function, apply_to_plain, traced_whole
+from fastmeta.functional.labels import labels_in_range, without_padding
 from fastmeta.functional.losses import task_loss
+from fastmeta.functional.prototype_checks import checked
 from fastmeta.functional.prototype_native import check_values, loss_backward, loss_forward
-from fastmeta.functional.prototypes import class_means, in_sums, native_for
+from fastmeta.functional.prototypes import class_means
 from fastmeta.functional.transforms import is_wrapped
 
 __all__ = ["loss_of_prototypes", "prototype_loss"]
@@ -106,30 +99,15 @@ def loss_of_prototypes(
     """`prototype_loss`, where a learner may know its temperature to be positive: a look at the
     value would wait for a GPU.
     """
-    check_metric(metric)
-    n_way = count_of("n_way", n_way)
-    check_samples("support", support, "[T, S, D]")
-    check_labels("support_y", support_y, "support", support)
-    check_ways(n_way, "support", support)
-    check_features("query", query, "support", support)
-    check_labels("query_y", query_y, "query", query)
-    temperature = _temperature(temperature, query)
-    if support_weight is not None:
-        check_weight("support_weight", support_weight, "support", support)
-        support_weight = for_sums(support_weight)
-    if query_weight is not None:
-        check_weight("query_weight", query_weight, "query", query)
-        query_weight = for_sums(query_weight)
-    support, query = in_sums(support, query)
-    task = Task(support, support_y, support_weight, query, query_y, query_weight)
-    kernels = native_for(support, query, weight=support_weight, features=True)
-    if kernels is not None and not (query_weight is not None and query_weight.requires_grad):
+    given = Task(support, support_y, support_weight, query, query_y, query_weight)
+    kernels, task, n_way, temperature = checked(given, n_way, metric, temperature)
+    if kernels is not None:
         return _fused(kernels, task, n_way, metric, temperature, return_accuracy)
     if not positive:
         check_values(temperature)
     loss, logits = _composed(task, n_way, metric, temperature)
     if return_accuracy:
-        return loss, logits, accuracy_of(logits, query_y, query_weight)
+        return loss, logits, accuracy_of(logits, task.query_y, task.query_weight)
     return loss, logits
 
 
@@ -158,14 +136,15 @@ def _fused(
     kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
     return_accuracy: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    task = task.contiguous()
     of_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
     wants_gradient = task.support.requires_grad or task.query.requires_grad or of_temperature
     accuracy = None
     if return_accuracy:
         accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
     if wants_gradient and torch.is_grad_enabled():
-        loss, logits = _Fused.apply(kernels, temperature, n_way, metric, accuracy, *task)
+        loss, logits = apply_to_plain(
+            _Fused, kernels, temperature, n_way, metric, accuracy, *task
+        )
     else:
         loss, logits, _ = loss_forward(kernels, task, n_way, metric, temperature, False, accuracy)
     return (loss, logits) if accuracy is None else (loss, logits, accuracy)
@@ -242,21 +221,3 @@ def _composed_gradients(
             )
         )
     return tuple(next(found) if want else None for want in wanted)
-
-
-def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
-    """A number, or a tensor [] or [T] in the precision of sums."""
-    if not isinstance(temperature, Tensor):
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 and finite, not {temperature!r}")
-        return temperature
-    tasks = len(query)
-    if list(temperature.shape) not in ([], [tasks]):
-        raise ValueError(f"temperature must be [] or [{tasks}], not {list(temperature.shape)}")
-    temperature = for_sums(temperature)
-    if temperature.dtype is not dtype_of_sums(query) or temperature.device != query.device:
-        raise TypeError(
-            f"temperature is {temperature.dtype} on {temperature.device}, query {query.dtype} on "
-            f"{query.device}"
-        )
-    return temperature.resolve_neg().contiguous()

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.looks import are_fresh_leaves
+from fastmeta.functional.eager import apply_to_plain
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.forms import BACKENDS, KERNELS, native_network, prepare
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.resident_autograd import Adapt, MetaLoss, apply
+from fastmeta.inner_loop.resident_autograd import Adapt, MetaLoss
 from fastmeta.inner_loop.resident_runs import (
     by_tensor,
     new_gradients,
@@ -70,7 +71,7 @@ def adapt(
     support = (support_x, support_y, support_weight)
     form, addresses, tensors, constants = prepare(loop, parameters, rates, support, None)
     if _builds_graph(tensors):
-        fast = apply(Adapt, form, addresses, constants, *tensors)
+        fast = apply_to_plain(Adapt, form, addresses, constants, *tensors)
     else:
         fast = run_adapt(form, addresses, tensors[-1], keep=False)[1]
     return {**parameters, **dict(zip(form.program.adapted, fast, strict=True))}
@@ -84,7 +85,7 @@ def meta_loss(
     query = (tasks.query_x, tasks.query_y, tasks.query_weight)
     form, addresses, tensors, constants = prepare(loop, parameters, rates, support, query)
     if _builds_graph(tensors):
-        return apply(MetaLoss, form, addresses, constants, *tensors)
+        return apply_to_plain(MetaLoss, form, addresses, constants, *tensors)
     return run_meta_loss(form, addresses, tensors[-1], keep=False)[1:]
 
 

@@ -23,7 +23,7 @@ from fastmeta.inner_loop.resident_runs import (
     scale,
 )
 
-__all__ = ["Adapt", "MetaLoss", "apply"]
+__all__ = ["Adapt", "MetaLoss"]
 
 
 class MetaLoss(torch.autograd.Function):
@@ -82,11 +82,6 @@ class Adapt(torch.autograd.Function):
         refuse_batched("resident", *grad_fast)
         gradients = _run_backward(ctx, ctx.saved_tensors, 0, None, grad_fast)
         return None, None, None, *by_tensor(ctx.form, gradients, ctx.needs_input_grad[3:])
-
-
-def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """`function.apply`, but for a look at each argument for torch.func, which came before."""
-    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 def _keep(ctx: Any, form: Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]) -> None:

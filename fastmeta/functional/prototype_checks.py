@@ -1,0 +1,114 @@
+"""What the loss of prototypes checks of its arguments: once for all calls that look alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from operator import is_
+from types import ModuleType
+
+from torch import Tensor
+
+from fastmeta.backends import requested_backend
+from fastmeta.backends.halves import dtype_of_sums, for_sums
+from fastmeta.backends.looks import plain_looks
+from fastmeta.backends.prototypes import Task
+from fastmeta.functional.checks import check_samples, count_of
+from fastmeta.functional.distances import check_features, check_metric
+from fastmeta.functional.labels import check_labels, check_ways, check_weight
+from fastmeta.functional.prototypes import in_sums, native_for
+from fastmeta.functional.transforms import nobody_transforms
+
+__all__ = ["checked"]
+
+_most_calls = 256  # ragged batches have ever new looks
+_kernels_of: dict[Hashable, ModuleType] = {}  # by the look of a call that needs no change
+
+
+def checked(
+    given: Task, n_way: int, metric: str, temperature: float | Tensor
+) -> tuple[ModuleType | None, Task, int, float | Tensor]:
+    """The kernels that take the arguments, and these as they take them; None for no kernels.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, whatever its values.
+    """
+    look = _look(given, n_way, metric, temperature)
+    known = _kernels_of.get(look)
+    if known is not None:
+        return known, given, n_way, temperature
+    task, n_way, wanted = _arguments(given, n_way, metric, temperature)
+    kernels = _kernels(task)
+    if kernels is None:
+        return None, task, n_way, wanted
+    task = task.contiguous()
+    if look is not None and all(map(is_, (*task, wanted), (*given, temperature))):
+        if len(_kernels_of) >= _most_calls:
+            _kernels_of.clear()
+        _kernels_of[look] = kernels
+    return kernels, task, n_way, wanted
+
+
+def _look(given: Task, n_way: int, metric: str, temperature: float | Tensor) -> Hashable:
+    """All that the checks and the choice of kernels depend on; None where that cannot be told."""
+    if type(n_way) is not int or type(metric) is not str or not nobody_transforms():
+        return None
+    tensors: list[Tensor | None] = [*given]
+    number = None
+    if type(temperature) is float:
+        number = temperature
+    else:
+        tensors.append(temperature)  # type: ignore[arg-type]
+    looks = plain_looks([tensor for tensor in tensors if tensor is not None])
+    if looks is None:
+        return None
+    weighted = given.support_weight is None, given.query_weight is None
+    return looks, weighted, number, n_way, metric, requested_backend()
+
+
+def _arguments(
+    given: Task, n_way: int, metric: str, temperature: float | Tensor
+) -> tuple[Task, int, float | Tensor]:
+    """The arguments, in the precision of sums unless kernels convert them as they load them."""
+    support, support_y, support_weight, query, query_y, query_weight = given
+    check_metric(metric)
+    n_way = count_of("n_way", n_way)
+    check_samples("support", support, "[T, S, D]")
+    check_labels("support_y", support_y, "support", support)
+    check_ways(n_way, "support", support)
+    check_features("query", query, "support", support)
+    check_labels("query_y", query_y, "query", query)
+    temperature = _temperature(temperature, query)
+    if support_weight is not None:
+        check_weight("support_weight", support_weight, "support", support)
+        support_weight = for_sums(support_weight)
+    if query_weight is not None:
+        check_weight("query_weight", query_weight, "query", query)
+        query_weight = for_sums(query_weight)
+    support, query = in_sums(support, query)
+    task = Task(support, support_y, support_weight, query, query_y, query_weight)
+    return task, n_way, temperature
+
+
+def _kernels(task: Task) -> ModuleType | None:
+    if task.query_weight is not None and task.query_weight.requires_grad:
+        return None
+    return native_for(task.support, task.query, weight=task.support_weight, features=True)
+
+
+def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
+    """A number, or a tensor [] or [T] in the precision of sums."""
+    if not isinstance(temperature, Tensor):
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, not {temperature!r}")
+        return temperature
+    tasks = len(query)
+    if list(temperature.shape) not in ([], [tasks]):
+        raise ValueError(f"temperature must be [] or [{tasks}], not {list(temperature.shape)}")
+    temperature = for_sums(temperature)
+    if temperature.dtype is not dtype_of_sums(query) or temperature.device != query.device:
+        raise TypeError(
+            f"temperature is {temperature.dtype} on {temperature.device}, query {query.dtype} on "
+            f"{query.device}"
+        )
+    return temperature.resolve_neg().contiguous()
