@@ -36,6 +36,7 @@ class BuildNative(build_ext):
 
 
 setup(
+    license="Apache-2.0",
     packages=find_packages(include=["fastmeta", "fastmeta.*"]) + ["fastmeta.kernels"],
     package_dir={"fastmeta.kernels": "kernels"},
     # Named so that the wheel is tagged with this platform; BuildNative knows the sources.
