@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmeta.backends.looks import looks
+from fastmeta.inner_loop.choose import Engine
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.memory import tell_how_to_shrink, telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix
@@ -27,7 +27,7 @@ class Plan:
     """How to run every batch like one that was looked at."""
 
     loop: InnerLoop
-    engine: ModuleType
+    engine: Engine
     prefix: Prefix | None  # the layers below the inner loop, run once a batch
     outputs: int
     rate_kinds: Any
@@ -65,9 +65,7 @@ def adapt(
     """Every parameter by name, those that adapt as fast weights."""
     with telling_how_to_shrink(plan.loop, tasks.support_x):
         inner, tasks = above(plan.prefix, plan.loop, parameters, tasks)
-        fast = plan.engine.adapt(
-            plan.loop, inner, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-        )
+        fast = plan.engine.adapt(plan.loop, inner, rates, tasks)
     return {**parameters, **fast}
 
 

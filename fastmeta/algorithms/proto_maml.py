@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import call_module, module_lock, task_forward
 from fastmeta.functional.prototypes import prototypes
 from fastmeta.inner_loop.checks import check_model
-from fastmeta.inner_loop.choose import check_engine, choose
+from fastmeta.inner_loop.choose import Engine, check_engine, choose
 from fastmeta.inner_loop.loop import InnerLoop, check_grad_mode, check_rates
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 
@@ -133,10 +132,7 @@ class ProtoMAML(Learner):
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
         n_way = count_classes(tasks.support_y, None, n_way)
         engine, loop, parameters = self._start(tasks, n_way, inner_steps)
-        fast = engine.adapt(
-            loop, parameters, self.inner_lr,
-            tasks.support_x, tasks.support_y, tasks.support_weight,
-        )  # fmt: skip
+        fast = engine.adapt(loop, parameters, self.inner_lr, tasks)
         return Adapted(loop.module, {**parameters, **fast}, len(tasks))
 
     def extra_repr(self) -> str:
@@ -144,7 +140,7 @@ class ProtoMAML(Learner):
 
     def _start(
         self, tasks: TaskBatch, n_way: int, inner_steps: int | None
-    ) -> tuple[ModuleType, InnerLoop, dict[str, Tensor]]:
+    ) -> tuple[Engine, InnerLoop, dict[str, Tensor]]:
         """The engine, the inner loop of encoder and head, and where it starts."""
         check_grad_mode()
         check_input(self.encoder, tasks.support_x)

@@ -73,6 +73,4 @@ def inner_sgd(
     tasks = TaskBatch.of_support(support_x, support_y, support_weight)
     loop = replace(loop, loss=check_model(loop, parameters, lr, tasks).loss)
     engine = choose(loop, tasks, parameters, lr).engine
-    return engine.adapt(
-        loop, parameters, lr, tasks.support_x, tasks.support_y, tasks.support_weight
-    )
+    return engine.adapt(loop, parameters, lr, tasks)

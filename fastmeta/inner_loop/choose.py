@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,12 +12,40 @@ from fastmeta.backends import requested_backend
 from fastmeta.inner_loop import layered, reference, resident, vmap
 from fastmeta.inner_loop.checks import backward_hooks
 from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.tasks import TaskBatch
 from fastmeta.words import one_of
 
-__all__ = ["ENGINES", "Choice", "choose"]
+__all__ = ["ENGINES", "Choice", "Engine", "choose"]
 
-# Fastest first. Each has can_run, adapt and meta_loss; resident has accumulate_gradients, too.
-ENGINES: dict[str, ModuleType] = {"resident": resident, "layered": layered, "vmap": vmap}
+
+class Engine(Protocol):
+    """A module that runs inner loops. The resident engine has `accumulate_gradients`, too."""
+
+    def can_run(
+        self,
+        loop: InnerLoop,
+        tasks: TaskBatch | None,
+        parameters: Mapping[str, Tensor],
+        rates: Rates,
+    ) -> str | None:
+        """None, or the reason why not as a sentence; with no tasks, what holds for any."""
+
+    def adapt(
+        self, loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+    ) -> dict[str, Tensor]:
+        """Every parameter by name; those that adapt [T, *shape], the others as given.
+
+        Of the tasks it reads the support alone.
+        """
+
+    def meta_loss(
+        self, loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+    ) -> tuple[Tensor, Tensor]:
+        """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
+
+
+# Fastest first.
+ENGINES: dict[str, Engine] = {"resident": resident, "layered": layered, "vmap": vmap}
 # The engine that runs a backend's kernels.
 _ENGINE_OF_BACKEND = {"cpu": "resident", "cuda": "resident", "triton": "layered"}
 
@@ -29,12 +56,12 @@ class Choice:
 
     Attributes:
         name: of the engine.
-        engine: its module, with `adapt` and `meta_loss`.
+        engine: its module.
         passed_over: a sentence for each other engine.
     """
 
     name: str
-    engine: ModuleType
+    engine: Engine
     passed_over: dict[str, str]
 
     def __str__(self) -> str:
@@ -51,7 +78,7 @@ def check_engine(engine: str) -> None:
 
 def choose(
     loop: InnerLoop,
-    tasks: Any,
+    tasks: TaskBatch | None,
     parameters: Mapping[str, Tensor],
     rates: Rates,
     engine: str = "auto",
@@ -85,7 +112,7 @@ def choose(
 
 
 def _fastest(
-    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+    loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor], rates: Rates
 ) -> Choice:
     passed_over: dict[str, str] = {}
     for name, engine in ENGINES.items():
@@ -104,7 +131,11 @@ def _fastest(
 
 
 def _reason(
-    name: str, loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+    name: str,
+    loop: InnerLoop,
+    tasks: TaskBatch | None,
+    parameters: Mapping[str, Tensor],
+    rates: Rates,
 ) -> str | None:
     """Why an engine cannot run this, or None."""
     if loop.precision != "fp32" and name != "layered":
@@ -122,5 +153,5 @@ def _engine_for(backend: str, engine: str) -> str:
 
 
 def _only(name: str, reason: str) -> Choice:
-    modules = {**ENGINES, "reference": reference}
+    modules: dict[str, Engine] = {**ENGINES, "reference": reference}
     return Choice(name, modules[name], {other: reason for other in modules if other != name})

@@ -6,7 +6,7 @@ Its meta-gradient is exact and takes the memory of one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +17,7 @@ from fastmeta.functional.precision import products_in
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.rewrite import Program, differs, rewrite
+from fastmeta.tasks import TaskBatch
 
 __all__ = ["adapt", "can_run", "meta_loss"]
 
@@ -24,7 +25,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def can_run(
-    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+    loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor], rates: Rates
 ) -> str | None:
     """None, or the layer or call of the module that has no rule for many tasks."""
     if loop.randomness is not None:
@@ -44,25 +45,6 @@ def can_run(
     return recursion.unknown_tensors(loop, tasks, parameters) or _trial(
         loop, program, tasks, parameters
     )
-
-
-def adapt(
-    loop: InnerLoop,
-    parameters: Mapping[str, Tensor],
-    rates: Rates,
-    support_x: Tensor,
-    support_y: Tensor,
-    support_weight: Tensor | None,
-) -> dict[str, Tensor]:
-    """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    return recursion.adapt(_LAYERED, loop, parameters, rates, support_x, support_y, support_weight)
-
-
-def meta_loss(
-    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: Any
-) -> tuple[Tensor, Tensor]:
-    """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
-    return recursion.meta_loss(_LAYERED, loop, parameters, rates, tasks)
 
 
 def _forward(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -101,6 +83,8 @@ def _at_once(loop: InnerLoop, x: Tensor) -> int:
 _AT_ONCE_BYTES = 2**24
 
 _LAYERED = recursion.Forward("layered", _forward, _at_once)
+adapt = partial(recursion.adapt, _LAYERED)
+meta_loss = partial(recursion.meta_loss, _LAYERED)
 
 _programs: WeakKeyDictionary[InnerLoop, Program | str] = WeakKeyDictionary()
 
@@ -113,7 +97,7 @@ def _program(loop: InnerLoop) -> Program | str:
 
 
 def _trial(
-    loop: InnerLoop, program: Program, tasks: Any, parameters: Mapping[str, Tensor]
+    loop: InnerLoop, program: Program, tasks: TaskBatch | None, parameters: Mapping[str, Tensor]
 ) -> str | None:
     """What shows only when the forward runs for two tasks, or None."""
     if tasks is None:

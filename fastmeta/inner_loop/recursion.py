@@ -25,6 +25,7 @@ from fastmeta.inner_loop.updates import (
     subtract,
     sum_over_weights,
 )
+from fastmeta.tasks import TaskBatch
 
 __all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
 
@@ -44,7 +45,9 @@ class Forward(NamedTuple):
     at_once: Callable[[InnerLoop, Tensor], int] = lambda loop, x: len(x)
 
 
-def unknown_tensors(loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor]) -> str | None:
+def unknown_tensors(
+    loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor]
+) -> str | None:
     """Why the meta-gradient would not be whole, or None."""
     through_steps = loop.steps > 0 and loop.order == 2
     if tasks is not None and through_steps and uses_others(loop, parameters, tasks):
@@ -64,12 +67,10 @@ def adapt(
     loop: InnerLoop,
     parameters: Mapping[str, Tensor],
     rates: Rates,
-    support_x: Tensor,
-    support_y: Tensor,
-    support_weight: Tensor | None,
+    tasks: TaskBatch,
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    fast = _adapted(forward, loop, parameters, rates, support_x, support_y, support_weight)
+    fast = _adapted(forward, loop, parameters, rates, tasks)
     if loop.steps > 0:
         return fast
     # What is handed out is no view of the model's own.
@@ -81,19 +82,16 @@ def _adapted(
     loop: InnerLoop,
     parameters: Mapping[str, Tensor],
     rates: Rates,
-    support_x: Tensor,
-    support_y: Tensor,
-    support_weight: Tensor | None,
+    tasks: TaskBatch,
 ) -> dict[str, Tensor]:
     """`adapt`, but that without steps the parameters themselves are expanded."""
     constant = {name: p for name, p in parameters.items() if name not in loop.adapted}
-    tasks = len(support_x)
-    theta = {name: parameters[name].expand(tasks, *loop.shapes[name]) for name in loop.adapted}
+    theta = {name: parameters[name].expand(len(tasks), *loop.shapes[name]) for name in loop.adapted}
     if loop.steps > 0:
-        support = (support_x, support_y, support_weight)
+        support = (tasks.support_x, tasks.support_y, tasks.support_weight)
         inputs = _Inputs(theta, constant, rates, support)
-        at_once = forward.at_once(loop, support_x)
-        parts = [inputs] if at_once >= tasks else inputs.split(loop, at_once)
+        at_once = forward.at_once(loop, tasks.support_x)
+        parts = [inputs] if at_once >= len(tasks) else inputs.split(loop, at_once)
         theta = _joined([_descend(forward, loop, part) for part in parts])
     return {**parameters, **theta}
 
@@ -114,12 +112,10 @@ def meta_loss(
     loop: InnerLoop,
     parameters: Mapping[str, Tensor],
     rates: Rates,
-    tasks: Any,
+    tasks: TaskBatch,
 ) -> tuple[Tensor, Tensor]:
     """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
-    fast = _adapted(
-        forward, loop, parameters, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-    )
+    fast = _adapted(forward, loop, parameters, rates, tasks)
     predictions = forward.run(loop, fast, tasks.query_x)
     return task_loss(loop.loss, predictions, tasks.query_y, tasks.query_weight), predictions
 

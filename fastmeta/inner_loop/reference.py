@@ -15,38 +15,35 @@ from torch import Tensor
 from fastmeta.functional.forward import call_module
 from fastmeta.functional.losses import Loss, needs_weight
 from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at
+from fastmeta.tasks import TaskBatch
 
 __all__ = ["adapt", "can_run", "meta_loss"]
 
 
-def can_run(loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates) -> None:
+def can_run(
+    loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor], rates: Rates
+) -> None:
     """None: it runs everything."""
 
 
 def adapt(
-    loop: InnerLoop,
-    parameters: Mapping[str, Tensor],
-    rates: Rates,
-    support_x: Tensor,
-    support_y: Tensor,
-    support_weight: Tensor | None,
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    tasks = [
-        _adapt_one(loop, _of_task(loop, parameters, t), rates, support_x[t], support_y[t], weight)
-        for t, weight in enumerate(_each(support_weight, len(support_x)))
+    x, y, weights = tasks.support_x, tasks.support_y, _each(tasks.support_weight, len(tasks))
+    each = [
+        _adapt_one(loop, _of_task(loop, parameters, t), rates, x[t], y[t], weight)
+        for t, weight in enumerate(weights)
     ]
-    fast = {name: torch.stack([task[name] for task in tasks]) for name in loop.adapted}
+    fast = {name: torch.stack([theta[name] for theta in each]) for name in loop.adapted}
     return {**parameters, **fast}
 
 
 def meta_loss(
-    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: Any
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor]:
     """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
-    fast = adapt(
-        loop, parameters, rates, tasks.support_x, tasks.support_y, tasks.support_weight
-    )
+    fast = adapt(loop, parameters, rates, tasks)
     losses, predictions = [], []
     for t, weight in enumerate(_each(tasks.query_weight, len(tasks))):
         prediction = call_module(loop.module, _of_task(loop, fast, t), tasks.query_x[t])

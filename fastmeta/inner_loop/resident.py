@@ -24,6 +24,7 @@ from fastmeta.inner_loop.resident_runs import (
     run_step,
 )
 from fastmeta.inner_loop.stages import Stages, never_fits
+from fastmeta.tasks import TaskBatch
 
 __all__ = ["accumulate_gradients", "adapt", "can_run", "meta_loss"]
 
@@ -32,7 +33,7 @@ _accumulating = Lock()
 
 
 def can_run(
-    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+    loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor], rates: Rates
 ) -> str | None:
     """None if the native kernels can run this, else the reason."""
     unavailable = _unavailable(parameters)
@@ -42,13 +43,8 @@ def can_run(
         return "the loss is a function, and the native kernels have mse, cross_entropy and bce"
     if loop.randomness is not None:
         return "the native kernels draw no random numbers"
-    if not tasks:
-        chain = chain_of(loop.module)
-        layer = never_fits(loop.module) if isinstance(chain, str) else None
-        unfit = layer or _unfit_parameters(parameters)
-        if unfit is None and parameters:
-            unfit = _unfit_network(loop, chain, next(iter(parameters.values())))
-        return unfit
+    if tasks is None:
+        return _unfit_for_any(loop, parameters)
     network = native_network(loop, tasks.support_x.shape[2:])
     if isinstance(network, str):
         return network
@@ -60,15 +56,10 @@ def can_run(
 
 
 def adapt(
-    loop: InnerLoop,
-    parameters: Mapping[str, Tensor],
-    rates: Rates,
-    support_x: Tensor,
-    support_y: Tensor,
-    support_weight: Tensor | None,
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> dict[str, Tensor]:
     """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    support = (support_x, support_y, support_weight)
+    support = (tasks.support_x, tasks.support_y, tasks.support_weight)
     form, addresses, tensors, constants = prepare(loop, parameters, rates, support, None)
     if _builds_graph(tensors):
         fast = apply_to_plain(Adapt, form, addresses, constants, *tensors)
@@ -157,6 +148,16 @@ def _unavailable(parameters: Mapping[str, Tensor]) -> str | None:
     if backend is None:
         return f"the parameters are on {device}; these kernels are for {' and '.join(BACKENDS)}"
     return backend.unavailable()
+
+
+def _unfit_for_any(loop: InnerLoop, parameters: Mapping[str, Tensor]) -> str | None:
+    """Why the kernels can run this for no tasks at all, or None."""
+    chain = chain_of(loop.module)
+    layer = never_fits(loop.module) if isinstance(chain, str) else None
+    unfit = layer or _unfit_parameters(parameters)
+    if unfit is None and parameters:
+        unfit = _unfit_network(loop, chain, next(iter(parameters.values())))
+    return unfit
 
 
 def _unfit_parameters(parameters: Mapping[str, Tensor]) -> str | None:

@@ -8,7 +8,7 @@ order.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 
@@ -16,12 +16,13 @@ from fastmeta.functional.forward import task_forward
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.tasks import TaskBatch
 
 __all__ = ["adapt", "can_run", "meta_loss"]
 
 
 def can_run(
-    loop: InnerLoop, tasks: Any, parameters: Mapping[str, Tensor], rates: Rates
+    loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor], rates: Rates
 ) -> str | None:
     """None, or the reason why its meta-gradient would be wrong or not whole.
 
@@ -33,27 +34,10 @@ def can_run(
     return recursion.unknown_tensors(loop, tasks, parameters)
 
 
-def adapt(
-    loop: InnerLoop,
-    parameters: Mapping[str, Tensor],
-    rates: Rates,
-    support_x: Tensor,
-    support_y: Tensor,
-    support_weight: Tensor | None,
-) -> dict[str, Tensor]:
-    """Every parameter by name; those that adapt [T, *shape], the others as given."""
-    return recursion.adapt(_VMAP, loop, parameters, rates, support_x, support_y, support_weight)
-
-
-def meta_loss(
-    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: Any
-) -> tuple[Tensor, Tensor]:
-    """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
-    return recursion.meta_loss(_VMAP, loop, parameters, rates, tasks)
-
-
 def _forward(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return task_forward(loop.module, parameters, x, loop.randomness)
 
 
 _VMAP = recursion.Forward("vmap", _forward)
+adapt = partial(recursion.adapt, _VMAP)
+meta_loss = partial(recursion.meta_loss, _VMAP)
