@@ -42,7 +42,7 @@ bench: install $(BENCH_INSTALLED)  ## the benchmarks with their rivals
 	$(BIN)/fastmeta bench $(BENCH_ARGS)
 
 clean:  ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info fastmeta/_native*.so $(NATIVE)
+	rm -rf build dist *.egg-info fastmeta/_native*.so fastmeta/_cuda*.so $(NATIVE)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
