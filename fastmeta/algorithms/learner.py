@@ -1,7 +1,9 @@
-"""What every meta-learner can do: a meta-step's forward and backward in one call."""
+"""What meta-learners share: a meta-step in one call, and eval() for a while."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.tasks import MetaOutput, TaskBatch
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "in_evaluation"]
 
 
 class Learner(nn.Module):
@@ -47,3 +49,14 @@ class Learner(nn.Module):
         out = self(tasks, *args, **options)
         out.loss.mean().backward()
         return out.detach()
+
+
+@contextmanager
+def in_evaluation(meta: nn.Module) -> Iterator[None]:
+    """Inside the block `meta` is in eval() mode: no dropout, norms by their running statistics."""
+    training = meta.training
+    meta.eval()
+    try:
+        yield
+    finally:
+        meta.train(training)

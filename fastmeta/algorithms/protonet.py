@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastmeta.algorithms.learner import in_evaluation
 from fastmeta.algorithms.positive import Positive
 from fastmeta.algorithms.shared_encoder import SharedEncoder
 from fastmeta.functional.distances import check_metric, pairwise_distance
@@ -121,11 +122,8 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
         )  # fmt: skip
 
     def _mean_feature(self, inputs: Iterable[Tensor]) -> Tensor:
-        training = self.training
-        self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), in_evaluation(self):
             features = [self.encoder(x) for x in inputs]
-        self.train(training)
         if not features:
             raise ValueError("inputs must hold a batch of samples")
         count = sum(map(len, features))

@@ -1,5 +1,6 @@
 """Meta-training that can stop and continue bit for bit, and evaluation with intervals."""
 
+from fastmeta.algorithms.learner import in_evaluation
 from fastmeta.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastmeta.training.curve import Curve, read_curve
 from fastmeta.training.embedding import plot_embedding
@@ -13,7 +14,7 @@ from fastmeta.training.evaluate import (
     student_t,
 )
 from fastmeta.training.graphed import GraphedStep, StepOutcome, rates_on_device
-from fastmeta.training.learner import MetaLearner, in_evaluation
+from fastmeta.training.learner import MetaLearner
 from fastmeta.training.loop import Log, best_checkpoint, train
 from fastmeta.training.plot import check_picture, plot_curve
 from fastmeta.training.run import Run, TrainingDiverged

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fastmeta.algorithms import MAML, ProtoMAML
+from fastmeta.algorithms.learner import in_evaluation
 from fastmeta.episodes import TableEpisodes
 from fastmeta.functional.losses import mse_loss
 from fastmeta.tasks import TaskBatch
-from fastmeta.training.learner import MetaLearner, in_evaluation
+from fastmeta.training.learner import MetaLearner
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from fastmeta.algorithms.learner import in_evaluation
 from fastmeta.counts import whole_number
 from fastmeta.tasks import MetaOutput
-from fastmeta.training.learner import MetaLearner, in_evaluation
+from fastmeta.training.learner import MetaLearner
 from fastmeta.training.source import Source
 
 

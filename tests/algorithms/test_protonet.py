@@ -76,6 +76,13 @@ def test_simple_shot_centres_on_the_mean_of_all_batches_in_eval_mode():
         net.simple_shot([])
 
 
+def test_the_mode_stays_where_the_encoder_fails():
+    net = fm.ProtoNet(nn.Linear(2, 3))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        net.simple_shot([torch.randn(4, 5)])
+    assert net.training and net.encoder.training
+
+
 def test_prototypes_are_there_after_adapting():
     net, tasks = fm.ProtoNet(mlp([2, 5, 3])).double(), episodes()
     head = net.adapt(tasks.support_x, tasks.support_y).head
