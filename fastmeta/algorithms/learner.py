@@ -1,4 +1,4 @@
-"""What meta-learners share: a meta-step in one call, and eval() for a while."""
+"""What meta-learners share: a meta-step in one call, a check of its tasks, eval() for a while."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.tasks import MetaOutput, TaskBatch
 
-__all__ = ["Learner", "in_evaluation"]
+__all__ = ["Learner", "check_tasks", "in_evaluation"]
 
 
 class Learner(nn.Module):
@@ -49,6 +49,12 @@ class Learner(nn.Module):
         out = self(tasks, *args, **options)
         out.loss.mean().backward()
         return out.detach()
+
+
+def check_tasks(tasks: object) -> None:
+    """TypeError unless they are a `TaskBatch`."""
+    if not isinstance(tasks, TaskBatch):
+        raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
 
 
 @contextmanager

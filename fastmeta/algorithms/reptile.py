@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmeta.algorithms.learner import check_tasks
 from fastmeta.algorithms.maml import MAML, Names
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
@@ -61,6 +62,7 @@ class Reptile(MAML):
             randomness=randomness,
         )
 
+    @runs_eagerly
     def forward(self, tasks: TaskBatch, inner_steps: int | None = None) -> MetaOutput:
         """Adapt to each task's support set and judge on its query set; see the class.
 
@@ -74,6 +76,7 @@ class Reptile(MAML):
         Raises:
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
+        check_tasks(tasks)
         with torch.no_grad():
             adapted = self.adapt(
                 tasks.support_x, tasks.support_y, tasks.support_weight, inner_steps=inner_steps

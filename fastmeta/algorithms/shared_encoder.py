@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.algorithms.classes import asked_ways, count_classes
-from fastmeta.algorithms.learner import Learner
+from fastmeta.algorithms.learner import Learner, check_tasks
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
 from fastmeta.tasks import MetaOutput, TaskBatch
@@ -59,8 +59,7 @@ class SharedEncoder(Learner, Generic[Head]):
             ValueError: labels outside [0, n_way), a class without support in some task, or
                 features that are not [n, D].
         """
-        if not isinstance(tasks, TaskBatch):
-            raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+        check_tasks(tasks)
         n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
         features = _featured(tasks, *self.embed(tasks))
         with _full_precision(features.query_x):

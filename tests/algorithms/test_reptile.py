@@ -63,3 +63,9 @@ def test_a_graph_of_the_backward_is_refused():
     loss = meta(tasks).loss.mean() + sum(p.square().sum() for p in learned)
     with pytest.raises(RuntimeError, match="theta - theta_K by construction"):
         torch.autograd.grad(loss, learned, create_graph=True)
+
+
+def test_something_else_than_tasks_is_refused():
+    meta, _ = setup()
+    with pytest.raises(TypeError, match="must be a TaskBatch, not Tensor"):
+        meta(torch.zeros(1))

@@ -335,10 +335,16 @@ def image_learner(kind):
     encoder = nn.Sequential(*block, nn.Flatten()).double()
     if kind == "prototypes":
         return fm.ProtoNet(encoder)
-    return fm.MAML(nn.Sequential(encoder, nn.Linear(64, 3).double()), inner_lr=0.1, engine=kind)
+    model = nn.Sequential(encoder, nn.Linear(64, 3).double())
+    if kind == "reptile":
+        return fm.Reptile(model, inner_lr=0.1, inner_steps=2)
+    return fm.MAML(model, inner_lr=0.1, engine=kind)
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "resident", "layered", "vmap", "reference"])
+KINDS = ["prototypes", "reptile", "resident", "layered", "vmap", "reference"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_compiled_training_step_with_learner_and_optimizer(kind, recwarn):
     x = double(2, 2, 6, 1, 8, 8)
     tasks = fm.TaskBatch(x[0], LABELS, x[1], LABELS)
