@@ -14,15 +14,9 @@ from torch import nn
 from torch.fx.node import Node
 
 from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.layers import called, leaves_of
-from fastmeta.inner_loop.rewrite import (
-    OF_EVERY_MODULE,
-    Unknown,
-    differs,
-    is_layer,
-    own_name,
-    trace,
-)
+from fastmeta.inner_loop.trace import Unknown, attributes_read, is_layer, own_name, trace, unwatched
 from fastmeta.models import Sine
 
 __all__ = ["Call", "calls_of", "misread"]
@@ -63,12 +57,10 @@ def calls_of(module: nn.Module) -> list[Call] | str:
             )
             for index, (prefix, layer) in enumerate(leaves)
         ]
-    reason = _unseen(module)
     try:
-        if reason is None:
-            with module_lock:
-                root = nn.Sequential(module)
-                return _Reader(root).read()
+        _check_attributes(module)
+        with module_lock:
+            return _Reader(nn.Sequential(module)).read()
     except Unknown as unknown:
         reason = str(unknown)
     return (
@@ -95,18 +87,11 @@ def _works_in_place(layer: nn.Module) -> bool:
     return bool(getattr(layer, "inplace", False))
 
 
-def _unseen(module: nn.Module) -> str | None:
-    """An attribute that a forward may read, and of which a later change would not be seen."""
-    for owner in module.modules():
-        if is_layer(owner) or type(owner) is nn.Sequential:
-            continue
-        for name, value in vars(owner).items():
-            if name not in OF_EVERY_MODULE and not _is_watched(value):
-                return (
-                    f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
-                    "change would not be seen"
-                )
-    return None
+def _check_attributes(module: nn.Module) -> None:
+    """Unknown if a forward may read an attribute of which a later change would not be seen."""
+    for owner, name, value in attributes_read(module):
+        if not _is_watched(value):
+            raise unwatched(owner, name, value)
 
 
 def _is_watched(value: Any) -> bool:

@@ -15,8 +15,9 @@ from torch import Tensor
 from fastmeta.backends import requested_backend, triton
 from fastmeta.functional.precision import products_in
 from fastmeta.inner_loop import recursion
+from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.rewrite import Program, differs, rewrite
+from fastmeta.inner_loop.rewrite import Program, rewrite
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["adapt", "can_run", "meta_loss"]

@@ -1,33 +1,21 @@
-"""A module traced by torch.fx and rewritten to run for many tasks at once."""
+"""A traced module rewritten to run for many tasks at once."""
 
 from __future__ import annotations
 
 import copy
-import operator
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_arg
 
-from fastmeta.functional.forward import call_module, has_hooks, module_lock
+from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
-from fastmeta.inner_loop.checks import unseen
 from fastmeta.inner_loop.frozen import UNFROZEN, frozen
-from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
+from fastmeta.inner_loop.trace import IN_PLACE, Unknown, attributes_read, own_name, trace, unwatched
 
-__all__ = [
-    "OF_EVERY_MODULE", "Program", "Unknown", "differs", "is_layer", "own_name", "rewrite", "trace",
-]  # fmt: skip
-
-
-# Two results are alike up to such a share of the largest number; rounding is far less.
-_SHARE = 1e-3
-# Runs of a module that tell how far it differs from itself.
-_REPEATS = 3
+__all__ = ["Program", "rewrite"]
 
 
 class Program:
@@ -94,79 +82,22 @@ def rewrite(module: nn.Module) -> Program | str:
             return str(unknown)
 
 
-def differs(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:
-    """A sentence if of x [S, ...] a module's traced forward, or its gradient, is another.
+class _State(NamedTuple):
+    """An attribute that a traced forward may have read."""
 
-    A forward may ask whether it has got a tensor, which what it is traced with is not, or hand on
-    what it gets with another gradient. How far the module differs from itself counts for nothing:
-    sums on a GPU have other last bits in each run, and the gradient of a bias before a batch norm
-    is 0 but for those.
-    """
-    theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    with module_lock, unseen(), torch.enable_grad():
-        root = nn.Sequential(module)
-        traced = fx.GraphModule(root, trace(root))
-        own = {name: theta[own_name(name)] for name, _ in traced.named_parameters()}
-        expected = _with_gradients(call_module(module, theta, x.clone()), theta)
-        found = _with_gradients(call_module(traced, own, x.clone()), theta)
-        if _alike(expected, found, [0.0] * len(found)):
-            return None
-        again = [
-            _with_gradients(call_module(module, theta, x.clone()), theta) for _ in range(_REPEATS)
-        ]
-    if _alike(expected, found, _noise(expected, again)):
-        return None
-    return (
-        "its forward computes something else when torch.fx traces it: does it ask for types, or "
-        "call an autograd.Function?"
-    )
+    owner: dict[str, Any]
+    name: str
+    value: Any  # frozen
 
 
-def _with_gradients(y: Tensor, theta: Mapping[str, Tensor]) -> list[Tensor]:
-    if not y.requires_grad:
-        return [y, *map(torch.zeros_like, theta.values())]
-    weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
-    gradients = torch.autograd.grad(
-        y, [*theta.values()], weights, allow_unused=True, materialize_grads=True
-    )
-    return [y.detach(), *gradients]
-
-
-def _alike(expected: list[Tensor], found: list[Tensor], noise: list[float]) -> bool:
-    return all(
-        x.shape == y.shape
-        and torch.allclose(x, y, rtol=_SHARE, atol=_SHARE * _largest(x) + off, equal_nan=True)
-        for x, y, off in zip(expected, found, noise, strict=True)
-    )
-
-
-def _noise(expected: list[Tensor], again: list[list[Tensor]]) -> list[float]:
-    """How far the output and each gradient may be off, if runs of one module differ; else 0.
-
-    The few repeats may miss what a tensor of few elements does. So if anything differs, what is
-    rounding beside the largest gradient is noise too; none is taken for more than its share.
-    """
-    if not expected[0].is_floating_point():
-        return [0.0] * len(expected)
-    own = [max(_largest(x - y) for y in ys) for x, *ys in zip(expected, *again, strict=True)]
-    if not any(own):
-        return own
-    sizes = [_largest(x) for x in expected]
-    beside = [sizes[0], *[max(sizes[1:], default=0.0)] * len(sizes[1:])]
-    eps = torch.finfo(expected[0].dtype).eps
-    most = max(_SHARE, 4 * eps)
-    return [
-        min(max(16 * off, 64 * eps * size), most * size)
-        for off, size in zip(own, beside, strict=True)
-    ]
-
-
-def _largest(x: Tensor) -> float:
-    return float(x.detach().abs().nan_to_num(0, 0, 0).max()) if x.numel() else 0.0
-
-
-class Unknown(Exception):
-    """Something that has no rule; says what."""
+def _state(module: nn.Module) -> list[_State]:
+    states = []
+    for owner, name, value in attributes_read(module):
+        try:
+            states.append(_State(vars(owner), name, frozen(value)))
+        except UNFROZEN:
+            raise unwatched(owner, name, value) from None
+    return states
 
 
 class _Step(NamedTuple):
@@ -188,108 +119,6 @@ def _replace(known: dict[Node, Any], old: Tensor, new: Tensor) -> None:
 
 def _shares_memory(x: Tensor, y: Tensor) -> bool:
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
-
-
-# ---- tracing -----------------------------------------------------------------------------------
-
-
-def trace(root: nn.Module) -> fx.Graph:
-    """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
-    try:
-        for _ in range(3):  # another thread may draw meanwhile
-            before = random_state()
-            with torch.enable_grad():
-                graph = _Tracer().trace(root)
-            if random_state() == before:
-                return graph
-        raise Unknown("its forward draws random numbers, and would draw them once for all calls")
-    except Unknown:
-        raise
-    except Exception as error:  # the forward is the user's, and may do anything to a proxy
-        first_line = (str(error).splitlines() or [""])[0]
-        raise Unknown(
-            f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
-        ) from error
-
-
-def _modes() -> tuple[Any, ...]:
-    """What PyTorch does with a call beside its arguments, of which a graph tells nothing."""
-    kinds = ("cpu", "cuda")
-    autocast = [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
-    return torch.is_grad_enabled(), autocast
-
-
-class _Tracer(fx.Tracer):
-    """Traces down to layers of torch.nn, in this thread alone."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-        self._modes = _modes()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        # The forward of an autograd.Function, whose backward would be lost, is without gradients.
-        if _modes() != self._modes:
-            raise Unknown(
-                "its forward computes under torch.no_grad(), autocast or in an autograd.Function"
-            )
-        return super().create_node(*args, **kwargs)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_layer(m)
-
-    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        # While it traces, torch.fx stands in for every module's call in every thread.
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, (Tensor, nn.Module)) and not isinstance(a, nn.Parameter):
-            raise Unknown(
-                f"its forward uses a {type(a).__name__} that is neither its input nor one of its "
-                "parameters and buffers"
-            )
-        return super().create_arg(a)
-
-    def proxy(self, node: Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-
-class _Proxy(fx.Proxy):
-    """Keeps `x += y` apart from `x = x + y`, which torch.fx does not."""
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-_IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ipow: operator.pow,
-}
-for _function in _IN_PLACE:
-    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a graph has a module as one call."""
-    return type(module) in LAYERS or (
-        type(module).__module__.startswith("torch.") and not isinstance(module, nn.Sequential)
-    )
 
 
 # ---- steps -------------------------------------------------------------------------------------
@@ -372,8 +201,8 @@ def _call_step(node: Node) -> _Step:
         in_place = in_place or name.endswith("_")
         rule = METHODS.get(name.rstrip("_"))
     else:
-        in_place = in_place or target in _IN_PLACE
-        rule = FUNCTIONS.get(_IN_PLACE.get(target, target))  # type: ignore[arg-type]
+        in_place = in_place or target in IN_PLACE
+        rule = FUNCTIONS.get(IN_PLACE.get(target, target))  # type: ignore[arg-type]
         name = getattr(target, "__name__", str(target))
     if rule is None:
         raise Unknown(f"its forward calls {name}, which has no rule for many tasks")
@@ -416,11 +245,6 @@ def _with_tasks(parameter: Tensor, rank: int) -> Tensor:
     return parameter if parameter.dim() > rank else parameter.unsqueeze(0)
 
 
-def own_name(target: Any) -> str:
-    """A name in the module, from that in the Sequential around it."""
-    return str(target).removeprefix("0").removeprefix(".")
-
-
 def _output(node: Node) -> Node:
     (output,) = node.args
     if not isinstance(output, Node):
@@ -435,35 +259,3 @@ def _last_uses(graph: fx.Graph) -> dict[Node, tuple[Node, ...]]:
     for used, node in last.items():
         spent[node] = (*spent.get(node, ()), used)
     return spent
-
-
-# ---- Python state ------------------------------------------------------------------------------
-
-
-class _State(NamedTuple):
-    """An attribute that a traced forward may have read."""
-
-    owner: dict[str, Any]
-    name: str
-    value: Any  # frozen
-
-
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _state(module: nn.Module) -> list[_State]:
-    states = []
-    for owner in module.modules():
-        if is_layer(owner) or type(owner) is nn.Sequential:
-            continue
-        for name, value in vars(owner).items():
-            if name in OF_EVERY_MODULE:
-                continue
-            try:
-                states.append(_State(vars(owner), name, frozen(value)))
-            except UNFROZEN:
-                raise Unknown(
-                    f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later "
-                    "change would not be seen"
-                ) from None
-    return states

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import fastmeta as fm
-from fastmeta.inner_loop import rewrite
-from fastmeta.inner_loop.rewrite import differs
+from fastmeta.inner_loop import differs as comparison
+from fastmeta.inner_loop.differs import differs
 
 
 class Net(nn.Module):
@@ -57,14 +57,14 @@ class TurningOneGradient(Net):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Gradients with an error of some last bits of the largest, another in each run."""
-    exact = rewrite._with_gradients
+    exact = comparison._with_gradients
 
     def with_noise(y, theta):
         y, *gradients = exact(y, theta)
         scale = torch.finfo(y.dtype).eps * max(float(g.abs().max()) for g in gradients)
         return [y, *(g + scale * torch.randn_like(g) for g in gradients)]
 
-    monkeypatch.setattr(rewrite, "_with_gradients", with_noise)
+    monkeypatch.setattr(comparison, "_with_gradients", with_noise)
 
 
 def compare(net, dtype=torch.float32):
@@ -104,9 +104,9 @@ def test_without_noise_a_gradient_has_its_own_scale_however_small(share):
 
 
 def test_a_module_that_never_repeats_itself_cannot_be_compared(monkeypatch):
-    exact = rewrite._with_gradients
+    exact = comparison._with_gradients
     monkeypatch.setattr(
-        rewrite, "_with_gradients",
+        comparison, "_with_gradients",
         lambda y, theta: [y, *(torch.randn_like(g) for g in exact(y, theta)[1:])],
     )  # fmt: skip
     assert compare(Net()) is not None

@@ -1,0 +1,147 @@
+"""What a module's forward does, as torch.fx traces it, and which attributes it may have read."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+from fastmeta.inner_loop.randomness import random_state
+from fastmeta.inner_loop.rules import LAYERS
+
+__all__ = [
+    "IN_PLACE", "Unknown", "attributes_read", "is_layer", "own_name", "trace", "unwatched",
+]  # fmt: skip
+
+
+class Unknown(Exception):
+    """Something that has no rule; says what."""
+
+
+def trace(root: nn.Module) -> fx.Graph:
+    """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
+    try:
+        for _ in range(3):  # another thread may draw meanwhile
+            before = random_state()
+            with torch.enable_grad():
+                graph = _Tracer().trace(root)
+            if random_state() == before:
+                return graph
+        raise Unknown("its forward draws random numbers, and would draw them once for all calls")
+    except Unknown:
+        raise
+    except Exception as error:  # the forward is the user's, and may do anything to a proxy
+        first_line = (str(error).splitlines() or [""])[0]
+        raise Unknown(
+            f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
+        ) from error
+
+
+def _modes() -> tuple[Any, ...]:
+    """What PyTorch does with a call beside its arguments, of which a graph tells nothing."""
+    kinds = ("cpu", "cuda")
+    autocast = [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
+    return torch.is_grad_enabled(), autocast
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to layers of torch.nn, in this thread alone."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._modes = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        # The forward of an autograd.Function, whose backward would be lost, is without gradients.
+        if _modes() != self._modes:
+            raise Unknown(
+                "its forward computes under torch.no_grad(), autocast or in an autograd.Function"
+            )
+        return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_layer(m)
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        # While it traces, torch.fx stands in for every module's call in every thread.
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, (Tensor, nn.Module)) and not isinstance(a, nn.Parameter):
+            raise Unknown(
+                f"its forward uses a {type(a).__name__} that is neither its input nor one of its "
+                "parameters and buffers"
+            )
+        return super().create_arg(a)
+
+    def proxy(self, node: Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """Keeps `x += y` apart from `x = x + y`, which torch.fx does not."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
+}
+for _function in IN_PLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a graph has a module as one call."""
+    return type(module) in LAYERS or (
+        type(module).__module__.startswith("torch.") and not isinstance(module, nn.Sequential)
+    )
+
+
+def own_name(target: Any) -> str:
+    """A name in the module, from that in the Sequential around it."""
+    return str(target).removeprefix("0").removeprefix(".")
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def attributes_read(module: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Owner, name and value of each attribute that a traced forward may have read."""
+    for owner in module.modules():
+        if not is_layer(owner) and type(owner) is not nn.Sequential:
+            for name, value in vars(owner).items():
+                if name not in _OF_EVERY_MODULE:
+                    yield owner, name, value
+
+
+def unwatched(owner: nn.Module, name: str, value: object) -> Unknown:
+    """What to raise where nothing would tell that such an attribute has changed."""
+    return Unknown(
+        f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later change would "
+        "not be seen"
+    )
