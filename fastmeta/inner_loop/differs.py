@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastmeta.functional.forward import call_module, module_lock
-from fastmeta.inner_loop.checks import unseen
+from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.trace import own_name, trace
 
 __all__ = ["differs"]
@@ -28,7 +28,7 @@ def differs(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> s
     is 0 but for those.
     """
     theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    with module_lock, unseen(), torch.enable_grad():
+    with module_lock, hidden_from_saved_tensor_hooks(), torch.enable_grad():
         root = nn.Sequential(module)
         traced = fx.GraphModule(root, trace(root))
         own = {name: theta[own_name(name)] for name, _ in traced.named_parameters()}

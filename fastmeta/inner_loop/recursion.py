@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
-from fastmeta.inner_loop.checks import leaves_of_graph, uses_others
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
+from fastmeta.inner_loop.probe import leaves_of_graph, uses_others
 from fastmeta.inner_loop.updates import (
     room_for_path,
     scaled,
