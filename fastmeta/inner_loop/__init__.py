@@ -1,17 +1,7 @@
 """How a task adapts, and the meta-gradient through it: one description, several engines."""
 
-from fastmeta.inner_loop.checks import check_labels, check_model
-from fastmeta.inner_loop.choose import ENGINES, Choice, choose
-from fastmeta.inner_loop.loop import InnerLoop, Rates, check_grad_mode, refuse_graph
+from fastmeta.inner_loop.checks import check_model
+from fastmeta.inner_loop.choose import choose
+from fastmeta.inner_loop.loop import InnerLoop, check_grad_mode
 
-__all__ = [
-    "ENGINES",
-    "Choice",
-    "InnerLoop",
-    "Rates",
-    "check_labels",
-    "check_model",
-    "choose",
-    "check_grad_mode",
-    "refuse_graph",
-]
+__all__ = ["InnerLoop", "check_grad_mode", "check_model", "choose"]

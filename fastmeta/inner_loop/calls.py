@@ -60,7 +60,7 @@ def calls_of(module: nn.Module) -> list[Call] | str:
     try:
         _check_attributes(module)
         with module_lock:
-            return _Reader(nn.Sequential(module)).read()
+            return _GraphReader(nn.Sequential(module)).read()
     except Unknown as unknown:
         reason = str(unknown)
     return (
@@ -104,7 +104,7 @@ def _is_watched(value: Any) -> bool:
 # ---- a graph -----------------------------------------------------------------------------------
 
 
-class _Reader:
+class _GraphReader:
     """Turns the nodes of a graph into calls; raises Unknown."""
 
     def __init__(self, root: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastmeta import functional as fmF
 from fastmeta.functional.forward import ELEMENTWISE
 
-__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "Layer", "unfit"]
+__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "unfit"]
 
 # (layer, its parameters by their own names, x) -> y
 Layer = Callable[[Any, Mapping[str, Tensor], Tensor], Tensor]
@@ -97,7 +97,7 @@ def _adaptive_avg_pool2d(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Te
 
 
 def _flatten(layer: nn.Flatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return x.flatten(_shifted(layer.start_dim), _shifted(layer.end_dim))
+    return _flat(x, layer.start_dim, layer.end_dim)
 
 
 def _prelu(layer: nn.PReLU, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -278,17 +278,17 @@ def _same_tensor(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return x
 
 
-def _parameter(z: Tensor | None) -> Tensor | None:
+def _given(z: Tensor) -> Tensor:
     """[1, *shape] as a parameter that all tasks share."""
-    return z[0] if z is not None and z.shape[0] == 1 else z
+    return z[0] if z.shape[0] == 1 else z
+
+
+def _parameter(z: Tensor | None) -> Tensor | None:
+    return None if z is None else _given(z)
 
 
 def _linear_call(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return fmF.linear(x, _given(weight), _parameter(bias))
-
-
-def _given(weight: Tensor) -> Tensor:
-    return weight[0] if weight.shape[0] == 1 else weight
 
 
 def _conv2d_call(
@@ -408,6 +408,10 @@ _ELEMENTWISE_OF_F = (
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.silu, F.mish, F.gelu, F.softplus, F.hardtanh,
     F.tanh, F.sigmoid, F.logsigmoid, F.softsign, F.tanhshrink,
 )  # fmt: skip
+_METHODS_OF_TORCH = (
+    "amax amin chunk clone flatten logsumexp log_softmax mean matmul permute reshape softmax split "
+    "squeeze sum transpose unsqueeze"
+).split()
 _OPERATORS = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod,
     operator.pow, operator.neg, operator.gt, operator.ge, operator.lt, operator.le,
@@ -435,28 +439,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     **{getattr(torch, name): _elementwise(getattr(torch, name)) for name in _ELEMENTWISE_NAMES},
     **{function: _elementwise(function) for function in (*_ELEMENTWISE_OF_F, *_OPERATORS)},
-    **{
-        getattr(torch, name): METHODS[name]
-        for name in (
-            "amax",
-            "amin",
-            "chunk",
-            "clone",
-            "flatten",
-            "logsumexp",
-            "log_softmax",
-            "mean",
-            "matmul",
-            "permute",
-            "reshape",
-            "softmax",
-            "split",
-            "squeeze",
-            "sum",
-            "transpose",
-            "unsqueeze",
-        )  # fmt: skip
-    },
+    **{getattr(torch, name): METHODS[name] for name in _METHODS_OF_TORCH},
     builtins.getattr: _getattr,
     operator.getitem: _getitem,
     operator.matmul: _matmul,
@@ -476,7 +459,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.max_pool2d: _max_pool2d_call,
     torch.max_pool2d: _max_pool2d_call,
     F.avg_pool2d: _avg_pool2d_call,
-    F.adaptive_avg_pool2d: lambda x, output_size: fmF.adaptive_avg_pool2d(x, output_size),
+    F.adaptive_avg_pool2d: fmF.adaptive_avg_pool2d,
     F.dropout: _dropout_call,
     F.dropout2d: _dropout_call,
 }

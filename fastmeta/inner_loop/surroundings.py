@@ -33,10 +33,8 @@ class Surroundings:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        reader = _Reader(module)
-        self.seen = [
-            (owner, name, _kept(owner.get(name))) for owner, name in reader.places.values()
-        ]
+        places = _NameFollower(module).places.values()
+        self.seen = [(owner, name, _kept(owner.get(name))) for owner, name in places]
 
     def are_same(self) -> bool:
         return all(_is_same(owner.get(name), kept) for owner, name, kept in self.seen)
@@ -91,7 +89,7 @@ class _Vars(_Attribute):
         return _own(self.of).get(name)
 
 
-class _Reader:
+class _NameFollower:
     """Follows a module's forwards; `places` has an owner and a name for each they may read."""
 
     def __init__(self, module: nn.Module) -> None:
