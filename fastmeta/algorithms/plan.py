@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmeta.backends.looks import looks
 from fastmeta.inner_loop.choose import Engine
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.memory import tell_how_to_shrink, telling_how_to_shrink
+from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix
 from fastmeta.tasks import TaskBatch
 
@@ -40,10 +40,8 @@ def meta_gradient(
     """Loss, predictions, and whether the engine has added the gradients of the mean loss."""
     accumulate = getattr(plan.engine, "accumulate_gradients", None)
     if accumulate is not None and plan.prefix is None:
-        try:
+        with telling_how_to_shrink(plan.loop, tasks.support_x):
             found = accumulate(plan.loop, parameters, rates, tasks)
-        except torch.OutOfMemoryError as error:
-            tell_how_to_shrink(error, plan.loop, tasks.support_x)
         if found is not None:
             return *found, True
     return *meta_loss(plan, parameters, rates, tasks), False
@@ -52,11 +50,9 @@ def meta_gradient(
 def meta_loss(
     plan: Plan, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor]:
-    try:
+    with telling_how_to_shrink(plan.loop, tasks.support_x):
         inner, tasks = above(plan.prefix, plan.loop, parameters, tasks)
         return plan.engine.meta_loss(plan.loop, inner, rates, tasks)
-    except torch.OutOfMemoryError as error:
-        tell_how_to_shrink(error, plan.loop, tasks.support_x)
 
 
 def adapt(
