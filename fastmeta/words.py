@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["adaptation_time", "counted", "did_you_mean", "duration", "kind_of", "nearest", "one_of"]
+__all__ = [
+    "adaptation_time", "after_steps", "counted", "did_you_mean", "duration", "kind_of", "nearest",
+    "one_of",
+]  # fmt: skip
 
 
 def nearest(name: object, known: Iterable[object], most: int = 1) -> list[str]:
@@ -50,6 +53,11 @@ def duration(seconds: float) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
+def after_steps(steps: int) -> str:
+    """When, counted in inner steps."""
+    return f"after {counted(steps, 'step')}" if steps else "before adaptation"
 
 
 def adaptation_time(seconds: float, tasks: int) -> str:

@@ -7,7 +7,15 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.cli.few_shot import described
-from fastmeta.words import adaptation_time, counted, duration, kind_of, nearest, one_of
+from fastmeta.words import (
+    adaptation_time,
+    after_steps,
+    counted,
+    duration,
+    kind_of,
+    nearest,
+    one_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,11 @@ def test_durations_have_three_digits_and_no_exponent(seconds, text):
 def test_counts():
     assert counted(1, "query", "queries") == "1 query"
     assert counted(0, "task") == "0 tasks" and counted(1, "task") == "1 task"
+
+
+def test_when_in_inner_steps():
+    said = ["before adaptation", "after 1 step", "after 2 steps"]
+    assert [after_steps(k) for k in range(3)] == said
 
 
 def test_a_task_in_words():

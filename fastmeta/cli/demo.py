@@ -19,7 +19,7 @@ from fastmeta.cli.setup import check_writable, set_threads
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
 from fastmeta.training import Run, check_picture, error_by_step, interval
-from fastmeta.words import counted
+from fastmeta.words import after_steps, counted
 
 TASKS, SHOTS, INNER_STEPS, INNER_LR = 25, 10, 5, 0.01
 SHOWN_STEPS = (0, 1, 5)
@@ -80,13 +80,7 @@ def _print_errors(meta: MAML, tasks: TaskBatch) -> None:
     print(f"mean squared error on {len(tasks)} new waves (95 % interval)")
     for step in SHOWN_STEPS:
         error = interval(errors[step])
-        print(f"  {_after(step):<18}{error.mean:7.3f}  ({error.low:.3f} .. {error.high:.3f})")
-
-
-def _after(step: int) -> str:
-    if step == 0:
-        return "before adaptation"
-    return f"after {step} step{'s' if step > 1 else ''}"
+        print(f"  {after_steps(step):<18}{error.mean:7.3f}  ({error.low:.3f} .. {error.high:.3f})")
 
 
 # ---- the plot -----------------------------------------------------------------------------------
@@ -119,7 +113,7 @@ def _plot(meta: MAML, seed: int, path: Path) -> None:
                 styles[step],
                 color=colours[step],
                 linewidth=2,
-                label=f"prediction {_after(step)}",
+                label=f"prediction {after_steps(step)}",
             )
         panel.plot(
             support[0][task],

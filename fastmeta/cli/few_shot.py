@@ -54,6 +54,11 @@ def tasks_at_once(ways: int, shots: int, queries: int) -> int:
     return max(1, min(TASKS_AT_ONCE, SAMPLES_AT_ONCE // (ways * (shots + queries))))
 
 
+def queries_left(sizes: Tensor, shots: int) -> int:
+    """As many queries as the smallest class has beside the shots, but from 1 to 15."""
+    return min(QUERIES, max(int(sizes.min()) - shots, 1))
+
+
 def asked_of_evaluation(
     told: Mapping[str, Any], algorithm: str, options: argparse.Namespace
 ) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from fastmeta import ProtoNet
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.few_shot import (
-    QUERIES,
     SAMPLES_AT_ONCE,
     TASKS_AT_ONCE,
     asked_of_evaluation,
@@ -21,6 +20,7 @@ from fastmeta.cli.few_shot import (
     described,
     draw_embedding,
     evaluate_tasks,
+    queries_left,
     tasks_at_once,
 )
 from fastmeta.cli.image_data import ImageData, data_of_checkpoint, data_of_options
@@ -70,9 +70,7 @@ def _judge(
     shots: int,
     queries: int | None = None,
 ) -> ImageEpisodes:
-    """Episodes with as many queries as the smallest class has, but no more than 15."""
-    spare = int(classes.sizes.min()) - shots
-    queries = queries or min(QUERIES, max(spare, 1))
+    queries = queries or queries_left(classes.sizes, shots)
     return data.episodes(side, classes, seed, ways=ways, shots=shots, queries=queries)
 
 

@@ -46,8 +46,10 @@ from fastmeta.training import (
     error_by_step,
     interval,
 )
-from fastmeta.words import adaptation_time, counted
+from fastmeta.words import adaptation_time, after_steps, counted
 
+# Options that say how a file is read.
+COLUMNS = ("task", "target", "features", "drop", "keep", "delimiter", "encoding")
 FOLDS = 4
 # A training inside cross-validation stops here, however long the real one is.
 FOLD_STEPS = 500
@@ -89,10 +91,7 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
         options: of the command line.
         saved: config of the checkpoint to be resumed: what it chose is not chosen anew.
     """
-    columns = {
-        name: getattr(options, name)
-        for name in ("task", "target", "features", "drop", "keep", "delimiter", "encoding")
-    }
+    columns = {name: getattr(options, name) for name in COLUMNS}
     table = read_table(options.file, **columns)
     tasks = tasks_with_rows(table, options.shots + 1) if options.skip_small_tasks else table.tasks
     check_rows(table, tasks, options.shots)
@@ -228,10 +227,7 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
 
 def _data_of(checkpoint: Checkpoint, moved_to: str | None) -> TableData:
     told = checkpoint.config["source"]
-    columns = {
-        name: told[name]
-        for name in ("task", "target", "features", "drop", "keep", "delimiter", "encoding")
-    }
+    columns = {name: told[name] for name in COLUMNS}
     table = read_table(moved_to or checkpoint.notes["file"], **columns)
     if table.fingerprint() != told["fingerprint"]:
         raise ValueError(f"{table.path} does not hold the rows that this checkpoint was trained on")
@@ -274,7 +270,8 @@ def _errors(
     for _ in range(draws):
         batch = source.sample()
         rows = batch.support_y.mean(1, keepdim=True)
-        found = {_after(k): error for k, error in enumerate(error_by_step(meta, batch, steps))} | {
+        by_step = enumerate(error_by_step(meta, batch, steps))
+        found = {after_steps(k): error for k, error in by_step} | {
             "mean of the training tasks": _constant_error(torch.full_like(rows, train_mean), batch),
             _mean_of_rows(data.shots): _constant_error(rows, batch),
             "one network, not adapted": error_by_step(joint, batch, 0)[0],
@@ -326,12 +323,6 @@ def _print(rows: Sequence[Mapping[str, Any]], shots: int) -> None:
         if row["name"] != _mean_of_rows(shots):
             line += f"{change['mean']:+.1f} % ({change['low']:+.1f} .. {change['high']:+.1f})"
         print(line.rstrip())
-
-
-def _after(steps: int) -> str:
-    if steps == 0:
-        return "before adaptation"
-    return f"after {steps} step{'s' if steps > 1 else ''}"
 
 
 def _mean_of_rows(shots: int) -> str:

@@ -15,7 +15,6 @@ from fastmeta import ProtoNet
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.few_shot import (
-    QUERIES,
     accuracy,
     asked_of_evaluation,
     check_for_learner,
@@ -24,6 +23,7 @@ from fastmeta.cli.few_shot import (
     draw_embedding,
     evaluate_tasks,
     print_accuracy,
+    queries_left,
     tasks_at_once,
 )
 from fastmeta.cli.network import vector_config
@@ -122,9 +122,7 @@ def _judge(
     queries: int | None = None,
     seed: int = 0,
 ) -> VectorEpisodes:
-    """Episodes with as many queries as the smallest class has, but no more than 15."""
-    spare = int(classes.sizes.min()) - shots
-    queries = queries or min(QUERIES, max(spare, 1))
+    queries = queries or queries_left(classes.sizes, shots)
     return _episodes(side, classes, dict(ways=ways, shots=shots, queries=queries), seed)
 
 
