@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
+import os
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.backends.build_info import build_failure
 from fastmeta.backends.kernels import Kernels, Step
 from fastmeta.backends.operation import FakeTensor
 from fastmeta.backends.registry import requested_backend
 
 __all__ = [
     "empty", "empty_like", "kernels", "native", "refusal", "release_memory", "takes", "unavailable",
+    "usable_cores",
 ]  # fmt: skip
 
 native: ModuleType | None
@@ -30,14 +31,12 @@ except ImportError as error:
     native = None
     _load_error = str(error)
 
-_BUILD_INFO = Path(__file__).parent.parent / "_build_info.json"
-
 
 def unavailable() -> str | None:
     """Why the native kernels cannot run here, or None."""
     if native is not None:
         return None
-    return f"the native kernels did not load ({_load_error}); {_build_failure()}"
+    return f"the native kernels did not load ({_load_error}); {build_failure('error')}"
 
 
 def refusal(*tensors: Tensor | None) -> str | None:
@@ -123,9 +122,8 @@ def release_memory() -> None:
         native.release_memory()
 
 
-def _build_failure() -> str:
-    try:
-        info = json.loads(_BUILD_INFO.read_text())
-    except (OSError, ValueError):
-        return "this copy of fastmeta was never built: pip install it"
-    return f"the build said: {info.get('error') or info}"
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -8,22 +8,19 @@ of an inner loop of some shapes, which plans it.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastmeta.backends.build_info import build_failure
 from fastmeta.backends.kernels import Kernels
 
 __all__ = ["kernels", "native", "unavailable"]
-
-_BUILD_INFO = Path(__file__).parent.parent / "_build_info.json"
 
 
 class _Call:
@@ -187,17 +184,9 @@ def _load() -> ModuleType | str:
     try:
         module = importlib.import_module("fastmeta._cuda")
     except ImportError as error:
-        return f"the CUDA kernels did not load ({error}); {_build_failure()}"
+        return f"the CUDA kernels did not load ({error}); {build_failure('cuda_error', 'error')}"
     try:
         module.devices()
     except RuntimeError as error:
         return f"the CUDA driver does not serve these kernels: {error}"
     return module
-
-
-def _build_failure() -> str:
-    try:
-        info = json.loads(_BUILD_INFO.read_text())
-    except (OSError, ValueError):
-        return "this copy of fastmeta was never built: pip install it"
-    return f"the build said: {info.get('cuda_error') or info.get('error') or info}"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import fastmeta
-from fastmeta.backends.cpu import native
+from fastmeta.backends.cpu import native, usable_cores
 from fastmeta.bench.device import CPU
 
 PACKAGES = ("torch", "triton", "numpy", "jax", "jaxlib", "higher", "torchopt", "learn2learn")
@@ -108,13 +108,6 @@ def cpu_model() -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

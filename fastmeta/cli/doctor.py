@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import fastmeta
-from fastmeta.backends.cpu import native
+from fastmeta.backends.cpu import native, usable_cores
 from fastmeta.words import counted
 
 PACKAGES = ("torch", "numpy", "triton", "safetensors", "tqdm", "matplotlib")
@@ -57,7 +57,7 @@ def _print_processor() -> None:
         print(f"  has        {' '.join(f for f in CPU_FEATURES if f in flags) or '-'}")
         print(f"  lacks      {' '.join(f for f in CPU_FEATURES if f not in flags) or '-'}")
     print(f"  torch uses {torch.backends.cpu.get_cpu_capability()}")
-    cores = counted(_usable_cores(), "core")
+    cores = counted(usable_cores(), "core")
     print(f"  threads    {torch.get_num_threads()} (torch and fastmeta), {cores}")
 
 
@@ -69,12 +69,6 @@ def _cpuinfo() -> dict[str, str]:
     first = path.read_text().split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _print_build(path: Path) -> None:
