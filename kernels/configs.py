@@ -18,6 +18,7 @@ __all__ = [
     "for_product",
     "for_sum_over_rows",
     "for_weight_gradient",
+    "power_of_2",
     "splits",
     "turns_weights",
 ]
@@ -65,8 +66,8 @@ def for_product(
     along_columns: whether the second one is contiguous along its columns, not along its depth.
     """
     best = _PRODUCT[precision]
-    n = _power_of_two(columns, 16, best.n)
-    m = _power_of_two(rows, 16, best.m)
+    n = _power_within(columns, 16, best.n)
+    m = _power_within(rows, 16, best.m)
 
     def blocks() -> int:
         return batch * -(-rows // m) * -(-columns // n)
@@ -81,7 +82,7 @@ def for_product(
         m //= 2
     k = 16 if precision == "ieee" and m < best.m else best.k
     return best._replace(
-        m=m, n=n, k=_power_of_two(depth, 16, k), num_warps=_warps(best, m, n, precision)
+        m=m, n=n, k=_power_within(depth, 16, k), num_warps=_warps(best, m, n, precision)
     )
 
 
@@ -123,9 +124,9 @@ def for_sum_over_rows(rows: int, columns: int, depth: int, precision: str) -> Ti
     best = _SUM_OVER_ROWS[precision]
     if precision == "tf32" and depth < 512:  # by count: unaligned operands spilled
         best = best._replace(m=32, num_warps=4)
-    m, n = _power_of_two(rows, 16, best.m), _power_of_two(columns, 16, best.n)
+    m, n = _power_within(rows, 16, best.m), _power_within(columns, 16, best.n)
     return best._replace(
-        m=m, n=n, k=_power_of_two(depth, 16, best.k), num_warps=_warps(best, m, n, precision)
+        m=m, n=n, k=_power_within(depth, 16, best.k), num_warps=_warps(best, m, n, precision)
     )
 
 
@@ -161,6 +162,10 @@ def _warps(best: Tile, m: int, n: int, precision: str) -> int:
     return min(best.num_warps, 4) if m * n < best.m * best.n else best.num_warps
 
 
-def _power_of_two(size: int, least: int, most: int) -> int:
-    """The smallest one that holds `size`, within bounds."""
-    return min(most, max(least, 1 << (size - 1).bit_length()))
+def power_of_2(n: int) -> int:
+    """The lowest that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _power_within(n: int, least: int, most: int) -> int:
+    return min(most, max(least, power_of_2(n)))

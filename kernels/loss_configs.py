@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fastmeta.kernels.configs import power_of_2
+
 __all__ = ["MOST_OUTPUTS", "LossBlock", "loss_block"]
 
 MOST_OUTPUTS = 2048  # of a sample, whose row is in the registers of a program
@@ -22,8 +24,3 @@ def loss_block(samples: int, outputs: int) -> LossBlock:
     N = power_of_2(outputs)
     S = max(1, min(power_of_2(samples), MOST_OUTPUTS // N))
     return LossBlock(S, N, min(4, max(1, S * N // 128)))
-
-
-def power_of_2(n: int) -> int:
-    """The lowest that is at least n."""
-    return 1 << max(0, n - 1).bit_length()

@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.configs import power_of_2
 from fastmeta.kernels.distance_tile import METRICS, distances
 from fastmeta.kernels.launch import cdiv, launchable
-from fastmeta.kernels.prototype_configs import NearestBlock, nearest_block, power_of_2
+from fastmeta.kernels.prototype_configs import NearestBlock, nearest_block
 
 __all__ = ["MOST", "merge", "nearest", "nearest_of_parts"]
 

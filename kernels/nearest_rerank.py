@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.configs import power_of_2
 from fastmeta.kernels.distance_tile import METRICS, distances
 from fastmeta.kernels.launch import launchable
 from fastmeta.kernels.nearest import keep_lowest, keys_of, merge, nearest_of_parts, nothing_yet
 from fastmeta.kernels.nearest_bounds import nearest_bounds
-from fastmeta.kernels.prototype_configs import BoundBlock, exact_block, power_of_2
+from fastmeta.kernels.prototype_configs import BoundBlock, exact_block
 
 __all__ = ["nearest_by_bounds"]
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastmeta.kernels.configs import power_of_2
+
 __all__ = ["NormBlock", "norm_block"]
 
 _BLOCKS = 132 * 15  # of four warps, each with its own constants to read: 31 parts for 32 tasks
@@ -36,8 +38,3 @@ def norm_block(x: Tensor) -> NormBlock:
     C = min(32, power_of_2(channels)) if x.stride(2) == 1 else 1
     rows = min(_BYTES // x.element_size() // C, power_of_2(samples * height * width))
     return NormBlock(rows, C, min(_MOST_PARTS, -(-_BLOCKS // (tasks * -(-channels // C)))))
-
-
-def power_of_2(n: int) -> int:
-    """The lowest that is at least n."""
-    return 1 << max(0, n - 1).bit_length()

@@ -4,8 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.configs import power_of_2
 from fastmeta.kernels.launch import cdiv, launchable
-from fastmeta.kernels.norm_configs import norm_block, power_of_2
+from fastmeta.kernels.norm_configs import norm_block
 from fastmeta.kernels.norm_statistics import merged, norm_statistics
 from fastmeta.kernels.norm_tile import (
     affine_of,

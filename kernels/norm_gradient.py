@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.configs import power_of_2
 from fastmeta.kernels.launch import cdiv, launchable
-from fastmeta.kernels.norm_configs import NormBlock, norm_block, power_of_2
+from fastmeta.kernels.norm_configs import NormBlock, norm_block
 from fastmeta.kernels.norm_forward import like_pixels
 from fastmeta.kernels.norm_sums import norm_sums
 from fastmeta.kernels.norm_tile import (

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastmeta.kernels.configs import power_of_2
 from fastmeta.kernels.distance_tile import EUCLIDEAN, METRICS, SQEUCLIDEAN
 from fastmeta.kernels.launch import cdiv, launchable
 from fastmeta.kernels.prototype import PrototypeLoss
-from fastmeta.kernels.prototype_configs import power_of_2
 
 __all__ = ["pair_weights"]
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fastmeta.kernels.configs import power_of_2
+
 __all__ = [
     "MOST_CLASSES", "BoundBlock", "DistanceBlock", "GradientBlock", "MeanBlock", "NearestBlock",
     "SumBlock", "bound_block", "distance_block", "exact_block", "gradient_block", "mean_block",
-    "nearest_block", "power_of_2", "pull_block", "sum_block",
+    "nearest_block", "pull_block", "sum_block",
 ]  # fmt: skip
 
 
@@ -146,8 +148,3 @@ def bound_block(tasks: int, queries: int, bank: int, width: int, k: int) -> Boun
     blocks = tasks * -(-queries // Q)
     part = -(-bank // min(-(-bank // (32 * N)), max(1, _BLOCKS // (2 * blocks)), 1024))
     return BoundBlock(Q, N, 32, -(-part // N) * N, 2 * max(2, power_of_2(k)), Q // 16)
-
-
-def power_of_2(n: int) -> int:
-    """The lowest that is at least n."""
-    return 1 << max(0, n - 1).bit_length()

@@ -8,6 +8,7 @@ import fastmeta as fm
 from fastmeta import functional as fmF
 from fastmeta.backends import triton_prototypes as raw
 from fastmeta.kernels import nearest_rerank, prototype_configs
+from fastmeta.kernels.configs import power_of_2
 from fastmeta.kernels.distance_tile import METRICS
 from fastmeta.kernels.nearest import nearest
 from fastmeta.kernels.nearest_bounds import nearest_bounds
@@ -19,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def block(k, part=32):
-    kept = 2 * max(2, prototype_configs.power_of_2(k))
+    kept = 2 * max(2, power_of_2(k))
     return BoundBlock(Q=16, N=32, D=16, part=part, kept=kept, num_warps=4)
 
 
@@ -121,7 +122,7 @@ def test_any_strides():
 def all_bounds(x, y, metric):
     """[Q, N]: every bound, in the order of the prototypes."""
     N = y.shape[1]
-    kept = prototype_configs.power_of_2(max(N, 32))
+    kept = power_of_2(max(N, 32))
     own = BoundBlock(16, 32, 16, kept, kept, 4)
     keys = nearest_bounds(x, y, centre_of(y), metric, own)[:, 0].sort()[0][:, :N]
     at = keys & 0xFFFFFFFF
