@@ -19,7 +19,7 @@ from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.forward import task_by_task, task_forward
 from fastmeta.words import kind_of
 
-__all__ = ["Adapted", "MetaOutput", "TaskBatch"]
+__all__ = ["Adapted", "MetaOutput", "TaskBatch", "check_queries"]
 
 _IGNORED = (
     ": give samples to ignore a weight of 0, or write "
@@ -75,12 +75,8 @@ class TaskBatch:
         query_weight: Tensor | None = None,
     ) -> None:
         _check_forms(support_x, support_y, query_x, query_y)
-        if support_weight is not None:
-            if _has_padding("support", support_weight, support_x):
-                support_x, support_y = _without_padding(support_weight, support_x, support_y)
-        if query_weight is not None:
-            if _has_padding("query", query_weight, query_x):
-                query_x, query_y = _without_padding(query_weight, query_x, query_y)
+        support_x, support_y = _filled("support", support_x, support_y, support_weight)
+        query_x, query_y = _filled("query", query_x, query_y, query_weight)
         _set(self, "support_x", support_x)
         _set(self, "support_y", support_y)
         _set(self, "query_x", query_x)
@@ -95,9 +91,7 @@ class TaskBatch:
     ) -> TaskBatch:
         """Tasks to adapt to and nothing else: the support set is the query set too."""
         _check_samples("support", support_x, support_y)
-        if support_weight is not None:
-            if _has_padding("support", support_weight, support_x):
-                support_x, support_y = _without_padding(support_weight, support_x, support_y)
+        support_x, support_y = _filled("support", support_x, support_y, support_weight)
         support = (support_x, support_y)
         return cls._checked(*support, *support, support_weight, support_weight)
 
@@ -307,15 +301,18 @@ class Adapted:
             ValueError: `x` is not of T tasks.
             TypeError: `x` is not a tensor.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a tensor [T, Q, ...], not {kind_of(x)}")
-        if x.dim() < 2 or x.shape[0] != self._tasks:
-            raise ValueError(
-                f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}"
-            )
+        check_queries(x, self._tasks)
         if requested_backend() == "reference":
             return task_by_task(self.module, self.parameters, x)
         return task_forward(self.module, self.parameters, x, self._randomness)
+
+
+def check_queries(x: object, tasks: int) -> None:
+    """TypeError or ValueError unless `x` is a tensor [T, Q, ...] for so many tasks."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor [T, Q, ...], not {kind_of(x)}")
+    if x.dim() < 2 or x.shape[0] != tasks:
+        raise ValueError(f"x must be [T, Q, ...] with T = {tasks}, not {list(x.shape)}")
 
 
 def _as_indices(index: Any, tasks: int) -> slice | Tensor:
@@ -434,7 +431,10 @@ def _describe(value: object) -> str:
     return kind_of(value)
 
 
-def _without_padding(weight: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _filled(kind: str, x: Tensor, y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The samples with their padding replaced; raises for weights as `_has_padding` does."""
+    if weight is None or not _has_padding(kind, weight, x):
+        return x, y
     real = weight.detach() > 0
     # A copy of a real sample is safe under any network; a row of zeros is not (x / |x|).
     first_real = real.int().argmax(1)

@@ -12,8 +12,7 @@ from fastmeta.algorithms.classes import asked_ways, count_classes
 from fastmeta.algorithms.learner import Learner, check_tasks
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
-from fastmeta.tasks import MetaOutput, TaskBatch
-from fastmeta.words import kind_of
+from fastmeta.tasks import MetaOutput, TaskBatch, check_queries
 
 __all__ = ["Fitted", "SharedEncoder", "check_input"]
 
@@ -170,10 +169,7 @@ class Fitted(Generic[Head]):
             ValueError: `x` is not of T tasks.
             TypeError: `x` is not a tensor.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a tensor [T, Q, ...], not {kind_of(x)}")
-        if x.dim() < 2 or x.shape[0] != self._tasks:
-            raise ValueError(f"x must be [T, Q, ...] with T = {self._tasks}, not {list(x.shape)}")
+        check_queries(x, self._tasks)
         (features,) = self._learner._encode((x, None))
         with _full_precision(features):
             return self.head(features)
