@@ -19,18 +19,13 @@ from fastmeta.backends.halves import HALVES, dtype_of_sums, for_sums
 from fastmeta.backends.operation import operation
 
 __all__ = [
-    "LOADED", "can_find", "can_run", "class_means", "loss_backward", "loss_forward", "nearest",
-    "project", "pull", "squared",
+    "LOADED", "can_find", "class_means", "loss_backward", "loss_forward", "nearest", "project",
+    "pull", "squared",
 ]  # fmt: skip
 
 LOADED = (torch.float32, torch.float64, *HALVES)  # dtypes of features for the loss and `nearest`
 
 _MOST_NEAREST = 64
-
-
-def can_run(*tensors: Tensor | None) -> str | None:
-    """None if the Triton kernels take these, else the reason why not."""
-    return triton.refusal(*tensors)
 
 
 def can_find(x: Tensor, prototypes: Tensor, k: int) -> str | None:

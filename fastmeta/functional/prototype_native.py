@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +17,6 @@ from fastmeta.functional.prototypes import refuse_labels
 from fastmeta.functional.transforms import values_of
 
 __all__ = ["check_values", "loss_backward", "loss_forward"]
-
-_Wanted = Iterable[bool]  # whether for support, query and temperature
 
 
 def loss_forward(
