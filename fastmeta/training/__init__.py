@@ -5,15 +5,13 @@ from fastmeta.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from fastmeta.training.curve import Curve, read_curve
 from fastmeta.training.embedding import plot_embedding
 from fastmeta.training.evaluate import (
-    Interval,
     accuracy_by_step,
     adaptation_seconds,
     cross_validated_error,
     error_by_step,
-    interval,
-    student_t,
 )
 from fastmeta.training.graphed import GraphedStep, StepOutcome, rates_on_device
+from fastmeta.training.interval import Interval, interval, student_t
 from fastmeta.training.learner import MetaLearner
 from fastmeta.training.loop import Log, best_checkpoint, train
 from fastmeta.training.plot import check_picture, plot_curve

@@ -1,14 +1,10 @@
-"""How good a meta-learner is on tasks it has not seen, with intervals over the tasks."""
+"""How good a meta-learner is on tasks that it has not seen, and how fast it adapts."""
 
 from __future__ import annotations
 
-import functools
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,50 +14,6 @@ from fastmeta.episodes import TableEpisodes
 from fastmeta.functional.losses import mse_loss
 from fastmeta.tasks import TaskBatch
 from fastmeta.training.learner import MetaLearner
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over tasks and its confidence interval (95 % unless asked otherwise)."""
-
-    mean: float
-    low: float
-    high: float
-
-    def sqrt(self) -> Interval:
-        """The same for the root of the mean (RMSE from MSE); the interval is cut at 0."""
-        root = (math.sqrt(max(value, 0.0)) for value in (self.mean, self.low, self.high))
-        return Interval(*root)
-
-
-def interval(values: Tensor, confidence: float = 0.95) -> Interval:
-    """Student's interval for the mean of `values` [T], the tasks being a sample of many.
-
-    With one task the interval is infinitely wide.
-    """
-    mean = values.double().mean().item()
-    count = len(values)
-    if count == 1:
-        return Interval(mean, -math.inf, math.inf)
-    error = values.double().std().item() / math.sqrt(count)
-    half = student_t(count - 1, confidence) * error
-    return Interval(mean, mean - half, mean + half)
-
-
-@functools.cache
-def student_t(degrees: int, confidence: float = 0.95) -> float:
-    """Return t such that Student's variable lies in [-t, t] with this probability.
-
-    With t = sqrt(degrees) * tan(angle) the density becomes cos(angle)^(degrees - 1), which is
-    summed here; exact to 6 digits and more.
-    """
-    # Nearly all mass lies within a few multiples of this width.
-    widest = min(math.pi / 2, 40 / math.sqrt(degrees))
-    angle = np.linspace(0.0, widest, 200_001)
-    density = np.cos(angle) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    quantile = np.interp(confidence * mass[-1], mass, angle)
-    return math.sqrt(degrees) * math.tan(quantile)
 
 
 def error_by_step(meta: MAML, tasks: TaskBatch, steps: int) -> Tensor:
