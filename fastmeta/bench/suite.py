@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -83,38 +84,16 @@ def run(
         ValueError: an unknown workload or rival.
         Interrupted: Ctrl-C after at least one workload.
     """
-    if workloads is None:
-        on_gpu = device.type == "cuda"
-        small, usual = ((*ON_GPU, *prototypes.OPERATIONS), ON_GPU) if on_gpu else (SMALL, USUAL)
-        workloads = small if quick else [*usual, *OPERATIONS, *prototypes.OPERATIONS]
-    chosen = _chosen_points(workloads)
+    chosen = _chosen_points(_usual_points(quick, device) if workloads is None else workloads)
     chosen_rivals = _chosen_rivals([*RIVALS] if rivals is None else rivals)
-    settings = Settings(
-        seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
-        longest_step=QUICK_LONGEST_STEP_S if quick else LONGEST_STEP_S,
-        threads=torch.get_num_threads(),
-        quick=quick,
-        compiles=rivals is not None or not quick,
-        progress=progress,
-        device=device,
-    )
+    settings = _settings(quick, seconds, rivals is not None or not quick, progress, device)
     machine = describe_machine(settings.threads, device)
     points: list[Point] = []
     memory: list[dict[str, Any]] = []
     interrupted = False
-    start, longest = time.monotonic(), 0.0
     with only_cores(settings.threads), _fresh_compile_cache(), ieee_products():
         try:
-            for each in chosen:
-                begun = time.monotonic()
-                if time_limit is not None and begun + longest > start + time_limit:
-                    break
-                points.append(_measure(each, chosen_rivals, settings))
-                longest = max(longest, time.monotonic() - begun)
-            in_time = time_limit is None or time.monotonic() < start + time_limit
-            for workload in _measured_for_memory(points) if in_time else ():
-                progress(f"{workload.name}: memory of fastmeta over inner steps")
-                memory.append(memory_in_steps(workload, settings.threads, device))
+            _measure_all(chosen, chosen_rivals, settings, time_limit, points, memory)
         except KeyboardInterrupt:
             if not points:
                 raise
@@ -126,6 +105,51 @@ def run(
     if interrupted:
         raise Interrupted(results)
     return results
+
+
+def _usual_points(quick: bool, device: torch.device) -> Sequence[str]:
+    on_gpu = device.type == "cuda"
+    if quick:
+        return (*ON_GPU, *prototypes.OPERATIONS) if on_gpu else SMALL
+    return [*(ON_GPU if on_gpu else USUAL), *OPERATIONS, *prototypes.OPERATIONS]
+
+
+def _settings(
+    quick: bool, seconds: float | None, compiles: bool, progress: Progress, device: torch.device
+) -> Settings:
+    return Settings(
+        seconds=seconds or (QUICK_SECONDS if quick else SECONDS),
+        longest_step=QUICK_LONGEST_STEP_S if quick else LONGEST_STEP_S,
+        threads=torch.get_num_threads(),
+        quick=quick,
+        compiles=compiles,
+        progress=progress,
+        device=device,
+    )
+
+
+def _measure_all(
+    chosen: Iterable[Workload | Operation | Prototypes],
+    rivals: Sequence[Rival],
+    settings: Settings,
+    time_limit: float | None,
+    points: list[Point],
+    memory: list[dict[str, Any]],
+) -> None:
+    """Fill `points` and `memory` one by one: what is in them stays when Ctrl-C ends this."""
+    end = math.inf if time_limit is None else time.monotonic() + time_limit
+    longest = 0.0
+    for each in chosen:
+        begun = time.monotonic()
+        if begun + longest > end:
+            break
+        points.append(_measure(each, rivals, settings))
+        longest = max(longest, time.monotonic() - begun)
+    if time.monotonic() >= end:
+        return
+    for workload in _measured_for_memory(points):
+        settings.progress(f"{workload.name}: memory of fastmeta over inner steps")
+        memory.append(memory_in_steps(workload, settings.threads, settings.device))
 
 
 def _chosen_points(asked: Iterable[str]) -> list[Workload | Operation | Prototypes]:
