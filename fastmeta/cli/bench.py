@@ -10,7 +10,8 @@ from textwrap import fill
 from fastmeta import bench
 from fastmeta.backends.device import find_device
 from fastmeta.cli.errors import INTERRUPTED, UsageError, usage_errors
-from fastmeta.cli.setup import check_writable, set_threads
+from fastmeta.cli.files import check_writable
+from fastmeta.cli.setup import set_threads
 from fastmeta.words import nearest
 
 FASTMETA = "fastmeta"  # among the rivals: itself

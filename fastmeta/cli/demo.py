@@ -14,8 +14,9 @@ from torch import Tensor
 from fastmeta import MAML, TaskBatch
 from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import result_written, usage_errors
+from fastmeta.cli.files import check_writable
 from fastmeta.cli.progress import Progress
-from fastmeta.cli.setup import check_writable, set_threads
+from fastmeta.cli.setup import set_threads
 from fastmeta.episodes import Sinusoid
 from fastmeta.models import mlp
 from fastmeta.training import Run, check_picture, error_by_step, interval

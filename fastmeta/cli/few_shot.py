@@ -13,8 +13,8 @@ from torch import Tensor
 from fastmeta import MAML, ProtoMAML, ProtoNet
 from fastmeta.algorithms.shared_encoder import SharedEncoder
 from fastmeta.cli.errors import result_written
+from fastmeta.cli.files import check_writable
 from fastmeta.cli.learners import ANY_WAYS
-from fastmeta.cli.setup import check_writable
 from fastmeta.tasks import TaskBatch
 from fastmeta.training import (
     Interval,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta import ProtoNet
+from fastmeta.cli.config import meta_config, training_config
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.few_shot import (
     SAMPLES_AT_ONCE,
@@ -28,7 +29,7 @@ from fastmeta.cli.learners import ANY_WAYS
 from fastmeta.cli.network import image_config
 from fastmeta.cli.one_shot import WAYS, evaluate_one_shot
 from fastmeta.cli.options.algorithms import METRIC
-from fastmeta.cli.setup import Job, load_meta, meta_config, training_config
+from fastmeta.cli.setup import Job, load_meta
 from fastmeta.episodes import ImageClasses, ImageEpisodes
 from fastmeta.training import Checkpoint, MetaLearner, in_evaluation
 

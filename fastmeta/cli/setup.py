@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +12,6 @@ from fastmeta import ANIL, MAML, MetaSGD, Reptile
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.learners import ANY_WAYS, make_learner
 from fastmeta.cli.network import head_of, loss_of, make_network, sample_input
-from fastmeta.cli.options.algorithms import ALL_SETTINGS, SETTINGS
 from fastmeta.episodes import ImageEpisodes
 from fastmeta.training import Checkpoint, MetaLearner, Run, Schedule, Source, Validation
 
@@ -37,74 +33,6 @@ def set_threads(threads: int | None) -> None:
     """Let torch and the native code use this many threads; None leaves torch's choice."""
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of a result, so that what cannot be written fails at the start.
-
-    Raises:
-        OSError: `path` is a folder or a file that cannot be written over, its folder cannot be
-            made or written, or the file system takes no file there.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder {path.parent} cannot be written")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(f"{path} cannot be written over")
-    if not path.exists():
-        path.touch()
-        path.unlink()
-
-
-# ---- options to plain values --------------------------------------------------------------------
-
-
-def meta_config(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of the algorithm.
-
-    Raises:
-        ValueError: Reptile with one inner step, which is no meta-learning, or a setting that the
-            algorithm has not.
-    """
-    own = SETTINGS[options.algorithm]
-    for name in ALL_SETTINGS:
-        if name not in own and getattr(options, name, None) is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}: {options.algorithm} has no such setting")
-    if options.algorithm == "reptile" and options.inner_steps == 1:
-        raise ValueError("reptile with one inner step is joint training: give --inner-steps")
-    return {name: getattr(options, name) for name in ("algorithm", *own, "engine", "seed")}
-
-
-def training_config(options: argparse.Namespace, validation_batch: int = 0) -> dict[str, Any]:
-    """Return the settings of the outer loop.
-
-    Args:
-        options: of the command line.
-        validation_batch: validation tasks at once; 0: the source has none.
-    """
-    names = ("meta_batch", "lr", "weight_decay", "clip")
-    return {
-        **{name: getattr(options, name) for name in names},
-        "schedule": _schedule_config(options),
-        "validation": _validation_config(options, validation_batch),
-    }
-
-
-def _schedule_config(options: argparse.Namespace) -> dict[str, Any]:
-    steps = {"constant": 1, "cosine": options.steps, "halving": options.halve_every}
-    return {"kind": options.schedule, "steps": steps[options.schedule]}
-
-
-def _validation_config(options: argparse.Namespace, batch: int) -> dict[str, int] | None:
-    if not batch or not options.validate_every:
-        return None
-    return {"every": options.validate_every, "tasks": options.validation_tasks, "batch": batch}
-
-
-# ---- plain values to what runs ------------------------------------------------------------------
 
 
 def make_meta(config: Mapping[str, Any]) -> MetaLearner:

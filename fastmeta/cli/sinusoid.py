@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from fastmeta.cli.config import meta_config, training_config
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.network import mlp_config
-from fastmeta.cli.setup import Job, as_maml, load_meta, meta_config, training_config
+from fastmeta.cli.setup import Job, as_maml, load_meta
 from fastmeta.episodes import Sinusoid
 from fastmeta.training import Checkpoint, adaptation_seconds, error_by_step, interval
 from fastmeta.words import adaptation_time, counted

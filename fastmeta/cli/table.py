@@ -13,19 +13,13 @@ import torch
 from torch import Tensor
 
 from fastmeta import MAML, TaskBatch
+from fastmeta.cli.config import meta_config, training_config
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.network import mlp_config
 from fastmeta.cli.options.training import WEIGHT_DECAYS
 from fastmeta.cli.progress import Progress
-from fastmeta.cli.setup import (
-    Job,
-    as_maml,
-    load_meta,
-    make_run,
-    meta_config,
-    training_config,
-)
+from fastmeta.cli.setup import Job, as_maml, load_meta, make_run
 from fastmeta.episodes import (
     Standardisation,
     Table,

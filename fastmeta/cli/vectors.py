@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta import ProtoNet
+from fastmeta.cli.config import meta_config, training_config
 from fastmeta.cli.device import chosen_device
 from fastmeta.cli.errors import usage_errors
 from fastmeta.cli.few_shot import (
@@ -27,7 +28,7 @@ from fastmeta.cli.few_shot import (
     tasks_at_once,
 )
 from fastmeta.cli.network import vector_config
-from fastmeta.cli.setup import Job, load_meta, meta_config, training_config
+from fastmeta.cli.setup import Job, load_meta
 from fastmeta.episodes import VectorClasses, VectorEpisodes, read_vectors, split_classes
 from fastmeta.training import Checkpoint, MetaLearner, interval
 

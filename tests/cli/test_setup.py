@@ -1,9 +1,10 @@
 import torch
 
 import fastmeta as fm
+from fastmeta.cli.config import meta_config, training_config
 from fastmeta.cli.network import mlp_config
 from fastmeta.cli.options import build_parser
-from fastmeta.cli.setup import Job, make_meta, make_run, meta_config, training_config
+from fastmeta.cli.setup import Job, make_meta, make_run
 from fastmeta.training import Schedule
 
 
