@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from fastmeta.words import after_steps, counted
 
 TASKS, SHOTS, INNER_STEPS, INNER_LR = 25, 10, 5, 0.01
 SHOWN_STEPS = (0, 1, 5)
+LINES = {0: (":", "#9aa0a6"), 1: ("--", "#f2a03d"), 5: ("-", "#d1335b")}
 # The demo shall end within a minute on any machine.
 LEARNING_SECONDS = 25.0
 TIMED_SECONDS = 3.0
@@ -98,41 +100,35 @@ def _plot(meta: MAML, seed: int, path: Path) -> None:
     support = (tasks.support_x, tasks.support_y)
     with torch.no_grad():
         curves = {k: meta.adapt(*support, inner_steps=k)(x).cpu() for k in SHOWN_STEPS}
-    x, y, support = x.cpu(), y.cpu(), (support[0].cpu(), support[1].cpu())
-    colours = {0: "#9aa0a6", 1: "#f2a03d", 5: "#d1335b"}
-    styles = {0: ":", 1: "--", 5: "-"}
+    waves = zip(x.cpu(), y.cpu(), support[0].cpu(), support[1].cpu(), strict=True)
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3, sharey=True)
-    for task, panel in enumerate(panels):
-        panel.plot(x[task], y[task], color="#1f5fa8", linewidth=5, alpha=0.35, label="sine wave")
-        for step, curve in curves.items():
-            panel.plot(
-                x[task],
-                curve[task],
-                styles[step],
-                color=colours[step],
-                linewidth=2,
-                label=f"prediction {after_steps(step)}",
-            )
-        panel.plot(
-            support[0][task],
-            support[1][task],
-            "o",
-            color="#12355b",
-            markersize=6,
-            zorder=5,
-            label=f"{SHOTS} support points",
-        )
-        panel.set_xlabel("x")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
+    for task, (panel, wave) in enumerate(zip(panels, waves, strict=True)):
+        _draw_wave(panel, *wave, {k: curve[task] for k, curve in curves.items()})
     panels[0].set_ylabel("y")
     figure.suptitle("Three new sine waves: what a few gradient steps make of one network")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _draw_wave(
+    panel: Any, x: Tensor, y: Tensor, support_x: Tensor, support_y: Tensor,
+    curves: Mapping[int, Tensor],
+) -> None:  # fmt: skip
+    """A wave, its support points, and the predictions for `x` after each number of steps."""
+    panel.plot(x, y, color="#1f5fa8", linewidth=5, alpha=0.35, label="sine wave")
+    for step, curve in curves.items():
+        line, colour = LINES[step]
+        label = f"prediction {after_steps(step)}"
+        panel.plot(x, curve, line, color=colour, linewidth=2, label=label)
+    points = f"{SHOTS} support points"
+    panel.plot(support_x, support_y, "o", color="#12355b", markersize=6, zorder=5, label=points)
+    panel.set_xlabel("x")
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 # ---- the speed ----------------------------------------------------------------------------------

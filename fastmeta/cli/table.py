@@ -85,8 +85,18 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
         options: of the command line.
         saved: config of the checkpoint to be resumed: what it chose is not chosen anew.
     """
-    columns = {name: getattr(options, name) for name in COLUMNS}
-    table = read_table(options.file, **columns)
+    data = _data(options, saved)
+    config = _config(options, data)
+    training = config["training"]
+    if training["weight_decay"] is None:
+        training["weight_decay"] = _choose_decay(data, config, options.steps, saved)
+    source = data.episodes(data.train, options.seed)
+    return Job(source, config, notes={"file": str(Path(options.file).resolve())})
+
+
+def _data(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> TableData:
+    """Read the table, split its tasks, choose the norm of support rows, and print all that."""
+    table = read_table(options.file, **_columns(vars(options)))
     tasks = tasks_with_rows(table, options.shots + 1) if options.skip_small_tasks else table.tasks
     check_rows(table, tasks, options.shots)
     train, held_out = split_tasks(tasks, held_out=options.held_out, seed=options.split_seed)
@@ -97,31 +107,38 @@ def prepare(options: argparse.Namespace, saved: Mapping[str, Any] | None) -> Job
     norm = norm or choose_support_norm(table, train, scale, shots=options.shots, seed=options.seed)
     how = "" if options.support_norm else " (best on the tasks to learn from)"
     print(f"support   {counted(options.shots, 'row')} a task, centred in norm {norm:g}{how}")
+    return TableData(table, train, held_out, scale, options.shots, norm)
 
-    data = TableData(table, train, held_out, scale, options.shots, norm)
+
+def _columns(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in COLUMNS}
+
+
+def _config(options: argparse.Namespace, data: TableData) -> dict[str, Any]:
     training = training_config(options)
-    training["meta_batch"] = options.meta_batch or len(train)
-    config = {
+    training["meta_batch"] = options.meta_batch or len(data.train)
+    return {
         "source": {
             "kind": "table",
-            **columns,
-            "shots": options.shots,
-            "support_norm": norm,
-            "train": train,
-            "held_out": held_out,
-            "fingerprint": table.fingerprint(),
+            **_columns(vars(options)),
+            "shots": data.shots,
+            "support_norm": data.support_norm,
+            "train": data.train,
+            "held_out": data.held_out,
+            "fingerprint": data.table.fingerprint(),
         },
-        "model": mlp_config(options, inputs=len(scale.feature_names)),
+        "model": mlp_config(options, inputs=len(data.scale.feature_names)),
         "meta": meta_config(options),
         "training": training,
     }
-    if training["weight_decay"] is None:
-        training["weight_decay"] = (
-            saved["training"]["weight_decay"] if saved else _best_decay(data, config, options.steps)
-        )
-        print(f"decay     {training['weight_decay']:g} (best in cross-validation over these tasks)")
-    source = data.episodes(train, options.seed)
-    return Job(source, config, notes={"file": str(Path(options.file).resolve())})
+
+
+def _choose_decay(
+    data: TableData, config: Mapping[str, Any], steps: int, saved: Mapping[str, Any] | None
+) -> float:
+    decay = saved["training"]["weight_decay"] if saved else _best_decay(data, config, steps)
+    print(f"decay     {decay:g} (best in cross-validation over these tasks)")
+    return decay
 
 
 def _best_decay(
@@ -221,8 +238,7 @@ def evaluate(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
 
 def _data_of(checkpoint: Checkpoint, moved_to: str | None) -> TableData:
     told = checkpoint.config["source"]
-    columns = {name: told[name] for name in COLUMNS}
-    table = read_table(moved_to or checkpoint.notes["file"], **columns)
+    table = read_table(moved_to or checkpoint.notes["file"], **_columns(told))
     if table.fingerprint() != told["fingerprint"]:
         raise ValueError(f"{table.path} does not hold the rows that this checkpoint was trained on")
     train = tuple(told["train"])
