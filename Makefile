@@ -36,7 +36,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/mypy fastmeta
 
 sanitize: $(INSTALLED)  ## the native tests under ASan + UBSan and under TSan
-	$(BIN)/python tools/build_native.py sanitize
+	$(BIN)/python tools/sanitize.py
 
 bench: install $(BENCH_INSTALLED)  ## the benchmarks with their rivals
 	$(BIN)/fastmeta bench $(BENCH_ARGS)

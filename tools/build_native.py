@@ -1,7 +1,6 @@
-"""Compiles csrc/ with ninja: fastmeta._native, fastmeta._cuda, and the tests under sanitizers.
+"""Compiles csrc/ with ninja: fastmeta._native and fastmeta._cuda.
 
-    python tools/build_native.py            # fastmeta/_native*.so and _cuda*.so in this checkout
-    python tools/build_native.py sanitize   # tests/csrc under ASan + UBSan, then TSan, and run
+    python tools/build_native.py    # fastmeta/_native*.so and _cuda*.so in this checkout
 
 Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. Those files of csrc/cpu/ that KERNELS
 names are compiled once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them
@@ -32,9 +31,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +48,6 @@ CUDA_ARCHS = ("80", "90", "100")
 CUDA_FLAGS = ("-O3 -std=c++17 -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden").split()
 # A private copy of the CUDA runtime, hidden from PyTorch's.
 CUDA_LINK_FLAGS = "-shared -cudart static -Xlinker --exclude-libs -Xlinker ALL".split()
-CPUINFO = Path("/proc/cpuinfo")
-SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 
 class BuildError(Exception):
@@ -425,78 +420,12 @@ def replace(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
-# ---- sanitizers ---------------------------------------------------------------------------------
-
-
-def sanitize() -> None:
-    """Build every tests/csrc/test_*.cpp with csrc under each sanitizer, and run them."""
-    tests = sorted((ROOT / "tests/csrc").glob("test_*.cpp"))
-    if not tests:
-        raise BuildError("no tests/csrc/test_*.cpp")
-    compiler = find_compiler()
-    for name in SANITIZERS:
-        programs = build_sanitized(name, tests, compiler)
-        with ThreadPoolExecutor(max_workers=2) as pool:  # most are one thread most of the time
-            for output in pool.map(partial(run_sanitized, name), programs):
-                print(output, end="", flush=True)
-
-
-def build_sanitized(name: str, tests: Sequence[Path], compiler: Sequence[str]) -> list[Path]:
-    """Build one program per test under the sanitizer `name`; return the programs."""
-    isas = run_here(supported_isas(compiler))
-    if name == "thread":
-        isas = isas[:1]  # races are the same at every width
-        tests = [test for test in tests if not test.stem.startswith("test_math")]  # no threads
-    sanitizer = [f"-fsanitize={SANITIZERS[name]}", "-fno-sanitize-recover=all"]
-    flags = ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizer, *common_flags(isas)]
-    flags.append("-DFASTMETA_WIDE_FLOATS_ALONE")  # doubles are the same text with fewer lanes
-    # -rdynamic: a test may bring its own GOMP_parallel, which dispatch.cpp looks up by name.
-    link_flags = [*sanitizer, "-rdynamic", *SYSTEM_LIBRARIES]
-    ninja = NinjaBuild(ROOT / f"build/sanitize-{name}", compiler, flags, link_flags)
-    library = add_library(ninja, isas, wide_doubles=False)
-    programs = [
-        ninja.link([ninja.compile(test, f"{test.stem}.o"), *library], test.stem) for test in tests
-    ]
-    ninja.run()
-    return programs
-
-
-def run_here(isas: Sequence[Isa]) -> list[Isa]:
-    """Return the weakest and the widest of the instruction sets that this processor runs.
-
-    The others are the same text with another width, and each takes minutes under a sanitizer.
-    """
-    flags = set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
-    runs = [isa for isa in isas if flags.issuperset(isa.needs)]
-    return runs[:1] + runs[1:][-1:]
-
-
-def run_sanitized(name: str, program: Path) -> str:
-    """Run one test program; return what it wrote, or raise BuildError with that if it fails."""
-    heading = f"{name} sanitizer: {program.name}"
-    if program.name.endswith("_avx512") and "avx512bw" not in CPUINFO.read_text():
-        return f"{heading} left out: no AVX-512 here\n"
-    # ThreadSanitizer of older compilers stops at start on kernels that randomise addresses widely.
-    fixed_addresses = ["setarch", "-R"] if name == "thread" and shutil.which("setarch") else []
-    command = [*fixed_addresses, str(program)]
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    output = f"{heading}\n{result.stdout}"
-    if result.returncode:
-        raise BuildError(f"{output}\n{program.name} failed (exit {result.returncode})")
-    return output
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command line described at the top of this file."""
+    if arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
     try:
-        if list(arguments) == ["sanitize"]:
-            sanitize()
-            return 0
-        if arguments:
-            print(__doc__, file=sys.stderr)
-            return 2
         # In a checkout, only a missing toolchain is no reason to stop: broken sources are.
         info = build(ROOT / "fastmeta", tolerate=ToolchainError)
     except BuildError as error:
