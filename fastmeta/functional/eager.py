@@ -78,8 +78,8 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """As PyTorch's, for all arguments of `forward` by position, without what takes longer than
-        most kernels: it makes a signature to bind them to, and a node where nobody differentiates.
+        """`apply` without binding a signature, and without a graph node where nothing
+        differentiates: both cost more than most kernels.
         """
         if _transforms_are_active():
             return super().apply(*args)

@@ -72,7 +72,7 @@ def native_for(
 ) -> ModuleType | None:
     """The kernels that do it, if any: of plain tensors, and without a gradient for the weights.
 
-    features: whether these are what `in_sums` made of features.
+    features: tensors may be half precision, which the kernels convert on loading.
     """
     if not nobody_transforms() or (weight is not None and weight.requires_grad):
         return None
@@ -80,7 +80,7 @@ def native_for(
 
 
 def in_sums(*features: Tensor) -> tuple[Tensor, ...]:
-    """In the precision of sums, unless the kernels convert them as they load them."""
+    """float32 for half precision, unless the kernels take it as it is."""
     if not any(map(is_half, features)):
         return features
     loaded = nobody_transforms() and kernels_for(*features, features=True) is not None

@@ -76,7 +76,7 @@ class NotForManyTasks(RuntimeError):
 
 @contextmanager
 def explaining_vmap(name: str) -> Iterator[None]:
-    """PyTorch's errors under vmap, of what runs for one task, say so of what is called `name`."""
+    """Re-raise errors of vmap as errors of `name`, with the way out."""
     try:
         yield
     except RuntimeError as error:
