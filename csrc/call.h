@@ -12,15 +12,12 @@
 #include <utility>
 #include <vector>
 
+#include "loss_binding.h"
 #include "network/spec.h"
 
 namespace fastmeta {
 
 namespace py = pybind11;
-
-inline void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
 
 // What keeps the kernels of a stage inside their tensors.
 inline void check_geometry(const Stage& s) {
@@ -45,11 +42,11 @@ inline void check_geometry(const Stage& s) {
 
 class Chain {
  public:
-  // nodes: (kind, activation, a, b, in, out, weight, bias)
+  // nodes: (kind, activation, a, b, in, out, weight, bias); loss: a name, or a program
   Chain(const std::vector<std::tuple<std::string, std::string, double, double, i64, i64, int, int>>&
             nodes,
-        const std::string& loss, int n_parameters)
-      : loss_(loss_kind(loss)), n_parameters_(n_parameters) {
+        const Loss& loss, int n_parameters)
+      : loss_(loss), n_parameters_(n_parameters) {
     require(!nodes.empty() && nodes.size() <= 256, "a chain has 1 to 256 nodes");
     for (const auto& [kind, activation, a, b, in, out, weight, bias] : nodes) {
       Node node{};
@@ -64,11 +61,12 @@ class Chain {
       require(bias < n_parameters, "bias index out of range");
       nodes_.push_back(node);
     }
+    loss_.check_predictions(nodes_.back().out);
   }
 
   // A network of stages, each a dict of the fields of Stage.
-  Chain(const std::vector<py::dict>& stages, const std::string& loss, int n_parameters)
-      : loss_(loss_kind(loss)), n_parameters_(n_parameters) {
+  Chain(const std::vector<py::dict>& stages, const Loss& loss, int n_parameters)
+      : loss_(loss), n_parameters_(n_parameters) {
     require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
     for (const py::dict& fields : stages) {
       const Stage s = stage(fields);
@@ -79,21 +77,16 @@ class Chain {
     check_readers();
     require(stages_.back().out_h == 1 && stages_.back().out_w == 1,
             "the last stage must leave one pixel");
+    loss_.check_predictions(stages_.back().c);
   }
 
   Network network() const {
     return {nodes_.data(), int(nodes_.size()), stages_.data(), int(stages_.size()), n_parameters_,
-            loss_};
+            loss_.kind(), loss_.program()};
   }
   int n_parameters() const { return n_parameters_; }
 
  private:
-  static LossKind loss_kind(const std::string& name) {
-    if (name == "mse") return LossKind::MeanSquaredError;
-    if (name == "cross_entropy") return LossKind::CrossEntropy;
-    if (name == "bce") return LossKind::BinaryCrossEntropy;
-    throw std::invalid_argument("unknown loss: " + name);
-  }
   static ActivationKind activation_kind(const std::string& name) {
     static const std::pair<const char*, ActivationKind> known[] = {
         {"relu", ActivationKind::ReLU},     {"leaky_relu", ActivationKind::LeakyReLU},
@@ -192,7 +185,7 @@ class Chain {
 
   std::vector<Stage> stages_;
   std::vector<Node> nodes_;
-  LossKind loss_;
+  Loss loss_;
   int n_parameters_;
 };
 
@@ -312,11 +305,12 @@ R* const* data_or_null(const std::vector<R*>& v) {
 
 // Each module has classes of its own: both may be loaded.
 inline void bind_chain(py::module_& m) {
+  bind_loss(m);
   py::class_<Chain>(m, "Chain", py::module_local())
       .def(py::init<const std::vector<std::tuple<std::string, std::string, double, double, i64, i64,
                                                  int, int>>&,
-                    const std::string&, int>())
-      .def(py::init<const std::vector<py::dict>&, const std::string&, int>());
+                    const Loss&, int>())
+      .def(py::init<const std::vector<py::dict>&, const Loss&, int>());
 }
 
 template <class R>

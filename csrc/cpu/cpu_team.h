@@ -31,6 +31,7 @@ struct CpuTeam {
   static constexpr bool steps_by_one_rate = false;  // where it cannot read the rate itself
   static constexpr bool has_dual_form = false;      // of the first layer
   static constexpr bool has_lanes_along_inputs = false;  // of layers with few outputs
+  static constexpr bool runs_programs = true;     // of losses
 
   static FASTMETA_INLINE const R* ones() { return all_ones<R>.v; }
   static FASTMETA_INLINE void barrier() {}

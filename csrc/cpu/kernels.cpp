@@ -12,6 +12,7 @@
 #include "team.h"
 //
 #include "simd_math.h"
+#include "program_loss.h"
 //
 #include "../network/passes.h"
 //

@@ -12,6 +12,7 @@
 //
 #include "correlation.h"
 #include "simd_math.h"
+#include "program_loss.h"
 //
 #include "../network/stage_passes.h"
 //

@@ -2,8 +2,13 @@
 #pragma once
 
 #include "loss.h"
+#include "loss_room.h"
 
 namespace fastmeta::FASTMETA_ISA {
+
+// A user's loss, where a team can run one: cpu/program_loss.h.
+template <class Team>
+class ProgramLoss;
 
 template <class Team>
 class Head {
@@ -12,15 +17,18 @@ class Head {
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
 
-  // Scratch for the most samples that will come: targets and curvature are [rows][outputs] in team
-  // layout, the coefficients a vector a row.
+  // Scratch for the most samples that will come: targets are [rows][targets] and curvature is
+  // [rows][outputs] in team layout, the coefficients a vector a row.
   struct Scratch {
-    R *y, *coefficient, *curvature;
+    R *y, *coefficient, *curvature, *program;
   };
 
-  FASTMETA_CODE Head(LossKind kind, i64 outputs, Scratch scratch)
-      : kind_(kind), outputs_(outputs), ld_(Team::stride(outputs)),
-        vectors_(Team::vectors(outputs)), scratch_(scratch) {}
+  template <class Network>
+  FASTMETA_CODE Head(const Network& network, i64 outputs, Scratch scratch)
+      : kind_(network.loss), outputs_(outputs), targets_(targets_of<Team>(network, outputs)),
+        ld_(Team::stride(outputs)), vectors_(Team::vectors(outputs)), scratch_(scratch) {
+    if constexpr (Team::runs_programs) program_ = &network.program;
+  }
 
   FASTMETA_CODE void take(const Samples<R>& samples, Slice slice) {
     take(samples, slice, 0, samples.n);
@@ -31,10 +39,10 @@ class Head {
     total_ = samples.n;
     begin_ = begin;
     rows_ = rows;
-    target_row_ = samples.labels ? W : ld_;
+    target_row_ = samples.labels ? W : Team::stride(targets_);
     if (samples.y)
-      Team::gather(scratch_.y, samples.y + begin * outputs_, total_ * outputs_, outputs_, 1, rows_,
-                   outputs_, slice);
+      Team::gather(scratch_.y, samples.y + begin * targets_, total_ * targets_, targets_, 1, rows_,
+                   targets_, slice);
     take_coefficients(samples.weight, slice);
     if (samples.labels) take_labels(samples.labels, slice);
   }
@@ -47,6 +55,8 @@ class Head {
 
   // Of the samples taken; scratch: a vector a row.
   FASTMETA_CODE V loss(const R* predictions, R* scratch = nullptr) const {
+    if constexpr (Team::runs_programs)
+      if (kind_ == LossKind::Program) return program(predictions).value();
     return with_loss<Team>(kind_, [&](auto kind) {
       return Team::sum_rows(rows_, scratch, [&](i64 s) {
         const auto row = this->row(predictions, s);
@@ -56,6 +66,8 @@ class Head {
   }
 
   FASTMETA_CODE void gradient(const R* predictions, R* g) {
+    if constexpr (Team::runs_programs)
+      if (kind_ == LossKind::Program) return program(predictions).gradient(g);
     with_loss<Team>(kind_, [&](auto kind) {
       Team::each_row(rows_, [&](i64 s) {
         kind.gradient(row(predictions, s), vectors_, g + s * ld_, scratch_.curvature + s * ld_);
@@ -65,6 +77,8 @@ class Head {
 
   // Needs gradient() before. ry is the derivative of the predictions.
   FASTMETA_CODE void r_gradient(const R* predictions, const R* ry, R* rg) const {
+    if constexpr (Team::runs_programs)
+      if (kind_ == LossKind::Program) return program(predictions).r_gradient(ry, rg);
     with_loss<Team>(kind_, [&](auto kind) {
       Team::each_row(rows_, [&](i64 s) {
         kind.r_gradient(row(predictions, s), vectors_, ry + s * ld_,
@@ -86,6 +100,12 @@ class Head {
   FASTMETA_CODE Row<Team> row(const R* predictions, i64 s) const {
     return {predictions + s * ld_, scratch_.y + s * target_row_,
             load(scratch_.coefficient + s * W), outputs_};
+  }
+
+  ProgramLoss<Team> program(const R* predictions) const {
+    const R factor = program_->adds ? R(total_) : R(1);
+    return {*program_, scratch_.program,
+            {predictions, scratch_.y, scratch_.coefficient, rows_, outputs_, targets_, factor}};
   }
 
   // A label that no output stands for, which only a change behind PyTorch's back can bring here, makes
@@ -125,7 +145,8 @@ class Head {
   }
 
   LossKind kind_;
-  i64 outputs_, ld_, vectors_;
+  const LossProgram* program_ = nullptr;
+  i64 outputs_, targets_, ld_, vectors_;
   Scratch scratch_;
   i64 total_ = 0, begin_ = 0, rows_ = 0, target_row_ = 0;
 };

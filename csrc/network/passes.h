@@ -20,8 +20,8 @@ class Passes {
 
   FASTMETA_CODE Passes(const Plan<Team>& plan, R* scratch, const Crew&)
       : plan_(plan), scratch_(scratch),
-        head_(plan.loop.network.loss, plan.outputs(),
-              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}),
+        head_(plan.loop.network, plan.outputs(),
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at), at(plan.program_at)}),
         dual_(plan, scratch) {
     put_values(nullptr);
     top();

@@ -1,6 +1,7 @@
 // Where everything lies: parameters in team layout, and the scratch of one team.
 #pragma once
 
+#include "loss_room.h"
 #include "parameters.h"
 
 namespace fastmeta::FASTMETA_ISA {
@@ -82,7 +83,7 @@ struct Plan : Parameters<Team_> {
   // A product reads a task's own rows where they lie; every other reader wants team layout.
   i64 part;  // rows taken at once, at most
   bool copies_input;
-  i64 x_at, y_at, coefficient_at;
+  i64 x_at, y_at, coefficient_at, program_at;
   // Values of one set of samples, what forward computes: [values_row][rows], by node.
   i64 value_at[Team::max_nodes], s1_at[Team::max_nodes], s2_at[Team::max_nodes];  // in values_row
   i64 values_row = 0;
@@ -256,7 +257,8 @@ struct Plan : Parameters<Team_> {
     copies_input = Team::splits || Team::tasks > 1 || !linear(0) || misaligned(loop.support) ||
                    misaligned(loop.query);
     x_at = copies_input ? matrix(laid_in(0)) : 0;
-    y_at = matrix(outputs());
+    y_at = matrix(larger(outputs(), targets_of<Team>(loop.network, outputs())));
+    program_at = take(loss_scratch<Team>(loop.network));
     coefficient_at = take(rows * Team::W);
     values_at = take(rows * values_row);
     for (int l = 0; l < n_nodes; ++l) {

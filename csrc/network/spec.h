@@ -13,7 +13,7 @@ enum class ActivationKind {
   ReLU, LeakyReLU, Tanh, Sigmoid, Sine, GELU, GELUTanh, Softplus, SiLU, ELU, Clamp, Mish
 };
 constexpr int activation_kinds = int(ActivationKind::Mish) + 1;
-enum class LossKind { MeanSquaredError, CrossEntropy, BinaryCrossEntropy };
+enum class LossKind { MeanSquaredError, CrossEntropy, BinaryCrossEntropy, Program };
 
 // One step of a chain. A Linear owns up to two parameter tensors: weight [O, I] and bias [O].
 struct Node {
@@ -56,6 +56,39 @@ struct Stage {
   i64 out_h, out_w;
 };
 
+// What an instruction of a loss makes of earlier rows a, b and c, number by number unless it says more. A
+// row of one number stands for as many as are needed.
+enum class LossOp {
+  Constant,                                          // x
+  Add, Subtract, Multiply, Divide, Larger, Smaller,  // a and b
+  Negative, Absolute, Sign, Exp, Log, Log1p, Sqrt, Sine, Cosine, Tanh, Sigmoid, Softplus,  // a
+  Clamp,                                             // a between x and y
+  Greater, GreaterEqual, Equal,                      // a and b: 1 or 0
+  Select,                                            // b where a is not 0, else c
+  Stop,                                              // a, without a derivative
+  Slice,                                             // `width` numbers of a from the x-th on
+  Sum, LogSumExp,                                    // of a: one number
+  Choose,                                            // of a, the number that b, a label, names
+};
+constexpr int loss_ops = int(LossOp::Choose) + 1;
+
+// `at` is where its row begins, in numbers behind the predictions.
+struct LossStep {
+  LossOp op;
+  int a, b, c;  // rows: 0 the predictions, 1 the targets or the label, then one a step
+  double x, y;
+  i64 width, at;
+  bool varies;  // with the predictions
+};
+
+// A user's loss of one sample: the only number of the last row.
+struct LossProgram {
+  const LossStep* rows;  // the first two are no steps
+  int n_rows;
+  i64 size;   // numbers in all rows
+  bool adds;  // up the samples' losses, instead of taking their mean
+};
+
 // Either a chain of nodes or, with n_stages > 0, stages, each of which but the last has a reader.
 struct Network {
   const Node* nodes;
@@ -64,6 +97,7 @@ struct Network {
   int n_stages;
   int n_parameters;
   LossKind loss;
+  LossProgram program;  // where that is the loss
 };
 
 // A tensor in PyTorch's layout. task_stride 0: shared by all tasks.

@@ -28,8 +28,8 @@ class StagePasses : StageNorms<Team> {
 
   StagePasses(const Plan& plan, R* scratch, const Crew& crew)
       : Base(plan, scratch, crew), last_(plan.n_stages - 1),
-        head_(plan.loop.network.loss, plan.outputs(),
-              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at)}) {}
+        head_(plan.loop.network, plan.outputs(),
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at), at(plan.program_at)}) {}
 
   void take(const Samples<R>& samples, Slice slice) {
     n_ = samples.n;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.h"
+#include "loss_room.h"
 #include "parameters.h"
 #include "stage_product.h"
 
@@ -32,7 +33,7 @@ struct StagePlan : Parameters<Team_> {
   i64 g_at[2], rg_at[2], branch_g_at[max_stages + 1], branch_rg_at[max_stages + 1];
   i64 sums_at, gconstants_at, ones_at, zeros_at;
   i64 total_at[2], runs_at, run_size = 0, flipped_at[2];
-  i64 output_at, r_output_at, y_at, coefficient_at, curvature_at;
+  i64 output_at, r_output_at, y_at, program_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
 
@@ -186,7 +187,8 @@ struct StagePlan : Parameters<Team_> {
     const i64 out = n * Team::stride(outputs());
     output_at = take(out);
     r_output_at = take(out);
-    y_at = take(out);
+    y_at = take(n * Team::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
+    program_at = take(loss_scratch<Team>(loop.network));
     curvature_at = take(out);
     coefficient_at = take(n * Team::W);
     lambda_at = take(theta_size);

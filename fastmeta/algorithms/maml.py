@@ -26,10 +26,15 @@ from fastmeta.backends import requested_backend
 from fastmeta.counts import whole_number
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.functional.loss_programs import values_read
 from fastmeta.functional.losses import Loss, named
 from fastmeta.functional.precision import PRECISIONS
-from fastmeta.functional.written_losses import written_out
-from fastmeta.inner_loop.checks import check_dropout, check_labels, check_model
+from fastmeta.inner_loop.checks import (
+    check_dropout,
+    check_labels,
+    check_model,
+    loss_as_explained,
+)
 from fastmeta.inner_loop.choose import Choice, check_engine, choose
 from fastmeta.inner_loop.loop import (
     InnerLoop,
@@ -223,7 +228,8 @@ class MAML(Learner):
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
         if self._may_rename_loss():
-            loop = replace(loop, loss=written_out(loop.loss) or loop.loss)
+            outputs = max([1, *[p.shape[0] for p in [*parameters.values()][-1:] if p.dim()]])
+            loop = replace(loop, loss=loss_as_explained(loop.loss, outputs))
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
@@ -301,8 +307,9 @@ class MAML(Learner):
 
     def _settings(self, steps: int) -> Hashable:
         """What a plan depends on beside the module and the tensors."""
+        loss = named(self.loss)
         return (
-            steps, self.order, named(self.loss), getattr(self.loss, "__code__", None),
+            steps, self.order, loss, None if isinstance(loss, str) else values_read(loss),
             self.adapt_parameters, self.engine, self.randomness, self.precision,
             requested_backend(), autocast(),
         )  # fmt: skip

@@ -46,7 +46,7 @@ def check_parameter(name: str, parameter: Tensor, shape: Sequence[int], x: Tenso
 
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """A whole number, or two of them for height and width, each at least `least`."""
-    both = (value, value) if isinstance(value, int | SymInt) else value
+    both = (value, value) if isinstance(value, (int, SymInt)) else value
     values = tuple(map(_plain, both))
     if len(values) != 2 or any(type(v) is not int or v < least for v in values):
         raise ValueError(

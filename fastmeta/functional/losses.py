@@ -241,7 +241,8 @@ def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
 def _check_range(labels: Tensor, classes: int) -> None:
     if labels.numel() == 0:
         return
-    low, high = torch.stack(labels.aminmax()).tolist()  # a GPU is waited for once
+    both = torch.stack(labels.aminmax())  # a GPU is waited for once
+    low, high = values_of(both).tolist()
     if low < 0 or high >= classes:
         raise ValueError(f"labels outside [0, {classes}): {labels.unique().tolist()}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -11,19 +12,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import GLOBAL_BACKWARD_HOOKS, module_lock
+from fastmeta.functional.loss_programs import Unreadable, read_loss, takes_labels
 from fastmeta.functional.losses import Loss, takes_weight
-from fastmeta.functional.written_losses import written_out
 from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
-from fastmeta.inner_loop.probe import as_one_task, probe, support_loss, takes
+from fastmeta.inner_loop.probe import (
+    as_one_task,
+    hidden_from_saved_tensor_hooks,
+    probe,
+    support_loss,
+    takes,
+)
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["backward_hooks", "check_dropout", "check_labels", "check_model"]
+__all__ = [
+    "backward_hooks", "check_dropout", "check_labels", "check_model", "loss_as_explained",
+]  # fmt: skip
 
 
 class Checked(NamedTuple):
     outputs: int  # a sample: n_way for a classifier
-    loss: Loss  # by its name, where a function writes out one that has a name
+    loss: Loss  # by its name or as a program, where a function is one that can be read
 
 
 def check_model(
@@ -45,22 +54,43 @@ def check_model(
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
     _check_loss(loop, predictions, tasks)
-    return Checked(predictions.shape[-1], _by_name(loop.loss, predictions, tasks.support_y))
+    return Checked(predictions.shape[-1], _as_read(loop.loss, predictions, tasks))
 
 
-def _by_name(loss: Loss, predictions: Tensor, targets: Tensor) -> Loss:
-    """The name of what a function writes out, if with such targets it means the same."""
-    name = written_out(loss)
-    if name == "cross_entropy":
-        fits = targets.dtype is torch.int64 and targets.dim() == predictions.dim() == 2
-    else:
-        fits = targets.is_floating_point() and targets.shape[2:] == predictions.shape[1:]
-    return name if name is not None and fits else loss
+def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> Loss:
+    """A function as what it can be read as, if with such targets it means the same."""
+    if isinstance(loss, str) or tasks.support_weight is not None or tasks.query_weight is not None:
+        return loss
+    try:
+        with hidden_from_saved_tensor_hooks():
+            read = read_loss(loss, predictions, tasks.support_y[0])
+    except Unreadable:
+        return loss
+    return read if not takes_labels(read) or _in_range(tasks, predictions) else loss
+
+
+def loss_as_explained(loss: Loss, outputs: int) -> Loss:
+    """As `_as_read` would have it for the targets that are most likely, where none are there."""
+    if isinstance(loss, str):
+        return loss
+    predictions = torch.empty(2, outputs)
+    for targets in (torch.empty(2, outputs), torch.zeros(2, dtype=torch.int64)):
+        with suppress(Unreadable):
+            return read_loss(loss, predictions, targets)
+    return loss
+
+
+def _in_range(tasks: TaskBatch, predictions: Tensor) -> bool:
+    try:
+        tasks.check_labels(predictions.shape[-1])
+    except ValueError:  # for the loss as it came to treat
+        return False
+    return True
 
 
 def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
     """ValueError for a label outside [0, n_way) where the loss takes labels."""
-    if loop.loss == "cross_entropy":
+    if takes_labels(loop.loss):
         tasks.check_labels(n_way)
 
 

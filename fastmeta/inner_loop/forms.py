@@ -13,6 +13,7 @@ from torch import Tensor
 from fastmeta.backends import cpu, cuda
 from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
+from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.calls import misread
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates
@@ -80,6 +81,7 @@ class Program(NamedTuple):
     inputs: int
     fewest: int
     outputs: int
+    targets: int  # of a sample
     takes_labels: bool
     dtype: torch.dtype
     device: torch.device
@@ -134,7 +136,7 @@ def _new_program(
     adapts = tuple(name in loop.adapted for name in network.names)
     return Program(
         kernels=kernels,
-        chain=kernels.chain(layers, loop.loss, len(network.names)),
+        chain=kernels.chain(layers, _native_loss(loop.loss), len(network.names)),
         steps=loop.steps,
         order=loop.order,
         names=network.names,
@@ -145,13 +147,22 @@ def _new_program(
         inputs=inputs,
         fewest=fewest,
         outputs=network.outputs,
-        takes_labels=loop.loss == "cross_entropy",
+        targets=loop.loss.targets if isinstance(loop.loss, LossProgram) else network.outputs,
+        takes_labels=takes_labels(loop.loss),
         dtype=dtype,
         device=device,
         forms={},
         rates={},
         habit=Habit(),
     )
+
+
+def _native_loss(loss: Any) -> Any:
+    """A name, or a program as the CPU kernels take it."""
+    if not isinstance(loss, LossProgram):
+        return loss
+    assert cpu.native is not None
+    return cpu.native.Loss(loss.predictions, loss.targets, loss.adds, loss.steps)
 
 
 def _as_native(network: Chain | Stages, sample: torch.Size) -> tuple[list[Any], int, int]:
@@ -234,7 +245,7 @@ def _check_samples(program: Program, kind: str, samples: Samples, tasks: int) ->
     if y.dtype is torch.int64:
         fits = y.shape == rows and program.takes_labels
     else:
-        fits = y.dtype is dtype and y.shape == (*rows, program.outputs)
+        fits = y.dtype is dtype and y.shape[:2] == rows and y[0, 0].numel() == program.targets
     elsewhere = y.device != program.device
     if not fits or elsewhere or (y.dtype is not torch.int64 and program.takes_labels):
         raise TypeError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.looks import are_fresh_leaves
 from fastmeta.functional.eager import apply_to_plain
+from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.forms import BACKENDS, KERNELS, native_network, prepare
 from fastmeta.inner_loop.loop import InnerLoop, Rates
@@ -39,8 +40,8 @@ def can_run(
     unavailable = _unavailable(parameters)
     if unavailable is not None:
         return unavailable
-    if not isinstance(loop.loss, str):
-        return "the loss is a function, and the native kernels have mse, cross_entropy and bce"
+    if not isinstance(loop.loss, (str, LossProgram)):
+        return _UNREAD_LOSS
     if loop.randomness is not None:
         return "the native kernels draw no random numbers"
     if tasks is None:
@@ -53,6 +54,12 @@ def can_run(
         or _unfit_tasks(loop, tasks)
         or _unfit_network(loop, network, tasks.support_x)
     )
+
+
+_UNREAD_LOSS = (
+    "the loss is a function, and not one that the native kernels can read: a mean or a sum over "
+    "samples of what arithmetic and PyTorch's losses make of a sample's predictions and targets"
+)
 
 
 def adapt(
@@ -180,7 +187,7 @@ def _unfit_tasks(loop: InnerLoop, tasks: Any) -> str | None:
     x, y = tasks.support_x, tasks.support_y
     if x.dtype not in KERNELS:
         return f"support_x is {x.dtype}; the kernels are float32 and float64"
-    if y.is_floating_point() == (loop.loss == "cross_entropy"):
+    if y.is_floating_point() == takes_labels(loop.loss):
         return f"the native {loop.loss} does not take targets of {y.dtype}"
     constants = ("support_y", "query_y", "support_weight", "query_weight")
     for name in constants:
@@ -197,6 +204,8 @@ def _unfit_network(loop: InnerLoop, network: Chain | Stages | str, x: Tensor) ->
     """
     if BACKENDS[x.device.type] is cpu:
         return None
+    if isinstance(loop.loss, LossProgram):
+        return "the loss is a function, and the CUDA kernels have mse, cross_entropy and bce"
     if not isinstance(network, Chain):
         return "the CUDA kernels take chains of linear layers, and this is a network of images"
     key = ("unfit", x.dtype, x.device, network)

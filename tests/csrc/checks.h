@@ -47,7 +47,9 @@ struct Call {
       rates.push_back({c.adapts[p] ? c.rates[r].data() : nullptr, c.rate_per_step[r] ? n : 0, n});
     }
     loop.network = {data_or_null(c.nodes),  int(c.nodes.size()),   data_or_null(c.stages),
-                    int(c.stages.size()), int(c.n_parameters()), c.loss};
+                    int(c.stages.size()), int(c.n_parameters()), c.loss,
+                    {data_or_null(c.program), int(c.program.size()),
+                     c.program.empty() ? 0 : c.program.back().at + 1, false}};
     loop.tasks = c.tasks, loop.steps = c.steps, loop.order = c.order, loop.threads = threads;
     loop.parameters = parameters.data();
     loop.rates = rates.data();
@@ -219,10 +221,11 @@ inline double plain_loss(const Case<double>& c, const std::vector<double>& predi
       partition += std::exp(y[o]);
       if (c.loss == LossKind::CrossEntropy) continue;
       const double t = c.query_y[s * width + o];
-      value += c.loss == LossKind::MeanSquaredError ? (y[o] - t) * (y[o] - t)
-                                                    : std::log1p(std::exp(y[o])) - y[o] * t;
+      value += c.loss == LossKind::BinaryCrossEntropy ? std::log1p(std::exp(y[o])) - y[o] * t
+                                                      : (y[o] - t) * (y[o] - t);
     }
     value /= double(width);
+    if (c.loss == LossKind::Program) value += std::log(partition) * std::tanh(y[width - 1]);
     if (c.loss == LossKind::CrossEntropy)
       value = std::log(partition) - y[size_t(c.query_labels[s])];
     const double weight = c.query_weight.empty() ? 1 : c.query_weight[s];

@@ -35,6 +35,7 @@ struct Setting {
   std::vector<Node> nodes;  // or stages
   std::vector<Stage> stages;
   LossKind loss;
+  std::vector<LossStep> program;  // where that is the loss
   i64 tasks, steps, support_n, query_n;
   int order;
   std::vector<i64> sizes;       // of the parameters
@@ -123,6 +124,31 @@ inline void make_samples(Case<double>& c, Random& random, i64 n, std::vector<dou
     if (i % size_t(n) && random.coin()) weight[i] = 0;
 }
 
+// The mean squared error, and tanh of the last prediction times the logarithm of the sum of their
+// exponentials.
+inline std::vector<LossStep> a_program(i64 outputs) {
+  std::vector<LossStep> rows;
+  i64 at = 0;
+  const auto row = [&](LossOp op, int a, int b, double x, i64 width) {
+    rows.push_back({op, a, b, 0, x, 0, width, at, rows.size() != 1 && op != LossOp::Constant});
+    at += width;
+    return int(rows.size()) - 1;
+  };
+  row(LossOp::Stop, 0, 0, 0, outputs);
+  row(LossOp::Stop, 0, 0, 0, outputs);
+  const int error = row(LossOp::Subtract, 0, 1, 0, outputs);
+  const int square = row(LossOp::Multiply, error, error, 0, outputs);
+  const int sum = row(LossOp::Sum, square, 0, 0, 1);
+  const int share = row(LossOp::Constant, 0, 0, 1 / double(outputs), 1);
+  const int mean = row(LossOp::Multiply, sum, share, 0, 1);
+  const int partition = row(LossOp::LogSumExp, 0, 0, 0, 1);
+  const int last = row(LossOp::Slice, 0, 0, double(outputs) - 1, 1);
+  const int bounded = row(LossOp::Tanh, last, 0, 0, 1);
+  const int product = row(LossOp::Multiply, partition, bounded, 0, 1);
+  row(LossOp::Add, mean, product, 0, 1);
+  return rows;
+}
+
 // add_network(case, random) makes the nodes or stages and their parameters' sizes.
 template <class F>
 Case<double> make_case(unsigned seed, LossKind loss, i64 tasks, F add_network) {
@@ -135,6 +161,7 @@ Case<double> make_case(unsigned seed, LossKind loss, i64 tasks, F add_network) {
   c.support_n = 1 + random.below(5);
   c.query_n = random.below(8) ? 1 + random.below(5) : 0;
   add_network(c, random);
+  if (loss == LossKind::Program) c.program = a_program(c.outputs());
   make_parameters(c, random);
   make_samples(c, random, c.support_n, c.support_x, c.support_y, c.support_labels,
                c.support_weight);

@@ -132,6 +132,15 @@ void check_dual(const Variant& variant) {
   expect(duals >= 8, variant.name, "the dual form was hardly ever chosen");
 }
 
+void check_programs(const Variant& variant) {
+  for (unsigned seed = 1; seed <= 16; ++seed) {
+    const i64 tasks = std::vector<i64>{1, 5, 17}[seed % 3];
+    const auto kind = ActivationKind(seed % activation_kinds);
+    check_case(variant, make_chain(seed, kind, LossKind::Program, tasks, false),
+               std::string(variant.name) + ", a program, seed " + std::to_string(seed));
+  }
+}
+
 void check_variant(const Variant& variant) {
   std::set<std::string> teams;
   const i64 crowd = 16 * processors() + 1;  // enough for every pack, the last of them not full
@@ -146,6 +155,7 @@ void check_variant(const Variant& variant) {
         teams.insert(std::string("float64 ") + variant.f64->team(Call<double>(c, 1).loop));
         teams.insert(std::string("float32 ") + variant.f32->team(Call<float>(in_float(c), 1).loop));
       }
+  check_programs(variant);
   check_labels_out_of_range(variant);
   check_dual(variant);
   check_kept(variant);

@@ -253,7 +253,7 @@ void check_any(const Variant& variant) {
 void check_residual(const Variant& variant) {
   for (unsigned seed = 1; seed <= 24; ++seed) {
     const auto kind = ActivationKind(seed % unsigned(activation_kinds));
-    const auto loss = LossKind(seed % 3);
+    const auto loss = LossKind(seed % 4);
     const auto c = make_residual(seed, kind, loss, 1 + seed % 3);
     check_case(variant, c, std::string(variant.name) + ", residual, seed " + std::to_string(seed));
   }

@@ -1,0 +1,46 @@
+// Numbers with a derivative along one direction: what is computed with them has its own beside it.
+// Whatever is written once for vectors and for these is differentiated by running it on these.
+#pragma once
+
+namespace fastmeta::FASTMETA_ISA {
+
+template <class R>
+struct DualNumber {
+  Vec<R> value, slope;
+
+  FASTMETA_INLINE DualNumber operator-() const { return {-value, -slope}; }
+  FASTMETA_INLINE DualNumber operator+(DualNumber o) const { return {value + o.value, slope + o.slope}; }
+  FASTMETA_INLINE DualNumber operator-(DualNumber o) const { return {value - o.value, slope - o.slope}; }
+  FASTMETA_INLINE DualNumber operator*(DualNumber o) const {
+    return {value * o.value, slope * o.value + value * o.slope};
+  }
+  FASTMETA_INLINE DualNumber operator/(DualNumber o) const {
+    const Vec<R> ratio = value / o.value;
+    return {ratio, (slope - ratio * o.slope) / o.value};
+  }
+};
+
+// What can be done with either kind of number: `N`.
+template <class R_>
+struct DualNumbers {
+  using R = R_;
+  using N = DualNumber<R>;
+  static FASTMETA_INLINE Vec<R> value(N x) { return x.value; }
+  static FASTMETA_INLINE N constant(Vec<R> x) { return {x, Vec<R>{}}; }
+  // f(x), by its value and derivative there
+  static FASTMETA_INLINE N chain(N x, Vec<R> f, Vec<R> first) { return {f, first * x.slope}; }
+  static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) {
+    return {select(mask, a.value, b.value), select(mask, a.slope, b.slope)};
+  }
+};
+template <class R_>
+struct PlainNumbers {
+  using R = R_;
+  using N = Vec<R>;
+  static FASTMETA_INLINE Vec<R> value(N x) { return x; }
+  static FASTMETA_INLINE N constant(Vec<R> x) { return x; }
+  static FASTMETA_INLINE N chain(N, Vec<R> f, Vec<R>) { return f; }
+  static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) { return select(mask, a, b); }
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,24 @@
+// What a loss needs room for: plans lay it out without knowing the losses.
+#pragma once
+
+#include "spec.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+// Targets of a sample.
+template <class Team, class Network>
+FASTMETA_BOTH i64 targets_of(const Network& network, i64 outputs) {
+  if constexpr (Team::runs_programs)
+    if (network.loss == LossKind::Program) return network.program.rows[1].width;
+  return outputs;
+}
+
+// Scalars: of a program the rows and their adjoints, as dual numbers.
+template <class Team, class Network>
+FASTMETA_BOTH i64 loss_scratch(const Network& network) {
+  if constexpr (Team::runs_programs)
+    if (network.loss == LossKind::Program) return 4 * network.program.size * Team::W;
+  return 0;
+}
+
+}  // namespace fastmeta::FASTMETA_ISA

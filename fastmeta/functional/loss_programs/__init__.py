@@ -1,0 +1,115 @@
+"""A user's loss as a program of row operations, which native kernels run and differentiate.
+
+A loss that is a mean or a sum over samples of something that each sample's own predictions and
+targets give is read by running it once and looking at what PyTorch's dispatcher is asked to do, so
+that it does not matter how it is spelled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmeta.functional.loss_programs.program import LossProgram, Unreadable
+from fastmeta.functional.loss_programs.reader import operations, read
+from fastmeta.functional.loss_programs.values import values_read
+
+__all__ = ["LossProgram", "Unreadable", "read_loss", "takes_labels", "values_read"]
+
+
+def takes_labels(loss: Any) -> bool:
+    """Whether labels outside their classes are an error, of a name or a program."""
+    return loss == "cross_entropy" or (isinstance(loss, LossProgram) and loss.takes_labels)
+
+
+def read_loss(loss: Any, predictions: Tensor, targets: Tensor) -> LossProgram | str:
+    """The name or the program of a loss of one task's predictions [S, O] and its targets.
+
+    Only shapes and dtypes of the two are looked at. A label is taken to be one of its classes. What
+    the loss reads beside them is taken to stay: `values_read` tells whether it has.
+
+    Raises:
+        Unreadable: it has neither.
+    """
+    values = values_read(loss)
+    if values is None:
+        raise Unreadable("it reads what may change unseen")
+    if predictions.dim() != 2 or predictions.dtype not in (torch.float32, torch.float64):
+        raise Unreadable("the predictions are no float32 or float64 [S, O]")
+    labels = targets.dtype is torch.int64 and targets.dim() == 1
+    if not labels and targets.dtype is not predictions.dtype:
+        raise Unreadable("the targets are neither of the predictions' dtype nor labels [S]")
+    samples, outputs = predictions.shape
+    look = _Look(samples, outputs, targets.shape[1:], predictions.dtype, labels)
+    found = _name_or_program(loss, values, look)
+    if isinstance(found, Unreadable):
+        raise found
+    return found
+
+
+class _Look(NamedTuple):
+    samples: int
+    outputs: int
+    target: torch.Size
+    dtype: torch.dtype
+    labels: bool
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """Predictions and targets of n samples."""
+        generator = torch.Generator().manual_seed(n)
+        predictions = torch.randn(n, self.outputs, dtype=self.dtype, generator=generator)
+        if self.labels:
+            targets = torch.randint(self.outputs, (n, *self.target), generator=generator)
+        else:
+            targets = torch.randn(n, *self.target, dtype=self.dtype, generator=generator)
+        return predictions.requires_grad_(), targets
+
+
+@functools.lru_cache(maxsize=256)
+def _name_or_program(loss: Any, values: Hashable, look: _Look) -> LossProgram | str | Unreadable:
+    try:
+        program = _program(loss, look)
+    except Unreadable as reason:
+        return reason
+    for known, name in _OF_LABELS if look.labels else _OF_NUMBERS:
+        if program.does_as(_program_or_none(known, look._replace(samples=1))):
+            return name
+    return program
+
+
+_OF_LABELS: list[tuple[Any, str]] = [(F.cross_entropy, "cross_entropy")]
+_OF_NUMBERS: list[tuple[Any, str]] = [
+    (F.mse_loss, "mse"),
+    (lambda p, y: F.mse_loss(y, p), "mse"),
+    (F.binary_cross_entropy_with_logits, "bce"),
+]
+
+
+@functools.lru_cache(maxsize=256)
+def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
+    try:
+        return _program(loss, look)
+    except Unreadable:
+        return None
+
+
+def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
+    sizes = [n for n in _MANY if n not in (look.outputs, *look.target)][:2]
+    first, second = (read(loss, look.draw(n)) for n in sizes)
+    if first != second:
+        raise Unreadable("it depends on the number of samples, or on values")
+    # What is done for few samples must be the same, whatever it is.
+    for n in {1, 2, look.samples}:
+        if operations(loss, look.draw(n)) != first.operations:
+            raise Unreadable("it does something else for other numbers of samples")
+    return LossProgram(
+        loss, look.outputs, look.target.numel(), look.labels, first.adds, tuple(first.steps)
+    )
+
+
+_MANY = 1009, 997, 991, 983, 977  # primes: as good as never another size

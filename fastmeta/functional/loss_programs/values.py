@@ -1,0 +1,115 @@
+"""What a loss reads beside its arguments: a program is made of it once, and must be of it still."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import math
+from collections.abc import Callable, Hashable, Iterable
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmeta.functional.forward import hook_dicts
+
+__all__ = ["values_read"]
+
+
+def values_read(loss: Callable[..., Any]) -> Hashable:
+    """All that the loss can read beside its arguments, to be compared; None if that is not known.
+
+    Known are functions that name numbers, strings, functions like them, and what is PyTorch's; and
+    PyTorch's own losses. Nobody looks for PyTorch's functions to be replaced.
+    """
+    try:
+        return _of(loss, 0)
+    except _Unknown:
+        return None
+
+
+class _Unknown(Exception):
+    pass
+
+
+_DEEPEST = 8  # calls
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+_BUILTINS = {
+    abs, bool, enumerate, float, int, isinstance, len, list, max, min, pow, range, round, sum,
+    tuple, zip,
+}  # fmt: skip
+
+
+def _of(value: Any, depth: int) -> Hashable:
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
+    if kind is tuple:
+        return tuple(_of(item, depth) for item in value)
+    if kind is functools.partial:
+        pairs = tuple(sorted(value.keywords.items()))
+        return _all_of((value.func, value.args, pairs), depth)
+    if kind is FunctionType and not _is_of_torch(value):
+        return _of_function(value, depth)
+    if isinstance(value, nn.Module):
+        return _of_module(value, depth)
+    if isinstance(value, (FunctionType, BuiltinFunctionType, ModuleType, type)):
+        if _is_of_torch(value) or value is math or value in _BUILTINS or value in _OF_MATH:
+            return value
+    raise _Unknown
+
+
+_OF_MATH = {function for function in vars(math).values() if callable(function)}
+
+
+def _all_of(values: Iterable[Any], depth: int) -> Hashable:
+    return tuple([_of(value, depth) for value in values])
+
+
+def _is_of_torch(value: Any) -> bool:
+    owner = getattr(value, "__self__", None) if type(value) is BuiltinFunctionType else None
+    value = value if owner is None else owner
+    name = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+    return isinstance(name, str) and name.partition(".")[0] == "torch"
+
+
+def _of_function(function: FunctionType, depth: int) -> Hashable:
+    names = _globals_read(function.__code__)
+    if names is None or depth == _DEEPEST or function.__dict__:
+        raise _Unknown
+    own, built_in = function.__globals__, function.__builtins__  # type: ignore[attr-defined]
+    try:
+        read = [own[name] if name in own else built_in[name] for name in names]
+        read += [cell.cell_contents for cell in function.__closure__ or ()]
+    except (KeyError, ValueError):  # a name that is not there, an empty cell
+        raise _Unknown from None
+    read += [function.__defaults__, *(function.__kwdefaults__ or {}).items()]
+    return function.__code__, _all_of(read, depth + 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _globals_read(code: CodeType) -> tuple[str, ...] | None:
+    """The global names of a function that only reads, and defines no other one."""
+    if any(isinstance(constant, CodeType) for constant in code.co_consts):
+        return None
+    instructions = [*dis.get_instructions(code)]
+    if any(i.opname in _OTHERWISE or "YIELD" in i.opname for i in instructions):
+        return None
+    return tuple(dict.fromkeys(i.argval for i in instructions if i.opname == "LOAD_GLOBAL"))
+
+
+_OTHERWISE = {
+    "IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF",
+    "DELETE_DEREF", "LOAD_NAME", "LOAD_BUILD_CLASS",
+}  # fmt: skip
+
+
+def _of_module(loss: nn.Module, depth: int) -> Hashable:
+    """Of PyTorch's losses the settings, if they have no tensors and nobody hooked into them."""
+    plain = type(loss).__module__ == "torch.nn.modules.loss" and "forward" not in vars(loss)
+    tensors = [*loss._buffers.values(), *loss._parameters.values()]
+    if not plain or any(t is not None for t in tensors) or any(hook_dicts(loss)):
+        raise _Unknown
+    settings = {k: v for k, v in vars(loss).items() if not k.startswith("_") and k != "training"}
+    return type(loss), _all_of(settings.items(), depth)

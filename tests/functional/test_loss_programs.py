@@ -1,0 +1,277 @@
+"""Losses of users that are read: which have a name, which are programs, and what is neither."""
+
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, square
+
+from fastmeta.functional.loss_programs import LossProgram, Unreadable, read_loss, values_read
+
+FACTOR = 1.0
+
+
+def read(loss, outputs=3, targets=3, labels=False, samples=4):
+    predictions = torch.randn(samples, outputs)
+    wanted = torch.zeros(samples).long() if labels else torch.randn(samples, targets)
+    return read_loss(loss, predictions, wanted)
+
+
+def steps(loss, **options):
+    program = read(loss, **options)
+    assert isinstance(program, LossProgram)
+    return [step[0] for step in program.steps]
+
+
+def in_lines(p, y):
+    gap = p - y
+    return (gap * gap).mean()
+
+
+def with_an_import_of_its_own():
+    import torch.nn.functional as own
+
+    return lambda p, y: own.mse_loss(p, y)
+
+
+def half(x):
+    return 0.5 * x
+
+
+MSE = [
+    lambda p, y: ((p - y) ** 2).mean(),
+    lambda p, y: (y - p).pow(2.0).mean(),
+    lambda p, y: (p - y).square().mean(),
+    lambda p, y: torch.mean(torch.square(torch.sub(p, y))),
+    lambda p, y: square(p - y).mean(),
+    lambda p, y: F.mse_loss(p, y),
+    lambda p, y: F.mse_loss(input=y, target=p, reduction="mean"),
+    lambda p, y: F.mse_loss(p.view(-1), y.flatten()),
+    lambda p, y: ((p - y) ** 2).mean(1).mean(),
+    functools.partial(F.mse_loss, reduction="mean"),
+    nn.MSELoss(),
+    in_lines,
+    with_an_import_of_its_own(),
+]
+
+
+@pytest.mark.parametrize("loss", MSE)
+def test_a_mean_squared_error_goes_by_its_name(loss):
+    assert read(loss) == "mse"
+    assert read(loss, outputs=1, targets=1) == "mse"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, y: F.cross_entropy(p, y),
+        lambda p, y: F.cross_entropy(input=p, target=y),
+        lambda p, y: F.nll_loss(F.log_softmax(p, -1), y),
+        lambda p, y: F.nll_loss(p.log_softmax(1), y),
+        nn.CrossEntropyLoss(),
+    ],
+)
+def test_a_cross_entropy_goes_by_its_name(loss):
+    assert read(loss, labels=True) == "cross_entropy"
+
+
+def test_a_binary_cross_entropy_goes_by_its_name():
+    assert read(lambda p, y: F.binary_cross_entropy_with_logits(p, y)) == "bce"
+    with pytest.raises(Unreadable):
+        read(lambda p, y: F.binary_cross_entropy_with_logits(p, y[:, 0]))
+
+
+def test_what_nothing_reads_is_no_step():
+    assert steps(F.l1_loss) == ["subtract", "absolute", "sum", "constant", "multiply"]
+    assert steps(F.l1_loss, outputs=1, targets=1) == ["subtract", "absolute"]
+    assert steps(lambda p, y: (p * 1.5, (p.exp() * y).sum())[1]) == ["exp", "multiply", "sum"]
+
+
+def test_sums_and_means_over_samples():
+    for loss, adds in [
+        (lambda p, y: (p * y).sum(), True),
+        (lambda p, y: (p * y).sum() / len(p), False),
+        (lambda p, y: (p * y).sum() / p.numel(), False),
+        (lambda p, y: (p * y).sum(0).mean(), True),
+        (lambda p, y: (p * y).mean(0).sum(), False),
+        (lambda p, y: -2 * (p * y).sum(), True),
+        (lambda p, y: (p * y).mean() + 0.1 * p.abs().mean() - 1, False),
+        (nn.CrossEntropyLoss(reduction="sum"), True),
+    ]:
+        program = read(loss, labels=isinstance(loss, nn.Module))
+        assert program.adds is adds
+
+
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (lambda p, y: ((p - y) ** 2).mean().sqrt(), "mean or a sum"),
+        (lambda p, y: (p - p.mean() - y).abs().mean(), "mean or a sum"),
+        (lambda p, y: (p.sum() + 1.0) * 0.5, "mean or a sum"),
+        (lambda p, y: (p * y).mean() + (p * y).sum(), "mean or a sum"),
+        (lambda p, y: (p * y).mean() * (p * y).mean(), "mean or a sum"),
+        (lambda p, y: p * y, "mean or a sum"),
+        (lambda p, y: (p * y).mean(1), "mean or a sum"),
+        (lambda p, y: (p * y).mean(0)[0], "picks samples"),
+        (lambda p, y: (p[0] - y[0]).mean(), "picks samples"),
+        (lambda p, y: (p[1:] - y[:-1]).mean(), "picks samples"),
+        (lambda p, y: F.softmax(p, 0).mean(), "over samples"),
+        (lambda p, y: (p @ y.T).mean(), "of which there is no native form"),
+        (lambda p, y: (p - torch.zeros(3)).abs().mean(), "of which there is no native form"),
+        (lambda p, y: (p[:, :, None] - y[:, None]).abs().mean(), "pairs the numbers"),
+        (lambda p, y: (p * y).mean() if p.sum() > 0 else p.mean(), "mean or a sum|no native form"),
+        (lambda p, y: (p * y).mean() * float(p.detach().numpy().mean()), "on values"),
+        (lambda p, y: (p * y).mean() / len(p), "number of samples"),
+        (lambda p, y: (p * y).mean() * (1 / len(p)), "number of samples"),
+        (lambda p, y: (p * y).mean() if len(p) > 2 else p.mean(), "other numbers of samples"),
+        (lambda p, y: (p * y).mean() if len(p) != 4 else p.mean(), "other numbers of samples"),
+        (lambda p, y: (p - y).double().abs().mean(), "float64"),
+        (lambda p, y: (p - y).long().float().mean(), "rounds"),
+        (lambda p, y: (p - y).pow(1.5).mean(), "power"),
+        (lambda p, y: (p - y).abs_().mean(), "of which there is no native form"),
+        (lambda p, y: (p.register_hook(torch.neg), (p - y).abs().mean())[1], "hooks"),
+        (lambda p, y: (torch.rand_like(p) * p).mean(), "of which there is no native form"),
+        (lambda p, y: p.nothing, "does not run"),
+        (lambda p, y: FACTOR.nothing, "does not run"),
+        (lambda p: p.mean(), "does not run"),
+        (lambda p, y: 0.0, "mean or a sum"),
+    ],
+)
+def test_what_is_no_program(loss, words):
+    with pytest.raises(Unreadable, match=words):
+        read(loss)
+
+
+def test_without_gradients_it_is_no_program():
+    def loss(p, y):
+        with torch.no_grad():
+            far = (p - y).abs()
+        return (far * p).mean()
+
+    with pytest.raises(Unreadable, match="gradients off"):
+        read(loss)
+
+
+def test_targets_of_other_kinds():
+    p = torch.randn(4, 3)
+    for targets in (torch.zeros(4, 3).bool(), torch.zeros(4, 3).double(), torch.zeros(4, 2).long()):
+        with pytest.raises(Unreadable, match="targets"):
+            read_loss(lambda p, y: (p * y).mean(), p, targets)
+    with pytest.raises(Unreadable, match="predictions"):
+        read_loss(F.l1_loss, p[..., None], p[..., None])
+    with pytest.raises(Unreadable, match="picks by what is no label"):
+        read(lambda p, y: p.gather(1, (0 * y)[:, None]).mean(), labels=True)
+
+
+def test_random_numbers_of_the_user_stay():
+    p = torch.randn(4, 3)
+    before = torch.get_rng_state()
+    read_loss(lambda p, y: (p - y).abs().tanh().mean(), p, p)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- what it reads beside its arguments ----------------------------------------------------------
+
+
+def test_values_are_told_apart(monkeypatch):
+    scaled = lambda p, y: FACTOR * half(p - y).abs().mean()  # noqa: E731
+    before = values_read(scaled)
+    assert before is not None and before == values_read(scaled)
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    assert values_read(scaled) != before
+    monkeypatch.setitem(globals(), "FACTOR", 1.0)
+    assert values_read(scaled) == before
+    monkeypatch.setattr(half, "__code__", (lambda x: 0.25 * x).__code__)
+    assert values_read(scaled) != before
+
+
+def test_values_of_closures_defaults_partials_and_modules():
+    def make(factor):
+        def loss(p, y, power=2):
+            return factor * (p - y).pow(power).mean()
+
+        def change(value):
+            nonlocal factor
+            factor = value
+
+        return loss, change
+
+    loss, change = make(1.0)
+    before = values_read(loss)
+    change(3.0)
+    assert values_read(loss) != before
+    after = values_read(loss)
+    loss.__defaults__ = (4,)
+    assert values_read(loss) != after
+    partials = [functools.partial(F.huber_loss, delta=d) for d in (0.5, 0.5, 1.0)]
+    assert values_read(partials[0]) == values_read(partials[1]) != values_read(partials[2])
+    module = nn.SmoothL1Loss(beta=0.5)
+    before = values_read(module)
+    module.beta = 1.0
+    assert values_read(module) != before
+
+
+class Stateful:
+    factor = 1.0
+
+    def __call__(self, p, y):
+        return self.factor * (p - y).mean()
+
+
+class Own(nn.Module):
+    def forward(self, p, y):
+        return (p - y).mean()
+
+
+STATE = [1.0]
+HOOKED = nn.MSELoss()
+HOOKED.register_forward_hook(lambda *args: None)
+
+
+def imports_inside(p, y):
+    import random
+
+    return random.random() * (p - y).mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, y: STATE[0] * (p - y).mean(),
+        lambda p, y: Stateful.factor * (p - y).mean(),
+        lambda p, y: getattr(F, "mse_loss")(p, y),  # noqa: B009
+        lambda p, y: eval("p - y").mean(),
+        lambda p, y: sum([a for a in (p, y)]).mean(),
+        lambda *given: F.mse_loss(*given) if STATE else None,
+        lambda p, y: print(p) or (p - y).mean(),
+        lambda p, y: missing(p, y),  # noqa: F821
+        Stateful(),
+        Stateful().__call__,
+        Own(),
+        HOOKED,
+        nn.CrossEntropyLoss(weight=torch.ones(3)),
+        imports_inside,
+        functools.partial(F.cross_entropy, weight=torch.ones(3)),
+        functools.partial(Stateful()),
+    ],
+)
+def test_values_that_nobody_can_tell(loss):
+    assert values_read(loss) is None
+    with pytest.raises(Unreadable, match="unseen"):
+        read(loss)
+
+
+def test_a_loss_that_might_do_more_is_not_run():
+    calls = []
+    with pytest.raises(Unreadable, match="unseen"):
+        read(lambda p, y: calls.append(p) or ((p - y) ** 2).mean())
+    assert not calls
+
+
+def test_mathematics_and_what_is_built_in():
+    assert steps(lambda p, y: math.sqrt(4) * abs(p - y).sum() / len(p))[:2] == [
+        "subtract",
+        "absolute",
+    ]
