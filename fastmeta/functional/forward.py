@@ -93,9 +93,15 @@ def task_by_task(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor)
     return torch.stack(predictions)
 
 
-def call_module(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def call_module(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    mode: _KeepsNoStatistics | None = None,
+) -> Tensor:
     """``module(x)`` with other parameters; norms use the statistics of `x` and keep none."""
-    with module_lock, _batch_statistics(module), _twice_differentiable_attention():
+    mode = mode or _KeepsNoStatistics()
+    with module_lock, _batch_statistics(module), _twice_differentiable_attention(), mode:
         return torch.func.functional_call(
             module, _in_every_place(module, parameters), (x,), tie_weights=False
         )
@@ -157,8 +163,8 @@ def _vmap_forward(
     per_task = {name: None if p.dim() == ranks[name] else 0 for name, p in parameters.items()}
 
     def one_task(task_parameters: Mapping[str, Tensor], task_x: Tensor) -> Tensor:
-        with _AsForOneTask() as mode:
-            predictions = call_module(module, task_parameters, task_x)
+        mode = _AsForOneTask()
+        predictions = call_module(module, task_parameters, task_x, mode)
         if mode.loses_hooks:
             raise RuntimeError("vmap calls no hooks of tensors")
         return predictions
@@ -188,7 +194,47 @@ def _requires_grad(x: Tensor) -> bool:
         return x.requires_grad
 
 
-class _AsForOneTask(TorchFunctionMode):
+class _KeepsNoStatistics(TorchFunctionMode):
+    """Norms that a forward calls as functions leave running statistics alone."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        own = _OWN_STATISTICS.get(function)
+        if own is not None:
+            return own(*args, **(kwargs or {}))
+        return self.call(function, *args, **(kwargs or {}))
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
+def _batch_norm(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if training:
+        running_mean = running_var = None
+    return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _instance_norm(
+    x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if use_input_stats:
+        running_mean = running_var = None
+    return F.instance_norm(
+        x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
+_OWN_STATISTICS: dict[Any, Any] = {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm}
+
+
+class _AsForOneTask(_KeepsNoStatistics):
     """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors.
 
     Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
@@ -197,15 +243,13 @@ class _AsForOneTask(TorchFunctionMode):
 
     loses_hooks = False
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         if function in _HOOKS:
             self.loses_hooks = True
-        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(1)):
+        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(2)):
             return _requires_grad(args[0])  # vmap has forgotten
         call = _embedding if function is F.embedding else function
-        return call(*args, **(kwargs or {}))
+        return call(*args, **kwargs)
 
 
 def _embedding(

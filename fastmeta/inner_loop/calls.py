@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.fx.node import Node
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.layers import called, leaves_of
+from fastmeta.inner_loop.parameter_calls import OF_PARAMETERS, Operands
+from fastmeta.inner_loop.surroundings import MOST_ITEMS
 from fastmeta.inner_loop.trace import Unknown, attributes_read, is_layer, own_name, trace, unwatched
 from fastmeta.models import Sine
 
@@ -28,16 +31,16 @@ class Call:
 
     Attributes:
         name: what to call it in a sentence.
-        prefix: of the names of its parameters.
-        layer: None for the sum of both inputs.
+        layer: None for the sum of both inputs. Of a function it may be one without values.
+        parameters: the module's names of the layer's parameters, by the layer's own.
         inputs: the calls whose results it takes, -1 for the module's input.
         alone: at most one call reads its result.
         in_place: it writes its result over its first input.
     """
 
     name: str
-    prefix: str
     layer: Any
+    parameters: Mapping[str, str]
     inputs: tuple[int, ...]
     alone: bool = True
     in_place: bool = False
@@ -53,10 +56,11 @@ def calls_of(module: nn.Module) -> list[Call] | str:
     if by_hand is None:
         return [
             Call(
-                called(prefix, layer), prefix, layer, (index - 1,), in_place=_works_in_place(layer)
+                called(prefix, layer), layer, _parameters(layer, prefix), (index - 1,),
+                in_place=_works_in_place(layer),
             )
             for index, (prefix, layer) in enumerate(leaves)
-        ]
+        ]  # fmt: skip
     try:
         _check_attributes(module)
         with module_lock:
@@ -83,6 +87,10 @@ def misread(module: nn.Module, sample: Sequence[int]) -> str | None:
         return f"its forward has no gradient: {str(error).splitlines()[0]}"
 
 
+def _parameters(layer: nn.Module, prefix: str) -> dict[str, str]:
+    return {name: f"{prefix}{name}" for name, _ in layer.named_parameters(recurse=False)}
+
+
 def _works_in_place(layer: nn.Module) -> bool:
     return bool(getattr(layer, "inplace", False))
 
@@ -96,8 +104,8 @@ def _check_attributes(module: nn.Module) -> None:
 
 def _is_watched(value: Any) -> bool:
     """Whether a snapshot of the module tells when it changes."""
-    if type(value) is tuple:
-        return all(map(_is_watched, value))
+    if type(value) in (tuple, list):
+        return len(value) <= MOST_ITEMS and all(map(_is_watched, value))
     return type(value) in (bool, int, float, str, type(None))
 
 
@@ -111,6 +119,7 @@ class _GraphReader:
         self.root = root
         self.calls: list[Call] = []
         self.results: dict[Node, int] = {}
+        self.multiples: dict[Node, tuple[Node, float]] = {}  # of results, for sines
 
     def read(self) -> list[Call]:
         for node in trace(self.root).nodes:
@@ -119,28 +128,40 @@ class _GraphReader:
             elif node.op == "output":
                 if self.results.get(node.args[0]) != len(self.calls) - 1:
                     raise Unknown("it returns something else than the last layer's result")
-            elif not _is_size(node):
+            elif not _is_size(node) and node.op != "get_attr":
                 if not node.users:
                     raise Unknown("it computes something that it does not return")
                 self._read(node)
         return self.calls
 
     def _read(self, node: Node) -> None:
+        multiple = _multiple(node)
         if _is_sum(node):
             inputs = self._inputs(node, node.args, node.kwargs)
-            return self._add(node, "a sum", "", None, inputs, node.target in _SUMS_IN_PLACE)
-        if node.op == "call_module":
-            layer: Any = self.root.get_submodule(str(node.target))
-            name = called(own_name(node.target), layer)
-            inputs = self._inputs(node, node.args, node.kwargs)
-            if len(inputs) != 1:
-                raise Unknown(f"it calls {name} with several inputs")
-            return self._add(node, name, f"{own_name(node.target)}.", layer, inputs)
+            self._add(node, "a sum", None, {}, inputs, node.target in _SUMS_IN_PLACE)
+        elif node.op == "call_module":
+            self._read_module(node)
+        elif multiple is not None and all(user.target in _SINES for user in node.users):
+            self.multiples[node] = multiple
+        elif node.target in _SINES and node.args[:1] and node.args[0] in self.multiples:
+            source, frequency = self.multiples[node.args[0]]  # type: ignore[index]
+            self._add(node, "a sine", Sine(frequency), {}, self._inputs(node, (source,), {}))
+        else:
+            self._read_function(node)
+
+    def _read_module(self, node: Node) -> None:
+        layer: Any = self.root.get_submodule(str(node.target))
+        name = called(own_name(node.target), layer)
+        inputs = self._inputs(node, node.args, node.kwargs)
+        if len(inputs) != 1:
+            raise Unknown(f"it calls {name} with several inputs")
+        self._add(node, name, layer, _parameters(layer, f"{own_name(node.target)}."), inputs)
+
+    def _read_function(self, node: Node) -> None:
         inputs = self._inputs(node, node.args[:1], {})
-        for layer in _layers_of_call(node):
-            self._add(node, f"the call of {_name_of(node)}", "", layer, inputs)
+        for layer, parameters in _layers_of_call(node, self.root):
+            self._add(node, f"the call of {_name_of(node)}", layer, parameters, inputs)
             inputs = (self.results[node],)
-        return None
 
     def _inputs(self, node: Node, args: Any, kwargs: Any) -> tuple[int, ...]:
         if kwargs or not args or not all(isinstance(a, Node) and a in self.results for a in args):
@@ -148,14 +169,14 @@ class _GraphReader:
         return tuple(self.results[a] for a in args)
 
     def _add(
-        self, node: Node, name: str, prefix: str, layer: Any, inputs: tuple[int, ...],
-        in_place: bool = False,
+        self, node: Node, name: str, layer: Any, parameters: Mapping[str, str],
+        inputs: tuple[int, ...], in_place: bool = False,
     ) -> None:  # fmt: skip
         self.results[node] = len(self.calls)
         in_place = in_place or _works_in_place(layer)
         if in_place and inputs[0] < 0:
             raise Unknown("it changes its input in place")
-        self.calls.append(Call(name, prefix, layer, inputs, _readers(node) <= 1, in_place))
+        self.calls.append(Call(name, layer, parameters, inputs, _readers(node) <= 1, in_place))
 
 
 def _readers(node: Node) -> int:
@@ -172,6 +193,19 @@ _SUMS = (operator.add, torch.add, "add", *_SUMS_IN_PLACE)
 
 def _is_sum(node: Node) -> bool:
     return node.target in _SUMS and len(node.args) == 2 and not node.kwargs
+
+
+_SINES = (torch.sin, "sin")
+
+
+def _multiple(node: Node) -> tuple[Node, float] | None:
+    """A result and the number that it is multiplied by, or None."""
+    if node.target not in (operator.mul, torch.mul, "mul") or node.kwargs or len(node.args) != 2:
+        return None
+    of, by = node.args if isinstance(node.args[0], Node) else node.args[::-1]
+    if not isinstance(of, Node) or type(by) not in (int, float):
+        return None
+    return of, float(by)  # type: ignore[arg-type]
 
 
 # ---- the number of samples, which a forward needs to flatten them --------------------------------
@@ -268,14 +302,17 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
 }
 
 
-def _layers_of_call(node: Node) -> list[nn.Module]:
+def _layers_of_call(node: Node, root: nn.Module) -> list[tuple[nn.Module, Mapping[str, str]]]:
     """The layers that do the same as a function or method with a tensor as its first argument."""
+    given: dict[str, str] = {}
     table: Any = _METHODS if node.op == "call_method" else _FUNCTIONS
     make = table.get(node.target) if node.op in ("call_method", "call_function") else None
+    if node.op == "call_function" and node.target in OF_PARAMETERS:
+        make = functools.partial(OF_PARAMETERS[node.target], Operands(root, given))
     if make is None:
         raise Unknown(f"it calls {_name_of(node)}, which is none of their layers")
     try:
         layer = make(*node.args[1:], **node.kwargs)
     except (TypeError, ValueError) as error:
         raise Unknown(f"its call of {_name_of(node)} is none of their layers: {error}") from error
-    return [layer for _, layer in leaves_of(layer)]
+    return [(own, given) for _, own in leaves_of(layer)]

@@ -63,9 +63,7 @@ def chain_of(module: nn.Module) -> Chain | str:
             nodes.append(
                 ("linear", "", 0.0, 0.0, layer.in_features, width, len(names), bias)
             )
-            names.append(f"{call.prefix}weight")
-            if bias >= 0:
-                names.append(f"{call.prefix}bias")
+            names += [call.parameters[own] for own in ("weight", "bias")[: 1 + (bias >= 0)]]
             continue
         activation = activation_of(layer)
         if activation is None:

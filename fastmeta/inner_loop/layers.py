@@ -49,7 +49,8 @@ def unlike_parameters(module: nn.Module, names: Sequence[str]) -> str | None:
     shared = {name for name in names if names.count(name) > 1 or name not in known}
     if shared:
         return f"layers share parameters ({', '.join(sorted(shared))})"
-    unused = known - {*names}
+    needed = {name for name, p in module.named_parameters() if p.requires_grad}
+    unused = needed - {*names}
     if unused:
         return f"the forward does not use parameters ({', '.join(sorted(unused))})"
     return None

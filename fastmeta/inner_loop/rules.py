@@ -317,8 +317,8 @@ def _batch_norm_call(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if running_mean is not None or running_var is not None:
-        raise ValueError("a batch_norm with running statistics")
+    if not training:
+        raise ValueError("a batch_norm by running statistics")
     return fmF.batch_norm(x, _parameter(weight), _parameter(bias), eps)
 
 
@@ -332,8 +332,8 @@ def _instance_norm_call(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if running_mean is not None or running_var is not None:
-        raise ValueError("an instance_norm with running statistics")
+    if not use_input_stats:
+        raise ValueError("an instance_norm by running statistics")
     return fmF.instance_norm(x, _parameter(weight), _parameter(bias), eps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,9 +11,11 @@ from torch import nn
 
 from fastmeta.inner_loop.calls import Call, calls_of
 from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
+from fastmeta.inner_loop.parameter_calls import BatchNormOfAny
 
 __all__ = ["Stages", "stages_of", "never_fits"]
 
+Names = Mapping[str, str]  # the module's, of a layer's parameters by its own
 _MAX_STAGES = 256
 _NO_STAGE = -2
 
@@ -61,8 +63,45 @@ def never_fits(module: nn.Module) -> str | None:
     for call, layer in layers:
         if type(layer) not in _ADDERS and not is_idle(layer) and activation_of(layer) is None:
             return unknown(call.name)
-    own = [f"{call.prefix}{n}" for call, layer in layers for n, _ in layer.named_parameters()]
+        if (reason := _unfit(layer, call.name)) is not None:
+            return reason
+    own = [name for call, _ in layers for name in call.parameters.values()]
     return unlike_parameters(module, own)
+
+
+def _unfit(layer: Any, name: str) -> str | None:
+    """Why stages cannot have such a layer, whatever it gets."""
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        if layer.groups != 1 or {*layer.dilation} != {1} or layer.padding_mode != "zeros":
+            return f"{name} has groups, dilation or a padding mode that the native kernels lack"
+        if layer.padding == "same" and any(k % 2 == 0 for k in layer.kernel_size):
+            return f"{name} pads an even kernel unevenly"
+    elif isinstance(layer, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)):
+        if {*_several(layer.output_size)} != {1}:
+            return f"{name} leaves more than one pixel"
+    elif isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)):
+        return _unfit_pool(layer, name)
+    return None
+
+
+def _unfit_pool(layer: Any, name: str) -> str | None:
+    if {*_several(getattr(layer, "dilation", 1))} != {1} or getattr(layer, "return_indices", False):
+        return f"{name} has a dilation or returns indices"
+    if getattr(layer, "divisor_override", None) is not None:
+        return f"{name} overrides its divisor"
+    if {*_several(layer.padding)} != {0} or layer.ceil_mode:
+        return f"{name} has padding or ceil_mode, which the native kernels lack"
+    window = _several(layer.kernel_size)
+    stride = window if layer.stride is None else _several(layer.stride)
+    sides = max(len(window), len(stride))
+    window, stride = (side * (sides // len(side)) for side in (window, stride))
+    if any(s < w for s, w in zip(stride, window, strict=True)):
+        return f"{name} has windows that overlap"
+    return None
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 class _Value(NamedTuple):
@@ -108,17 +147,17 @@ class _Builder:
         if call.layer is None:
             reason = self._sum(sources[1])
         else:
-            reason = self._layer(call.prefix, call.layer, call.name)
+            reason = self._layer(call.parameters, call.layer, call.name)
         open_still = source.open or self.at != source.at
         self.values.append(self._here(call.alone and open_still))
         return reason
 
-    def _layer(self, prefix: str, layer: nn.Module, name: str) -> str | None:
+    def _layer(self, names: Names, layer: nn.Module, name: str) -> str | None:
         if is_idle(layer):
             return None
         add = _ADDERS.get(type(layer))
         if add is not None:
-            return add(self, prefix, layer, name)
+            return _unfit(layer, name) or add(self, names, layer, name)
         activation = activation_of(layer)
         if activation is None:
             return unknown(name)
@@ -164,33 +203,29 @@ class _Builder:
 
     # ---- products ------------------------------------------------------------------------------
 
-    def _conv(self, prefix: str, layer: nn.Conv1d | nn.Conv2d, name: str) -> str | None:
+    def _conv(self, names: Names, layer: nn.Conv1d | nn.Conv2d, name: str) -> str | None:
         unlike = self._unlike(layer, name, nn.Conv1d)
         if unlike is not None:
             return unlike
         if layer.in_channels != self.shape[0]:
             return f"{name} takes {layer.in_channels} channels but gets {self.shape[0]}"
-        if layer.groups != 1 or {*layer.dilation} != {1} or layer.padding_mode != "zeros":
-            return f"{name} has groups, dilation or a padding mode that the native kernels lack"
         padding: Any = layer.padding
         if padding == "valid":
             padding = 0
         if padding == "same":
-            if any(k % 2 == 0 for k in layer.kernel_size):
-                return f"{name} pads an even kernel unevenly"
             padding = tuple(k // 2 for k in layer.kernel_size)
         kernel, stride = self._sides(layer.kernel_size), self._sides(layer.stride)
-        return self._product(prefix, layer, name, kernel, stride, self._sides(padding, 0))
+        return self._product(names, layer, name, kernel, stride, self._sides(padding, 0))
 
-    def _linear(self, prefix: str, layer: nn.Linear, name: str) -> str | None:
+    def _linear(self, names: Names, layer: nn.Linear, name: str) -> str | None:
         if not self.flat:
             return f"{name} gets samples {list(self.shape)} that were not flattened"
         if layer.in_features != math.prod(self.shape):
             return f"{name} takes {layer.in_features} inputs but gets {math.prod(self.shape)}"
-        return self._product(prefix, layer, name, self.shape[1:], (1, 1), (0, 0))
+        return self._product(names, layer, name, self.shape[1:], (1, 1), (0, 0))
 
     def _product(
-        self, prefix: str, layer: Any, name: str, kernel: Any, stride: Any, padding: Any
+        self, names: Names, layer: Any, name: str, kernel: Any, stride: Any, padding: Any
     ) -> str | None:
         c = layer.weight.shape[0]
         size = [
@@ -202,27 +237,28 @@ class _Builder:
         stage = self._new_stage()
         stage.update(
             product=True, kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
-            weight=self._parameter(prefix, "weight"),
-            bias=-1 if layer.bias is None else self._parameter(prefix, "bias"),
+            weight=self._parameter(names["weight"]),
+            bias=-1 if layer.bias is None else self._parameter(names["bias"]),
         )  # fmt: skip
         self._shape_of_product(stage, c, *size)
         return None
 
     # ---- norms, pools ----------------------------------------------------------------------------
 
-    def _batch_norm(self, prefix: str, layer: Any, name: str) -> str | None:
-        if isinstance(layer, nn.BatchNorm2d) == (self.flat or self.sequences):
+    def _batch_norm(self, names: Names, layer: Any, name: str) -> str | None:
+        for_images = isinstance(layer, nn.BatchNorm2d)
+        if type(layer) is not BatchNormOfAny and for_images == (self.flat or self.sequences):
             return f"{name} gets samples {self._said()}"
         if layer.num_features != self.shape[0]:
             return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
-        return self._norm(prefix, layer, name, "batch", 1)
+        return self._norm(names, layer, name, "batch", 1)
 
-    def _group_norm(self, prefix: str, layer: nn.GroupNorm, name: str) -> str | None:
+    def _group_norm(self, names: Names, layer: nn.GroupNorm, name: str) -> str | None:
         if layer.num_channels != self.shape[0]:
             return f"{name} takes {layer.num_channels} channels but gets {self.shape[0]}"
-        return self._norm(prefix, layer, name, "group", layer.num_groups)
+        return self._norm(names, layer, name, "group", layer.num_groups)
 
-    def _instance_norm(self, prefix: str, layer: Any, name: str) -> str | None:
+    def _instance_norm(self, names: Names, layer: Any, name: str) -> str | None:
         unlike = self._unlike(layer, name, nn.InstanceNorm1d)
         if unlike is not None:
             return unlike
@@ -230,9 +266,9 @@ class _Builder:
             return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
         if self.shape[1:] == (1, 1):
             return f"{name} is over single pixels"
-        return self._norm(prefix, layer, name, "group", layer.num_features)
+        return self._norm(names, layer, name, "group", layer.num_features)
 
-    def _layer_norm(self, prefix: str, layer: nn.LayerNorm, name: str) -> str | None:
+    def _layer_norm(self, names: Names, layer: nn.LayerNorm, name: str) -> str | None:
         over, whole, samples = [*layer.normalized_shape], math.prod(self.shape), self._said()
         if over == samples:
             groups, scale = 1, "elements"
@@ -241,30 +277,30 @@ class _Builder:
         else:
             return f"{name} is over {over} of samples {samples}"
         if whole == self.shape[0] and groups == 1:  # as many parameters as channels
-            return self._put_norm(prefix, layer, name, "group", groups)
+            return self._put_norm(names, layer, name, "group", groups)
         reason = self._put_statistics(layer, name, "group", groups)
         if reason is None and layer.weight is not None:
-            self._put_scale(prefix, layer, scale)
+            self._put_scale(names, layer, scale)
         return reason
 
-    def _put_scale(self, prefix: str, layer: nn.LayerNorm, scale: str) -> None:
+    def _put_scale(self, names: Names, layer: nn.LayerNorm, scale: str) -> None:
         stage = self._new_stage()
-        stage.update(product=True, scale=scale, weight=self._parameter(prefix, "weight"))
+        stage.update(product=True, scale=scale, weight=self._parameter(names["weight"]))
         if layer.bias is not None:
-            stage["bias"] = self._parameter(prefix, "bias")
+            stage["bias"] = self._parameter(names["bias"])
 
-    def _norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
+    def _norm(self, names: Names, layer: Any, name: str, kind: str, groups: int) -> str | None:
         if self.flat and self.shape[1:] != (1, 1):
             return f"{name} is over flattened samples {list(self.shape)}"
-        return self._put_norm(prefix, layer, name, kind, groups)
+        return self._put_norm(names, layer, name, kind, groups)
 
-    def _put_norm(self, prefix: str, layer: Any, name: str, kind: str, groups: int) -> str | None:
+    def _put_norm(self, names: Names, layer: Any, name: str, kind: str, groups: int) -> str | None:
         reason = self._put_statistics(layer, name, kind, groups)
         if reason is not None:
             return reason
         for key, own in (("gamma", "weight"), ("beta", "bias")):
             if getattr(layer, own) is not None:
-                self.stages[self.at][key] = self._parameter(prefix, own)
+                self.stages[self.at][key] = self._parameter(names[own])
         return None
 
     def _put_statistics(self, layer: Any, name: str, kind: str, groups: int) -> str | None:
@@ -274,32 +310,22 @@ class _Builder:
         stage.update(norm=kind, groups=groups, eps=layer.eps)
         return None
 
-    def _max_pool(self, prefix: str, layer: nn.MaxPool1d | nn.MaxPool2d, name: str) -> str | None:
-        if self._sides(layer.dilation) != (1, 1) or layer.return_indices:
-            return f"{name} has a dilation or returns indices"
+    def _max_pool(self, names: Names, layer: nn.MaxPool1d | nn.MaxPool2d, name: str) -> str | None:
         return self._unlike(layer, name, nn.MaxPool1d) or self._pool(layer, name, "max")
 
-    def _average_pool(self, prefix: str, layer: Any, name: str) -> str | None:
-        if getattr(layer, "divisor_override", None) is not None:
-            return f"{name} overrides its divisor"
+    def _average_pool(self, names: Names, layer: Any, name: str) -> str | None:
         return self._unlike(layer, name, nn.AvgPool1d) or self._pool(layer, name, "average")
 
-    def _global_pool(self, prefix: str, layer: Any, name: str) -> str | None:
+    def _global_pool(self, names: Names, layer: Any, name: str) -> str | None:
         unlike = self._unlike(layer, name, nn.AdaptiveAvgPool1d)
         if unlike is not None:
             return unlike
-        if self._sides(layer.output_size) != (1, 1):
-            return f"{name} leaves more than one pixel"
         self._put_pool("average", self.shape[1:], self.shape[1:])
         return None
 
     def _pool(self, layer: Any, name: str, kind: str) -> str | None:
         window = self._sides(layer.kernel_size)
         stride = window if layer.stride is None else self._sides(layer.stride)
-        if self._sides(layer.padding, 0) != (0, 0) or layer.ceil_mode:
-            return f"{name} has padding or ceil_mode, which the native kernels lack"
-        if any(s < w for s, w in zip(stride, window, strict=True)):
-            return f"{name} has windows that overlap"
         if any(n < w for n, w in zip(self.shape[1:], window, strict=True)):
             return f"{name} leaves nothing of samples {list(self.shape)}"
         self._put_pool(kind, window, stride)
@@ -314,7 +340,7 @@ class _Builder:
         stage.update(out_h=out[0], out_w=out[1])
         self.shape = (self.shape[0], *out)
 
-    def _flatten(self, prefix: str, layer: nn.Flatten, name: str) -> str | None:
+    def _flatten(self, names: Names, layer: nn.Flatten, name: str) -> str | None:
         if (layer.start_dim, layer.end_dim) != (1, -1):
             return f"{name} does not flatten all of a sample"
         if self.at < 0:
@@ -341,7 +367,7 @@ class _Builder:
 
     def _sides(self, value: Any, of_height: int = 1) -> tuple[int, int]:
         """Height and width of what a layer says of its sides; sequences have a height of 1."""
-        given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        given = _several(value)
         if self.sequences:
             return of_height, given[0]
         return given[0], given[-1]
@@ -374,8 +400,8 @@ class _Builder:
         stage.update(c=c, h=h, w=w, out_h=h, out_w=w)
         self.shape = (c, h, w)
 
-    def _parameter(self, prefix: str, name: str) -> int:
-        self.names.append(f"{prefix}{name}")
+    def _parameter(self, name: str) -> int:
+        self.names.append(name)
         return len(self.names) - 1
 
 
@@ -385,6 +411,7 @@ _ADDERS: dict[type, Any] = {
     nn.Linear: _Builder._linear,
     nn.BatchNorm1d: _Builder._batch_norm,
     nn.BatchNorm2d: _Builder._batch_norm,
+    BatchNormOfAny: _Builder._batch_norm,
     nn.GroupNorm: _Builder._group_norm,
     nn.LayerNorm: _Builder._layer_norm,
     nn.InstanceNorm1d: _Builder._instance_norm,

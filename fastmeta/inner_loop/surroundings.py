@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fastmeta.inner_loop.frozen import UNFROZEN, frozen
 
-__all__ = ["Surroundings"]
+__all__ = ["MOST_ITEMS", "Surroundings"]
 
 _KNOWN = ("torch", "fastmeta")  # packages that do not change while they are used
 _BEGINNINGS = ("forward", "__call__", "__getattr__", "__getattribute__")
-_MOST = 4096  # items of a container that are looked at in each call
+MOST_ITEMS = 4096  # items of a container that are looked at in each call
 _DEEPEST = 3  # attributes of attributes
 
 
@@ -35,6 +35,9 @@ class Surroundings:
     def __init__(self, module: nn.Module) -> None:
         places = _NameFollower(module).places.values()
         self.seen = [(owner, name, _kept(owner.get(name))) for owner, name in places]
+        for part in module.modules():
+            lists = [name for name, value in vars(part).items() if type(value) is list]
+            self.seen += [(vars(part), name, _kept(vars(part)[name])) for name in lists]
 
     def are_same(self) -> bool:
         return all(_is_same(owner.get(name), kept) for owner, name, kept in self.seen)
@@ -46,7 +49,7 @@ class _Kept(NamedTuple):
 
 
 def _kept(value: Any) -> _Kept:
-    if type(value) in (list, tuple, dict, set, frozenset) and len(value) > _MOST:
+    if type(value) in (list, tuple, dict, set, frozenset) and len(value) > MOST_ITEMS:
         return _Kept(value, None)
     return _Kept(value, _like(value))
 
@@ -176,9 +179,9 @@ def _functions(value: Any) -> Iterator[FunctionType]:
         inner = [value.func]
     elif kind is functools._lru_cache_wrapper:
         inner = [value.__wrapped__]
-    elif kind in (list, tuple) and len(value) <= _MOST:
+    elif kind in (list, tuple) and len(value) <= MOST_ITEMS:
         inner = [*value]
-    elif kind is dict and len(value) <= _MOST:
+    elif kind is dict and len(value) <= MOST_ITEMS:
         inner = [*value.values()]
     else:
         inner = []

@@ -76,7 +76,7 @@ class Calls(nn.Module):
         (lambda m, y: y + torch.ones(3, dtype=DOUBLE), "a Tensor that is neither its input nor"),
         (lambda m, y: y[:, torch.tensor([2, 1, 0])], "a Tensor that is neither its input nor"),
         (lambda m, y: y[:, [2, 1, 0]], "indexing by a tensor or a list"),
-        (lambda m, y: F.batch_norm(y, m.mean, m.var), "a batch_norm with running statistics"),
+        (lambda m, y: F.batch_norm(y, m.mean, m.var), "a batch_norm by running statistics"),
         (lambda m, y: y.new_ones(3) * y, "its forward calls new_ones"),
         (lambda m, y: y.T.T, "the attribute 'T'"),
         (lambda m, y: (y @ m.mean)[:, None] + y, "matmul of a vector"),

@@ -1,0 +1,208 @@
+"""Forwards in the style of well known repositories, in the native kernels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_exact, classification_tasks, regression_tasks
+from torch import nn
+
+import fastmeta as fm
+from fastmeta.backends import cpu
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
+
+
+def assert_native(model, tasks, loss="cross_entropy", rate=0.1):
+    meta = fm.MAML(model, loss=loss, inner_steps=2, inner_lr=rate)
+    choice = fm.explain(meta)
+    assert choice.name == "resident", choice.passed_over["resident"]
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert_exact(meta, tasks, learned, tolerance=1e-10)
+    assert "resident" in {plan.engine.__name__.split(".")[-1] for plan in meta._plans.values()}
+    return meta
+
+
+class Configured(nn.Module):
+    """All parameters in a list, and a list that says what is done with them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.vars, self.vars_bn = nn.ParameterList(), nn.ParameterList()
+        for name, sizes in config:
+            if name in ("conv2d", "linear"):
+                self.vars.append(nn.Parameter(0.3 * torch.randn(*sizes[:4])))
+                self.vars.append(nn.Parameter(torch.zeros(sizes[0])))
+            if name == "bn":
+                self.vars.append(nn.Parameter(torch.ones(sizes)))
+                self.vars.append(nn.Parameter(torch.zeros(sizes)))
+                for start in (torch.zeros(sizes), torch.ones(sizes)):
+                    self.vars_bn.append(nn.Parameter(start, requires_grad=False))
+
+    def forward(self, x, own=None, bn_training=True):
+        own = self.vars if own is None else own
+        at = of_norm = 0
+        for name, sizes in self.config:
+            if name == "conv2d":
+                x = F.conv2d(x, own[at], own[at + 1], stride=sizes[4], padding=sizes[5])
+                at += 2
+            elif name == "linear":
+                x = F.linear(x, own[at], own[at + 1])
+                at += 2
+            elif name == "bn":
+                mean, variance = self.vars_bn[of_norm], self.vars_bn[of_norm + 1]
+                x = F.batch_norm(
+                    x, mean, variance, weight=own[at], bias=own[at + 1], training=bn_training
+                )
+                at, of_norm = at + 2, of_norm + 2
+            elif name == "relu":
+                x = F.relu(x, inplace=sizes)
+            elif name == "max_pool2d":
+                x = F.max_pool2d(x, *sizes)
+            else:
+                x = x.view(x.size(0), -1)
+        return x
+
+
+CONFIG = [
+    ("conv2d", [4, 1, 3, 3, 2, 0]), ("relu", True), ("bn", 4), ("conv2d", [4, 4, 2, 2, 1, 0]),
+    ("relu", True), ("bn", 4), ("max_pool2d", (2, 2, 0)), ("flatten", ()), ("linear", [3, 4]),
+]  # fmt: skip
+
+
+def test_a_learner_of_a_list():
+    model = Configured(CONFIG).double()
+    tasks = classification_tasks((1, 7, 7), s=6)
+    meta = assert_native(model, tasks)
+    assert all(p.sum() in (0, 4) for p in model.vars_bn)  # as they were
+    model.config[1] = ("relu", False)
+    model.config = [entry for entry in model.config if entry[0] != "max_pool2d"][:-1]
+    model.config.append(("linear", [3, 4]))
+    with pytest.raises(ValueError, match="the module cannot take"):
+        meta(tasks)
+    model.config.insert(-1, ("max_pool2d", (2, 2, 0)))
+    model.config[-3], model.config[-2] = model.config[-2], model.config[-3]
+    assert_exact(meta, tasks, [*model.vars])
+
+
+class SineLayer(nn.Module):
+    def __init__(self, inputs, outputs, omega):
+        super().__init__()
+        self.omega_0, self.linear = omega, nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        return torch.sin(self.omega_0 * self.linear(x))
+
+
+def test_a_siren_as_its_authors_wrote_it():
+    model = nn.Sequential(SineLayer(2, 8, 3.0), SineLayer(8, 8, 2), nn.Linear(8, 2)).double()
+    meta = assert_native(model, regression_tasks(), "mse", 0.01)
+    model[0].omega_0 = 1.5
+    assert_exact(meta, regression_tasks())
+
+
+SIZES = {"weight": (2, 6), "bias": (2,), "gain": (6,), "shift": (6,)}
+
+
+def written(names, forward):
+    """A module with a linear layer and these parameters, whose forward is that."""
+
+    def of_module(self, x):
+        return forward(self, x)
+
+    model = type("Written", (nn.Module,), {"forward": of_module})()
+    model.first = nn.Linear(2, 6)
+    for name in names.split():
+        setattr(model, name, nn.Parameter(torch.randn(SIZES[name])))
+    return model.double()
+
+
+FORWARDS = {
+    "sines": (
+        "weight bias", lambda m, x: F.linear((m.first(x) * 2).sin(), m.weight, m.bias)
+    ),
+    "sines of torch.mul": (
+        "weight", lambda m, x: F.linear(torch.sin(torch.mul(3, m.first(x))), m.weight)
+    ),
+    "layer norm": (
+        "weight bias gain shift", lambda m, x: F.linear(
+            F.layer_norm(m.first(x), (6,), m.gain, m.shift), weight=m.weight, bias=m.bias
+        )
+    ),
+    "group norm": (
+        "weight gain shift",
+        lambda m, x: F.linear(F.group_norm(m.first(x), 2, m.gain, m.shift), m.weight)
+    ),
+    "batch norm": (
+        "weight gain shift", lambda m, x: F.linear(
+            F.relu(F.batch_norm(m.first(x), None, None, m.gain, m.shift, True)), m.weight
+        )
+    ),
+}  # fmt: skip
+OTHERS = {
+    "a sine beside its multiple": ("", lambda m, x: (2 * m.first(x)).sin() + 2 * m.first(x)),
+    "a weight that is computed": ("weight", lambda m, x: F.linear(m.first(x), 2 * m.weight)),
+    "a multiple before a weight": ("weight", lambda m, x: F.linear(2 * m.first(x), m.weight)),
+    "a shared weight": (
+        "weight", lambda m, x: F.linear(F.linear(m.first(x), m.weight) @ m.weight, m.weight)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_functions_of_parameters(name):
+    assert_native(written(*FORWARDS[name]), regression_tasks(), "mse")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_only_looks_like_them(name):
+    model = written(*OTHERS[name])
+    meta = fm.MAML(model, loss="mse", inner_steps=2, inner_lr=0.01)
+    assert fm.explain(meta).name != "resident"
+    assert_exact(meta, regression_tasks(outputs=2 if "weight" in name else 6), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("engine", ["auto", "layered", "vmap", "reference"])
+@pytest.mark.parametrize("buffers", [True, False])
+def test_norms_called_as_functions_leave_running_statistics_alone(engine, buffers):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.gain = nn.Linear(2, 3), nn.Parameter(torch.ones(3))
+            self.shift = nn.Parameter(torch.zeros(3))
+            for name, start in (("mean", torch.zeros(3)), ("variance", torch.ones(3))):
+                if buffers:
+                    self.register_buffer(name, start)
+                else:
+                    self.register_parameter(name, nn.Parameter(start, requires_grad=False))
+
+        def forward(self, x):
+            given = self.mean, self.variance, self.gain, self.shift
+            return F.batch_norm(self.layer(x), *given, training=True)
+
+    model, tasks = Normed().double(), classification_tasks([2])
+    meta = fm.MAML(model, inner_steps=2, inner_lr=0.1, engine=engine)
+    assert_exact(meta, tasks, [p for p in model.parameters() if p.requires_grad])
+    assert model.mean.sum() == 0 and model.variance.sum() == 3
+
+
+LEFT = {
+    "dilation": nn.Conv2d(4, 4, 3, dilation=2),
+    "groups": nn.Conv2d(4, 4, 3, groups=2),
+    "a padding mode": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    "overlap": nn.MaxPool2d(3, 2),
+    "padding": nn.MaxPool2d(2, padding=1),
+    "ceil_mode": nn.MaxPool2d(2, ceil_mode=True),
+    "its divisor": nn.AvgPool2d(2, divisor_override=3),
+    "more than one pixel": nn.AdaptiveAvgPool2d(2),
+}
+
+
+@pytest.mark.parametrize("words", LEFT)
+def test_explain_knows_what_no_samples_can_change(words):
+    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), LEFT[words], *tail)
+    choice = fm.explain(fm.MAML(model))
+    assert choice.name != "resident" and words in choice.passed_over["resident"]
+    with pytest.raises(ValueError, match=words):
+        fm.explain(fm.MAML(model, engine="resident"))
