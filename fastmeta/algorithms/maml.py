@@ -119,6 +119,11 @@ class MAML(Learner):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
         _check_options(learn_inner_lr, per_step_lr, engine, precision, randomness)
+        if isinstance(inner_lr, Mapping):
+            raise TypeError(
+                "inner_lr must be a number: learn_inner_lr makes rates by parameter, inner_rates, "
+                "and fastmeta.functional.inner_sgd takes them by name"
+            )
         self.model = model
         self.inner_lr = inner_lr
         self.inner_steps = inner_steps

@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "cross_entropy": F.cross_entropy,
+    "huber": F.huber_loss,
 }
 BLOCKS = 4
 

@@ -22,7 +22,7 @@ from fastmeta.inner_loop.surroundings import MOST_ITEMS
 from fastmeta.inner_loop.trace import Unknown, attributes_read, is_layer, own_name, trace, unwatched
 from fastmeta.models import Sine
 
-__all__ = ["Call", "calls_of", "misread"]
+__all__ = ["Call", "Reshaped", "calls_of", "misread"]
 
 
 @dataclass(frozen=True)
@@ -228,11 +228,21 @@ def _is_rows(node: Any) -> bool:
     return node.target is operator.getitem and _is_shape(node.args[0]) and node.args[1:] == (0,)
 
 
-def _flatten_by_shape(*shape: Any) -> nn.Module:
-    rows, *rest = shape[0] if len(shape) == 1 else shape
-    if not _is_rows(rows) or rest != [-1]:
-        raise ValueError("another shape than that of flattened samples")
-    return nn.Flatten()
+class Reshaped(nn.Module):
+    """The numbers of each sample in another shape."""
+
+    def __init__(self, sample: Sequence[int]) -> None:
+        super().__init__()
+        self.sample = tuple(sample)
+
+
+def _of_shape(*shape: Any) -> nn.Module:
+    rows, *sample = shape[0] if len(shape) == 1 and not isinstance(shape[0], Node) else shape
+    if _is_rows(rows) and sample == [-1]:
+        return nn.Flatten()
+    if not (_is_rows(rows) or rows == -1) or not all(type(n) is int and n > 0 for n in sample):
+        raise ValueError("a shape that is not one of samples")
+    return Reshaped(sample)
 
 
 # ---- calls of functions and methods that are those of a layer ------------------------------------
@@ -273,8 +283,8 @@ _METHODS: dict[str, Callable[..., nn.Module]] = {
     "sin": Sine,
     "flatten": _flatten,
     "mean": _mean,
-    "view": _flatten_by_shape,
-    "reshape": _flatten_by_shape,
+    "view": _of_shape,
+    "reshape": _of_shape,
 }
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     **{getattr(torch, name): make for name, make in _METHODS.items() if name != "view"},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from fastmeta.inner_loop.calls import calls_of
+from fastmeta.inner_loop.calls import Reshaped, calls_of
 from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
 
 __all__ = ["Chain", "chain_of"]
@@ -52,7 +53,7 @@ def chain_of(module: nn.Module) -> Chain | str:
             return "the module is no chain of layers"
         if is_idle(layer):
             continue
-        if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
+        if _flattens(layer, width):
             flattens = flattens or not names
             continue
         if kind is nn.Linear:
@@ -75,3 +76,10 @@ def chain_of(module: nn.Module) -> Chain | str:
         return f"the chain has {len(nodes)} layers, and the native kernels take {_MAX_NODES}"
     chain = Chain(tuple(nodes), tuple(names), flattens, width)
     return unlike_parameters(module, names) or chain
+
+
+def _flattens(layer: Any, width: int) -> bool:
+    """Whether each sample comes out as a row of so many numbers."""
+    if type(layer) is Reshaped:
+        return layer.sample == (width,)
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)

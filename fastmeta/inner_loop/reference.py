@@ -64,7 +64,9 @@ def _adapt_one(
     with torch.enable_grad():
         theta |= {name: _as_variable(theta[name]) for name in loop.adapted}
         for step in range(loop.steps):
-            loss = _loss(loop.loss, call_module(loop.module, theta, x), y, weight)
+            # A view of each step's own: what the forward makes of its input stays there.
+            predictions = call_module(loop.module, theta, x.view_as(x))
+            loss = _loss(loop.loss, predictions, y, weight)
             gradients = torch.autograd.grad(
                 loss,
                 [theta[name] for name in loop.adapted],

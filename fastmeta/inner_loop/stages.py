@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastmeta.inner_loop.calls import Call, calls_of
+from fastmeta.inner_loop.calls import Call, Reshaped, calls_of
 from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
 from fastmeta.inner_loop.parameter_calls import BatchNormOfAny
 
@@ -131,11 +131,15 @@ class _Builder:
     values: list[_Value] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        flat, self.sequences = len(self.sample) == 1, len(self.sample) == 2
-        channels, *sides = self.sample
+        self.input = self._input_of(self.sample)
+        self._go_to(self.input)
+
+    def _input_of(self, sample: Sequence[int]) -> _Value:
+        """The module's input, read in that shape."""
+        self.sequences = len(sample) == 2
+        channels, *sides = sample
         missing = (1,) * (2 - len(sides))
-        self._go_to(_Value(-1, (channels, *missing, *sides), flat, True))
-        self.input = self._here(True)
+        return _Value(-1, (channels, *missing, *sides), not sides, True)
 
     def add(self, call: Call) -> str | None:
         """Take one more call, or say why not."""
@@ -348,6 +352,19 @@ class _Builder:
         self.flat = True
         return None
 
+    def _reshape(self, names: Names, layer: Reshaped, name: str) -> str | None:
+        given, wanted = self._said(), [*layer.sample]
+        if wanted == given:
+            return None
+        if len(wanted) > 3 or math.prod(wanted) != math.prod(given):
+            return f"{name} makes {wanted} of samples {given}"
+        if len(wanted) == 1:
+            return self._flatten(names, nn.Flatten(), name)
+        if self.at >= 0 or self.stages:
+            return f"{name} makes {wanted} of what a layer gives"
+        self._go_to(self._input_of(wanted))
+        return None
+
     # ---- samples ---------------------------------------------------------------------------------
 
     def _said(self) -> list[int]:
@@ -423,4 +440,5 @@ _ADDERS: dict[type, Any] = {
     nn.AdaptiveAvgPool1d: _Builder._global_pool,
     nn.AdaptiveAvgPool2d: _Builder._global_pool,
     nn.Flatten: _Builder._flatten,
+    Reshaped: _Builder._reshape,
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import operator
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ def trace(root: nn.Module) -> fx.Graph:
     try:
         for _ in range(3):  # another thread may draw meanwhile
             before = random_state()
-            with torch.enable_grad():
+            with torch.enable_grad(), _length_of_proxies():
                 graph = _Tracer().trace(root)
             if random_state() == before:
                 return graph
@@ -40,6 +42,23 @@ def trace(root: nn.Module) -> fx.Graph:
         raise Unknown(
             f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
         ) from error
+
+
+@contextmanager
+def _length_of_proxies() -> Iterator[None]:
+    """``len(x)`` is x.size(0); torch.fx has nothing to give for it."""
+
+    def length(of: Any) -> Any:
+        return of.size(0) if isinstance(of, _Proxy) else _len(of)
+
+    builtins.len = length  # other threads meet it, too, and get what they would
+    try:
+        yield
+    finally:
+        builtins.len = _len
+
+
+_len = len
 
 
 def _modes() -> tuple[Any, ...]:

@@ -359,7 +359,8 @@ REFUSED = {
     "uses a Tensor that is neither its input": lambda self, x: rest(
         self, self.conv(x) + torch.ones(1, 4, 6, 6)
     ),
-    "another shape": lambda self, x: rest(self, self.conv(x).view(-1, 4, 6, 6)),
+    "of what a layer gives": lambda self, x: rest(self, self.conv(x).view(-1, 6, 4, 6)),
+    "a shape that is not one of samples": lambda self, x: rest(self, self.conv(x).view(4, -1)),
     "all pixels": lambda self, x: rest(self, self.conv(x).mean((1, 2))),
 }
 

@@ -139,6 +139,92 @@ FORWARDS = {
         )
     ),
 }  # fmt: skip
+
+
+class Images(nn.Module):
+    def __init__(self, before, after):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(36, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.reshapes = before, after
+
+    def forward(self, x):
+        before, after = type(self).reshapes
+        x = F.max_pool2d(F.relu(self.norm(self.conv(before(x)))), 2)
+        return self.head(after(x))
+
+
+RESHAPES = {
+    "len": (lambda x: x, lambda x: x.reshape(len(x), -1)),
+    "the same shape": (lambda x: x.view(-1, 1, 6, 6), lambda x: x.view(-1, 36)),
+    "by size": (lambda x: x.view(x.size(0), 1, 6, 6), lambda x: x.view((x.size(0), 36))),
+    "by shape": (lambda x: x.reshape([x.shape[0], 1, 6, 6]), lambda x: x.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("sample", [(1, 6, 6), (36,), (6, 6)])
+@pytest.mark.parametrize("name", RESHAPES)
+def test_reshapes(name, sample):
+    model = type("Reshaping", (Images,), {"reshapes": RESHAPES[name]})(*RESHAPES[name]).double()
+    del model.reshapes
+    if name == "len" and sample != (1, 6, 6):
+        return
+    assert_native(model, classification_tasks(sample, s=6))
+
+
+@pytest.mark.parametrize("sample", [(1, 6, 6), (36,)])
+def test_a_chain_that_flattens_by_number(sample):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(36, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x.view(-1, 36))))
+
+    assert_native(Flat().double(), classification_tasks(sample, s=6))
+
+
+def test_a_shape_that_mixes_samples_is_read_by_no_native_kernel():
+    model = type("Mixing", (Images,), {"reshapes": (lambda x: x.view(-1, 1, 6, 6), None)})
+    model.forward = lambda m, x: m.head(m.conv(x.view(-1, 1, 6, 6)).view(len(x), -1)[:, :36])
+    model = model(None, None).double()
+    del model.reshapes, model.norm
+    meta = fm.MAML(model, inner_lr=0.1)
+    assert_exact(meta, classification_tasks((36,), s=6))
+    assert "resident" not in {p.engine.__name__.split(".")[-1] for p in meta._plans.values()}
+
+
+def test_inputs_that_a_forward_lets_require_grad():
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+
+        def forward(self, x):
+            x.requires_grad_(True)
+            return torch.autograd.grad(self.net(x).sum(), x, create_graph=True)[0]
+
+    model, tasks = Field().double(), regression_tasks(inputs=1, outputs=1)
+    meta = fm.MAML(model, loss="mse", inner_steps=3, inner_lr=0.1)
+    losses = []
+    for t in range(len(tasks)):
+        theta = dict(model.named_parameters())
+        for _ in range(3):
+            made = torch.func.functional_call(model, theta, (tasks.support_x[t],))
+            loss = F.mse_loss(made, tasks.support_y[t])
+            found = torch.autograd.grad(
+                loss, [*theta.values()], create_graph=True, allow_unused=True
+            )
+            theta = {
+                name: p if g is None else p - 0.1 * g
+                for (name, p), g in zip(theta.items(), found, strict=True)
+            }
+        made = torch.func.functional_call(model, theta, (tasks.query_x[t],))
+        losses.append(F.mse_loss(made, tasks.query_y[t]))
+    torch.testing.assert_close(meta(tasks).loss, torch.stack(losses), rtol=1e-12, atol=0)
+
+
 OTHERS = {
     "a sine beside its multiple": ("", lambda m, x: (2 * m.first(x)).sin() + 2 * m.first(x)),
     "a weight that is computed": ("weight", lambda m, x: F.linear(m.first(x), 2 * m.weight)),

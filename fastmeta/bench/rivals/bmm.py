@@ -62,6 +62,8 @@ def _inner_gradient(workload: Workload, parameters: Parameters, x: Tensor, y: Te
 
 def _loss_gradient(workload: Workload, predictions: Tensor, y: Tensor) -> Tensor:
     samples, outputs = predictions.shape[1:]
+    if workload.loss == "huber":
+        return (predictions - y).clamp(-1, 1) / (samples * outputs)
     if workload.loss == "mse":
         return (predictions - y) * (2 / (samples * outputs))
     return (predictions.softmax(-1) - F.one_hot(y, outputs)) / samples

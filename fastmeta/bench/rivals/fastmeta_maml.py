@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastmeta import MAML, TaskBatch
 from fastmeta.bench.device import CPU
 from fastmeta.bench.rivals.rival import Outcome, Rival, Step, make_leaves
-from fastmeta.bench.workloads import Problem, Workload
+from fastmeta.bench.workloads import LOSSES, Problem, Workload
 
 
 def build(problem: Problem) -> Step:
@@ -43,7 +43,8 @@ def engine(workload: Workload, device: torch.device = CPU) -> str:
 
 
 def _maml(workload: Workload, module: nn.Module) -> MAML:
-    return MAML(module, inner_lr=workload.inner_lr, inner_steps=workload.steps, loss=workload.loss)
+    loss = LOSSES[workload.loss]  # PyTorch's function
+    return MAML(module, inner_lr=workload.inner_lr, inner_steps=workload.steps, loss=loss)
 
 
 RIVAL = Rival("fastmeta", "fastmeta", build)

@@ -22,6 +22,9 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = activation(x @ weight.T + bias)
     x = x @ weights[-1].T + biases[-1]
+    if workload.loss == "huber":
+        error = abs(x - y)
+        return jnp.where(error <= 1, 0.5 * error**2, error - 0.5).mean()
     if workload.loss == "mse":
         return ((x - y) ** 2).mean()
     return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1).mean()
