@@ -9,10 +9,9 @@ from pathlib import Path
 from fastmeta.cli.device import choose_device
 from fastmeta.cli.errors import UsageError, result_written, usage_errors
 from fastmeta.cli.files import check_writable
-from fastmeta.cli.memory import keep_freed_memory
 from fastmeta.cli.setup import set_threads
 from fastmeta.cli.sources import module_of
-from fastmeta.training import load_checkpoint
+from fastmeta.training import keep_freed_memory, load_checkpoint
 from fastmeta.words import counted
 
 

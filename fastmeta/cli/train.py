@@ -13,7 +13,6 @@ from fastmeta import MAML
 from fastmeta.cli.device import choose_device, chosen_device
 from fastmeta.cli.errors import UsageError, result_written, usage_errors
 from fastmeta.cli.files import check_writable
-from fastmeta.cli.memory import keep_freed_memory
 from fastmeta.cli.progress import Progress, described
 from fastmeta.cli.setup import make_run, set_threads
 from fastmeta.cli.sources import module_of
@@ -25,6 +24,7 @@ from fastmeta.training import (
     TrainingDiverged,
     best_checkpoint,
     check_picture,
+    keep_freed_memory,
     load_checkpoint,
     plot_curve,
     read_curve,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +75,7 @@ def adapt(
 
 
 def meta_loss(
-    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: Any
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor]:
     """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
     support = (tasks.support_x, tasks.support_y, tasks.support_weight)
@@ -88,7 +87,7 @@ def meta_loss(
 
 
 def accumulate_gradients(
-    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: Any
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
 ) -> tuple[Tensor, Tensor] | None:
     """`meta_loss`, detached, with the gradients of the mean loss added to `.grad`.
 
@@ -183,7 +182,7 @@ def _unfit_parameters(parameters: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _unfit_tasks(loop: InnerLoop, tasks: Any) -> str | None:
+def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
     x, y = tasks.support_x, tasks.support_y
     if x.dtype not in KERNELS:
         return f"support_x is {x.dtype}; the kernels are float32 and float64"

@@ -14,6 +14,7 @@ from fastmeta.training.graphed import GraphedStep, StepOutcome, rates_on_device
 from fastmeta.training.interval import Interval, interval, student_t
 from fastmeta.training.learner import MetaLearner
 from fastmeta.training.loop import Log, best_checkpoint, train
+from fastmeta.training.memory import keep_freed_memory
 from fastmeta.training.plot import check_picture, plot_curve
 from fastmeta.training.run import Run, TrainingDiverged
 from fastmeta.training.schedule import Schedule
@@ -44,6 +45,7 @@ __all__ = [
     "error_by_step",
     "in_evaluation",
     "interval",
+    "keep_freed_memory",
     "load_checkpoint",
     "plot_curve",
     "plot_embedding",

@@ -1,4 +1,4 @@
-"""What the system is asked for while the command line trains and evaluates."""
+"""What the system is asked for where freed memory is kept."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ BLOCK_MB = 200
 PROGRAM = f"""
 import resource, sys
 import torch
-from fastmeta.cli.memory import keep_freed_memory
+from fastmeta.training.memory import keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:

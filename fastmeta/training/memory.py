@@ -14,10 +14,11 @@ KEPT = 1 << 30  # bytes that may lie free at the end of the heap
 def keep_freed_memory() -> bool:
     """Let the C library keep what tensors free for the next ones; return whether it will.
 
-    glibc maps each block of more than 32 MB anew and gives it back when it is freed, so that the
-    system clears every page of every large activation: more than half of the time of an encoder's
-    evaluation (docs/notes/metric-learners.md). Values do not depend on it. Another C library is
-    left as it is, and so is one that the user has set.
+    For the whole process, before training on a CPU with large activations; `fastmeta train` does
+    it. glibc maps each block of more than 32 MB anew and gives it back when it is freed, so that
+    the system clears every page of every large activation: more than half of the time of an
+    encoder's evaluation (docs/notes/metric-learners.md). Values do not depend on it. Another C
+    library is left as it is, and so is one that the user has set.
     """
     if platform.libc_ver()[0] != "glibc" or _set_by_user():
         return False
