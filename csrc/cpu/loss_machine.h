@@ -97,6 +97,8 @@ class LossMachine {
  private:
   N* at(N* numbers, int row) const { return numbers + program_.rows[row].at; }
   bool varies(int row) const { return program_.rows[row].varies; }
+  // Whether x is the larger one; NaN is larger than all.
+  static I is_first(V x, V y) { return I(x > y) | I(x != x); }
   // Of a row of one number, all columns are that.
   i64 step_of(int row) const { return program_.rows[row].width == 1 ? 0 : 1; }
 
@@ -121,9 +123,9 @@ class LossMachine {
       case LossOp::Multiply: return each([](N x, N y) { return x * y; });
       case LossOp::Divide: return each([](N x, N y) { return x / y; });
       case LossOp::Larger:
-        return each([](N x, N y) { return F::pick(F::value(x) > F::value(y), x, y); });
+        return each([](N x, N y) { return F::pick(is_first(F::value(x), F::value(y)), x, y); });
       case LossOp::Smaller:
-        return each([](N x, N y) { return F::pick(F::value(x) < F::value(y), x, y); });
+        return each([](N x, N y) { return F::pick(is_first(-F::value(x), -F::value(y)), x, y); });
       case LossOp::Negative: return unary([](N x) { return -x; });
       case LossOp::Absolute: return unary([](N x) { return F::absolute_of(x); });
       case LossOp::Sign: return unary([](N x) { return F::constant(signs<R>(F::value(x))); });

@@ -27,8 +27,8 @@ class ProgramLoss {
   // The sum of coefficient * loss.
   V value() const {
     V sum{};
-    each_group<Plain>([&](i64 s, i64 count, const LossMachine<Plain>& machine) {
-      sum += select(first(count), coefficients(s) * machine.forward(), V{});
+    each_group<Plain>([&](i64 s, i64, const LossMachine<Plain>& machine) {
+      sum += weighed(coefficients(s), machine.forward());
     });
     return samples > 1 ? splat(horizontal_sum<R>(sum)) : sum;
   }
@@ -38,7 +38,7 @@ class ProgramLoss {
       machine.forward();
       const V* of_predictions = machine.backward();
       const V scale = coefficients(s);
-      put(g, s, count, [&](i64 j) { return scale * of_predictions[j]; });
+      put(g, s, count, [&](i64 j) { return weighed(scale, of_predictions[j]); });
     });
   }
 
@@ -50,7 +50,7 @@ class ProgramLoss {
       machine.forward();
       const DualNumber<R>* of_predictions = machine.backward();
       const V scale = coefficients(s);
-      put(rg, s, count, [&](i64 j) { return scale * of_predictions[j].slope; });
+      put(rg, s, count, [&](i64 j) { return weighed(scale, of_predictions[j].slope); });
     });
   }
 
@@ -109,9 +109,8 @@ class ProgramLoss {
     for (i64 l = 0; l < smaller(samples, rows_.n - s); ++l) v[l] = rows_.coefficients[(s + l) * W];
     return v * rows_.factor;
   }
-  static Mask<R> first(i64 count) {
-    return samples == 1 ? Mask<R>{} == Mask<R>{} : Mask<R>(iota<R>() < splat(R(count)));
-  }
+  // A lane without a sample has no weight, and may have come to anything.
+  static V weighed(V coefficient, V x) { return select(coefficient != V{}, coefficient * x, V{}); }
 
   const LossProgram& program_;
   R* scratch_;

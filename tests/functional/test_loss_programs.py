@@ -243,7 +243,7 @@ def imports_inside(p, y):
         lambda p, y: Stateful.factor * (p - y).mean(),
         lambda p, y: getattr(F, "mse_loss")(p, y),  # noqa: B009
         lambda p, y: eval("p - y").mean(),
-        lambda p, y: sum([a for a in (p, y)]).mean(),
+        lambda p, y: (lambda q: q.mean())(p - y),
         lambda *given: F.mse_loss(*given) if STATE else None,
         lambda p, y: print(p) or (p - y).mean(),
         lambda p, y: missing(p, y),  # noqa: F821

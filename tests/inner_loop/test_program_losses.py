@@ -51,6 +51,7 @@ OF_NUMBERS = {
     ).mean(),
     "log sum exp": lambda p, y: (torch.logsumexp(p, 1) - (p * y.softmax(1)).sum(1)).mean(),
     "softmax": lambda p, y: (F.softmax(p / 2, -1) * y).sum() / len(p),
+    "a logarithm of targets": lambda p, y: (p * torch.log(y * y)).mean(),
     "detached": lambda p, y: (p.detach() * (p - y)).abs().mean(),
     "logic": lambda p, y: (p * p * ((p > 0) & ~(y > 0) | (y >= 1)).to(p.dtype)).mean(),
     "a mean a column": lambda p, y: ((p - y).abs() * p).mean(0).sum(),
@@ -199,6 +200,18 @@ def test_weighted_tasks_are_for_the_loss_as_it_came():
     weight = torch.ones(3, 5, dtype=DOUBLE)
     weight[1, 3:] = 0
     assert_exact(meta, regression_tasks(outputs=3, support_weight=weight))
+
+
+@pytest.mark.parametrize("name", ["the larger and the smaller", "parts", "huber", "logic"])
+def test_what_is_no_number_stays_none(name):
+    meta = fm.MAML(chain(), loss=OF_NUMBERS[name], inner_lr=0.05)
+    tasks = regression_tasks(t=3, outputs=3)
+    tasks.support_x[1, 2, 0] = torch.nan
+    loss = meta(tasks).loss
+    with fm.use_backend("reference"):
+        right = meta(tasks).loss
+    torch.testing.assert_close(loss, right, equal_nan=True)
+    assert right.isnan().tolist() == [False, True, False]
 
 
 def test_the_same_bits_for_any_number_of_threads():

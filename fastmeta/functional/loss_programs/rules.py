@@ -93,9 +93,8 @@ def _hyperbolic(op: str) -> _Rule:
 
 
 def _relu(to: Rows, out: Tensor, x: Tensor) -> Value:
-    zero = to.number(0.0)
-    above = to.put_all("greater", out, x, 0.0)
-    return to.step("select", above, to.value(x), zero, width=to.columns(out))
+    below = to.put_all("greater_equal", out, 0.0, x)  # not of NaN, which stays
+    return to.step("select", below, to.number(0.0), to.value(x), width=to.columns(out))
 
 
 def _softplus(
