@@ -16,7 +16,7 @@ FASTMETA_INLINE Vec<R> square_roots(Vec<R> x) {
 }
 template <class R>
 FASTMETA_INLINE Vec<R> signs(Vec<R> x) {
-  return select(x > 0, splat(R(1)), select(x < 0, splat(R(-1)), x - x));
+  return select(x > 0, splat(R(1)), select(x < 0, splat(R(-1)), Vec<R>{}));
 }
 
 template <class Numbers>
@@ -195,11 +195,13 @@ class LossMachine {
     };
     const auto of_a = [&](auto f) { add_to(s.a, f); };
     const auto of_b = [&](auto f) { add_to(s.b, f); };
+    // Picked, not multiplied by 0: what comes may be infinite.
+    const N zero = F::constant(V{});
     // Of the one that was taken; half of each if they are equal.
     const auto share = [&](i64 j, bool of_first) {
       const V x = F::value(a[j * da]), y = F::value(b[j * db]);
       const I taken = I((s.op == LossOp::Larger) == of_first ? x > y : y > x);
-      return F::times(g[j], select(taken, splat(R(1)), select(I(x == y), splat(R(0.5)), V{})));
+      return F::pick(taken, g[j], F::pick(I(x == y), F::times(g[j], splat(R(0.5))), zero));
     };
     switch (s.op) {
       case LossOp::Constant: case LossOp::Sign: case LossOp::Greater: case LossOp::GreaterEqual:
@@ -241,13 +243,11 @@ class LossMachine {
         return of_a([&](i64 j) {
           const V v = F::value(a[j * da]);
           const I inside = I(v >= splat(R(s.x))) & I(v <= splat(R(s.y)));
-          return F::times(g[j], select(inside, splat(R(1)), V{}));
+          return F::pick(inside, g[j], zero);
         });
-      case LossOp::Select: {
-        const N zero = F::constant(V{});
+      case LossOp::Select:
         of_b([&](i64 j) { return F::pick(F::value(a[j * da]) != V{}, g[j], zero); });
         return add_to(s.c, [&](i64 j) { return F::pick(F::value(a[j * da]) != V{}, zero, g[j]); });
-      }
       case LossOp::Slice: {
         N* to = at(adjoints_, s.a) + i64(s.x);
         for (i64 j = 0; j < s.width; ++j) to[j] = to[j] + g[j];

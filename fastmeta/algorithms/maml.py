@@ -73,8 +73,10 @@ class MAML(Learner):
         inner_steps: 0 or more; a call can say otherwise.
         loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
             `F.cross_entropy`), or a callable (predictions [S, O], targets) -> scalar, with a third
-            argument `weight` [S] if padded tasks are to work. A function that writes out one of the
-            three, such as ``lambda p, y: ((p - y) ** 2).mean()``, is run as that one.
+            argument `weight` [S] if padded tasks are to work. On a CPU the native kernels run a
+            function, too, if it is a mean or a sum over samples of what arithmetic and PyTorch's
+            losses make of each sample's own predictions and targets; the numbers and functions
+            that it names may change between calls.
         order: 2 for the exact meta-gradient, 1 for first-order MAML (section 5.2 of the paper).
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).

@@ -104,8 +104,16 @@ def _check_attributes(module: nn.Module) -> None:
 
 def _is_watched(value: Any) -> bool:
     """Whether a snapshot of the module tells when it changes."""
+    if type(value) is tuple:  # which is the same while a list in it changes
+        return all(type(v) is not list and _is_watched(v) for v in value)
+    if type(value) is list:
+        return len(value) <= MOST_ITEMS and all(map(_is_plain, value))
+    return _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
     if type(value) in (tuple, list):
-        return len(value) <= MOST_ITEMS and all(map(_is_watched, value))
+        return all(map(_is_plain, value))
     return type(value) in (bool, int, float, str, type(None))
 
 
@@ -141,7 +149,7 @@ class _GraphReader:
             self._add(node, "a sum", None, {}, inputs, node.target in _SUMS_IN_PLACE)
         elif node.op == "call_module":
             self._read_module(node)
-        elif multiple is not None and all(user.target in _SINES for user in node.users):
+        elif multiple is not None and [user.target in _SINES for user in node.users] == [True]:
             self.multiples[node] = multiple
         elif node.target in _SINES and node.args[:1] and node.args[0] in self.multiples:
             source, frequency = self.multiples[node.args[0]]  # type: ignore[index]

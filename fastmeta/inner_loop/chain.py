@@ -8,7 +8,13 @@ from typing import Any
 from torch import nn
 
 from fastmeta.inner_loop.calls import Reshaped, calls_of
-from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
+from fastmeta.inner_loop.layers import (
+    activation_of,
+    is_idle,
+    misshapen,
+    unknown,
+    unlike_parameters,
+)
 
 __all__ = ["Chain", "chain_of"]
 
@@ -75,7 +81,8 @@ def chain_of(module: nn.Module) -> Chain | str:
     if len(nodes) > _MAX_NODES:
         return f"the chain has {len(nodes)} layers, and the native kernels take {_MAX_NODES}"
     chain = Chain(tuple(nodes), tuple(names), flattens, width)
-    return unlike_parameters(module, names) or chain
+    layers = [(call.layer, call.parameters) for call in calls]
+    return unlike_parameters(module, names) or misshapen(module, layers) or chain
 
 
 def _flattens(layer: Any, width: int) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fastmeta.functional.forward import has_hooks
 from fastmeta.models import Sine
 
-__all__ = ["activation_of", "called", "is_idle", "leaves_of", "unknown", "unlike_parameters"]
+__all__ = [
+    "activation_of", "called", "is_idle", "leaves_of", "misshapen", "unknown", "unlike_parameters",
+]  # fmt: skip
 
 
 def leaves_of(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
@@ -54,6 +57,43 @@ def unlike_parameters(module: nn.Module, names: Sequence[str]) -> str | None:
     if unused:
         return f"the forward does not use parameters ({', '.join(sorted(unused))})"
     return None
+
+
+def misshapen(
+    module: nn.Module, layers: Iterable[tuple[Any, Mapping[str, str]]]
+) -> str | None:
+    """A sentence if a parameter has not the shape that its layer says: it may have been replaced.
+
+    layers: with the module's names of their parameters.
+    """
+    own = dict(module.named_parameters())
+    for layer, names in layers:
+        said = _shapes(layer)
+        for part, name in names.items():
+            if name in own and part in said and (*own[name].shape,) != said[part]:
+                shape = [*own[name].shape]
+                return f"parameter {name!r} is {shape}, and its layer says {[*said[part]]}"
+    return None
+
+
+def _shapes(layer: Any) -> dict[str, tuple[int, ...]]:
+    """Of a layer's parameters, by what it says of itself."""
+    if isinstance(layer, nn.Linear):
+        weight: tuple[int, ...] = (layer.out_features, layer.in_features)
+        bias = weight[:1]
+    elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        inputs = layer.in_channels // layer.groups
+        weight = (layer.out_channels, inputs, *layer.kernel_size)
+        bias = weight[:1]
+    elif isinstance(layer, _NormBase):
+        weight = bias = (layer.num_features,)
+    elif isinstance(layer, nn.GroupNorm):
+        weight = bias = (layer.num_channels,)
+    elif isinstance(layer, nn.LayerNorm):
+        weight = bias = (*layer.normalized_shape,)
+    else:
+        return {}
+    return {"weight": weight, "bias": bias}
 
 
 def activation_of(layer: Any) -> tuple[str, float, float] | None:

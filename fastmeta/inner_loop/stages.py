@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fastmeta.inner_loop.calls import Call, Reshaped, calls_of
-from fastmeta.inner_loop.layers import activation_of, is_idle, unknown, unlike_parameters
+from fastmeta.inner_loop.layers import (
+    activation_of,
+    is_idle,
+    misshapen,
+    unknown,
+    unlike_parameters,
+)
 from fastmeta.inner_loop.parameter_calls import BatchNormOfAny
 
 __all__ = ["Stages", "stages_of", "never_fits"]
@@ -46,6 +52,9 @@ def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
     calls = calls_of(module)
     if isinstance(calls, str):
         return calls
+    shapes = misshapen(module, [(call.layer, call.parameters) for call in calls])
+    if shapes is not None:
+        return shapes
     builder = _Builder(module, tuple(sample))
     for call in calls:
         reason = builder.add(call)
@@ -66,7 +75,9 @@ def never_fits(module: nn.Module) -> str | None:
         if (reason := _unfit(layer, call.name)) is not None:
             return reason
     own = [name for call, _ in layers for name in call.parameters.values()]
-    return unlike_parameters(module, own)
+    return unlike_parameters(module, own) or misshapen(
+        module, [(layer, call.parameters) for call, layer in layers]
+    )
 
 
 def _unfit(layer: Any, name: str) -> str | None:

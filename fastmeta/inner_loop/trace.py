@@ -152,10 +152,12 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 def attributes_read(module: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """Owner, name and value of each attribute that a traced forward may have read."""
     for owner in module.modules():
-        if not is_layer(owner) and type(owner) is not nn.Sequential:
-            for name, value in vars(owner).items():
-                if name not in _OF_EVERY_MODULE:
-                    yield owner, name, value
+        of_torch = is_layer(owner) or type(owner) is nn.Sequential
+        for name, value in vars(owner).items():
+            # Of PyTorch's own modules what a user has hung on them.
+            own = not name.startswith("_") and type(value) in (list, dict, set)
+            if name not in _OF_EVERY_MODULE and (own or not of_torch):
+                yield owner, name, value
 
 
 def unwatched(owner: nn.Module, name: str, value: object) -> Unknown:

@@ -92,7 +92,8 @@ def test_what_nothing_reads_is_no_step():
 def test_sums_and_means_over_samples():
     for loss, adds in [
         (lambda p, y: (p * y).sum(), True),
-        (lambda p, y: (p * y).sum() / len(p), False),
+        (lambda p, y: (p * y).sum() / p.shape[0], False),
+        (lambda p, y: (p * y).sum() / (3 * p.size(0)), False),
         (lambda p, y: (p * y).sum() / p.numel(), False),
         (lambda p, y: (p * y).sum(0).mean(), True),
         (lambda p, y: (p * y).mean(0).sum(), False),
@@ -122,16 +123,35 @@ def test_sums_and_means_over_samples():
         (lambda p, y: (p - torch.zeros(3)).abs().mean(), "of which there is no native form"),
         (lambda p, y: (p[:, :, None] - y[:, None]).abs().mean(), "pairs the numbers"),
         (lambda p, y: (p * y).mean() if p.sum() > 0 else p.mean(), "mean or a sum|no native form"),
-        (lambda p, y: (p * y).mean() * float(p.detach().numpy().mean()), "on values"),
-        (lambda p, y: (p * y).mean() / len(p), "number of samples"),
-        (lambda p, y: (p * y).mean() * (1 / len(p)), "number of samples"),
-        (lambda p, y: (p * y).mean() if len(p) > 2 else p.mean(), "other numbers of samples"),
-        (lambda p, y: (p * y).mean() if len(p) != 4 else p.mean(), "other numbers of samples"),
+        (lambda p, y: (p * y).mean() * float(p.detach().numpy().mean()), "asks for numpy"),
+        (lambda p, y: (p * y).mean() * max(y.tolist()[0]), "asks for tolist"),
+        (lambda p, y: (p * y).mean() if p.requires_grad else p.mean(), "asks for requires_grad"),
+        (lambda p, y: (p * y).mean() if p.is_leaf else p.mean(), "asks for is_leaf|unseen"),
+        (lambda p, y: (p * y).sum() / len(p), "asks for __len__"),
+        (lambda p, y: (p * y).mean() / p.shape[0], "divides by the number of samples"),
+        (lambda p, y: (p * y).mean() * (1 / p.shape[0]), "number of samples"),
+        (lambda p, y: (p * y).mean() * min(1.0, p.size(0) / 16), "number of samples"),
+        (lambda p, y: (p * y).mean() if p.shape[0] > 2 else p.mean(), "number of samples"),
+        (lambda p, y: (p * y).mean() if p.shape[0] != 4 else p.mean(), "number of samples"),
+        (lambda p, y: (p * y).mean() if p.shape == (4, 3) else p.mean(), "number of samples"),
+        (lambda p, y: (p.squeeze() - y.squeeze()).abs().mean(), "lone sample"),
+        (lambda p, y: ((p > 0) + (y > 0)).to(p.dtype).mul(p).mean(), "whole numbers or truths"),
+        (lambda p, y: (torch.logical_and(p, y) * p).mean(), "of numbers"),
+        (lambda p, y: ((p > 0).byte().sub(1) * p).mean(), "whole numbers or truths"),
+        (lambda p, y: (p.clamp(1.0, 0.5) * p).mean(), "disorder"),
+        (lambda p, y: (p[:, 3:] * p).mean(), "does not run|takes nothing"),
+        (lambda p, y: p[:, 3:].sum() + p.mean(), "takes nothing"),
+        (lambda p, y: p.mean(0, keepdim=True).logsumexp(1).sum(), "over samples"),
+        (lambda p, y: sum(p[:, i % 3] for i in range(2000)).mean(), "unseen|steps"),
         (lambda p, y: (p - y).double().abs().mean(), "float64"),
         (lambda p, y: (p - y).long().float().mean(), "rounds"),
         (lambda p, y: (p - y).pow(1.5).mean(), "power"),
+        (lambda p, y: torch.cosh(p - y).mean(), "of which there is no native form"),
         (lambda p, y: (p - y).abs_().mean(), "of which there is no native form"),
-        (lambda p, y: (p.register_hook(torch.neg), (p - y).abs().mean())[1], "hooks"),
+        (
+            lambda p, y: (p.register_hook(torch.neg), (p - y).abs().mean())[1],
+            "hooks|asks for register_hook",
+        ),
         (lambda p, y: (torch.rand_like(p) * p).mean(), "of which there is no native form"),
         (lambda p, y: p.nothing, "does not run"),
         (lambda p, y: FACTOR.nothing, "does not run"),
@@ -161,7 +181,7 @@ def test_targets_of_other_kinds():
             read_loss(lambda p, y: (p * y).mean(), p, targets)
     with pytest.raises(Unreadable, match="predictions"):
         read_loss(F.l1_loss, p[..., None], p[..., None])
-    with pytest.raises(Unreadable, match="picks by what is no label"):
+    with pytest.raises(Unreadable, match="whole numbers"):
         read(lambda p, y: p.gather(1, (0 * y)[:, None]).mean(), labels=True)
 
 
@@ -213,6 +233,53 @@ def test_values_of_closures_defaults_partials_and_modules():
     assert values_read(module) != before
 
 
+def test_a_reason_counts_that_a_loss_has_caught():
+    def loss(p, y):
+        try:
+            return (p * y).mean() if p.shape[0] > 2 else p.mean()
+        except Exception:
+            return p.mean()
+
+    def another(p, y):
+        try:
+            return torch.cosh(p).mean()
+        except Exception:
+            return p.mean()
+
+    for each in (loss, another):
+        with pytest.raises(Unreadable):
+            read(each)
+
+
+def test_negative_slices_and_zeros_like():
+    for loss, begin, width in [
+        (lambda p, y: p[:, -5:2].sum(), 0, 2), (lambda p, y: p[:, -4:-1].sum(), 0, 2),
+        (lambda p, y: p[:, -2:].sum(), 1, 2), (lambda p, y: p[:, -1].sum(), 2, 1),
+    ]:  # fmt: skip
+        first = read(loss).steps[0]
+        assert (first[0], first[4], first[6]) == ("slice", begin, width)
+    assert "larger" in steps(lambda p, y: torch.maximum(p, torch.zeros_like(p)).mean())
+
+
+def test_many_steps_are_no_program():
+    def loss(p, y):
+        total = (p * y).mean()
+        for i in range(1100):
+            total = total + (i % 7 * p).abs().mean()
+        return total
+
+    with pytest.raises(Unreadable, match="steps"):
+        read(loss)
+
+
+def wrapping(function):
+    @functools.wraps(function)
+    def wrapped(p, y):
+        return STATE[0] * function(p, y)
+
+    return wrapped
+
+
 class Stateful:
     factor = 1.0
 
@@ -247,6 +314,10 @@ def imports_inside(p, y):
         lambda *given: F.mse_loss(*given) if STATE else None,
         lambda p, y: print(p) or (p - y).mean(),
         lambda p, y: missing(p, y),  # noqa: F821
+        wrapping(F.smooth_l1_loss),
+        lambda p, y: (p - y).mean() * torch.get_num_threads(),
+        lambda p, y: (p - y).mean() * torch.is_grad_enabled(),
+        torch.ones(3).tolist,
         Stateful(),
         Stateful().__call__,
         Own(),
@@ -271,7 +342,7 @@ def test_a_loss_that_might_do_more_is_not_run():
 
 
 def test_mathematics_and_what_is_built_in():
-    assert steps(lambda p, y: math.sqrt(4) * abs(p - y).sum() / len(p))[:2] == [
+    assert steps(lambda p, y: math.sqrt(4) * abs(p - y).sum() / p.shape[0])[:2] == [
         "subtract",
         "absolute",
     ]

@@ -35,7 +35,7 @@ OF_NUMBERS = {
     "sum of squares": nn.MSELoss(reduction="sum"),
     "half of the squares": lambda p, y: 0.5 * ((p - y) ** 2).sum(-1).mean(),
     "bce of shares": lambda p, y: F.binary_cross_entropy_with_logits(p, y.sigmoid()) * 2,
-    "log cosh": lambda p, y: torch.log(torch.cosh(p - y)).mean(),
+    "log cosh": lambda p, y: (p - y + F.softplus(2 * (y - p))).mean(),
     "poisson": F.poisson_nll_loss,
     "policy gradient": policy_gradient,
     "parts": lambda p, y: (
@@ -50,7 +50,7 @@ OF_NUMBERS = {
         + torch.rsqrt(1 + p * p) * torch.log1p(y * y + p * p) + torch.sqrt(1 + p.exp())
     ).mean(),
     "log sum exp": lambda p, y: (torch.logsumexp(p, 1) - (p * y.softmax(1)).sum(1)).mean(),
-    "softmax": lambda p, y: (F.softmax(p / 2, -1) * y).sum() / len(p),
+    "softmax": lambda p, y: (F.softmax(p / 2, -1) * y).sum() / p.shape[0],
     "a logarithm of targets": lambda p, y: (p * torch.log(y * y)).mean(),
     "detached": lambda p, y: (p.detach() * (p - y)).abs().mean(),
     "logic": lambda p, y: (p * p * ((p > 0) & ~(y > 0) | (y >= 1)).to(p.dtype)).mean(),
@@ -212,6 +212,31 @@ def test_what_is_no_number_stays_none(name):
         right = meta(tasks).loss
     torch.testing.assert_close(loss, right, equal_nan=True)
     assert right.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["huber", "smooth l1"])
+def test_an_infinite_target_has_a_slope(name):
+    meta = fm.MAML(chain(), loss=OF_NUMBERS[name], inner_lr=0.05)
+    tasks = regression_tasks(t=3, outputs=3)
+    tasks.support_y[1, 2, 0] = torch.inf
+    assert_native(meta, tasks)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_losses_that_depend_on_the_number_of_samples_are_run_as_they_came(samples):
+    def few(p, y):
+        return F.l1_loss(p, y) * min(1.0, len(p) / 3)
+
+    def other(p, y):
+        return F.l1_loss(p, y) if p.shape[0] == samples else F.smooth_l1_loss(p, y)
+
+    def lone(p, y):
+        return (p.squeeze() - y.squeeze()).abs().mean(0).sum()
+
+    for loss in (few, other, lone):
+        meta = fm.MAML(chain(), loss=loss, inner_lr=0.05)
+        assert_exact(meta, regression_tasks(s=samples, q=4, outputs=3))
+        assert_exact(meta, regression_tasks(s=4, q=samples, outputs=3))
 
 
 def test_the_same_bits_for_any_number_of_threads():

@@ -225,9 +225,15 @@ def test_inputs_that_a_forward_lets_require_grad():
     torch.testing.assert_close(meta(tasks).loss, torch.stack(losses), rtol=1e-12, atol=0)
 
 
+def two_sines(m, x):
+    multiple = 3.0 * m.first(x)
+    return torch.sin(multiple) + torch.sin(multiple)
+
+
 OTHERS = {
     "a sine beside its multiple": ("", lambda m, x: (2 * m.first(x)).sin() + 2 * m.first(x)),
     "a weight that is computed": ("weight", lambda m, x: F.linear(m.first(x), 2 * m.weight)),
+    "two sines of one multiple": ("weight", lambda m, x: F.linear(two_sines(m, x), m.weight)),
     "a multiple before a weight": ("weight", lambda m, x: F.linear(2 * m.first(x), m.weight)),
     "a shared weight": (
         "weight", lambda m, x: F.linear(F.linear(m.first(x), m.weight) @ m.weight, m.weight)
@@ -245,7 +251,9 @@ def test_what_only_looks_like_them(name):
     model = written(*OTHERS[name])
     meta = fm.MAML(model, loss="mse", inner_steps=2, inner_lr=0.01)
     assert fm.explain(meta).name != "resident"
-    assert_exact(meta, regression_tasks(outputs=2 if "weight" in name else 6), tolerance=1e-10)
+    assert_exact(
+        meta, regression_tasks(outputs=2 if "weight" in OTHERS[name][0] else 6), tolerance=1e-10
+    )
 
 
 @pytest.mark.parametrize("engine", ["auto", "layered", "vmap", "reference"])
@@ -292,3 +300,65 @@ def test_explain_knows_what_no_samples_can_change(words):
     assert choice.name != "resident" and words in choice.passed_over["resident"]
     with pytest.raises(ValueError, match=words):
         fm.explain(fm.MAML(model, engine="resident"))
+
+
+def test_a_bias_that_broadcasts_is_for_other_engines():
+    def forward(m, x):
+        return F.linear(m.first(x), m.weight, m.bias)
+
+    model = written("weight bias", forward)
+    model.bias = nn.Parameter(torch.randn(1).double())
+    chain = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    chain[2].bias = nn.Parameter(torch.randn(1).double())
+    for each in (model, chain):
+        meta = fm.MAML(each, loss="mse", inner_lr=0.05)
+        assert fm.explain(meta).name != "resident"
+        assert_exact(meta, regression_tasks(s=6, q=6), tolerance=1e-10)
+
+
+def test_layers_whose_weights_were_replaced_are_for_other_engines():
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    model[0].weight = nn.Parameter(torch.randn(7, 2).double())
+    model[0].bias = nn.Parameter(torch.randn(7).double())
+    model[2].weight = nn.Parameter(torch.randn(2, 7).double())
+    meta = fm.MAML(model, loss="mse", inner_lr=0.05)
+    assert fm.explain(meta).name != "resident"
+    assert_exact(meta, regression_tasks())
+    images = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    images[0].bias = nn.Parameter(torch.randn(1).double())
+    meta = fm.MAML(images, inner_lr=0.05)
+    assert fm.explain(meta).name != "resident"
+
+
+class Hung(nn.Module):
+    """What a forward reads hangs on a layer, a container, or lies in a list in a tuple."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.layer, self.where = nn.Linear(2, 2), where
+        self.seq, self.parts = nn.Sequential(nn.Linear(2, 2)), nn.ModuleList([nn.Linear(2, 2)])
+        owner = {"layer": self.layer, "seq": self.seq, "parts": self.parts}.get(where)
+        if owner is not None:
+            owner.scale = {"c": 2.0}
+        self.nested = ([2.0],)
+
+    def forward(self, x):
+        x = self.parts[0](self.seq(self.layer(x)))
+        if self.where == "nested":
+            return torch.sin(self.nested[0][0] * x)
+        return torch.sin(getattr(self, self.where).scale["c"] * x)
+
+    def change(self):
+        if self.where == "nested":
+            self.nested[0][0] = 5.0
+        else:
+            getattr(self, self.where).scale.update(c=5.0)
+
+
+@pytest.mark.parametrize("where", ["layer", "seq", "parts", "nested"])
+def test_what_hangs_somewhere_may_change(where):
+    model, tasks = Hung(where).double(), regression_tasks()
+    meta = fm.MAML(model, loss="mse", inner_lr=0.05)
+    assert_exact(meta, tasks)
+    model.change()
+    assert_exact(meta, tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmeta.functional.loss_programs.program import Step, Unreadable
+from fastmeta.functional.loss_programs.questions import Questions
 from fastmeta.functional.loss_programs.rows import Rows, Value
 from fastmeta.functional.loss_programs.rules import RULES
 
@@ -28,10 +30,12 @@ def read(loss: Any, given: tuple[Tensor, Tensor]) -> Reading:
     Raises:
         Unreadable: it is not a mean or a sum over samples of what rules are there for.
     """
-    rows = Rows(*given)
+    rows, questions = Rows(*given), Questions(len(given[0]))
     reader = _Reader(rows)
-    with torch.enable_grad(), reader:
+    with torch.enable_grad(), reader, questions:
         result = _run(loss, given)
+    if questions.refused or reader.refused:
+        raise questions.refused or reader.refused or Unreadable
     return Reading(*rows.needed(result), reader.operations)
 
 
@@ -45,13 +49,16 @@ def operations(loss: Any, given: tuple[Tensor, Tensor]) -> list[str]:
 
 def _run(loss: Any, given: tuple[Tensor, Tensor]) -> Any:
     try:
-        with warnings.catch_warnings():
+        with _one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that are nobody's
             return loss(*given)
     except Unreadable:
         raise
     except Exception as error:  # of the user's code, which other numbers may suit
         raise Unreadable(f"it does not run: {type(error).__name__}") from error
+
+
+_one_at_a_time = threading.RLock()  # filters of warnings are those of all threads
 
 
 class _Mode(TorchDispatchMode):
@@ -68,7 +75,8 @@ class _Names(_Mode):
         self.operations: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations.append(str(func))
+        if not _is_of_autograd(func):
+            self.operations.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -78,11 +86,19 @@ class _Reader(_Mode):
     def __init__(self, rows: Rows) -> None:
         super().__init__()
         self.operations: list[str] = []
+        self.refused: Unreadable | None = None  # also where the loss has caught it
         self._rows = rows
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.operations.append(str(func))
+        try:
+            return self._read(func, args, kwargs or {})
+        except Unreadable as reason:
+            self.refused = reason
+            raise
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if not _is_of_autograd(func):
+            self.operations.append(str(func))
         rows = self._rows
         name = func.overloadpacket.__name__
         rule = RULES.get(name)
@@ -90,9 +106,12 @@ class _Reader(_Mode):
             raise Unreadable(f"it calls {name}, of which there is no native form")
         if not torch.is_grad_enabled():
             raise Unreadable("it switches gradients off")
+        _check_whole_numbers(name, args)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.is_floating_point() and out.dtype is not rows.dtype:
             raise Unreadable(f"it computes in {out.dtype}")
+        if isinstance(out, Tensor) and not out.is_floating_point() and name not in _NOT_FLOATING:
+            raise Unreadable(f"it computes {name} of whole numbers or truths")
         value = rule(rows, out, *args, **kwargs)
         if isinstance(value, Value):
             rows.know(out, value)
@@ -100,3 +119,25 @@ class _Reader(_Mode):
             for part, its_value in zip(out, value, strict=False):
                 rows.know(part, its_value)
         return out
+
+
+_LOGIC = ("bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or", "logical_not")
+# What may come to whole numbers and truths, all of which are real numbers to a program.
+_NOT_FLOATING = (
+    *_LOGIC, "gt", "ge", "lt", "le", "eq", "ne", "view", "_unsafe_view", "unsqueeze", "squeeze",
+    "alias", "expand", "clone", "_to_copy", "detach", "slice", "select", "split",
+    "split_with_sizes", "sum", "masked_fill_",
+)  # fmt: skip
+
+
+def _check_whole_numbers(name: str, args: Any) -> None:
+    """Logic is of truths: of numbers it goes bit by bit, or by what is 0."""
+    if name in _LOGIC and any(isinstance(a, Tensor) and a.dtype is not torch.bool for a in args):
+        raise Unreadable(f"it computes {name} of numbers")
+    if name in _LOGIC and not all(isinstance(a, Tensor) for a in args):
+        raise Unreadable(f"it computes {name} with a number")
+
+
+def _is_of_autograd(func: Any) -> bool:
+    """PyTorch detaches what it keeps, sometimes."""
+    return func.overloadpacket.__name__ == "detach"

@@ -11,6 +11,7 @@ from fastmeta.functional.loss_programs.program import Step, Unreadable
 
 __all__ = ["NO_TOTAL", "Rows", "Value"]
 
+MOST_STEPS = 1024  # as in csrc/loss_binding.h
 NO_TOTAL = "it is not a mean or a sum over the samples"
 
 
@@ -48,7 +49,10 @@ class Rows:
             raise Unreadable(NO_TOTAL)
         if any(tensor._backward_hooks for tensor in self._kept):
             raise Unreadable("it hooks into gradients")
-        return _needed(self.steps, value.row), value.kind == "sum"
+        steps = _needed(self.steps, value.row)
+        if len(steps) > MOST_STEPS:
+            raise Unreadable(f"it takes {len(steps)} steps, more than {MOST_STEPS}")
+        return steps, value.kind == "sum"
 
     def know(self, tensor: Tensor, value: Value) -> None:
         self._kept.append(tensor)
@@ -93,6 +97,8 @@ class Rows:
 
     def slice(self, x: Tensor, begin: int, width: int) -> Value:
         """Numbers of each sample, side by side."""
+        if width < 1 or self.value(x).kind != "samples":
+            raise Unreadable("it takes nothing of a sample, or a part of a total")
         return Value("samples", self.put("slice", self.value(x).row, x=begin, width=width))
 
     def put_all(
@@ -131,6 +137,8 @@ class Rows:
         return Value("constant", row)
 
     def step(self, op: str, *values: Value, width: int) -> Value:
+        if any(value.kind not in ("samples", "constant") for value in values):
+            raise Unreadable(NO_TOTAL)
         return Value("samples", self.put(op, *(v.row for v in values), width=width))
 
 

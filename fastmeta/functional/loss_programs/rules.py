@@ -81,17 +81,6 @@ def _inverse_sqrt(to: Rows, out: Tensor, x: Tensor) -> Value:
     return to.step("divide", to.number(1.0), root, width=to.widths[root.row])
 
 
-def _hyperbolic(op: str) -> _Rule:
-    def rule(to: Rows, out: Tensor, x: Tensor) -> Value:
-        width = to.columns(out)
-        up = to.put_all("exp", out, x)
-        down = to.step("exp", to.put_all("negative", out, x), width=width)
-        both = to.step(op, up, down, width=width)
-        return to.step("multiply", both, to.number(0.5), width=width)
-
-    return rule
-
-
 def _relu(to: Rows, out: Tensor, x: Tensor) -> Value:
     below = to.put_all("greater_equal", out, 0.0, x)  # not of NaN, which stays
     return to.step("select", below, to.number(0.0), to.value(x), width=to.columns(out))
@@ -119,6 +108,8 @@ def _clamp(to: Rows, out: Tensor, x: Tensor, least: Any = None, most: Any = None
         raise Unreadable("it clamps by a tensor")
     low = -torch.inf if least is None else float(least)
     high = torch.inf if most is None else float(most)
+    if not low <= high:
+        raise Unreadable("it clamps between bounds in disorder")
     return to.put_all("clamp", out, x, x=low, y=high)
 
 
@@ -173,6 +164,12 @@ def _same(to: Rows, out: Tensor, x: Tensor, *args: Any, **options: Any) -> Value
     return to.put_all("add", out, x, 0.0)  # expanded
 
 
+def _squeezed(to: Rows, out: Tensor, x: Tensor, *dims: Any) -> Value:
+    if not dims and x.dim() and x[0].numel() > 1:
+        raise Unreadable("it would squeeze a lone sample")
+    return _same(to, out, x)
+
+
 def _cast(to: Rows, out: Tensor, x: Tensor, **options: Any) -> Value:
     if not out.is_floating_point() and x.dtype not in (out.dtype, torch.bool):
         raise Unreadable("it rounds")
@@ -207,7 +204,7 @@ def _slice(
     _check_dim(x, dim)
     if step != 1:
         raise Unreadable("it takes every few of a sample's numbers")
-    begin = 0 if start is None else start % x.shape[1]
+    begin = range(x.shape[1])[start:].start  # as Python counts from the end
     return to.slice(x, begin, out.shape[1])
 
 
@@ -258,7 +255,7 @@ def _reduce(mean: bool) -> _Rule:
 
 def _log_sum_exp(to: Rows, x: Tensor, dim: Any) -> Value:
     dims = [dim] if isinstance(dim, int) else list(dim)
-    if x.dim() != 2 or [d % 2 for d in dims] != [1]:
+    if x.dim() != 2 or [d % 2 for d in dims] != [1] or to.value(x).kind != "samples":
         raise Unreadable("it normalises over samples")
     return to.step("log_sum_exp", to.value(x), width=1)
 
@@ -326,11 +323,14 @@ def _huber(
     to: Rows, step: Any, x: Value, y: Value, reduction: int = 1, delta: float = 1.0
 ) -> Value:
     error = step("absolute", step("subtract", x, y))
-    half, width = to.number(0.5), to.number(delta)
-    near = step("multiply", step("multiply", error, error), half)
-    far = step("multiply", width, step("subtract", error, to.number(0.5 * delta)))
-    inside = step("greater_equal", width, error)
-    return _reduced(to, step("select", inside, near, far), reduction)
+    return _reduced(to, _bounded(to, step, error, delta), reduction)
+
+
+def _bounded(to: Rows, step: Any, error: Value, bound: float) -> Value:
+    """error^2 / 2 up to the bound, linear from there on; an infinite error has a slope, too."""
+    small = Value("samples", to.put("clamp", error.row, y=bound, width=to.widths[error.row]))
+    half = step("multiply", small, to.number(0.5))
+    return step("multiply", small, step("subtract", error, half))
 
 
 def _smooth_l1(
@@ -339,10 +339,8 @@ def _smooth_l1(
     error = step("absolute", step("subtract", x, y))
     if beta == 0:
         return _reduced(to, error, reduction)
-    near = step("multiply", step("multiply", error, error), to.number(0.5 / beta))
-    far = step("subtract", error, to.number(0.5 * beta))
-    inside = step("greater", to.number(beta), error)
-    return _reduced(to, step("select", inside, near, far), reduction)
+    losses = step("divide", _bounded(to, step, error, beta), to.number(beta))
+    return _reduced(to, losses, reduction)
 
 
 def _binary_cross_entropy(
@@ -365,7 +363,7 @@ RULES: dict[str, _Rule] = {
     "add": _binary("add"), "sub": _binary("subtract"), "rsub": _reversed_subtract,
     "mul": _multiply, "div": _divide, "reciprocal": _reciprocal, "rsqrt": _inverse_sqrt,
     "maximum": _compared("larger"), "minimum": _compared("smaller"),
-    "pow": _power, "cosh": _hyperbolic("add"), "sinh": _hyperbolic("subtract"),
+    "pow": _power,
     "relu": _relu, "softplus": _softplus, "log_sigmoid_forward": _log_sigmoid,
     "clamp": _clamp, "clamp_min": _clamp,
     "clamp_max": lambda to, out, x, most: _clamp(to, out, x, None, most),
@@ -375,7 +373,7 @@ RULES: dict[str, _Rule] = {
     "bitwise_and": _compared("multiply"), "logical_and": _compared("multiply"),
     "bitwise_or": _compared("larger"), "logical_or": _compared("larger"),
     "masked_fill": _filled, "masked_fill_": _filled, "where": _where,
-    "view": _same, "_unsafe_view": _same, "unsqueeze": _same, "squeeze": _same, "alias": _same,
+    "view": _same, "_unsafe_view": _same, "unsqueeze": _same, "squeeze": _squeezed, "alias": _same,
     "expand": _same, "clone": _same, "_to_copy": _cast, "detach": _detached,
     "zeros_like": _filled_with(0.0), "ones_like": _filled_with(1.0),
     "full_like": _filled_with(None), "scalar_tensor": _scalar,

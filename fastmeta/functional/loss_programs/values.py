@@ -10,6 +10,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastmeta.functional.forward import hook_dicts
@@ -24,7 +25,7 @@ def values_read(loss: Callable[..., Any]) -> Hashable:
     PyTorch's own losses. Nobody looks for PyTorch's functions to be replaced.
     """
     try:
-        return _of(loss, 0)
+        return _of(loss, 0), torch.get_default_dtype()
     except _Unknown:
         return None
 
@@ -68,8 +69,10 @@ def _all_of(values: Iterable[Any], depth: int) -> Hashable:
 
 
 def _is_of_torch(value: Any) -> bool:
-    owner = getattr(value, "__self__", None) if type(value) is BuiltinFunctionType else None
-    value = value if owner is None else owner
+    if isinstance(value, FunctionType):  # whose __module__ functools.wraps would copy
+        return str(value.__globals__.get("__name__")).partition(".")[0] == "torch"
+    if isinstance(value, BuiltinFunctionType):
+        return any(getattr(place, value.__name__, None) is value for place in (torch, F))
     name = getattr(value, "__module__", None) or getattr(value, "__name__", "")
     return isinstance(name, str) and name.partition(".")[0] == "torch"
 
@@ -96,9 +99,12 @@ def _globals_read(code: CodeType) -> tuple[str, ...] | None:
     instructions = [*dis.get_instructions(code)]
     if any(i.opname in _OTHERWISE or "YIELD" in i.opname for i in instructions):
         return None
+    if any(name.startswith(_STATES) for name in code.co_names):
+        return None
     return tuple(dict.fromkeys(i.argval for i in instructions if i.opname == "LOAD_GLOBAL"))
 
 
+_STATES = ("is_", "are_", "get_", "set_")  # of PyTorch, which change
 _OTHERWISE = {
     "IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF",
     "DELETE_DEREF", "LOAD_NAME", "LOAD_BUILD_CLASS",

@@ -1,0 +1,87 @@
+"""What a loss may ask of its tensors while it is read: shapes, but nothing of how many samples."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastmeta.functional.loss_programs.program import Unreadable
+
+__all__ = ["Questions"]
+
+_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout")
+_REFUSED = (
+    "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
+    "untyped_storage", "is_contiguous", "storage_offset", "element_size",
+)  # fmt: skip
+_SIZES = ("shape", "size", "numel", "nelement")
+
+
+class Questions(TorchFunctionMode):
+    """Marks the number of samples, so that nothing but a mean comes of it, and refuses to tell what
+    else a program does not depend on.
+
+    Attributes:
+        refused: why, also where the loss has caught it.
+    """
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.refused: Unreadable | None = None
+        self._samples = samples
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            name = getattr(function.__self__, "__name__", "")
+            if name not in _ATTRIBUTES:
+                self._refuse(name)
+        elif name in _REFUSED:
+            self._refuse(name)
+        found = function(*args, **(kwargs or {}))
+        return self._marked(found) if name in _SIZES else found
+
+    def _refuse(self, name: str) -> NoReturn:
+        self.refused = Unreadable(f"it asks for {name}, which a program does not depend on")
+        raise self.refused
+
+    def _marked(self, size: Any) -> Any:
+        if isinstance(size, torch.Size):
+            return tuple(map(self._marked, size))
+        is_count = type(size) is int and size and size % self._samples == 0
+        return _Count(size) if is_count else size
+
+
+class _Count(int):
+    """The number of samples, or of all their numbers."""
+
+    def _refuse(self, *others: object) -> NoReturn:
+        raise Unreadable("it depends on the number of samples")
+
+    def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Tensor):
+            return NotImplemented
+        if type(other) is not int:
+            self._refuse()
+        return _Count(int(self.real) * other)
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Count):
+            self._refuse()
+        return self.real == other.real
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+    __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = _refuse
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __neg__ = _refuse
+    __abs__ = __round__ = __divmod__ = __rdivmod__ = _refuse
