@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import math
@@ -81,7 +82,7 @@ def _of_function(function: FunctionType, depth: int) -> Hashable:
     names = _globals_read(function.__code__)
     if names is None or depth == _DEEPEST or function.__dict__:
         raise _Unknown
-    own, built_in = function.__globals__, function.__builtins__  # type: ignore[attr-defined]
+    own, built_in = function.__globals__, vars(builtins)
     try:
         read = [own[name] if name in own else built_in[name] for name in names]
         read += [cell.cell_contents for cell in function.__closure__ or ()]
