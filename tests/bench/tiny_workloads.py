@@ -3,7 +3,7 @@
 from fastmeta import MAML, TaskBatch
 from fastmeta.bench.rivals import Outcome, Rival
 from fastmeta.bench.rivals.rival import make_leaves
-from fastmeta.bench.workloads import Workload
+from fastmeta.bench.workloads import LOSSES, Workload
 
 TINY = {
     workload.name: workload
@@ -34,7 +34,7 @@ def build_first_order(problem):
         module,
         inner_lr=workload.inner_lr,
         inner_steps=workload.steps,
-        loss=workload.loss,
+        loss=LOSSES[workload.loss],
         order=1,
     )
 
