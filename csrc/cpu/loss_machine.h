@@ -99,6 +99,12 @@ class LossMachine {
   bool varies(int row) const { return program_.rows[row].varies; }
   // Whether x is the larger one; NaN is larger than all.
   static I is_first(V x, V y) { return I(x > y) | I(x != x); }
+  // Of equals the mean, whose derivative is that which a tie has.
+  static N chosen(I first, N x, N y) {
+    const V half = splat(R(0.5));
+    const I equal = I(F::value(x) == F::value(y));
+    return F::pick(equal, F::times(x, half) + F::times(y, half), F::pick(first, x, y));
+  }
   // Of a row of one number, all columns are that.
   i64 step_of(int row) const { return program_.rows[row].width == 1 ? 0 : 1; }
 
@@ -123,9 +129,9 @@ class LossMachine {
       case LossOp::Multiply: return each([](N x, N y) { return x * y; });
       case LossOp::Divide: return each([](N x, N y) { return x / y; });
       case LossOp::Larger:
-        return each([](N x, N y) { return F::pick(is_first(F::value(x), F::value(y)), x, y); });
+        return each([](N x, N y) { return chosen(is_first(F::value(x), F::value(y)), x, y); });
       case LossOp::Smaller:
-        return each([](N x, N y) { return F::pick(is_first(-F::value(x), -F::value(y)), x, y); });
+        return each([](N x, N y) { return chosen(is_first(-F::value(x), -F::value(y)), x, y); });
       case LossOp::Negative: return unary([](N x) { return -x; });
       case LossOp::Absolute: return unary([](N x) { return F::absolute_of(x); });
       case LossOp::Sign: return unary([](N x) { return F::constant(signs<R>(F::value(x))); });

@@ -331,6 +331,6 @@ def _layers_of_call(node: Node, root: nn.Module) -> list[tuple[nn.Module, Mappin
         raise Unknown(f"it calls {_name_of(node)}, which is none of their layers")
     try:
         layer = make(*node.args[1:], **node.kwargs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise Unknown(f"its call of {_name_of(node)} is none of their layers: {error}") from error
     return [(own, given) for _, own in leaves_of(layer)]

@@ -63,7 +63,8 @@ def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> Loss:
         return loss
     try:
         with hidden_from_saved_tensor_hooks():
-            read = read_loss(loss, predictions, tasks.support_y[0])
+            queries = tasks.query_x.shape[1]
+            read = read_loss(loss, predictions, tasks.support_y[0], queries)
     except Unreadable:
         return loss
     return read if not takes_labels(read) or _in_range(tasks, predictions) else loss

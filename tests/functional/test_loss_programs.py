@@ -315,6 +315,8 @@ def imports_inside(p, y):
         lambda p, y: print(p) or (p - y).mean(),
         lambda p, y: missing(p, y),  # noqa: F821
         wrapping(F.smooth_l1_loss),
+        torch.compiler.disable(wrapping(F.l1_loss)),
+        torch.enable_grad()(lambda p, y: (p - y).mean()),
         lambda p, y: (p - y).mean() * torch.get_num_threads(),
         lambda p, y: (p - y).mean() * torch.is_grad_enabled(),
         torch.ones(3).tolist,

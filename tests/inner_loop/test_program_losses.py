@@ -1,5 +1,7 @@
 """Losses of users in the native kernels: as the reference has them, whatever the network."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,14 @@ OF_NUMBERS = {
     "logic": lambda p, y: (p * p * ((p > 0) & ~(y > 0) | (y >= 1)).to(p.dtype)).mean(),
     "a mean a column": lambda p, y: ((p - y).abs() * p).mean(0).sum(),
 }  # fmt: skip
+OF_NUMBERS |= {
+    "ties": lambda p, y: torch.maximum((p - y).abs(), (p - y).abs().detach()).pow(2).mean(),
+    "ties of the smaller": lambda p, y: (torch.minimum(p, p.detach()).pow(2) + p * y).mean(),
+}
 OF_LABELS = {
+    "no label is ignored": lambda p, y: (
+        torch.where(y.unsqueeze(1) == -100, p, p.logsumexp(1, keepdim=True)).sum(1).mean()
+    ),
     "smoothing": nn.CrossEntropyLoss(label_smoothing=0.1),
     "a sum": nn.CrossEntropyLoss(reduction="sum"),
     "temperature": lambda p, y: F.cross_entropy(p / 2.0, y),
@@ -233,7 +242,21 @@ def test_losses_that_depend_on_the_number_of_samples_are_run_as_they_came(sample
     def lone(p, y):
         return (p.squeeze() - y.squeeze()).abs().mean(0).sum()
 
-    for loss in (few, other, lone):
+    def first(p, y):
+        return F.mse_loss(p[:256], y[:256])
+
+    def through_an_int(p, y):
+        return F.l1_loss(p, y) * min(int(p.shape[0]), 4)
+
+    def through_mathematics(p, y):
+        return F.l1_loss(p, y) * math.gcd(p.shape[0], 4)
+
+    def squeezed(p, y):
+        return (p.squeeze(0) - y.squeeze(0)).abs().mean(0).sum()
+
+    meta = fm.MAML(chain(), loss=first, inner_lr=0.05)
+    assert_exact(meta, regression_tasks(t=2, s=300, q=290, outputs=3))
+    for loss in (few, other, lone, through_an_int, through_mathematics, squeezed):
         meta = fm.MAML(chain(), loss=loss, inner_lr=0.05)
         assert_exact(meta, regression_tasks(s=samples, q=4, outputs=3))
         assert_exact(meta, regression_tasks(s=4, q=samples, outputs=3))
@@ -311,7 +334,7 @@ def test_of_random_expressions(data):
     from fastmeta.functional import loss_programs
 
     model, tasks = chain(), regression_tasks(t=3, outputs=3)
-    look = loss_programs._Look(5, 3, torch.Size([3]), DOUBLE, False)
+    look = loss_programs._Look((5,), 3, torch.Size([3]), DOUBLE, False)
     program = loss_programs._program(build, look)
     found = []
     for engine in ("resident", "reference"):

@@ -27,8 +27,12 @@ def takes_labels(loss: Any) -> bool:
     return loss == "cross_entropy" or (isinstance(loss, LossProgram) and loss.takes_labels)
 
 
-def read_loss(loss: Any, predictions: Tensor, targets: Tensor) -> LossProgram | str:
+def read_loss(
+    loss: Any, predictions: Tensor, targets: Tensor, queries: int = 1
+) -> LossProgram | str:
     """The name or the program of a loss of one task's predictions [S, O] and its targets.
+
+    queries: another number of samples that will come.
 
     Only shapes and dtypes of the two are looked at. A label is taken to be one of its classes. What
     the loss reads beside them is taken to stay: `values_read` tells whether it has.
@@ -45,7 +49,7 @@ def read_loss(loss: Any, predictions: Tensor, targets: Tensor) -> LossProgram | 
     if not labels and targets.dtype is not predictions.dtype:
         raise Unreadable("the targets are neither of the predictions' dtype nor labels [S]")
     samples, outputs = predictions.shape
-    look = _Look(samples, outputs, targets.shape[1:], predictions.dtype, labels)
+    look = _Look((samples, queries), outputs, targets.shape[1:], predictions.dtype, labels)
     found = _name_or_program(loss, values, look)
     if isinstance(found, Unreadable):
         raise found
@@ -53,7 +57,7 @@ def read_loss(loss: Any, predictions: Tensor, targets: Tensor) -> LossProgram | 
 
 
 class _Look(NamedTuple):
-    samples: int
+    samples: tuple[int, ...]  # as many as there may be
     outputs: int
     target: torch.Size
     dtype: torch.dtype
@@ -77,7 +81,7 @@ def _name_or_program(loss: Any, values: Hashable, look: _Look) -> LossProgram | 
     except Unreadable as reason:
         return reason
     for known, name in _OF_LABELS if look.labels else _OF_NUMBERS:
-        if program.does_as(_program_or_none(known, look._replace(samples=1))):
+        if program.does_as(_program_or_none(known, look._replace(samples=()))):
             return name
     return program
 
@@ -101,15 +105,19 @@ def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
 def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
     sizes = [n for n in _MANY if n not in (look.outputs, *look.target)][:2]
     first, second = (read(loss, look.draw(n)) for n in sizes)
-    if first != second:
+    if (first.steps, first.adds) != (second.steps, second.adds):
         raise Unreadable("it depends on the number of samples, or on values")
     # What is done for few samples must be the same, whatever it is.
-    for n in {1, 2, look.samples}:
-        if operations(loss, look.draw(n)) != first.operations:
+    for n in (*_FEW, *look.samples):
+        run = operations(loss, look.draw(n))
+        pairs = zip(first.operations, run, strict=False)
+        alike = [one.is_like(other, sizes[0], n) for one, other in pairs]
+        if len(run) != len(first.operations) or not all(alike):
             raise Unreadable("it does something else for other numbers of samples")
     return LossProgram(
         loss, look.outputs, look.target.numel(), look.labels, first.adds, tuple(first.steps)
     )
 
 
+_FEW = 1, 2, 3, 4, 5, 7, 8, 10, 16, 25, 32, 50, 64, 100, 128
 _MANY = 211, 223, 227, 229, 233  # primes: as good as never another size

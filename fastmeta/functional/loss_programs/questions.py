@@ -15,7 +15,7 @@ __all__ = ["Questions"]
 _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout")
 _REFUSED = (
     "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
-    "untyped_storage", "is_contiguous", "storage_offset", "element_size",
+    "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",
 )  # fmt: skip
 _SIZES = ("shape", "size", "numel", "nelement")
 
@@ -68,14 +68,14 @@ class _Count(int):
             return NotImplemented
         if type(other) is not int:
             self._refuse()
-        return _Count(int(self.real) * other)
+        return _Count(int.__mul__(self, other))
 
     __rmul__ = __mul__
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Count):
             self._refuse()
-        return self.real == other.real
+        return int.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -84,4 +84,7 @@ class _Count(int):
     __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __neg__ = _refuse
+    __int__ = __trunc__ = __floor__ = __ceil__ = __invert__ = bit_length = _refuse
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = _refuse
     __abs__ = __round__ = __divmod__ = __rdivmod__ = _refuse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +19,36 @@ from fastmeta.functional.loss_programs.rules import RULES
 __all__ = ["Reading", "operations", "read"]
 
 
+class Operation(NamedTuple):
+    name: str
+    numbers: tuple[float, ...]
+
+    def is_like(self, other: Operation, samples: int, others: int) -> bool:
+        """Whether the numbers are the same, or as many times the number of samples."""
+        if self.name != other.name or len(self.numbers) != len(other.numbers):
+            return False
+        return all(
+            a == b or (a % samples == 0 and a * others == b * samples)
+            for a, b in zip(self.numbers, other.numbers, strict=True)
+        )
+
+
+def _operation(func: Any, args: Any, kwargs: Any) -> Operation:
+    return Operation(str(func), (*_numbers(args), *_numbers(tuple((kwargs or {}).values()))))
+
+
+def _numbers(values: Any) -> Iterator[float]:
+    for value in values:
+        if isinstance(value, (int, float)):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _numbers(value)
+
+
 class Reading(NamedTuple):
     steps: list[Step]
     adds: bool
-    operations: list[str]
+    operations: list[Operation]
 
 
 def read(loss: Any, given: tuple[Tensor, Tensor]) -> Reading:
@@ -39,8 +66,8 @@ def read(loss: Any, given: tuple[Tensor, Tensor]) -> Reading:
     return Reading(*rows.needed(result), reader.operations)
 
 
-def operations(loss: Any, given: tuple[Tensor, Tensor]) -> list[str]:
-    """Which operations run."""
+def operations(loss: Any, given: tuple[Tensor, Tensor]) -> list[Operation]:
+    """Which operations run, and on which numbers."""
     names = _Names()
     with torch.enable_grad(), names:
         _run(loss, given)
@@ -72,11 +99,11 @@ class _Names(_Mode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[str] = []
+        self.operations: list[Operation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _is_of_autograd(func):
-            self.operations.append(str(func))
+            self.operations.append(_operation(func, args, kwargs))
         return func(*args, **(kwargs or {}))
 
 
@@ -85,7 +112,7 @@ class _Reader(_Mode):
 
     def __init__(self, rows: Rows) -> None:
         super().__init__()
-        self.operations: list[str] = []
+        self.operations: list[Operation] = []
         self.refused: Unreadable | None = None  # also where the loss has caught it
         self._rows = rows
 
@@ -98,7 +125,7 @@ class _Reader(_Mode):
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         if not _is_of_autograd(func):
-            self.operations.append(str(func))
+            self.operations.append(_operation(func, args, kwargs))
         rows = self._rows
         name = func.overloadpacket.__name__
         rule = RULES.get(name)

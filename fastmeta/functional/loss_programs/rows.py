@@ -139,7 +139,9 @@ class Rows:
     def step(self, op: str, *values: Value, width: int) -> Value:
         if any(value.kind not in ("samples", "constant") for value in values):
             raise Unreadable(NO_TOTAL)
-        return Value("samples", self.put(op, *(v.row for v in values), width=width))
+        alike = width == 1 and all(value.kind == "constant" for value in values)
+        kind = "constant" if alike else "samples"
+        return Value(kind, self.put(op, *(v.row for v in values), width=width))
 
 
 def _needed(steps: Sequence[Step], last: int) -> list[Step]:

@@ -148,7 +148,10 @@ def _filled(to: Rows, out: Tensor, x: Tensor, mask: Tensor, fill: Any) -> Value:
 
 def _where(to: Rows, out: Tensor, mask: Tensor, x: Any, y: Any) -> Value:
     if to.value(mask).kind in ("nothing", "all"):
-        return to.value(x if to.value(mask).kind == "all" else y)
+        taken, width = to.value(x if to.value(mask).kind == "all" else y), to.columns(out)
+        if taken.kind == "samples" and to.widths[taken.row] == width:
+            return taken
+        return to.step("add", taken, to.number(0.0), width=width)
     return to.put_all("select", out, mask, x, y)
 
 
@@ -165,7 +168,10 @@ def _same(to: Rows, out: Tensor, x: Tensor, *args: Any, **options: Any) -> Value
 
 
 def _squeezed(to: Rows, out: Tensor, x: Tensor, *dims: Any) -> Value:
-    if not dims and x.dim() and x[0].numel() > 1:
+    over = dims[0] if dims else None
+    over = [over] if isinstance(over, int) else over
+    lone = any(dim % x.dim() == 0 for dim in over) if over is not None else x[0].numel() > 1
+    if x.dim() and lone:
         raise Unreadable("it would squeeze a lone sample")
     return _same(to, out, x)
 
@@ -199,7 +205,7 @@ def _slice(
     to: Rows, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None,
     step: int = 1,
 ) -> Value:  # fmt: skip
-    if out.shape == x.shape:
+    if dim % x.dim() == 0 and not start and (end is None or end >= 1 << 62) and step == 1:
         return to.value(x)
     _check_dim(x, dim)
     if step != 1:

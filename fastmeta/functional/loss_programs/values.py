@@ -45,6 +45,8 @@ _BUILTINS = {
 
 def _of(value: Any, depth: int) -> Hashable:
     kind = type(value)
+    if kind is float:
+        return kind, value.hex()  # 0.0 and -0.0 are two
     if kind in _PLAIN:
         return kind, value
     if kind is tuple:
@@ -56,6 +58,8 @@ def _of(value: Any, depth: int) -> Hashable:
         return _of_function(value, depth)
     if isinstance(value, nn.Module):
         return _of_module(value, depth)
+    if isinstance(value, FunctionType) and (value.__closure__ or hasattr(value, "__wrapped__")):
+        raise _Unknown  # PyTorch's wrapper of another one
     if isinstance(value, (FunctionType, BuiltinFunctionType, ModuleType, type)):
         if _is_of_torch(value) or value is math or value in _BUILTINS or value in _OF_MATH:
             return value
@@ -105,7 +109,16 @@ def _globals_read(code: CodeType) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(i.argval for i in instructions if i.opname == "LOAD_GLOBAL"))
 
 
-_STATES = ("is_", "are_", "get_", "set_")  # of PyTorch, which change
+_STATES = (
+    "is_",
+    "are_",
+    "get_",
+    "set_",
+    "initial_",
+    "seed",
+    "backends",
+    "storage",
+)  # of PyTorch, which change
 _OTHERWISE = {
     "IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF",
     "DELETE_DEREF", "LOAD_NAME", "LOAD_BUILD_CLASS",
