@@ -235,8 +235,7 @@ class MAML(Learner):
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
         if self._may_rename_loss():
-            outputs = max([1, *[p.shape[0] for p in [*parameters.values()][-1:] if p.dim()]])
-            loop = replace(loop, loss=loss_as_explained(loop.loss, outputs))
+            loop = replace(loop, loss=loss_as_explained(loop.loss, _likely_outputs(parameters)))
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
@@ -388,6 +387,12 @@ class MAML(Learner):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+def _likely_outputs(parameters: Mapping[str, Tensor]) -> int:
+    """The last parameter is most often the last layer's, whose rows are the outputs."""
+    shapes = [p.shape for p in parameters.values()]
+    return shapes[-1][0] if shapes and shapes[-1] else 1
 
 
 def _as_float(rate: Any) -> Any:

@@ -343,3 +343,32 @@ def test_of_random_expressions(data):
     scale = torch.cat([g.flatten() for g in found[1]]).norm()
     for ours, right in zip(*found, strict=True):
         assert (ours - right).norm() <= 1e-10 * (scale + 1e-3)
+
+
+# ---- losses that go by a name --------------------------------------------------------------------
+
+
+def squares(p, y):
+    return ((p - y) ** 2).mean()
+
+
+def test_what_is_a_named_loss_runs_as_that():
+    meta = fm.MAML(chain(), loss=squares, inner_steps=2, inner_lr=0.05)
+    assert_native(meta, regression_tasks(outputs=3))
+    assert "mse" in {plan.loop.loss for plan in meta._plans.values()}
+
+
+def test_what_broadcasts_is_run_as_it_came():
+    x, y = torch.randn(3, 4, 2, dtype=DOUBLE), torch.randn(3, 4, dtype=DOUBLE)
+    meta = fm.MAML(nn.Linear(2, 1).double(), loss=squares, inner_lr=0.1)
+    assert_exact(meta, fm.TaskBatch(x, y, x, y))
+
+
+def test_code_replaced_between_calls_is_seen():
+    def loss(p, y):
+        return ((p - y) ** 2).mean()
+
+    meta, tasks = fm.MAML(chain(), loss=loss, inner_lr=0.05), regression_tasks(outputs=3)
+    assert_native(meta, tasks)
+    loss.__code__ = (lambda p, y: (p - y).abs().mean()).__code__
+    assert_native(meta, tasks)

@@ -61,8 +61,9 @@ def read(loss: Any, given: tuple[Tensor, Tensor]) -> Reading:
     reader = _Reader(rows)
     with torch.enable_grad(), reader, questions:
         result = _run(loss, given)
-    if questions.refused or reader.refused:
-        raise questions.refused or reader.refused or Unreadable
+    refused = questions.refused or reader.refused
+    if refused is not None:
+        raise refused
     return Reading(*rows.needed(result), reader.operations)
 
 

@@ -109,16 +109,8 @@ def _globals_read(code: CodeType) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(i.argval for i in instructions if i.opname == "LOAD_GLOBAL"))
 
 
-_STATES = (
-    "is_",
-    "are_",
-    "get_",
-    "set_",
-    "initial_",
-    "seed",
-    "backends",
-    "storage",
-)  # of PyTorch, which change
+# Of PyTorch, which change.
+_STATES = ("is_", "are_", "get_", "set_", "initial_", "seed", "backends", "storage")
 _OTHERWISE = {
     "IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF",
     "DELETE_DEREF", "LOAD_NAME", "LOAD_BUILD_CLASS",
