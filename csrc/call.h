@@ -80,9 +80,21 @@ class Chain {
     loss_.check_predictions(stages_.back().c);
   }
 
+  // A forward as steps on rows, of which the first has `inputs` numbers; parameters: numbers of each.
+  Chain(i64 inputs, const RowSteps& steps, const std::vector<i64>& parameters, const Loss& loss)
+      : loss_(loss), n_parameters_(int(parameters.size())) {
+    require(parameters.size() <= 512, "a network has at most 512 parameters");
+    require(inputs > 0, "a sample has inputs");
+    written_.give(inputs, true);
+    written_.add_steps(steps, parameters);
+    written_.finish();
+    loss_.check_predictions(written_.last_width());
+  }
+
   Network network() const {
-    return {nodes_.data(), int(nodes_.size()), stages_.data(), int(stages_.size()), n_parameters_,
-            loss_.kind(), loss_.program()};
+    return {nodes_.data(), int(nodes_.size()), stages_.data(), int(stages_.size()),
+            written_.empty() ? RowProgram{} : written_.program(), n_parameters_, loss_.kind(),
+            loss_.program()};
   }
   int n_parameters() const { return n_parameters_; }
 
@@ -185,6 +197,7 @@ class Chain {
 
   std::vector<Stage> stages_;
   std::vector<Node> nodes_;
+  Rows written_;
   Loss loss_;
   int n_parameters_;
 };
@@ -310,7 +323,8 @@ inline void bind_chain(py::module_& m) {
       .def(py::init<const std::vector<std::tuple<std::string, std::string, double, double, i64, i64,
                                                  int, int>>&,
                     const Loss&, int>())
-      .def(py::init<const std::vector<py::dict>&, const Loss&, int>());
+      .def(py::init<const std::vector<py::dict>&, const Loss&, int>())
+      .def(py::init<i64, const RowSteps&, const std::vector<i64>&, const Loss&>());
 }
 
 template <class R>

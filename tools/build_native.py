@@ -89,7 +89,7 @@ ISAS = (
 )
 REALS = ("float", "double")
 KERNELS = (
-    "kernels", "stages", "convolution", "norm", "max_pool", "pixels", "prototypes",
+    "kernels", "stages", "written", "convolution", "norm", "max_pool", "pixels", "prototypes",
     "prototype_loss", "prototype_gradient", "nearest",
 )  # fmt: skip
 

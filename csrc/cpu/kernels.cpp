@@ -92,12 +92,14 @@ using SoloPasses = Passes<Solo<Real>>;
 
 i64 record_size(const InnerLoop<Real>& loop) {
   if (loop.network.n_stages) return stage_record_size(loop);
+  if (loop.network.written.n_rows) return written_record_size(loop);
   return packs(loop) ? Record<PackPlan>::size(PackPlan(loop))
                      : Record<SoloPlan>::size(SoloPlan(loop));
 }
 
 void forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
   if (loop.network.n_stages) return stage_forward(loop, out);
+  if (loop.network.written.n_rows) return written_forward(loop, out);
   return packs(loop) ? run_forward<PackPlan, PackPasses>(loop, out)
                      : run_forward<SoloPlan, SoloPasses>(loop, out);
 }
@@ -105,6 +107,7 @@ void forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
 void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
               const BackwardOut<Real>& out) {
   if (loop.network.n_stages) return stage_backward(loop, in, out);
+  if (loop.network.written.n_rows) return written_backward(loop, in, out);
   return packs(loop) ? run_backward<PackPlan, PackPasses>(loop, in, out)
                      : run_backward<SoloPlan, SoloPasses>(loop, in, out);
 }
@@ -112,12 +115,14 @@ void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
 void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
           const BackwardOut<Real>& gradients, Real factor) {
   if (loop.network.n_stages) return stage_step(loop, out, gradients, factor);
+  if (loop.network.written.n_rows) return written_step(loop, out, gradients, factor);
   return packs(loop) ? run_step<PackPlan, PackPasses>(loop, out, gradients, factor)
                      : run_step<SoloPlan, SoloPasses>(loop, out, gradients, factor);
 }
 
 const char* team(const InnerLoop<Real>& loop) {
   if (loop.network.n_stages) return "stages";
+  if (loop.network.written.n_rows) return written_team(loop);
   if (packs(loop)) return Pack<Real>::name;
   return SoloPlan(loop).dual_size ? "dual" : Solo<Real>::name;
 }

@@ -232,7 +232,8 @@ void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, 
     then.finish = Finish::Store, then.continues = true;
     return product<Lane>(terms + 1, 1, then, m, n);
   }
-  if (!plain || n_terms == 0 || terms[0].depth <= deepest)
+  const bool in_pieces = plain || target.finish == Finish::Add;
+  if (!in_pieces || n_terms == 0 || n_terms > 2 || terms[0].depth <= deepest)
     return product_at_once<Lane>(terms, n_terms, target, m, n);
   const i64 pieces = ceil_div(terms[0].depth, deepest);
   Target<R> then = target;

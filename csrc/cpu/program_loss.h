@@ -2,7 +2,7 @@
 // tasks already, alone a task's samples come W at a time.
 #pragma once
 
-#include "loss_machine.h"
+#include "row_machine.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -21,22 +21,22 @@ class ProgramLoss {
   };
 
   // scratch: rows and adjoints of dual numbers, `loss_scratch`.
-  ProgramLoss(const LossProgram& program, R* scratch, const Rows& rows)
+  ProgramLoss(const RowProgram& program, R* scratch, const Rows& rows)
       : program_(program), scratch_(scratch), rows_(rows) {}
 
   // The sum of coefficient * loss.
   V value() const {
     V sum{};
-    each_group<Plain>([&](i64 s, i64, const LossMachine<Plain>& machine) {
-      sum += weighed(coefficients(s), machine.forward());
+    each_group<Plain>([&](i64 s, i64, Rows_<Plain> numbers) {
+      sum += weighed(coefficients(s), forward<Plain>(numbers));
     });
     return samples > 1 ? splat(horizontal_sum<R>(sum)) : sum;
   }
 
   void gradient(R* g) const {
-    each_group<Plain>([&](i64 s, i64 count, const LossMachine<Plain>& machine) {
-      machine.forward();
-      const V* of_predictions = machine.backward();
+    each_group<Plain>([&](i64 s, i64 count, Rows_<Plain> numbers) {
+      forward<Plain>(numbers);
+      const auto of_predictions = backward<Plain>(numbers);
       const V scale = coefficients(s);
       put(g, s, count, [&](i64 j) { return weighed(scale, of_predictions[j]); });
     });
@@ -44,11 +44,11 @@ class ProgramLoss {
 
   // Of the gradient, along ry in the predictions.
   void r_gradient(const R* ry, R* rg) const {
-    each_group<Dual>([&](i64 s, i64 count, const LossMachine<Dual>& machine) {
-      DualNumber<R>* predictions = numbers<Dual>();
-      for (i64 j = 0; j < rows_.outputs; ++j) predictions[j].slope = take(ry, rows_.outputs, s, count, j);
-      machine.forward();
-      const DualNumber<R>* of_predictions = machine.backward();
+    each_group<Dual>([&](i64 s, i64 count, Rows_<Dual> numbers) {
+      for (i64 j = 0; j < rows_.outputs; ++j)
+        store(numbers.slopes + j * W, take(ry, rows_.outputs, s, count, j));
+      forward<Dual>(numbers);
+      const auto of_predictions = backward<Dual>(numbers);
       const V scale = coefficients(s);
       put(rg, s, count, [&](i64 j) { return weighed(scale, of_predictions[j].slope); });
     });
@@ -57,28 +57,57 @@ class ProgramLoss {
  private:
   using Plain = PlainNumbers<R>;
   using Dual = DualNumbers<R>;
-
   template <class Numbers>
-  typename Numbers::N* numbers() const {
-    return reinterpret_cast<typename Numbers::N*>(scratch_);
+  using Rows_ = typename Numbers::Row;
+
+  i64 size() const { return program_.size * W; }
+  // The values and their slopes, then both of the adjoints.
+  void point_to(typename Plain::Row& rows, i64 at) const { rows = {scratch_ + at * size()}; }
+  void point_to(typename Dual::Row& rows, i64 at) const {
+    rows = {scratch_ + at * size(), scratch_ + (at + 1) * size()};
+  }
+  template <class Numbers>
+  RowMachine<Numbers> machine(Rows_<Numbers> rows, Rows_<Numbers> adjoints) const {
+    return {program_, program_.varies, rows, adjoints};
   }
 
-  // f(first sample, samples, a machine that has read them)
+  // The loss of each lane's sample.
+  template <class Numbers>
+  V forward(Rows_<Numbers> rows) const {
+    const auto machine = this->machine<Numbers>(rows, rows);
+    for (int i = 2; i < program_.n_rows; ++i) machine.forward(i);
+    return Numbers::value(rows[program_.rows[program_.n_rows - 1].at]);
+  }
+  // The adjoints of the predictions.
+  template <class Numbers>
+  Rows_<Numbers> backward(Rows_<Numbers> rows) const {
+    Rows_<Numbers> adjoints;
+    point_to(adjoints, 2);
+    const auto machine = this->machine<Numbers>(rows, adjoints);
+    const int last = program_.n_rows - 1;
+    adjoints.put(program_.rows[last].at, Numbers::constant(splat(R(1))));
+    for (int i = last; i >= 2; --i)
+      if (program_.varies[i]) machine.backward(i);
+    for (i64 j = 0; !program_.varies[0] && j < rows_.outputs; ++j)
+      adjoints.put(j, Numbers::constant(V{}));
+    return adjoints;
+  }
+
+  // f(first sample, samples, their rows, of which predictions and targets are there)
   template <class Numbers, class F>
   void each_group(F f) const {
-    auto* numbers = this->numbers<Numbers>();
-    const LossMachine<Numbers> machine(program_, numbers, numbers + program_.size);
+    Rows_<Numbers> numbers;
+    point_to(numbers, 0);
     for (i64 s = 0; s < rows_.n; s += samples) {
       const i64 count = smaller(samples, rows_.n - s);
       read<Numbers>(numbers, rows_.predictions, rows_.outputs, s, count);
       read<Numbers>(numbers + rows_.outputs, rows_.targets, rows_.targets_each, s, count);
-      f(s, count, machine);
+      f(s, count, numbers);
     }
   }
   template <class Numbers>
-  void read(typename Numbers::N* to, const R* from, i64 columns, i64 s, i64 count) const {
-    for (i64 j = 0; j < columns; ++j)
-      to[j] = Numbers::constant(take(from, columns, s, count, j));
+  void read(Rows_<Numbers> to, const R* from, i64 columns, i64 s, i64 count) const {
+    for (i64 j = 0; j < columns; ++j) to.put(j, Numbers::constant(take(from, columns, s, count, j)));
   }
 
   // Column j of the samples from s on.
@@ -112,7 +141,7 @@ class ProgramLoss {
   // A lane without a sample has no weight, and may have come to anything.
   static V weighed(V coefficient, V x) { return select(coefficient != V{}, coefficient * x, V{}); }
 
-  const LossProgram& program_;
+  const RowProgram& program_;
   R* scratch_;
   Rows rows_;
 };

@@ -95,7 +95,7 @@ struct Solo : CpuTeam<R> {
       }
   }
   // The sum over the team's tasks, added to a matrix that is shared by all tasks.
-  static void add_to_shared(R* shared, const R* from, i64 rows, i64 columns) {
+  static void add_to_shared(R* shared, const R* from, i64 rows, i64 columns, Slice) {
     const i64 n = rows * stride(columns);
     for (i64 i = 0; i < n; i += W) store(shared + i, load(shared + i) + load(from + i));
   }
@@ -193,16 +193,23 @@ struct Pack : CpuTeam<R> {
       }
     }
   }
-  static void add_to_shared(R* shared, const R* from, i64 rows, i64 columns) {
+  // What a lane without a task has come to, from samples of 0, may be no number.
+  static void add_to_shared(R* shared, const R* from, i64 rows, i64 columns, Slice s) {
     const i64 n = rows * columns;
+    alignas(FASTMETA_VECTOR_BYTES) R some[W * W];
+    const auto filled = active(s) > R(0);
     i64 i = 0;
     for (; i + W <= n; i += W) {
+      const R* block = from + i * W;
+      for (int l = 0; s.tasks < W && l < W; ++l)
+        store(some + l * W, select(filled, load(block + l * W), Vec<R>{}));
       R sums[W];
-      const Vec<R> v = horizontal_sums<R>(from + i * W);
+      const Vec<R> v = horizontal_sums<R>(s.tasks < W ? some : block);
       std::memcpy(sums, &v, sizeof v);
       for (int l = 0; l < W; ++l) shared[i + l] += sums[l];
     }
-    for (; i < n; ++i) shared[i] += horizontal_sum<R>(load(from + i * W));
+    for (; i < n; ++i)
+      shared[i] += horizontal_sum<R>(select(filled, load(from + i * W), Vec<R>{}));
   }
   static void spread(R* to, const R* shared, i64 rows, i64 columns) {
     for (i64 i = 0; i < rows * columns; ++i) store(to + i * W, splat(shared[i]));

@@ -114,7 +114,7 @@ struct Recorder : BlockLayout<R> {
     op.row_step = row_step, op.column_step = column_step;
   }
   // Into the sums of the block.
-  static void add_to_shared(R* sum, const R* from, i64 rows, i64 columns) {
+  static void add_to_shared(R* sum, const R* from, i64 rows, i64 columns, Slice) {
     Op& op = recording->with_tensor(recording->add(Do::ScatterAdd, rows, columns), sum, 0);
     op.from = at(from), op.from_row = int(stride(columns));
     op.row_step = stride(columns), op.column_step = 1;

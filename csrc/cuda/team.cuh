@@ -98,7 +98,7 @@ struct Block : BlockLayout<R> {
                  [&](int r, int c) { mine[r * row_step + c] -= from[r * ld + c]; });
     barrier();
   }
-  static FASTMETA_INLINE void add_to_shared(R* sum, const R* from, i64 rows, i64 columns) {
+  static FASTMETA_INLINE void add_to_shared(R* sum, const R* from, i64 rows, i64 columns, Slice) {
     const int ld = int(stride(columns));
     each_element(rows, columns, false,
                  [&](int r, int c) { sum[r * ld + c] += from[r * ld + c]; });

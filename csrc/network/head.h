@@ -87,6 +87,16 @@ class Head {
     });
   }
 
+  // Of samples begin.. begin + rows of those taken.
+  FASTMETA_CODE Head part(i64 begin, i64 rows) const {
+    Head some = *this;
+    some.scratch_.y += begin * target_row_;
+    some.scratch_.coefficient += begin * W;
+    some.scratch_.curvature += begin * ld_;
+    some.rows_ = rows;
+    return some;
+  }
+
   FASTMETA_CODE void zero(R* g) const { Team::zero(g, rows_ * ld_); }
 
   // g += a gradient given from outside, [T, rows, O]; `taken` is scratch like g.
@@ -145,7 +155,7 @@ class Head {
   }
 
   LossKind kind_;
-  const LossProgram* program_ = nullptr;
+  const RowProgram* program_ = nullptr;
   i64 outputs_, targets_, ld_, vectors_;
   Scratch scratch_;
   i64 total_ = 0, begin_ = 0, rows_ = 0, target_row_ = 0;

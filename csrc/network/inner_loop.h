@@ -91,7 +91,7 @@ class Adaptation {
         });
         if (second && has_one_rate() && !Passes::may_replace_direction) swapped_ = !swapped_;
       }
-      if (out.rates && !Team::sums_in_place) add_rates(sums.rates);
+      if (out.rates && !Team::sums_in_place) add_rates(sums.rates, slice);
       if (out.support_x && !Team::sums_in_output)
         passes_.put_input(out.support_x, support_gradient(), slice);
     } else if (out.support_x) {
@@ -118,7 +118,7 @@ class Adaptation {
   FASTMETA_CODE R* lambda() { return at(swapped_ ? plan_.direction_at : plan_.lambda_at); }
   // lambda_{k+1}, which the rates need: part by part, lambda itself is on its way to lambda_k.
   FASTMETA_CODE R* lambda_before() {
-    if constexpr (Team::splits)
+    if constexpr (Team::splits || Plan::splits)
       if (!has_one_rate()) return at(plan_.lambda_before_at);
     return lambda();
   }
@@ -345,20 +345,20 @@ class Adaptation {
     plan_.each_view([&](const View& v) {
       if (out[v.parameter] && plan_.per_task(v.parameter)) put_view(out, lambda(), v, slice);
     });
-    add_to_sums(sums, lambda());
+    add_to_sums(sums, lambda(), slice);
     if constexpr (Plan::has_dual_form)
       if (plan_.dual_size) passes_.add_dual_gradient(sums);
   }
 
-  FASTMETA_CODE void add_rates(R* sums) {
+  FASTMETA_CODE void add_rates(R* sums, Slice slice) {
     for (i64 k = 0; k < plan_.rate_steps; ++k)
-      add_to_sums(sums + k * plan_.shared_size, rate_gradient(k));
+      add_to_sums(sums + k * plan_.shared_size, rate_gradient(k), slice);
   }
 
-  FASTMETA_CODE void add_to_sums(R* sums, const R* from) const {
+  FASTMETA_CODE void add_to_sums(R* sums, const R* from, Slice slice) const {
     plan_.each_piece([&](const Piece& p) {
       if (p.at < plan_.dual_size) return;
-      Team::add_to_shared(sums + p.shared_at, from + p.at, p.taps * p.rows, p.columns);
+      Team::add_to_shared(sums + p.shared_at, from + p.at, p.taps * p.rows, p.columns, slice);
     });
   }
 

@@ -13,7 +13,7 @@ FASTMETA_BOTH i64 targets_of(const Network& network, i64 outputs) {
   return outputs;
 }
 
-// Scalars: of a program the rows and their adjoints, as dual numbers.
+// Scalars: of a program the rows and their adjoints, each with slopes.
 template <class Team, class Network>
 FASTMETA_BOTH i64 loss_scratch(const Network& network) {
   if constexpr (Team::runs_programs)

@@ -99,6 +99,7 @@ struct Plan : Parameters<Team_> {
   i64 center_at, gram_at, dual_output_at, dual_lambda_at, dual_columns_at, dense_at;  // of the dual form
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;  // nothing a worker
+  static constexpr bool splits = false;  // a parameter's gradient into several products
 
   explicit Plan(const InnerLoop<R>& l, Room room = {})
       : Base(l, room.blocks), n_nodes(l.network.n_nodes) {

@@ -56,48 +56,60 @@ struct Stage {
   i64 out_h, out_w;
 };
 
-// What an instruction of a loss makes of earlier rows a, b and c, number by number unless it says more. A
-// row of one number stands for as many as are needed.
-enum class LossOp {
+// What an instruction of a row program makes of earlier rows a, b and c, number by number unless it says
+// more. A row of one number stands for as many as are needed.
+enum class RowOp {
   Constant,                                          // x
   Add, Subtract, Multiply, Divide, Larger, Smaller,  // a and b
   Negative, Absolute, Sign, Exp, Log, Log1p, Sqrt, Sine, Cosine, Tanh, Sigmoid, Softplus,  // a
+  Activate,                                          // a, by the activation c with constants x and y
   Clamp,                                             // a between x and y
   Greater, GreaterEqual, Equal,                      // a and b: 1 or 0
   Select,                                            // b where a is not 0, else c
   Stop,                                              // a, without a derivative
   Slice,                                             // `width` numbers of a from the x-th on
+  Join,                                              // the numbers of a, then those of b
   Sum, LogSumExp,                                    // of a: one number
   Choose,                                            // of a, the number that b, a label, names
+  // Of networks alone; b and c are parameters.
+  Linear,     // weight b times each of the y parts of a, plus bias c unless that is -1; x: the weight is
+              // [I, O], not [O, I]
+  Parameter,  // b
 };
-constexpr int loss_ops = int(LossOp::Choose) + 1;
+constexpr int row_ops = int(RowOp::Parameter) + 1;
 
-// `at` is where its row begins, in numbers behind the predictions.
-struct LossStep {
-  LossOp op;
-  int a, b, c;  // rows: 0 the predictions, 1 the targets or the label, then one a step
+// `at` is where its row begins, in numbers behind the first one of the first row.
+struct RowStep {
+  RowOp op;
+  int a, b, c;  // rows, those that are given first, then one a step
   double x, y;
   i64 width, at;
-  bool varies;  // with the predictions
+  // What a backward asks: whether the adjoint goes on to a, b and c, and comes there before anywhere else.
+  bool goes_to[3], first[3];
 };
 
-// A user's loss of one sample: the only number of the last row.
-struct LossProgram {
-  const LossStep* rows;  // the first two are no steps
+constexpr int most_row_steps = 1024;
+
+// Of one sample: the last row is what it comes to, of a loss a number.
+struct RowProgram {
+  const RowStep* rows;  // the first are given: of a loss predictions and targets, of a network its input
+  const unsigned char* varies;  // whether a row has an adjoint: the last one depends on it, and it changes
   int n_rows;
   i64 size;   // numbers in all rows
-  bool adds;  // up the samples' losses, instead of taking their mean
+  bool adds;  // of a loss: whether the samples' losses are summed instead of averaged
 };
 
-// Either a chain of nodes or, with n_stages > 0, stages, each of which but the last has a reader.
+// A chain of nodes; with n_stages > 0 stages, each of which but the last has a reader; with written.n_rows
+// > 0 a forward that was written as arithmetic on rows.
 struct Network {
   const Node* nodes;
   int n_nodes;
   const Stage* stages;
   int n_stages;
+  RowProgram written;
   int n_parameters;
   LossKind loss;
-  LossProgram program;  // where that is the loss
+  RowProgram program;  // where that is the loss
 };
 
 // A tensor in PyTorch's layout. task_stride 0: shared by all tasks.

@@ -17,7 +17,7 @@ struct StagePlan : Parameters<Team_> {
   using Base = Parameters<Team>;
   using Base::loop, Base::has_rate, Base::theta_size, Base::shared_size, Base::rate_steps;
   static_assert(Team::tasks == 1, "lanes are channels");
-  static constexpr bool has_dual_form = false;
+  static constexpr bool has_dual_form = false, splits = false;
 
   int n_stages;
   int first_piece[max_stages + 1];

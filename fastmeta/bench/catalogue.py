@@ -83,6 +83,9 @@ WORKLOADS: dict[str, Workload] = {
         Workload("per-user-K5", "regression", (256, 64, 64, 1), "relu", "mse", 256, 20, 20, 5),
         Workload("mlp-elu", "regression", (16, 64, 64, 5), "elu", "cross_entropy", 32, 25, 75, 5),
         Workload("mlp-huber", "regression", (16, 64, 64, 3), "tanh", "huber", 64, 20, 20, 5),
+        Workload(
+            "mlp-gated", "regression", (16, 64, 64, 3), "tanh", "mse", 64, 20, 20, 5, gated=True
+        ),
         head(features=64),
         head(features=1600),
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),

@@ -56,6 +56,7 @@ class Workload:
     learns_inputs: bool = False
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
+    gated: bool = False  # half of what a hidden layer makes, times the sigmoid of the other half
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -78,7 +79,9 @@ class Workload:
     @property
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of every linear layer."""
-        return list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        *hidden, outputs = self.sizes[1:]
+        made = [n * (2 if self.gated else 1) for n in hidden]
+        return list(zip(self.sizes[:-1], [*made, outputs], strict=True))
 
     @property
     def parameter_count(self) -> int:
@@ -93,8 +96,21 @@ class Workload:
             return conv4(self.sizes[-1], channels, self.filters, size)
         modules: list[nn.Module] = []
         for inputs, outputs in self.layers:
-            modules += [nn.Linear(inputs, outputs), ACTIVATIONS[self.activation]()]
+            activation = ACTIVATIONS[self.activation]()
+            modules += [nn.Linear(inputs, outputs), Gate(activation) if self.gated else activation]
         return nn.Sequential(*modules[:-1])
+
+
+class Gate(nn.Module):
+    """Dauphin et al. 2017, equation 1, with an activation."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, dim=-1)
+        return self.activation(value) * torch.sigmoid(gate)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fastmeta.inner_loop.surroundings import MOST_ITEMS
 from fastmeta.inner_loop.trace import Unknown, attributes_read, is_layer, own_name, trace, unwatched
 from fastmeta.models import Sine
 
-__all__ = ["Call", "Reshaped", "calls_of", "misread"]
+__all__ = ["Call", "Reshaped", "calls_of", "check_attributes", "misread"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def calls_of(module: nn.Module) -> list[Call] | str:
             for index, (prefix, layer) in enumerate(leaves)
         ]  # fmt: skip
     try:
-        _check_attributes(module)
+        check_attributes(module)
         with module_lock:
             return _GraphReader(nn.Sequential(module)).read()
     except Unknown as unknown:
@@ -95,7 +95,7 @@ def _works_in_place(layer: nn.Module) -> bool:
     return bool(getattr(layer, "inplace", False))
 
 
-def _check_attributes(module: nn.Module) -> None:
+def check_attributes(module: nn.Module) -> None:
     """Unknown if a forward may read an attribute of which a later change would not be seen."""
     for owner, name, value in attributes_read(module):
         if not _is_watched(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -39,6 +39,8 @@ class Chain:
     names: tuple[str, ...]
     flattens: bool
     outputs: int
+    fewest: ClassVar[int] = 1  # samples that a task must have
+    buffers: ClassVar[tuple[str, ...]] = ()  # of the names
 
 
 def chain_of(module: nn.Module) -> Chain | str:
@@ -67,9 +69,7 @@ def chain_of(module: nn.Module) -> Chain | str:
                 return f"{call.name} takes {layer.in_features} inputs but gets {width}"
             width = layer.out_features
             bias = len(names) + 1 if layer.bias is not None else -1
-            nodes.append(
-                ("linear", "", 0.0, 0.0, layer.in_features, width, len(names), bias)
-            )
+            nodes.append(("linear", "", 0.0, 0.0, layer.in_features, width, len(names), bias))
             names += [call.parameters[own] for own in ("weight", "bias")[: 1 + (bias >= 0)]]
             continue
         activation = activation_of(layer)

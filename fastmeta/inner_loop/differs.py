@@ -11,7 +11,7 @@ from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.trace import own_name, trace
 
-__all__ = ["differs"]
+__all__ = ["differs", "is_alike"]
 
 # Two results are alike up to such a share of the largest number; rounding is far less.
 _SHARE = 1e-3
@@ -63,6 +63,11 @@ def _alike(expected: list[Tensor], found: list[Tensor], noise: list[float]) -> b
         and torch.allclose(x, y, rtol=_SHARE, atol=_SHARE * _largest(x) + off, equal_nan=True)
         for x, y, off in zip(expected, found, noise, strict=True)
     )
+
+
+def is_alike(expected: Tensor, found: Tensor) -> bool:
+    """Whether two results are the same up to what rounding may do."""
+    return _alike([expected], [found], [0.0])
 
 
 def _noise(expected: list[Tensor], again: list[list[Tensor]]) -> list[float]:

@@ -14,30 +14,15 @@ from fastmeta.backends import cpu, cuda
 from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
-from fastmeta.inner_loop.calls import misread
-from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.stages import Stages, stages_of
+from fastmeta.inner_loop.networks import Buffers, as_native, inputs_of, native_network, shapes_of
 
-__all__ = ["BACKENDS", "KERNELS", "Form", "Habit", "Program", "Samples", "native_network", "plain",
-           "prepare"]  # fmt: skip
+__all__ = ["BACKENDS", "KERNELS", "Form", "Habit", "Program", "Samples", "plain", "prepare"]
 
 Samples = tuple[Tensor, Tensor, Tensor | None]  # x, y, weight
 
 KERNELS = {torch.float32: "float32", torch.float64: "float64"}
 BACKENDS = {"cpu": cpu, "cuda": cuda}  # by type of device
-
-
-def native_network(loop: InnerLoop, sample: torch.Size) -> Chain | Stages | str:
-    """A module's layers as the native kernels know them, or the reason why they do not."""
-    key = ("network", sample)
-    if key not in loop.memory:
-        chain = chain_of(loop.module)
-        fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
-        network = chain if fits else stages_of(loop.module, sample)
-        reason = None if isinstance(network, str) else misread(loop.module, sample)
-        loop.memory[key] = reason or network
-    return loop.memory[key]
 
 
 class Habit:
@@ -75,6 +60,7 @@ class Program(NamedTuple):
     order: int
     names: tuple[str, ...]
     adapted: tuple[str, ...]  # in the order of `names`
+    buffers: Buffers | None  # of `names`, those that are no parameters
     shapes: tuple[tuple[int, ...], ...]
     adapts: tuple[bool, ...]
     rated: tuple[int, ...]  # the indices of those that adapt
@@ -132,20 +118,20 @@ def _new_program(
     if device.type not in BACKENDS:
         raise TypeError(f"the native kernels are for {' and '.join(BACKENDS)}, not {device}")
     kernels = BACKENDS[device.type].kernels(KERNELS[dtype])
-    layers, inputs, fewest = _as_native(network, sample)
     adapts = tuple(name in loop.adapted for name in network.names)
     return Program(
         kernels=kernels,
-        chain=kernels.chain(layers, _native_loss(loop.loss), len(network.names)),
+        chain=as_native(network, loop, kernels),
         steps=loop.steps,
         order=loop.order,
         names=network.names,
         adapted=tuple(name for name in network.names if name in loop.adapted),
-        shapes=tuple(tuple(loop.shapes[name]) for name in network.names),
+        buffers=Buffers(loop.module, network.buffers) if network.buffers else None,
+        shapes=shapes_of(network, loop),
         adapts=adapts,
         rated=tuple(p for p, adapts_too in enumerate(adapts) if adapts_too),
-        inputs=inputs,
-        fewest=fewest,
+        inputs=inputs_of(network, sample),
+        fewest=network.fewest,
         outputs=network.outputs,
         targets=loop.loss.targets if isinstance(loop.loss, LossProgram) else network.outputs,
         takes_labels=takes_labels(loop.loss),
@@ -155,21 +141,6 @@ def _new_program(
         rates={},
         habit=Habit(),
     )
-
-
-def _native_loss(loss: Any) -> Any:
-    """A name, or a program as the CPU kernels take it."""
-    if not isinstance(loss, LossProgram):
-        return loss
-    assert cpu.native is not None
-    return cpu.native.Loss(loss.predictions, loss.targets, loss.adds, loss.steps)
-
-
-def _as_native(network: Chain | Stages, sample: torch.Size) -> tuple[list[Any], int, int]:
-    """Layers, inputs a sample, and the fewest samples a task."""
-    if isinstance(network, Chain):
-        return list(network.nodes), network.nodes[0][4], 1
-    return list(network.stages), math.prod(sample), network.fewest
 
 
 def _new_form(
@@ -274,6 +245,8 @@ def prepare(
 ) -> tuple[Form, list[int], list[Tensor], list[Tensor]]:
     """The form, all addresses, the tensors that may require grad, and the constants."""
     program = loop.memory.get(_LATEST) or _program(loop, support[0])
+    if program.buffers is not None:
+        parameters = {**parameters, **program.buffers.now()}
     tensors, constants, looks, addresses = _gather(program, parameters, rates, support, query)
     form = program.forms.get(_key(looks, rates, support, query))
     if form is None:
@@ -290,6 +263,8 @@ def _prepare_new(
 ) -> tuple[Form, list[int], list[Tensor], list[Tensor]]:
     """`_prepare` for tensors as they come: of another program, not contiguous, or never seen."""
     program = loop.memory[_LATEST] = _program(loop, support[0])
+    if program.buffers is not None:
+        parameters = {**parameters, **program.buffers.now()}
     parameters = {name: plain(parameters[name]) for name in program.names}
     if isinstance(rates, Mapping):
         named = zip(program.names, program.shapes, strict=True)

@@ -13,8 +13,9 @@ from fastmeta.backends.looks import are_fresh_leaves
 from fastmeta.functional.eager import apply_to_plain
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.chain import Chain, chain_of
-from fastmeta.inner_loop.forms import BACKENDS, KERNELS, native_network, prepare
+from fastmeta.inner_loop.forms import BACKENDS, KERNELS, prepare
 from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.inner_loop.networks import Network, native_network, no_network
 from fastmeta.inner_loop.resident_autograd import Adapt, MetaLoss
 from fastmeta.inner_loop.resident_runs import (
     by_tensor,
@@ -23,7 +24,6 @@ from fastmeta.inner_loop.resident_runs import (
     run_meta_loss,
     run_step,
 )
-from fastmeta.inner_loop.stages import Stages, never_fits
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["accumulate_gradients", "adapt", "can_run", "meta_loss"]
@@ -159,8 +159,7 @@ def _unavailable(parameters: Mapping[str, Tensor]) -> str | None:
 def _unfit_for_any(loop: InnerLoop, parameters: Mapping[str, Tensor]) -> str | None:
     """Why the kernels can run this for no tasks at all, or None."""
     chain = chain_of(loop.module)
-    layer = never_fits(loop.module) if isinstance(chain, str) else None
-    unfit = layer or _unfit_parameters(parameters)
+    unfit = no_network(loop.module, chain) or _unfit_parameters(parameters)
     if unfit is None and parameters:
         unfit = _unfit_network(loop, chain, next(iter(parameters.values())))
     return unfit
@@ -196,7 +195,7 @@ def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
     return None
 
 
-def _unfit_network(loop: InnerLoop, network: Chain | Stages | str, x: Tensor) -> str | None:
+def _unfit_network(loop: InnerLoop, network: Network | str, x: Tensor) -> str | None:
     """Why the kernels for the device of `x` do not take this network, though others do.
 
     A network that is no chain, where it is not known of which samples, is a sentence.
@@ -206,7 +205,7 @@ def _unfit_network(loop: InnerLoop, network: Chain | Stages | str, x: Tensor) ->
     if isinstance(loop.loss, LossProgram):
         return "the loss is a function, and the CUDA kernels have mse, cross_entropy and bce"
     if not isinstance(network, Chain):
-        return "the CUDA kernels take chains of linear layers, and this is a network of images"
+        return "the CUDA kernels take chains of linear layers, and this is none"
     key = ("unfit", x.dtype, x.device, network)
     if key not in loop.memory:
         of = BACKENDS[x.device.type].kernels(KERNELS[x.dtype])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -43,6 +43,7 @@ class Stages:
     sample: tuple[int, ...]
     outputs: int
     fewest: int
+    buffers: ClassVar[tuple[str, ...]] = ()  # of the names
 
 
 def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
@@ -348,9 +349,7 @@ class _Builder:
 
     def _put_pool(self, kind: str, window: Sequence[int], stride: Sequence[int]) -> None:
         stage = self._stage_before("pool")
-        out = [
-            (n - w) // s + 1 for n, w, s in zip(self.shape[1:], window, stride, strict=True)
-        ]
+        out = [(n - w) // s + 1 for n, w, s in zip(self.shape[1:], window, stride, strict=True)]
         stage.update(pool=kind, window=tuple(window), pool_stride=tuple(stride))
         stage.update(out_h=out[0], out_w=out[1])
         self.shape = (self.shape[0], *out)

@@ -47,9 +47,9 @@ struct Call {
       rates.push_back({c.adapts[p] ? c.rates[r].data() : nullptr, c.rate_per_step[r] ? n : 0, n});
     }
     loop.network = {data_or_null(c.nodes),  int(c.nodes.size()),   data_or_null(c.stages),
-                    int(c.stages.size()), int(c.n_parameters()), c.loss,
-                    {data_or_null(c.program), int(c.program.size()),
-                     c.program.empty() ? 0 : c.program.back().at + 1, false}};
+                    int(c.stages.size()),
+                    c.written.empty() ? RowProgram{} : c.written.program(), int(c.n_parameters()), c.loss,
+                    c.program.empty() ? RowProgram{} : c.program.program()};
     loop.tasks = c.tasks, loop.steps = c.steps, loop.order = c.order, loop.threads = threads;
     loop.parameters = parameters.data();
     loop.rates = rates.data();

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "network/spec.h"
+#include "row_program.h"
 
 namespace fastmeta::test {
 
@@ -32,10 +32,11 @@ class Random {
 
 // What does not depend on the real type.
 struct Setting {
-  std::vector<Node> nodes;  // or stages
+  std::vector<Node> nodes;  // or stages, or a forward as arithmetic on rows
   std::vector<Stage> stages;
+  Rows written;
   LossKind loss;
-  std::vector<LossStep> program;  // where that is the loss
+  Rows program;  // where that is the loss
   i64 tasks, steps, support_n, query_n;
   int order;
   std::vector<i64> sizes;       // of the parameters
@@ -52,11 +53,15 @@ struct Setting {
   }
   size_t n_parameters() const { return sizes.size(); }
   i64 inputs() const {
+    if (!written.empty()) return written.width(0);
     if (stages.empty()) return nodes.front().in;
     const Stage& first = stages.front();
     return first.in_c * first.in_h * first.in_w;
   }
-  i64 outputs() const { return stages.empty() ? nodes.back().out : stages.back().c; }
+  i64 outputs() const {
+    if (!written.empty()) return written.last_width();
+    return stages.empty() ? nodes.back().out : stages.back().c;
+  }
   i64 rate_steps() const {
     for (size_t p = 0; p < sizes.size(); ++p)
       if (adapts[p] && rate_per_step[p]) return steps > 1 ? steps : 1;
@@ -126,26 +131,17 @@ inline void make_samples(Case<double>& c, Random& random, i64 n, std::vector<dou
 
 // The mean squared error, and tanh of the last prediction times the logarithm of the sum of their
 // exponentials.
-inline std::vector<LossStep> a_program(i64 outputs) {
-  std::vector<LossStep> rows;
-  i64 at = 0;
-  const auto row = [&](LossOp op, int a, int b, double x, i64 width) {
-    rows.push_back({op, a, b, 0, x, 0, width, at, rows.size() != 1 && op != LossOp::Constant});
-    at += width;
-    return int(rows.size()) - 1;
-  };
-  row(LossOp::Stop, 0, 0, 0, outputs);
-  row(LossOp::Stop, 0, 0, 0, outputs);
-  const int error = row(LossOp::Subtract, 0, 1, 0, outputs);
-  const int square = row(LossOp::Multiply, error, error, 0, outputs);
-  const int sum = row(LossOp::Sum, square, 0, 0, 1);
-  const int share = row(LossOp::Constant, 0, 0, 1 / double(outputs), 1);
-  const int mean = row(LossOp::Multiply, sum, share, 0, 1);
-  const int partition = row(LossOp::LogSumExp, 0, 0, 0, 1);
-  const int last = row(LossOp::Slice, 0, 0, double(outputs) - 1, 1);
-  const int bounded = row(LossOp::Tanh, last, 0, 0, 1);
-  const int product = row(LossOp::Multiply, partition, bounded, 0, 1);
-  row(LossOp::Add, mean, product, 0, 1);
+inline Rows a_program(i64 outputs) {
+  Rows rows;
+  rows.give(outputs, true);
+  rows.give(outputs, false);
+  const double share = 1 / double(outputs), last = double(outputs) - 1;
+  rows.add_steps({{"subtract", 0, 1, 0, 0, 0, outputs}, {"multiply", 2, 2, 0, 0, 0, outputs},
+                  {"sum", 3, 0, 0, 0, 0, 1}, {"constant", 0, 0, 0, share, 0, 1},
+                  {"multiply", 4, 5, 0, 0, 0, 1}, {"log_sum_exp", 0, 0, 0, 0, 0, 1},
+                  {"slice", 0, 0, 0, last, 0, 1}, {"tanh", 8, 0, 0, 0, 0, 1},
+                  {"multiply", 7, 9, 0, 0, 0, 1}, {"add", 6, 10, 0, 0, 0, 1}});
+  rows.finish();
   return rows;
 }
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop import InnerLoop, choose, resident
+from fastmeta.inner_loop import InnerLoop, choose, networks, resident
 from fastmeta.models import mlp
 
 
@@ -41,7 +41,7 @@ def test_the_fastest_that_can_run(monkeypatch):
 
 
 def test_an_unknown_layer_is_named():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Softmax(-1))
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Hardsigmoid())
     assert choose(*arguments(model)).name == "vmap"
 
 
@@ -101,12 +101,12 @@ def test_a_module_with_a_forward_of_its_own_is_told_what_to_do():
             self.layer = nn.Linear(2, 3)
 
         def forward(self, x):
-            return self.layer(x).exp()
+            return self.layer(x).erf()
 
     said = str(fm.explain(Own()))
     assert said.startswith("engine: layered")
     assert "not resident: the module (Own) has a forward() written by hand" in said
-    assert "it calls exp" in said
+    assert "it calls erf" in said
     assert "nn.Sequential" in said and 'engine="auto"' in said
 
 
@@ -122,8 +122,8 @@ def tied():
 
 
 @pytest.mark.parametrize("make", [twice, tied])
-def test_explain_knows_of_shared_parameters(make):
+def test_explain_knows_of_shared_parameters(make, monkeypatch):
     meta = fm.MAML(make().double(), loss="mse")
-    choice = fm.explain(meta)
-    assert "layers share parameters" in choice.passed_over["resident"]
-    assert choice.name == choose(*arguments(meta.model)).name == "layered"
+    assert fm.explain(meta).name == choose(*arguments(meta.model)).name == "resident"
+    monkeypatch.setattr(networks, "written_for_some", lambda module: False)
+    assert "layers share parameters" in fm.explain(meta).passed_over["resident"]

@@ -78,7 +78,8 @@ def _activation_slope(workload: Workload, value: Tensor) -> Tensor:
 
 
 def why_not(workload: Workload) -> str | None:
-    return "it is written for linear layers" if workload.image else None
+    apart = bool(workload.image) or workload.gated
+    return "it is written for linear layers, one after another" if apart else None
 
 
 def build(problem: Problem) -> Step:

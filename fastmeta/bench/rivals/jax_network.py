@@ -20,7 +20,12 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}[workload.activation]
     weights, biases = parameters[first_linear::2], parameters[first_linear + 1 :: 2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = activation(x @ weight.T + bias)
+        x = x @ weight.T + bias
+        if workload.gated:
+            value, gate = jnp.split(x, 2, axis=-1)
+            x = activation(value) * jax.nn.sigmoid(gate)
+        else:
+            x = activation(x)
     x = x @ weights[-1].T + biases[-1]
     if workload.loss == "huber":
         error = abs(x - y)

@@ -51,5 +51,10 @@ def _linear_layers(workload: Workload, parameters: Sequence[Tensor], x: Tensor) 
     activation = getattr(F, workload.activation)
     weights, biases = parameters[::2], parameters[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = activation(F.linear(x, weight, bias))
+        x = F.linear(x, weight, bias)
+        if workload.gated:
+            value, gate = x.chunk(2, dim=-1)
+            x = activation(value) * gate.sigmoid()
+        else:
+            x = activation(x)
     return F.linear(x, weights[-1], biases[-1])

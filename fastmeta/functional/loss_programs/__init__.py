@@ -15,9 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.functional.loss_programs.program import LossProgram, Unreadable
-from fastmeta.functional.loss_programs.reader import operations, read
+from fastmeta.functional.loss_programs.program import LossProgram
+from fastmeta.functional.loss_programs.rows import LossRows
+from fastmeta.functional.loss_programs.rules import LOSS_RULES
 from fastmeta.functional.loss_programs.values import values_read
+from fastmeta.functional.row_programs import (
+    Operation,
+    Step,
+    Unreadable,
+    operations,
+    read,
+)
 
 __all__ = ["LossProgram", "Unreadable", "read_loss", "takes_labels", "values_read"]
 
@@ -104,7 +112,7 @@ def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
 
 def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
     sizes = [n for n in _MANY if n not in (look.outputs, *look.target)][:2]
-    first, second = (read(loss, look.draw(n)) for n in sizes)
+    first, second = (_read(loss, look.draw(n)) for n in sizes)
     if (first.steps, first.adds) != (second.steps, second.adds):
         raise Unreadable("it depends on the number of samples, or on values")
     # What is done for few samples must be the same, whatever it is.
@@ -117,6 +125,18 @@ def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
     return LossProgram(
         loss, look.outputs, look.target.numel(), look.labels, first.adds, tuple(first.steps)
     )
+
+
+class _Reading(NamedTuple):
+    steps: list[Step]
+    adds: bool
+    operations: list[Operation]
+
+
+def _read(loss: Callable[..., Tensor], given: tuple[Tensor, Tensor]) -> _Reading:
+    rows = LossRows(*given)
+    result, operations = read(loss, given, rows, LOSS_RULES)
+    return _Reading(*rows.result(result), operations)
 
 
 _FEW = 1, 2, 3, 4, 5, 7, 8, 10, 16, 25, 32, 50, 64, 100, 128

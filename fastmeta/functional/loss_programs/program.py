@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-__all__ = ["LossProgram", "Step", "Unreadable"]
+from fastmeta.functional.row_programs import Step
 
-Step = tuple[str, int, int, int, float, float, int]  # op, a, b, c, x, y, width: csrc/loss_binding.h
+__all__ = ["LossProgram"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,3 @@ class LossProgram:
     @property
     def __name__(self) -> str:
         return getattr(self.loss, "__name__", type(self.loss).__name__)
-
-
-class Unreadable(Exception):
-    """Why a loss is no program, as a sentence."""

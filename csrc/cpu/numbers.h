@@ -20,11 +20,24 @@ struct DualNumber {
   }
 };
 
-// What can be done with either kind of number: `N`.
+// What can be done with either kind of number: `N`. A row is where numbers lie side by side, a vector each.
 template <class R_>
 struct DualNumbers {
   using R = R_;
   using N = DualNumber<R>;
+  struct Row {
+    R *values, *slopes;
+    FASTMETA_INLINE N operator[](i64 j) const {
+      return {load(values + j * lanes<R>), load(slopes + j * lanes<R>)};
+    }
+    FASTMETA_INLINE void put(i64 j, N x) const {
+      store(values + j * lanes<R>, x.value);
+      store(slopes + j * lanes<R>, x.slope);
+    }
+    FASTMETA_INLINE Row operator+(i64 j) const {
+      return {values + j * lanes<R>, slopes + j * lanes<R>};
+    }
+  };
   static FASTMETA_INLINE Vec<R> value(N x) { return x.value; }
   static FASTMETA_INLINE N constant(Vec<R> x) { return {x, Vec<R>{}}; }
   // f(x), by its value and derivative there
@@ -37,6 +50,12 @@ template <class R_>
 struct PlainNumbers {
   using R = R_;
   using N = Vec<R>;
+  struct Row {
+    R* values;
+    FASTMETA_INLINE N operator[](i64 j) const { return load(values + j * lanes<R>); }
+    FASTMETA_INLINE void put(i64 j, N x) const { store(values + j * lanes<R>, x); }
+    FASTMETA_INLINE Row operator+(i64 j) const { return {values + j * lanes<R>}; }
+  };
   static FASTMETA_INLINE Vec<R> value(N x) { return x; }
   static FASTMETA_INLINE N constant(Vec<R> x) { return x; }
   static FASTMETA_INLINE N chain(N, Vec<R> f, Vec<R>) { return f; }

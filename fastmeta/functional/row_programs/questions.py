@@ -1,4 +1,4 @@
-"""What a loss may ask of its tensors while it is read: shapes, but nothing of how many samples."""
+"""What may be asked of tensors while a function is read: shapes, but not how many samples."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastmeta.functional.loss_programs.program import Unreadable
+from fastmeta.functional.row_programs.step import Unreadable
 
 __all__ = ["Questions"]
 
-_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout")
+_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout", "is_cuda")
 _REFUSED = (
     "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
     "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",

@@ -1,22 +1,22 @@
-"""Reads a loss by running it: PyTorch's dispatcher is asked for each of its operations."""
+"""Reads a function by running it: PyTorch's dispatcher is asked for each of its operations."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmeta.functional.loss_programs.program import Step, Unreadable
-from fastmeta.functional.loss_programs.questions import Questions
-from fastmeta.functional.loss_programs.rows import Rows, Value
-from fastmeta.functional.loss_programs.rules import RULES
+from fastmeta.functional.row_programs.questions import Questions
+from fastmeta.functional.row_programs.rows import Rows, Value
+from fastmeta.functional.row_programs.rules import Rule
+from fastmeta.functional.row_programs.step import NoRule, Unreadable
 
-__all__ = ["Reading", "operations", "read"]
+__all__ = ["Operation", "operations", "read"]
 
 
 class Operation(NamedTuple):
@@ -45,41 +45,36 @@ def _numbers(values: Any) -> Iterator[float]:
             yield from _numbers(value)
 
 
-class Reading(NamedTuple):
-    steps: list[Step]
-    adds: bool
-    operations: list[Operation]
-
-
-def read(loss: Any, given: tuple[Tensor, Tensor]) -> Reading:
-    """What the loss does with these predictions and targets.
+def read(
+    function: Callable[..., Any], given: Sequence[Tensor], rows: Rows, rules: Mapping[str, Rule]
+) -> tuple[Any, list[Operation]]:
+    """What a function makes of tensors that the rows know, which then know that too.
 
     Raises:
-        Unreadable: it is not a mean or a sum over samples of what rules are there for.
+        Unreadable: it does what there are no rules for.
     """
-    rows, questions = Rows(*given), Questions(len(given[0]))
-    reader = _Reader(rows)
+    questions, reader = Questions(rows.samples), _Reader(rows, rules)
     with torch.enable_grad(), reader, questions:
-        result = _run(loss, given)
+        result = _run(function, given)
     refused = questions.refused or reader.refused
     if refused is not None:
         raise refused
-    return Reading(*rows.needed(result), reader.operations)
+    return result, reader.operations
 
 
-def operations(loss: Any, given: tuple[Tensor, Tensor]) -> list[Operation]:
+def operations(function: Callable[..., Any], given: Sequence[Tensor]) -> list[Operation]:
     """Which operations run, and on which numbers."""
     names = _Names()
     with torch.enable_grad(), names:
-        _run(loss, given)
+        _run(function, given)
     return names.operations
 
 
-def _run(loss: Any, given: tuple[Tensor, Tensor]) -> Any:
+def _run(function: Callable[..., Any], given: Sequence[Tensor]) -> Any:
     try:
         with _one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that are nobody's
-            return loss(*given)
+            return function(*given)
     except Unreadable:
         raise
     except Exception as error:  # of the user's code, which other numbers may suit
@@ -111,11 +106,12 @@ class _Names(_Mode):
 class _Reader(_Mode):
     """Makes steps of each operation that runs."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, rules: Mapping[str, Rule]) -> None:
         super().__init__()
         self.operations: list[Operation] = []
-        self.refused: Unreadable | None = None  # also where the loss has caught it
+        self.refused: Unreadable | None = None  # also where the function has caught it
         self._rows = rows
+        self._rules = rules
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -129,9 +125,9 @@ class _Reader(_Mode):
             self.operations.append(_operation(func, args, kwargs))
         rows = self._rows
         name = func.overloadpacket.__name__
-        rule = RULES.get(name)
+        rule = self._rules.get(name)
         if rule is None:
-            raise Unreadable(f"it calls {name}, of which there is no native form")
+            raise NoRule(f"it calls {name}, of which there is no native form")
         if not torch.is_grad_enabled():
             raise Unreadable("it switches gradients off")
         _check_whole_numbers(name, args)

@@ -1,0 +1,264 @@
+// The passes over a forward that was written as arithmetic on rows: forward, backward, and the R-pass.
+//
+// Products take the samples of a chunk together. What lies between them is each sample's own and runs on the
+// row machine: on dual numbers, whose slopes run along the direction, both passes are the R-pass.
+#pragma once
+
+#include "row_products.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+template <class Team>
+class RowPasses : RowProducts<Team> {
+  using Base = RowProducts<Team>;
+  using typename Base::Factor, typename Base::Pair;
+  using Base::adjoints, Base::at, Base::bias, Base::chunks, Base::each_chunk, Base::finish_unseen,
+      Base::first_, Base::ld_, Base::multiply_back, Base::multiply_forward, Base::n_, Base::plan_,
+      Base::put_bias_gradient, Base::put_row_gradient, Base::put_rows, Base::put_weight_gradient, Base::r_adjoints,
+      Base::records_, Base::rows_, Base::slopes, Base::spread, Base::start, Base::take_rows,
+      Base::values, Base::values_, Base::zero_rows;
+
+ public:
+  using R = typename Team::Real;
+  using V = Vec<R>;
+  using Plan = RowPlan<Team>;
+  using GradientTo = GradientTarget<R>;
+  static constexpr bool may_replace_direction = false;
+
+  RowPasses(const Plan& plan, R* scratch, const Crew&)
+      : Base(plan, scratch),
+        head_(plan.loop.network, plan.outputs(),
+              {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at), at(plan.program_at)}) {}
+
+  void take(const Samples<R>& samples, Slice slice) {
+    n_ = samples.n;
+    const i64 I = plan_.sample_size();
+    Team::gather(at(plan_.x_at), samples.x, n_ * I, I, 1, n_, I, slice);
+    head_.take(samples, slice);
+  }
+
+  void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
+
+  // keep: where the records go for a later resume(), or nullptr.
+  void forward(const R* theta, R* keep) {
+    theta_ = theta;
+    values_ = keep ? keep : at(plan_.values_at);
+    each_chunk([&] {
+      run_forward();
+      take_rows(at(plan_.output_at), values(last()), plan_.outputs());
+    });
+  }
+
+  // An R-pass writes the same values there once more.
+  void resume(const R* kept, const R* theta) {
+    theta_ = theta;
+    values_ = const_cast<R*>(kept);
+    each_chunk([&] { take_rows(at(plan_.output_at), values(last()), plan_.outputs()); });
+  }
+
+  const R* predictions() const { return at(plan_.output_at); }
+  V loss() const { return head_.loss(predictions()); }
+
+  void loss_gradient() { head_.gradient(predictions(), at(plan_.g_at)); }
+  void zero_gradient() { head_.zero(at(plan_.g_at)); }
+  void add_gradient(const R* outside, Slice slice) {
+    head_.add(at(plan_.g_at), at(plan_.rg_at), outside, slice);
+  }
+
+  // Of parameters that adapt where lowest > 0, else of all.
+  void backward(const R* theta, int lowest, const GradientTo& target, bool into_input) {
+    theta_ = theta;
+    reach(lowest, into_input);
+    start(seen_[0]);
+    each_chunk([&] {
+      if (chunks() > 1) run_forward();
+      put_rows(adjoints(last()), at(plan_.g_at), plan_.outputs());
+      run_backward<Plain>([&](int i) { put_gradient(i, target, seen_[0]); },
+                          [&](int i) { put_input_adjoint(i); });
+      if (into_input) take_input(at(plan_.input_g_at), adjoints(0));
+    });
+    finish_unseen(seen_[0], target);
+  }
+
+  // As Passes::r_pass.
+  void r_pass(const R* theta, const R* v, int lowest, const GradientTo& target,
+              const GradientTo* gradient, bool into_input) {
+    theta_ = theta;
+    v_ = v;
+    reach(lowest, into_input);
+    start(seen_[0]);
+    start(seen_[1]);
+    each_chunk([&] {
+      if (chunks() > 1) run_forward();
+      run_r_forward();
+      r_gradient_of_loss();
+      run_backward<Dual>(
+          [&](int i) {
+            if (gradient) put_gradient(i, *gradient, seen_[1]);
+            put_r_gradient(i, target);
+          },
+          [&](int i) {
+            put_r_input_adjoint(i);
+            put_input_adjoint(i);
+          });
+      if (into_input) take_input(at(plan_.r_input_g_at), r_adjoints(0));
+    });
+    finish_unseen(seen_[0], target);
+    if (gradient) finish_unseen(seen_[1], *gradient);
+  }
+
+  const R* input_gradient_of_loss() { return at(plan_.input_g_at); }
+  const R* r_input_gradient_of_loss() { return at(plan_.r_input_g_at); }
+
+  // A gradient of the inputs, in team layout, into PyTorch's [T, n, I].
+  void put_input(R* out, const R* gradient, Slice slice) const {
+    const i64 I = plan_.sample_size();
+    Team::scatter(out, gradient, n_ * I, I, 1, n_, I, slice);
+  }
+
+ private:
+  using Plain = PlainNumbers<R>;
+  using Dual = DualNumbers<R>;
+
+  int last() const { return plan_.last(); }
+  void reach(int lowest, bool into_input) {
+    const Reach far = into_input ? Reach::Input : lowest > 0 ? Reach::Adapted : Reach::Parameters;
+    wanted_ = plan_.reaches[int(far)];
+  }
+  void take_input(R* to, const R* from) const {
+    if (wanted_[0])
+      take_rows(to, from, plan_.sample_size());
+    else  // nothing depends on it
+      zero_rows(to, plan_.sample_size());
+  }
+  void r_gradient_of_loss() {
+    R *ry = at(plan_.r_output_at), *g = at(plan_.g_at), *rg = at(plan_.rg_at);
+    const i64 O = plan_.outputs(), begin = first_ * Team::stride(O);
+    take_rows(ry, slopes(last()), O);
+    head_.part(first_, rows_).r_gradient(predictions() + begin, ry + begin, rg + begin);
+    put_rows(adjoints(last()), g, O);
+    put_rows(r_adjoints(last()), rg, O);
+  }
+
+  // ---- the program ----------------------------------------------------------------------------
+
+  void point_to(typename Plain::Row& rows, typename Plain::Row& adjoint_rows, i64 record) const {
+    rows = {values_ + record * ld_};
+    adjoint_rows = {adjoints(0) + record * ld_};
+  }
+  void point_to(typename Dual::Row& rows, typename Dual::Row& adjoint_rows, i64 record) const {
+    rows = {values_ + record * ld_, slopes(0) + record * ld_};
+    adjoint_rows = {adjoints(0) + record * ld_, r_adjoints(0) + record * ld_};
+  }
+  // f(machine) for each record.
+  template <class Numbers, class F>
+  void each_record(F f) const {
+    for (i64 r = 0; r < records_; ++r) {
+      typename Numbers::Row rows, adjoint_rows;
+      point_to(rows, adjoint_rows, r);
+      f(RowMachine<Numbers>(plan_.program, wanted_, rows, adjoint_rows));
+    }
+  }
+
+  // Steps in their order: f(i) for one that reads parameters, and what lies between two of them record by
+  // record.
+  template <class Numbers, class F>
+  void each_step(F f) const {
+    for (int i = 1; i <= last();) {
+      if (plan_.reads_parameters(i)) {
+        f(i++);
+        continue;
+      }
+      int end = i;
+      while (end <= last() && !plan_.reads_parameters(end)) ++end;
+      each_record<Numbers>([&](const auto& machine) {
+        for (int k = i; k < end; ++k) machine.forward(k);
+      });
+      i = end;
+    }
+  }
+
+  void run_forward() {
+    put_rows(values(0), at(plan_.x_at), plan_.sample_size());
+    each_step<Plain>([&](int i) {
+      const RowStep& s = plan_.step(i);
+      if (s.op == RowOp::Parameter) return spread(values(i), theta_ + piece(i).at, s.width);
+      const Factor factor{values(s.a), theta_};
+      multiply_forward(i, values(i), &factor, 1, bias(i, theta_));
+    });
+  }
+
+  void run_r_forward() {
+    spread(slopes(0), nullptr, plan_.sample_size());
+    each_step<Dual>([&](int i) {
+      const RowStep& s = plan_.step(i);
+      const bool adapts = plan_.has_rate(s.b);
+      if (s.op == RowOp::Parameter)
+        return spread(slopes(i), adapts ? v_ + piece(i).at : nullptr, s.width);
+      Factor factors[2];
+      int n = 0;
+      if (has_slope(s.a)) factors[n++] = {slopes(s.a), theta_};
+      if (adapts) factors[n++] = {values(s.a), v_};
+      multiply_forward(i, slopes(i), factors, n, plan_.has_rate(s.c) ? bias(i, v_) : nullptr);
+    });
+  }
+  // Whether it can have one at all: it depends on a parameter that adapts.
+  bool has_slope(int row) const { return plan_.reaches[int(Reach::Adapted)][row]; }
+  const Piece& piece(int i) const { return plan_.pieces[plan_.piece_of[i]]; }
+
+  // The steps that are wanted, from the last one on; the adjoint of the last one is there.
+  template <class Numbers, class Gradients, class Below>
+  void run_backward(Gradients gradients, Below below) const {
+    for (int i = last(); i >= 1;) {
+      if (plan_.reads_parameters(i)) {
+        const RowStep& s = plan_.step(i);
+        if (wanted_[i]) gradients(i);
+        if (wanted_[i] && s.op == RowOp::Linear && wanted_[s.a]) below(i);
+        --i;
+        continue;
+      }
+      int end = i;
+      while (end >= 1 && !plan_.reads_parameters(end)) --end;
+      each_record<Numbers>([&](const auto& machine) {
+        for (int k = i; k > end; --k)
+          if (wanted_[k]) machine.backward(k);
+      });
+      i = end;
+    }
+  }
+
+  // ---- what comes to a step that reads parameters ---------------------------------------------
+
+  void put_gradient(int i, const GradientTo& to, bool* seen) {
+    const RowStep& s = plan_.step(i);
+    if (s.op == RowOp::Parameter) return put_row_gradient(plan_.piece_of[i], adjoints(i), to, seen);
+    const Pair pair{values(s.a), adjoints(i)};
+    put_weight_gradient(i, &pair, 1, to, seen);
+    put_bias_gradient(i, adjoints(i), to, seen);
+  }
+  void put_r_gradient(int i, const GradientTo& to) {
+    const RowStep& s = plan_.step(i);
+    if (s.op == RowOp::Parameter)
+      return put_row_gradient(plan_.piece_of[i], r_adjoints(i), to, seen_[0]);
+    const Pair pairs[2] = {{values(s.a), r_adjoints(i)}, {slopes(s.a), adjoints(i)}};
+    put_weight_gradient(i, pairs, has_slope(s.a) ? 2 : 1, to, seen_[0]);
+    put_bias_gradient(i, r_adjoints(i), to, seen_[0]);
+  }
+
+  void put_input_adjoint(int i) const {
+    const Factor factor{adjoints(i), theta_};
+    multiply_back(i, adjoints(plan_.step(i).a), &factor, 1);
+  }
+  void put_r_input_adjoint(int i) const {
+    const RowStep& s = plan_.step(i);
+    const Factor factors[2] = {{r_adjoints(i), theta_}, {adjoints(i), v_}};
+    multiply_back(i, r_adjoints(s.a), factors, plan_.has_rate(s.b) ? 2 : 1);
+  }
+
+  Head<Team> head_;
+  const R *theta_ = nullptr, *v_ = nullptr;
+  const unsigned char* wanted_ = nullptr;
+  bool seen_[2][Team::max_pieces];
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,180 @@
+// Where everything of a forward that was written as arithmetic on rows lies, for one team.
+//
+// A record has all rows, number by number a vector. In a pack its lanes are tasks, and each sample has one;
+// alone they are samples of the task, W to a record. Backward and R-pass go through the samples in chunks
+// whose records stay in the cache; of more than one chunk they run the forward again.
+#pragma once
+
+#include "loss_room.h"
+#include "parameters.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+constexpr int most_rows = 1 + most_row_steps;
+
+// What a backward goes through: rows that lead to parameters that adapt, to any, or to the input as well.
+enum class Reach { Adapted, Parameters, Input };
+
+template <class Team_>
+struct RowPlan : Parameters<Team_> {
+  using Team = Team_;
+  using R = typename Team::Real;
+  using Base = Parameters<Team>;
+  using Base::loop, Base::has_rate, Base::theta_size;
+  static constexpr bool has_dual_form = false, splits = true;
+
+  static constexpr bool lanes_are_samples = Team::tasks == 1;
+  static constexpr i64 samples_a_record = lanes_are_samples ? Team::W : 1;
+  static constexpr i64 most_records = 16;  // of a chunk, alone: a term of a product each
+
+  RowProgram program;
+  i64 record_size;  // scalars
+  i64 chunks, chunk;  // samples in the largest
+  int lowest_adapted = 1;  // see RowPasses::backward
+  int piece_of[most_rows] = {}, bias_piece_of[most_rows] = {};  // of the steps that read parameters
+  unsigned char reaches[3][most_rows] = {};
+
+  i64 support_size = 0, query_size = 0;  // kept from forward to backward: all records, or nothing
+  i64 x_at, values_at, slopes_at, adjoints_at, r_adjoints_at, turned_at[2], row_at;
+  i64 output_at, r_output_at, g_at, rg_at, input_g_at, r_input_g_at;
+  i64 y_at, program_at, coefficient_at, curvature_at;
+  i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
+  i64 scratch_size = 0;
+  static constexpr i64 worker_size = 0;
+
+  explicit RowPlan(const InnerLoop<R>& l, bool keeps_records = false)
+      : Base(l), program(l.network.written), record_size(program.size * Team::W) {
+    cut();
+    lay_out_parameters();
+    find_reach();
+    if (keeps_records && chunks == 1) keep();
+    lay_out_scratch();
+  }
+
+  // For a forward and a backward that follow each other at once.
+  static RowPlan keeping(const InnerLoop<R>& l) { return RowPlan(l, true); }
+
+  const RowStep& step(int i) const { return program.rows[i]; }
+  int last() const { return program.n_rows - 1; }
+  i64 at(int row) const { return step(row).at * Team::W; }  // in a record
+  i64 width(int row) const { return step(row).width; }
+  i64 outputs() const { return width(last()); }
+  i64 sample_size() const { return width(0); }
+  i64 input_size(const Samples<R>& s) const { return s.n * Team::stride(width(0)); }
+  static i64 records(i64 samples) { return ceil_div(samples, samples_a_record); }
+  bool reads_parameters(int row) const {
+    return step(row).op == RowOp::Linear || step(row).op == RowOp::Parameter;
+  }
+  // Of a Linear: how often it is applied, and to how many numbers.
+  i64 parts(int i) const { return i64(step(i).y); }
+  i64 in(int i) const { return width(step(i).a) / parts(i); }
+  i64 out(int i) const { return width(i) / parts(i); }
+  // Of a Linear whose weight is [I, O], not [O, I].
+  bool takes_as_it_is(int i) const { return step(i).x != 0; }
+  // n samples in chunks of about the same size: where the i-th begins.
+  i64 chunks_of(i64 n) const { return ceil_div(n, chunk); }
+  i64 chunk_begin(i64 n, i64 i) const {
+    const i64 even = round_up(ceil_div(n, chunks_of(n)), samples_a_record);
+    return smaller(n, i * even);
+  }
+
+ private:
+  i64 most() const { return larger(loop.support.n, loop.query.n); }
+
+  // Values, slopes and both adjoints of a chunk, and whole tiles of rows. Of 16 lanes on Zen 5 records of 2 MB
+  // were as fast as of 1 MB, and of 512 KB slower by a fifth: to run a forward again costs more.
+  void cut() {
+    constexpr i64 cache = (i64(2) << 20) / 64 * FASTMETA_VECTOR_BYTES, tile = lanes_are_samples ? 1 : 5;
+    const i64 bytes = 4 * record_size * i64(sizeof(R));
+    i64 fit = larger(tile, cache / bytes / tile * tile);
+    if (lanes_are_samples) fit = smaller(fit, most_records) * samples_a_record;
+    chunks = ceil_div(most(), fit);
+    chunk = round_up(ceil_div(most(), chunks), samples_a_record);
+  }
+
+  // Matrices as PyTorch has them.
+  void lay_out_parameters() {
+    for (int i = 0; i <= last(); ++i) {
+      const RowStep& s = step(i);
+      if (s.op == RowOp::Parameter) piece_of[i] = row(s.b, s.width);
+      if (s.op != RowOp::Linear) continue;
+      const i64 rows = takes_as_it_is(i) ? in(i) : out(i);
+      const i64 columns = takes_as_it_is(i) ? out(i) : in(i);
+      piece_of[i] = find(s.b);
+      if (piece_of[i] < 0) {
+        piece_of[i] = this->n_pieces;
+        this->add({s.b, 0, 0, 1, rows, columns, 0, columns, 1});
+      }
+      bias_piece_of[i] = s.c < 0 ? -1 : row(s.c, out(i));
+    }
+  }
+
+  int find(int parameter) const {
+    for (int i = 0; i < this->n_pieces; ++i)
+      if (this->pieces[i].parameter == parameter) return i;
+    return -1;
+  }
+  int row(int parameter, i64 columns) {
+    const int known = find(parameter);
+    if (known >= 0) return known;
+    this->add_row(parameter, columns);
+    return this->n_pieces - 1;
+  }
+
+  void find_reach() {
+    for (int i = 0; i <= last(); ++i) {
+      const RowStep& s = step(i);
+      bool to[3] = {false, reads_parameters(i), i == 0};
+      if (reads_parameters(i))
+        to[0] = has_rate(s.b) || (s.op == RowOp::Linear && has_rate(s.c));
+      const int read[3] = {s.a, s.b, s.c};
+      for (int operand = 0; operand < 3; ++operand)
+        for (int r = 0; s.goes_to[operand] && r < 3; ++r)
+          to[r] = to[r] || reaches[r][read[operand]];
+      to[2] = to[2] || to[1];
+      for (int r = 0; r < 3; ++r) reaches[r][i] = to[r] && program.varies[i];
+    }
+  }
+  void keep() {
+    const i64 steps = loop.steps;
+    support_size = loop.order == 2 && steps ? records(loop.support.n) * record_size : 0;
+    query_size = records(loop.query.n) * record_size;
+    constexpr i64 cache = i64(256) << 10;
+    const i64 bytes = larger(1, support_size * i64(sizeof(R)));
+    this->kept_steps = larger(1, smaller(steps, cache / bytes));
+  }
+
+  i64 take(i64 scalars) {
+    const i64 at = scratch_size;
+    scratch_size += round_up(scalars, 64 / i64(sizeof(R)));
+    return at;
+  }
+
+  void lay_out_scratch() {
+    const i64 n = most(), O = n * Team::stride(outputs()), I = n * Team::stride(width(0));
+    x_at = take(I);
+    i64* const records_at[] = {&values_at, &slopes_at, &adjoints_at, &r_adjoints_at};
+    for (i64* place : records_at) *place = take(records(chunk) * record_size);
+    i64* const outputs_at[] = {&output_at, &r_output_at, &g_at, &rg_at, &curvature_at};
+    for (i64* place : outputs_at) *place = take(O);
+    input_g_at = take(I);
+    r_input_g_at = take(I);
+    y_at = take(n * Team::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
+    program_at = take(loss_scratch<Team>(loop.network));
+    coefficient_at = take(n * Team::W);
+    if (lanes_are_samples) lay_out_turned();
+    for (i64& place : theta_work_at) place = take(theta_size);
+    lambda_at = take(theta_size);
+    lambda_before_at = loop.order == 2 ? take(theta_size) : lambda_at;  // which stays, in first order
+    direction_at = take(theta_size);
+    support_gradient_at = take(I);
+  }
+  void lay_out_turned() {
+    i64 widest = 0;
+    for (int p = 0; p < this->n_pieces; ++p) widest = larger(widest, this->pieces[p].columns);
+    for (i64& place : turned_at) place = take(chunk * Team::stride(widest));
+    row_at = take(Team::stride(widest));
+  }
+};
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,124 @@
+"""The rows of a program while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmeta.functional.row_programs.step import Step, Unreadable
+
+__all__ = ["NO_TOTAL", "Rows", "Value"]
+
+PAIRS = "it pairs the numbers of a sample with one another"
+NO_TOTAL = "it is not a mean or a sum over the samples"
+
+
+class Value(NamedTuple):
+    """What a tensor is.
+
+    "samples" has a row a sample, "constant" is a number. Of a loss, "mean" and "sum" are those over
+    samples of a row, "nothing" and "all" are masks of samples, "count" is the number of samples. Of
+    a forward, "task" is a row that all samples share, and "series" has a sample's row in parts.
+    """
+
+    kind: str
+    row: int = -1
+
+
+class Rows:
+    """The steps so far, and which row of theirs each tensor is."""
+
+    def __init__(self, samples: int, dtype: torch.dtype, given: Sequence[Tensor]) -> None:
+        self.samples = samples
+        self.dtype = dtype
+        self.steps: list[Step] = []
+        self.widths = [self.columns(tensor) for tensor in given]
+        self._numbers: dict[float, int] = {}
+        self.kept: list[Tensor] = []  # so that no id is that of another
+        self._values: dict[int, Value] = {}
+        for row, tensor in enumerate(given):
+            self.know(tensor, Value("samples", row))
+
+    def kind_of(self, op: str, values: Sequence[Value]) -> str:
+        """What a step is whose operands, not all of them constants, are these."""
+        raise NotImplementedError
+
+    def of_unknown(self, x: Tensor) -> Value:
+        """What a tensor is that no operation has made."""
+        raise Unreadable("it reads a tensor of its own")
+
+    def know(self, tensor: Tensor, value: Value) -> None:
+        self.kept.append(tensor)
+        self._values[id(tensor)] = value
+
+    def known(self, x: Any) -> Value | None:
+        return self._values.get(id(x))
+
+    def value(self, x: Any) -> Value:
+        if isinstance(x, Tensor):
+            return self.known(x) or self.of_unknown(x)
+        if isinstance(x, (int, float)):
+            return Value("count") if x and x % self.samples == 0 else self.number(float(x))
+        raise Unreadable(f"it computes with a {type(x).__name__}")
+
+    def columns(self, x: Tensor) -> int:
+        """The numbers that each sample has in a tensor of samples, in their order."""
+        shape = x.shape
+        if shape and shape[0] == self.samples:
+            return x.numel() // self.samples
+        if len(shape) == 1 and shape[0] % self.samples == 0:
+            return shape[0] // self.samples
+        raise Unreadable("it mixes the samples")
+
+    def put(
+        self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,
+        width: int,
+    ) -> int:  # fmt: skip
+        self.steps.append((op, a, b, c, x, y, width))
+        self.widths.append(width)
+        return len(self.widths) - 1
+
+    def sum(self, row: int) -> int:
+        """The row with the sum of another one's numbers."""
+        return row if self.widths[row] == 1 else self.put("sum", row, width=1)
+
+    def mean(self, row: int) -> int:
+        width = self.widths[row]
+        if width == 1:
+            return row
+        return self.put("multiply", self.sum(row), self.number(1 / width).row, width=1)
+
+    def put_all(
+        self, op: str, out: Tensor, *operands: Any, x: float = 0.0, y: float = 0.0
+    ) -> Value:
+        """A step whose row has as many numbers as `out`, of operands that are broadcast."""
+        values = [self.value(operand) for operand in operands]
+        if all(value.kind == "constant" for value in values):
+            kind, width = "constant", 1
+        else:
+            kind = self.kind_of(op, values)
+            width = self.columns(out) if kind in ("samples", "series") else out.numel()
+        if any(self.widths[value.row] not in (1, width) for value in values):
+            raise Unreadable(PAIRS)
+        return Value(kind, self.put(op, *(v.row for v in values), x=x, y=y, width=width))
+
+    def number(self, x: float) -> Value:
+        row = self._numbers.get(x)
+        if row is None:
+            row = self._numbers[x] = self.put("constant", x=x, width=1)
+        return Value("constant", row)
+
+    def step(self, op: str, *values: Value, width: int) -> Value:
+        if any(value.kind not in ("samples", "series", "constant", "task") for value in values):
+            raise Unreadable(NO_TOTAL)
+        of_all = op in ("sum", "log_sum_exp", "choose")
+        if not of_all and any(self.widths[value.row] not in (1, width) for value in values):
+            raise Unreadable(PAIRS)
+        if all(value.kind == "constant" for value in values):
+            kind = "constant" if width == 1 else "samples"
+        else:
+            kind = self.kind_of(op, values)
+        return Value(kind, self.put(op, *(v.row for v in values), width=width))

@@ -1,0 +1,57 @@
+"""What a program is made of, and why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = ["MOST_STEPS", "NoRule", "Step", "Unreadable", "needed"]
+
+Step = tuple[str, int, int, int, float, float, int]  # op, a, b, c, x, y, width: csrc/row_program.h
+
+MOST_STEPS = 1024  # as there
+
+
+class Unreadable(Exception):
+    """Why something is no program, as a sentence."""
+
+
+class NoRule(Unreadable):
+    """It calls an operation of which there is no native form, whatever it is called with."""
+
+
+def needed(steps: Sequence[Step], last: int, given: int) -> list[Step]:
+    """The steps that row `last` is made by, which comes last then; the first rows are given."""
+    found, stack = set(), [last]
+    while stack:
+        row = stack.pop()
+        if row >= given and row not in found:
+            found.add(row)
+            stack += rows_of(steps[row - given])
+    if not found:  # a row that is given
+        return [("slice", last, 0, 0, 0.0, 0.0, 1)]
+    new_row = {row: row for row in range(given)}
+    new_row |= {row: i for i, row in enumerate(sorted(found), start=given)}
+    chosen = [_renumbered(steps[row - given], new_row) for row in sorted(found)]
+    if len(chosen) > MOST_STEPS:
+        raise Unreadable(f"it takes {len(chosen)} steps, more than {MOST_STEPS}")
+    return chosen
+
+
+def rows_of(step: Step) -> tuple[int, ...]:
+    """The rows that a step reads, of its a, b and c the first."""
+    op, *operands = step[:4]
+    return tuple(operands[: _COUNTS.get(op, 1)])
+
+
+_TWO = (
+    "add", "subtract", "multiply", "divide", "larger", "smaller", "greater", "greater_equal",
+    "equal", "choose", "join",
+)  # fmt: skip
+_COUNTS = {"constant": 0, "parameter": 0, "select": 3, **dict.fromkeys(_TWO, 2)}
+
+
+def _renumbered(step: Step, new_row: Mapping[int, int]) -> Step:
+    op, a, b, c, x, y, width = step
+    rows = [new_row[row] for row in rows_of(step)]
+    a, b, c = *rows, *(a, b, c)[len(rows) :]
+    return op, a, b, c, x, y, width

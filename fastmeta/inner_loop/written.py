@@ -1,0 +1,140 @@
+"""Forwards that are arithmetic on each sample's numbers, as the native kernels run them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.functional.row_programs import NoRule, Step, Unreadable, read
+from fastmeta.inner_loop.calls import check_attributes
+from fastmeta.inner_loop.forward_rows import ForwardRows
+from fastmeta.inner_loop.forward_rules import FORWARD_RULES
+from fastmeta.inner_loop.layers import unlike_parameters
+from fastmeta.inner_loop.trace import Unknown, trace
+
+__all__ = ["Written", "written_for_some", "written_of"]
+
+# Numbers that a sample may have in all rows: more would not stay in any cache.
+_MOST_NUMBERS = 1 << 15
+_MOST_TENSORS = 512  # as in csrc/call.h
+
+
+@dataclass(frozen=True)
+class Written:
+    """A module as the native kernels see it, for samples of one shape.
+
+    Attributes:
+        inputs, outputs: numbers of a sample, and of what becomes of it.
+        steps: row 0 is the sample, row i + 1 what `steps[i]` makes of earlier ones; the last one is
+            the result. "linear" and "parameter" name parameters by their index.
+        names: the module's parameters and buffers, in the order that those indices mean.
+        buffers: those names that are of buffers.
+    """
+
+    inputs: int
+    outputs: int
+    steps: tuple[Step, ...]
+    names: tuple[str, ...]
+    buffers: tuple[str, ...]
+    fewest: ClassVar[int] = 1  # samples that a task must have
+
+
+def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
+    """The steps that a forward takes with samples of a shape, or a sentence why there are none."""
+    try:
+        with module_lock:
+            return _Reader(module).read(sample)
+    except (Unknown, Unreadable) as reason:
+        return str(reason)
+
+
+def written_for_some(module: nn.Module) -> bool:
+    """Whether there are steps for samples of some width."""
+    with module_lock:
+        try:
+            reader = _Reader(module)
+        except (Unknown, Unreadable):
+            return False
+        try:
+            return any(map(reader.can_read, _widths(module)))
+        except NoRule:
+            return False
+
+
+def _widths(module: nn.Module) -> list[int]:
+    """Widths that a forward with such tensors may be for, the likely ones first."""
+    shapes = [tensor.shape for tensor in (*module.parameters(), *module.buffers())]
+    sides = {n for shape in shapes for n in shape}
+    less = {n - m for n in sides for m in sides if n > m}  # where something is joined to a sample
+    return [*dict.fromkeys([*sorted(sides), *range(1, 9), *sorted(less)])][:_MOST_WIDTHS]
+
+
+_MOST_WIDTHS = 40
+
+
+class _Reader:
+    """Reads a forward by running what torch.fx traces of it; raises Unknown and Unreadable."""
+
+    def __init__(self, module: nn.Module) -> None:
+        check_attributes(module)
+        if any(has_hooks(part) for part in module.modules()):
+            raise Unreadable("it has hooks, which would not be called")
+        root = nn.Sequential(module)
+        self._module = module
+        self._run = fx.GraphModule(root, trace(root))
+        self._buffers = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
+        self._own: dict[str, Tensor] = {**dict(module.named_parameters()), **self._buffers}
+        _check_tensors(self._own.values())
+
+    def can_read(self, width: int) -> bool:
+        """NoRule where other samples would not change that."""
+        try:
+            return bool(self.read([width]).steps)
+        except NoRule:
+            raise
+        except Unreadable:
+            return False
+
+    def read(self, sample: Sequence[int]) -> Written:
+        sides = {*sample, *(n for tensor in self._own.values() for n in tensor.shape)}
+        first, second = [n for n in _SAMPLES if n not in sides][:2]
+        steps, names = self._steps(first, sample)
+        if self._steps(second, sample) != (steps, names):
+            raise Unreadable("it depends on the number of samples")
+        buffers = [name for name in names if name in self._buffers]
+        unlike = unlike_parameters(self._module, [n for n in names if n not in buffers])
+        if unlike is not None:
+            raise Unreadable(unlike)
+        if len(names) > _MOST_TENSORS:
+            raise Unreadable(f"it reads more than {_MOST_TENSORS} parameters")
+        inputs = math.prod(sample)
+        if inputs + sum(step[6] for step in steps) > _MOST_NUMBERS:
+            raise Unreadable(f"it makes more than {_MOST_NUMBERS} numbers of a sample")
+        return Written(inputs, steps[-1][6], tuple(steps), tuple(names), tuple(buffers))
+
+    def _steps(self, samples: int, sample: Sequence[int]) -> tuple[list[Step], list[str]]:
+        dtype = next(iter(self._own.values())).dtype
+        generator = torch.Generator().manual_seed(samples)
+        x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
+        rows = ForwardRows(x, self._own)
+        y, _ = read(self._run, (x,), rows, FORWARD_RULES)
+        return rows.result(y)
+
+
+_SAMPLES = tuple(n for n in range(211, 2000) if all(n % k for k in range(2, 45)))  # primes
+
+
+def _check_tensors(own: Iterable[Tensor]) -> None:
+    if {type(tensor) for tensor in own} - {Tensor, nn.Parameter}:
+        raise Unreadable("its parameters are of a type of their own")
+    if {tensor.device.type for tensor in own} != {"cpu"}:
+        raise Unreadable("its parameters are not on a CPU")
+    dtypes = {tensor.dtype for tensor in own}
+    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+        raise Unreadable("its parameters are not all of one real type")
