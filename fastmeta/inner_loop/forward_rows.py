@@ -11,6 +11,7 @@ from fastmeta.functional.row_programs import Rows, Step, Unreadable, Value, need
 
 __all__ = ["ForwardRows"]
 
+
 class ForwardRows(Rows):
     """Row 0 is a sample. A parameter, or a buffer, is the weight of products, or a row that all
     samples share.
@@ -52,9 +53,17 @@ class ForwardRows(Rows):
 
     def know(self, tensor: Tensor, value: Value) -> None:
         of_rows = value.kind in ("samples", "series", "task")
-        if of_rows and self.widths[value.row] != self.columns(tensor):
+        if of_rows and not self._holds(tensor, value):
             raise Unreadable("it makes other numbers than those of each sample")
         super().know(tensor, value)
+
+    def _holds(self, x: Tensor, value: Value) -> bool:
+        """Whether a tensor's shape is one that such a value may have."""
+        at = self.dim_of_samples(x)
+        places: dict[str, tuple[int | None, ...]] = {
+            "samples": (0,), "task": (None,), "series": (0, 1) if x.dim() == 2 else (1,)
+        }  # fmt: skip
+        return at in places[value.kind] and self.widths[value.row] == self.columns(x)
 
     def kind_of(self, op: str, values: Sequence[Value]) -> str:
         kinds = {value.kind for value in values} - {"constant"}

@@ -86,6 +86,8 @@ def _affine(
 
 # ---- shapes --------------------------------------------------------------------------------------
 
+_KINDS = {0: "samples", 1: "series", None: "task"}  # by where the samples are
+
 
 def _same(to: ForwardRows, out: Tensor, x: Tensor, *args: Any, **options: Any) -> Value:
     value = to.value(x)
@@ -97,7 +99,7 @@ def _same(to: ForwardRows, out: Tensor, x: Tensor, *args: Any, **options: Any) -
         raise Unreadable("it reshapes what is one part after the other")
     if value.kind == "samples" and at != 0:
         raise Unreadable("it mixes the samples")
-    kind = "samples" if value.kind == "task" and at == 0 else value.kind
+    kind = _KINDS[at] if value.kind == "task" else value.kind
     if wanted == width:
         return Value(kind, value.row)
     if width != 1:
@@ -350,8 +352,7 @@ def _layer_norm(
 def _filled(number: float) -> Rule:
     def rule(to: ForwardRows, out: Tensor, *args: Any, **options: Any) -> Value:
         row = to.put("constant", x=number, width=to.columns(out))
-        kinds = {0: "samples", 1: "series", None: "task"}
-        return Value(kinds[to.dim_of_samples(out)], row)
+        return Value(_KINDS[to.dim_of_samples(out)], row)
 
     return rule
 
