@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import TextWrapper
 
 from fastmeta import bench
 from fastmeta.backends.device import find_device
@@ -61,6 +61,9 @@ def _without_fastmeta(rivals: Sequence[str] | None) -> list[str] | None:
     return None if rivals is None else [name for name in rivals if name != FASTMETA]
 
 
+_WRAP = TextWrapper(96, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
 def _print_names() -> None:
     for title, names in (("workloads", bench.selectable()), ("rivals", [*bench.RIVALS])):
-        print(f"{title}\n{fill(', '.join(names), 96, initial_indent='  ', subsequent_indent='  ')}")
+        print(f"{title}\n{_WRAP.fill(', '.join(names))}")
