@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import Rows, Step, Unreadable, Value, needed
 
-__all__ = ["ForwardRows"]
+__all__ = ["GONE", "ForwardRows"]
+
+GONE = Value("gone")  # of a tensor that nobody is going to read again
 
 
 class ForwardRows(Rows):
@@ -23,7 +25,6 @@ class ForwardRows(Rows):
     def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
         self._names = [*parameters]
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
-        self._apart: set[int] = set()  # tensors whose memory nobody else is going to read
         super().__init__(len(x), x.dtype, (x,))
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
@@ -100,15 +101,13 @@ class ForwardRows(Rows):
             row = self.put("join", row, other.row, width=width)
         return Value(kind, row)
 
-    def set_apart(self, tensors: Sequence[Tensor]) -> None:
-        self._apart.update(map(id, tensors))
-
     def check_own(self, x: Tensor) -> None:
-        """Unreadable if another tensor would change with x."""
+        """Unreadable if another tensor that may be read again would change with x."""
         memory = x.untyped_storage().data_ptr()
         others = [t for t in self.kept if t is not x or self.value(x).row == 0]
-        shared = any(t.untyped_storage().data_ptr() == memory for t in others)
-        if (shared and id(x) not in self._apart) or self.index(x) is not None:
+        shared = [t for t in others if t.untyped_storage().data_ptr() == memory]
+        met = any(self.known(t) != GONE and not _are_apart(x, t) for t in shared)
+        if met or self.index(x) is not None:
             raise Unreadable("it changes in place what it reads elsewhere")
 
     def weight(self, x: Any) -> tuple[int, bool] | None:
@@ -119,6 +118,16 @@ class ForwardRows(Rows):
         value = self.known(x)
         of = value is not None and value.kind in ("weight", "turned")
         return (value.row, value.kind == "weight") if value is not None and of else None
+
+
+def _are_apart(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are other columns of one matrix."""
+    if x.dim() != 2 or x.stride() != y.stride() or x.stride(1) != 1:
+        return False
+    width = x.stride(0)
+    begins = [t.storage_offset() % width for t in (x, y)] if width else [0, 0]
+    ends = [begin + t.shape[1] for begin, t in zip(begins, (x, y), strict=True)]
+    return max(ends) <= width and (ends[0] <= begins[1] or ends[1] <= begins[0])
 
 
 def _with_places(step: Step, places: Mapping[int, int]) -> Step:

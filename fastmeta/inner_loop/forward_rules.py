@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
-from fastmeta.inner_loop.forward_rows import ForwardRows
+from fastmeta.inner_loop.forward_rows import GONE, ForwardRows
 
 __all__ = ["FORWARD_RULES"]
 
@@ -174,8 +174,7 @@ def _split(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> li
 
 def _split_apart(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
     values = _split(to, out, x, sizes, dim)
-    to.set_apart(out)
-    to.know(x, Value("gone"))  # parts may change in place: it is not to be read again
+    to.know(x, GONE)  # parts may change in place
     return values
 
 
@@ -223,7 +222,8 @@ def _is_whole(to: ForwardRows, x: Tensor, value: Value) -> bool:
 
 def _log_sum_exp(to: ForwardRows, x: Tensor, dims: Any) -> Value:
     value, over = to.value(x), [dims] if isinstance(dims, int) else [*dims]
-    row = x.dim() == 2 and (value.kind == "samples" or len(x) == 1) or x.dim() == 1
+    row = x.dim() == 2 and (value.kind == "samples" or len(x) == 1)
+    row = row or (x.dim() == 1 and value.kind == "task")
     if not _is_whole(to, x, value) or not row or [d % x.dim() for d in over] != [x.dim() - 1]:
         raise Unreadable("it normalises over something else than a sample's numbers")
     return Value(value.kind, to.put("log_sum_exp", value.row, width=1))

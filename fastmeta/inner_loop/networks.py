@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
-from fastmeta.functional.forward import call_module, module_lock
+from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
 from fastmeta.inner_loop.calls import misread
 from fastmeta.inner_loop.chain import Chain, chain_of
@@ -43,11 +44,12 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
 def _miscomputed(network: Written, loop: InnerLoop, sample: torch.Size) -> str | None:
     """A sentence if the kernels make something else of some samples than the module.
 
-    With other parameters, too: what a gate of 0 hides may come out later.
+    With other parameters and buffers, too: what a gate of 0 hides may come out later.
     """
-    own = {name: p.detach() for name, p in loop.module.named_parameters()}
-    for parameters in (own, {name: p + _waves(p) for name, p in own.items()}):
-        if not _computes(network, loop, sample, parameters):
+    named = (*loop.module.named_parameters(), *loop.module.named_buffers())
+    own = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
+    for tensors in (own, {name: tensor + _waves(tensor) for name, tensor in own.items()}):
+        if not _computes(network, loop, sample, tensors):
             return "of its forward as arithmetic on each sample's numbers comes something else"
     return None
 
@@ -57,12 +59,11 @@ def _waves(like: Tensor) -> Tensor:
 
 
 def _computes(
-    network: Written, loop: InnerLoop, sample: torch.Size, parameters: Mapping[str, Tensor]
+    network: Written, loop: InnerLoop, sample: torch.Size, own: Mapping[str, Tensor]
 ) -> bool:
-    everything = {**parameters, **dict(loop.module.named_buffers())}
-    tensors = [everything[name].detach().contiguous() for name in network.names]
+    tensors = [own[name].contiguous() for name in network.names]
     like = tensors[0]
-    x = _waves(like.new_empty(5, *sample))
+    x = 3 * _waves(like.new_empty(5, *sample))
     kernels = cpu.kernels(str(like.dtype).removeprefix("torch."))
     zeros, rate = x.new_zeros(5, network.outputs), x.new_zeros(1)
     call = kernels.call(
@@ -73,7 +74,20 @@ def _computes(
     found = torch.empty_like(zeros)
     kernels.forward(call, x, given, False, found.data_ptr(), 0, ())
     with torch.no_grad(), module_lock:
-        return is_alike(call_module(loop.module, parameters, x.clone()), found)
+        everywhere = _in_every_place(loop.module, own)
+        expected = functional_call(loop.module, everywhere, (x.clone(),), tie_weights=False)
+        return is_alike(expected, found)
+
+
+def _in_every_place(module: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters and buffers by each place that holds one; the tied go by the first name."""
+    names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
+    places = (
+        (f"{prefix}.{key}" if prefix else key, tensor)
+        for prefix, owner in module.named_modules()
+        for key, tensor in (*owner._parameters.items(), *owner._buffers.items())
+    )
+    return {place: own[names[id(t)]] for place, t in places if names.get(id(t)) in own}
 
 
 def _network(module: nn.Module, sample: torch.Size) -> Network | str:

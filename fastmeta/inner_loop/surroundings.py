@@ -37,6 +37,8 @@ class Surroundings:
         self.seen = [(owner, name, _kept(owner.get(name))) for owner, name in places]
         for part in module.modules():
             lists = [name for name, value in vars(part).items() if type(value) is list]
+            if type(part).__module__.startswith("torch."):  # whose own follow its parameters
+                lists = [name for name in lists if not name.startswith("_")]
             self.seen += [(vars(part), name, _kept(vars(part)[name])) for name in lists]
 
     def are_same(self) -> bool:

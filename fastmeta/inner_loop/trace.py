@@ -115,6 +115,9 @@ class _Tracer(fx.Tracer):
 class _Proxy(fx.Proxy):
     """Keeps `x += y` apart from `x = x + y`, which torch.fx does not."""
 
+    def __hash__(self) -> int:  # in a set or a dict it would never be found
+        raise Unknown("its forward looks for a tensor or its size in a set or a dict")
+
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     def record(self: fx.Proxy, other: Any) -> fx.Proxy:

@@ -11,6 +11,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
+from fastmeta.inner_loop import networks
 from fastmeta.inner_loop.written import Written, written_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
@@ -496,6 +497,25 @@ def repeated_samples(self, x):
     return self.head(self.a(x) + self.gate * self.w(x).repeat(2, 1).reshape(x.shape[0], 2)[:, :1])
 
 
+def softmax_of_samples(self, x):
+    return self.head(self.a(x) + self.gate * torch.softmax(self.w(x).squeeze(-1), 0).unsqueeze(1))
+
+
+def sum_of_expanded(self, x):
+    return self.head(self.a(x) + self.gate * self.w.expand(1, x.shape[0], 2).sum())
+
+
+def by_size(self, x):
+    return self.head(self.a(x) * {7: 2.0}.get(x.shape[0], 1.0) * self.a(x))
+
+
+def view_of_a_part(self, x):
+    part = self.a(x).unsafe_chunk(2, 1)[0]
+    view = part.view_as(part)
+    part.add_(1)
+    return self.head(torch.cat([view, part], 1))
+
+
 def biased_by_numbers(self, x):
     each = F.linear(torch.tanh(self.a(x)).unsqueeze(-1), self.w, self.v.exp())
     return self.head(each.flatten(1)[:, 3:9] * self.a(x))
@@ -510,6 +530,9 @@ UNREAD = {
     "norms of pairs": (normed_by_pairs, gate()),
     "means of pairs": (less_their_mean, gate()),
     "samples again": (repeated_samples, {"w": linear(INPUTS, 1), **gate()}),
+    "softmax of samples": (softmax_of_samples, {"w": linear(INPUTS, 1), "gate": torch.zeros(1)}),
+    "a row for all samples": (sum_of_expanded, {"w": row(1, 1, 2), "gate": torch.zeros(1)}),
+    "a view of a part": (view_of_a_part, {}),
     "a base of parts": (parts_of_what_is_read_again, gate()),
     "a row for each number": (biased_by_numbers, {"w": row(2, 1), "v": row(2)}),
     "statistics of samples": (over_samples, {}),
@@ -522,10 +545,25 @@ UNREAD = {
 }
 
 
-@pytest.mark.parametrize("forward", [flat_output, into_the_input])
-def test_what_no_engine_takes(forward):
+@pytest.mark.parametrize("forward", [flat_output, into_the_input, by_size])
+def test_what_is_not_of_each_sample(forward):
     reason = written_of(module(forward, a=linear(), head=head()), [INPUTS])
-    assert "row of each sample" in reason or "in place" in reason
+    assert any(words in reason for words in ("row of each sample", "in place", "in a set"))
+
+
+class Added(Recurrent):
+    def forward(self, x):
+        return self.head(self.cells(x)[0].cumsum(1).mean(1))
+
+
+def test_a_recurrent_layer_that_is_not_read_is_looked_at_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr(networks, "written_of", lambda *_: looked.append(1) or "not now")
+    meta = fm.MAML(Added(nn.GRU), loss="mse")
+    tasks = fm.TaskBatch(*(torch.randn(2, 5, *shape) for shape in ((4, INPUTS), (OUTPUTS,)) * 2))
+    for _ in range(3):
+        meta(tasks).loss.mean().backward()
+    assert len(looked) == 1
 
 
 @pytest.mark.parametrize("name", UNREAD)

@@ -80,7 +80,7 @@ class _Count(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = int.__hash__
+    __hash__ = None  # type: ignore[assignment]  # a set or a dict would ask for it
     __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __neg__ = _refuse
