@@ -12,6 +12,7 @@ from torch import nn
 import fastmeta as fm
 from fastmeta.backends import cpu
 from fastmeta.inner_loop import networks
+from fastmeta.inner_loop.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.written import Written, written_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
@@ -609,6 +610,20 @@ def test_wide_sums_in_float32(t):
 def test_many_parameters_are_for_other_engines():
     layers = [layer for _ in range(260) for layer in (nn.Linear(1, 1), nn.Tanh())]
     assert "512 parameters" in written_of(nn.Sequential(*layers), [1])
+
+
+def behind_a_gate(self, x):
+    return self.head(self.a(x) + self.gate * torch.sigmoid(self.b(x)))
+
+
+@pytest.mark.parametrize("of", [nn.Parameter, torch.Tensor.clone])
+def test_a_program_is_tried_where_a_gate_is_open(of, monkeypatch):
+    monkeypatch.setitem(FORWARD_RULES, "sigmoid", FORWARD_RULES["tanh"])  # a fault
+    model = module(behind_a_gate, a=linear(), b=linear(), head=head(), gate=of(torch.zeros(6)))
+    assert isinstance(written_of(model, [INPUTS]), Written)
+    meta = fm.MAML(model, loss="mse", inner_lr=0.05)
+    assert_exact(meta, tasks_of(3))
+    assert "resident" not in {p.engine.__name__.rpartition(".")[2] for p in meta._plans.values()}
 
 
 def test_hooks_are_called():
