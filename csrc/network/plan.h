@@ -96,7 +96,9 @@ struct Plan : Parameters<Team_> {
   i64 g_at[2], rg_at[2], curvature_at, transposed_at[2];
   i64 top_at, r_top_at;  // a block's part of the last product and of its derivative
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
-  i64 center_at, gram_at, dual_output_at, dual_lambda_at, dual_columns_at, dense_at;  // of the dual form
+  // Of the dual form; 0 without one, where offsets are taken all the same.
+  i64 center_at = 0, gram_at = 0, dual_output_at = 0, dual_lambda_at = 0, dual_columns_at = 0;
+  i64 dense_at = 0;
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;  // nothing a worker
   static constexpr bool splits = false;  // a parameter's gradient into several products
