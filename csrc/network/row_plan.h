@@ -135,6 +135,7 @@ struct RowPlan : Parameters<Team_> {
       for (int r = 0; r < 3; ++r) reaches[r][i] = to[r] && program.varies[i];
     }
   }
+
   void keep() {
     const i64 steps = loop.steps;
     support_size = loop.order == 2 && steps ? records(loop.support.n) * record_size : 0;
@@ -169,6 +170,8 @@ struct RowPlan : Parameters<Team_> {
     direction_at = take(theta_size);
     support_gradient_at = take(I);
   }
+
+  // Alone: for gradients of weights and of rows.
   void lay_out_turned() {
     i64 widest = 0;
     for (int p = 0; p < this->n_pieces; ++p) widest = larger(widest, this->pieces[p].columns);

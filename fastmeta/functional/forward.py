@@ -103,22 +103,22 @@ def call_module(
     mode = mode or _KeepsNoStatistics()
     with module_lock, _batch_statistics(module), _twice_differentiable_attention(), mode:
         return torch.func.functional_call(
-            module, _in_every_place(module, parameters), (x,), tie_weights=False
+            module, in_every_place(module, parameters), (x,), tie_weights=False
         )
 
 
-def _in_every_place(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by each place that holds one; the tied go by the name of the first.
+def in_every_place(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters and buffers by each place that holds one; the tied go by the name of the first.
 
     Left to itself, functional_call takes a module that has two names for two places, and leaves the
     other tensors in it.
     """
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(t): name for name, t in (*module.named_parameters(), *module.named_buffers())}
     return {
-        f"{prefix}.{key}" if prefix else key: parameters[names[id(parameter)]]
+        f"{prefix}.{key}" if prefix else key: tensors[names[id(own)]]
         for prefix, owner in module.named_modules()
-        for key, parameter in owner._parameters.items()
-        if parameter is not None
+        for key, own in (*owner._parameters.items(), *owner._buffers.items())
+        if own is not None and names[id(own)] in tensors
     }
 
 

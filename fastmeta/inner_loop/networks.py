@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
-from fastmeta.functional.forward import module_lock
+from fastmeta.functional.forward import in_every_place, module_lock
 from fastmeta.functional.loss_programs import LossProgram
 from fastmeta.inner_loop.calls import misread
 from fastmeta.inner_loop.chain import Chain, chain_of
@@ -74,20 +74,9 @@ def _computes(
     found = torch.empty_like(zeros)
     kernels.forward(call, x, given, False, found.data_ptr(), 0, ())
     with torch.no_grad(), module_lock:
-        everywhere = _in_every_place(loop.module, own)
+        everywhere = in_every_place(loop.module, own)
         expected = functional_call(loop.module, everywhere, (x.clone(),), tie_weights=False)
         return is_alike(expected, found)
-
-
-def _in_every_place(module: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters and buffers by each place that holds one; the tied go by the first name."""
-    names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
-    places = (
-        (f"{prefix}.{key}" if prefix else key, tensor)
-        for prefix, owner in module.named_modules()
-        for key, tensor in (*owner._parameters.items(), *owner._buffers.items())
-    )
-    return {place: own[names[id(t)]] for place, t in places if names.get(id(t)) in own}
 
 
 def _network(module: nn.Module, sample: torch.Size) -> Network | str:

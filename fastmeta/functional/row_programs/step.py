@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["MOST_STEPS", "NoRule", "Step", "Unreadable", "needed"]
+__all__ = ["NoRule", "Step", "Unreadable", "needed"]
 
 Step = tuple[str, int, int, int, float, float, int]  # op, a, b, c, x, y, width: csrc/row_program.h
 
-MOST_STEPS = 1024  # as there
+_MOST_STEPS = 1024  # as in csrc/network/spec.h
 
 
 class Unreadable(Exception):
@@ -32,8 +32,8 @@ def needed(steps: Sequence[Step], last: int, given: int) -> list[Step]:
     new_row = {row: row for row in range(given)}
     new_row |= {row: i for i, row in enumerate(sorted(found), start=given)}
     chosen = [_renumbered(steps[row - given], new_row) for row in sorted(found)]
-    if len(chosen) > MOST_STEPS:
-        raise Unreadable(f"it takes {len(chosen)} steps, more than {MOST_STEPS}")
+    if len(chosen) > _MOST_STEPS:
+        raise Unreadable(f"it takes {len(chosen)} steps, more than {_MOST_STEPS}")
     return chosen
 
 
