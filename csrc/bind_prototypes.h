@@ -13,6 +13,7 @@
 
 #include "cpu/prototypes.h"
 #include "cpu/runtime.h"
+#include "tensor.h"
 
 namespace fastmeta {
 
@@ -40,23 +41,6 @@ Storage storage_of(int storage) {
     throw std::invalid_argument("prototypes: no such storage");
   return Storage(storage);
 }
-
-// Memory that a tensor may lie in, for tensors so large that fresh pages would cost as much as what
-// is written to them.
-struct Buffer {
-  explicit Buffer(i64 bytes) : memory(bytes), bytes(bytes) {}
-  Memory memory;
-  i64 bytes;
-
-  static void bind(pybind11::module_& m) {
-    namespace py = pybind11;
-    py::class_<Buffer>(m, "Buffer", py::buffer_protocol())
-        .def(py::init<i64>())
-        .def_buffer([](Buffer& b) {
-          return py::buffer_info(static_cast<std::uint8_t*>(b.memory.data()), b.bytes);
-        });
-  }
-};
 
 // What the forward pass of a loss leaves for its backward pass.
 template <class R>
@@ -108,56 +92,110 @@ void bind_pairs(pybind11::module_& m, const std::string& suffix, PrototypesOf<R>
         });
 }
 
+// The tensors of a task, in the order of fastmeta/backends/prototypes.py.
+struct TaskArgument {
+  TensorArgument support, support_y, support_weight, query, query_y, query_weight;
+
+  explicit TaskArgument(const pybind11::tuple& task)
+      : support(task[0]), support_y(task[1]), support_weight(task[2]), query(task[3]), query_y(task[4]),
+        query_weight(task[5]) {}
+};
+
+template <class R>
+Storage storage_of(const TensorArgument& features) {
+  return storage_of<R>(features.is_bfloat16() ? 1 : features.is_float16() ? 2 : 0);
+}
+
+// What is asked of each task: fits what `loss` says of sizes.
+template <class R>
+void take_task(PrototypeLoss<R>& loss, const TaskArgument& task) {
+  const i64 T = loss.tasks, S = loss.support_n, Q = loss.queries, D = loss.features;
+  const auto fits = [&](const TensorArgument& x, i64 samples) {
+    return !x.given() || x.has_shape({T, samples});
+  };
+  if (!task.support.has_shape({T, S, D}) || !task.query.has_shape({T, Q, D}) || !task.support.given() ||
+      !task.query.given() || !task.support_y.given() || !task.query_y.given() ||
+      !fits(task.support_y, S) || !fits(task.support_weight, S) || !fits(task.query_y, Q) ||
+      !fits(task.query_weight, Q))
+    throw std::invalid_argument("prototype_loss: the tensors of a task do not fit together");
+  loss.support = task.support.template data<void>(), loss.query = task.query.template data<void>();
+  loss.support_storage = storage_of<R>(task.support), loss.query_storage = storage_of<R>(task.query);
+  loss.support_y = task.support_y.template data<i64>();
+  loss.query_y = task.query_y.template data<i64>();
+  loss.support_weight = task.support_weight.template data<R>();
+  loss.query_weight = task.query_weight.template data<R>();
+}
+
+template <class R>
+PrototypeLoss<R> loss_of(const TaskArgument& task, i64 n_way, int metric, int threads,
+                         pybind11::handle temperature) {
+  if (task.support.ndim() != 3 || task.query.ndim() != 3)
+    throw std::invalid_argument("prototype_loss: features are [T, samples, D]");
+  PrototypeLoss<R> p{};
+  p.tasks = task.support.size(0), p.support_n = task.support.size(1), p.features = task.support.size(2);
+  p.queries = task.query.size(1), p.classes = n_way;
+  check_sizes({p.tasks, p.support_n, p.queries, p.classes, p.features}, threads);
+  p.metric = metric_of(metric), p.threads = threads;
+  take_task(p, task);
+  if (PyFloat_Check(temperature.ptr()) || PyLong_Check(temperature.ptr())) {
+    p.temperature = temperature.cast<double>();
+    return p;
+  }
+  const TensorArgument numbers(temperature);
+  if (!numbers.given() || !(numbers.has_shape({}) || numbers.has_shape({p.tasks})))
+    throw std::invalid_argument("prototype_loss: a temperature is a number, [] or [T]");
+  p.temperatures = numbers.template data<R>(), p.temperature_task = numbers.ndim();
+  return p;
+}
+
 template <class R>
 void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> kernels) {
   namespace py = pybind11;
   py::class_<LossRecord<R>>(m, ("PrototypeRecord_" + suffix).c_str());
 
-  // sizes (T, S, Q, N, D); storages of support and query; temperatures: (address, task stride);
-  // results: loss, logits, accuracy or 0. None where a label, a weight or a temperature is not as
-  // it must be.
+  // Tensors that are contiguous, None where one is not there. None where a label, a weight or a
+  // temperature is not as it must be.
   m.def(("prototype_loss_" + suffix).c_str(),
-        [kernels](const std::array<i64, 5>& sizes, int metric, int threads,
-                  const std::array<Address, 6>& data, const std::array<int, 2>& storages,
-                  double temperature, const std::pair<Address, i64>& temperatures,
-                  const std::array<Address, 3>& results,
+        [kernels](const py::tuple& task, i64 n_way, int metric, int threads, py::handle temperature,
+                  py::handle loss, py::handle logits, py::handle accuracy,
                   bool differentiable) -> std::unique_ptr<LossRecord<R>> {
-          const auto [T, S, Q, N, D] = sizes;
-          check_sizes({T, S, Q, N, D}, threads);
-          const auto [support, support_y, support_weight, query, query_y, query_weight] = data;
-          const PrototypeLoss<R> p{
-              T, S, Q, N, D, metric_of(metric), threads,
-              at<void>(support), storage_of<R>(storages[0]), at<i64>(support_y),
-              at<R>(support_weight),
-              at<void>(query), storage_of<R>(storages[1]), at<i64>(query_y), at<R>(query_weight),
-              temperature, at<R>(temperatures.first), temperatures.second};
+          const auto p = loss_of<R>(TaskArgument(task), n_way, metric, threads, temperature);
+          const TensorArgument losses(loss), scores(logits), shares(accuracy);
+          if (!losses.has_shape({p.tasks}) || !scores.has_shape({p.tasks, p.queries, p.classes}) ||
+              (shares.given() && !shares.has_shape({p.tasks})))
+            throw std::invalid_argument("prototype_loss: the results do not fit the task");
           const py::gil_scoped_release release;
           const PrototypeKernels<R>& run = kernels();
           std::unique_ptr<LossRecord<R>> record(new LossRecord<R>{
               run, p, Memory(i64(sizeof(R)) * run.record_size(p)), differentiable});
-          const auto [loss, logits, accuracy] = results;
-          const bool fits = run.loss(p, {at<R>(loss), at<R>(logits), at<R>(accuracy)},
-                                     static_cast<R*>(record->memory.data()), differentiable);
+          const PrototypeResult<R> out{losses.template data<R>(), scores.template data<R>(),
+                                       shares.template data<R>()};
+          const bool fits =
+              run.loss(p, out, static_cast<R*>(record->memory.data()), differentiable);
           return fits ? std::move(record) : nullptr;
         });
 
   // The same data again: by now it may lie somewhere else.
   m.def(("prototype_loss_backward_" + suffix).c_str(),
-        [](const LossRecord<R>& record, int threads, const std::array<Address, 6>& data,
-             const std::pair<Address, i64>& loss, Address support, Address query,
-             Address temperature) {
+        [](const LossRecord<R>& record, const py::tuple& task, int threads, py::handle loss,
+           i64 loss_task, py::handle support, py::handle query, py::handle temperature) {
           check_sizes({}, threads);
-          if (!loss.first || !data[0] || !data[1] || !data[3])
-            throw std::invalid_argument("prototype_loss: an address is missing");
           if (!record.differentiable)
             throw std::invalid_argument("prototype_loss: nothing was kept for backward");
           PrototypeLoss<R> p = record.loss;
           p.threads = threads;
-          p.support = at<void>(data[0]), p.support_y = at<i64>(data[1]);
-          p.support_weight = at<R>(data[2]), p.query = at<void>(data[3]);
-          p.query_y = at<i64>(data[4]), p.query_weight = at<R>(data[5]);
-          const PrototypeGradients<R> g{at<R>(loss.first), loss.second, at<void>(support),
-                                        at<void>(query), at<R>(temperature)};
+          take_task(p, TaskArgument(task));
+          const TensorArgument from(loss), for_support(support), for_query(query),
+              for_temperature(temperature);
+          if (!from.given() || !from.has_shape({p.tasks}) ||
+              (for_support.given() && !for_support.has_shape({p.tasks, p.support_n, p.features})) ||
+              (for_query.given() && !for_query.has_shape({p.tasks, p.queries, p.features})) ||
+              (for_temperature.given() && !for_temperature.has_shape({p.tasks})))
+            throw std::invalid_argument("prototype_loss: the gradients do not fit the task");
+          const PrototypeGradients<R> g{from.template data<R>(), loss_task,
+                                        for_support.template data<void>(),
+                                        for_query.template data<void>(),
+                                        for_temperature.template data<R>()};
           const py::gil_scoped_release release;
           record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g);
         });

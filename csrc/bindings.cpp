@@ -11,8 +11,10 @@
 #include "call.h"
 #include "cpu/dispatch.h"
 #include "cpu/runtime.h"
+#include "empty.h"
 #include "looks.h"
 #include "network/spec.h"
+#include "tensor.h"
 #include "unchanged.h"
 
 using namespace fastmeta;
@@ -88,19 +90,28 @@ void backward(const Call<R>& call, int threads, const Addresses& addresses, cons
   kernels<R>().backward(bound.loop, in, out);
 }
 
-// Forward and backward at once, for a gradient of 1 of every task's loss; what comes of it times a factor.
+// Where tensors lie, one a parameter, None where there is nothing; an empty list where there is none at all.
 template <class R>
-void step(const Call<R>& call, int threads, const Addresses& addresses, std::uintptr_t predictions,
-          std::uintptr_t loss, const Addresses& out_parameters, const Addresses& out_rates, R factor) {
+std::vector<R*> data_of(const py::sequence& tensors, size_t n) {
+  require(tensors.size() == 0 || tensors.size() == n, "gradients: one a parameter");
+  std::vector<R*> out;
+  for (const py::handle tensor : tensors) out.push_back(TensorArgument(tensor).data<R>());
+  return out;
+}
+
+// Outputs are tensors, of parameters and rates one a parameter, None where one is not wanted.
+template <class R>
+void step(const Call<R>& call, int threads, const Addresses& addresses, py::handle predictions,
+          py::handle loss, const py::sequence& out_parameters, const py::sequence& out_rates, R factor) {
   const typename Call<R>::Bound bound(call, threads, addresses);
   require(bound.loop.query.n > 0, "without a query there is no loss");
-  check_weights_stay(bound.loop, {&out_rates});
-  const auto parameter_gradients =
-      pointers<R>(out_parameters, call.n_parameters(), "out_parameters: one a parameter");
+  require(out_rates.size() == 0 || !bound.loop.weights_stay,
+          "with a query and one rate there are no gradients of rates");
+  const auto parameter_gradients = data_of<R>(out_parameters, call.n_parameters());
   require(!parameter_gradients.empty(), "out_parameters: one a parameter");
-  const auto rate_gradients =
-      pointers<R>(out_rates, call.n_parameters(), "out_rates: one a parameter");
-  const ForwardOut<R> out{nullptr, pointer<R>(predictions), pointer<R>(loss), nullptr};
+  const auto rate_gradients = data_of<R>(out_rates, call.n_parameters());
+  const ForwardOut<R> out{nullptr, TensorArgument(predictions).data<R>(),
+                          TensorArgument(loss).data<R>(), nullptr};
   const BackwardOut<R> gradients{parameter_gradients.data(), data_or_null(rate_gradients), nullptr,
                                  nullptr};
   const py::gil_scoped_release release;
@@ -257,7 +268,6 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "The native kernels of fastmeta. Internal: call them through fastmeta.";
   bind_chain(m);
   py::class_<Record>(m, "Record").def_readonly("bytes", &Record::bytes);
-  Buffer::bind(m);
   bind_real<float>(m, "float32");
   bind_real<double>(m, "float64");
   m.def("variants", [] {
@@ -272,6 +282,7 @@ PYBIND11_MODULE(_native, m) {
     running = wanted;
   });
   bind_looks(m);
+  bind_empty(m);
   bind_unchanged(m);
   m.def("thread_runtime", &thread_runtime);
   m.def("release_memory", &release_memory);

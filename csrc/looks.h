@@ -14,6 +14,8 @@ namespace py = pybind11;
 
 // The part of dlpack.h (version 1) that is used here.
 namespace dlpack {
+constexpr int real = 2, bfloat = 4;  // codes of a DataType
+constexpr std::int32_t cpu = 1;      // a type of Device
 struct Device {
   std::int32_t type, id;
 };
@@ -29,10 +31,18 @@ struct Tensor {
   std::int64_t *shape, *strides;
   std::uint64_t byte_offset;
 };
+struct ManagedTensor {
+  std::uint32_t major, minor;
+  void* context;
+  void (*release)(ManagedTensor*);
+  std::uint64_t flags;
+  Tensor tensor;
+};
 struct ExchangeApi {
   std::uint32_t major, minor;
   ExchangeApi* previous;
-  void *allocate, *export_owning, *import;
+  void *allocate, *export_owning;
+  int (*import)(ManagedTensor* owned, void** object);  // takes it over
   int (*view)(void* object, Tensor* out);  // borrows shape and strides
   void* current_stream;
 };
@@ -45,7 +55,7 @@ class Looker {
     if (std::strcmp(api.name(), "dlpack_exchange_api") != 0) return false;
     const auto* found = api.get_pointer<const dlpack::ExchangeApi>();
     if (found->major != 1 || !found->view) return false;
-    view_ = found->view;
+    view_ = found->view, import_ = found->import;
     tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
     parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
     requires_grad_ = PyUnicode_InternFromString("requires_grad");
@@ -60,14 +70,18 @@ class Looker {
     return true;
   }
 
+  // Shape, dtype and where it lies; false if the tensor is another kind.
+  bool view(PyObject* object, dlpack::Tensor& t) const {
+    if (!view_ || (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_)) return false;
+    if (view_(object, &t) == 0) return true;
+    PyErr_Clear();  // no dense tensor
+    return false;
+  }
+
   // Appends shape, dtype, device and whether it is plain and contiguous; false, perhaps with a Python
   // error, if the tensor is another kind.
   bool look(PyObject* object, std::string& key, dlpack::Tensor& t) const {
-    if (!view_ || (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_)) return false;
-    if (view_(object, &t) != 0) {
-      PyErr_Clear();  // no dense tensor
-      return false;
-    }
+    if (!view(object, t)) return false;
     const int turned = turned_sign(object);
     if (turned < 0) return false;
     const Head head{t.ndim, t.device.type, t.device.id, t.dtype, contiguous(t) && !turned};
@@ -76,12 +90,24 @@ class Looker {
     return true;
   }
 
+  // A tensor that takes over `owned`; nullptr with a Python error. Only where `learn` was true.
+  PyObject* adopt(dlpack::ManagedTensor* owned) const {
+    void* object = nullptr;
+    return import_(owned, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
+  }
+
   // Appends whether it requires grad; false with a Python error.
   bool look_at_grad(PyObject* object, std::string& key) const {
-    const auto flag = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, requires_grad_));
-    if (!flag) return false;
-    key.push_back(flag.ptr() == Py_True);
+    const int requires = requires_grad(object);
+    if (requires < 0) return false;
+    key.push_back(char(requires));
     return true;
+  }
+
+  // 1 if it requires grad, 0 if not, -1 with a Python error.
+  int requires_grad(PyObject* object) const {
+    const auto flag = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, requires_grad_));
+    return flag ? flag.ptr() == Py_True : -1;
   }
 
   // Is it a leaf without hooks that has no gradient yet and wants one of its own dtype? False too with a
@@ -94,6 +120,15 @@ class Looker {
     if (!has_grad_dtype_) return true;
     const auto dtype = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, dtype_));
     return dtype && is(object, grad_dtype_, dtype.ptr());
+  }
+
+  // 1 if it had no gradient and this becomes it, 0 if it has one or cannot be told, -1 with a Python error.
+  int give_first_grad(PyObject* tensor, PyObject* gradient) const {
+    if (Py_TYPE(tensor) != tensor_ && Py_TYPE(tensor) != parameter_) return 0;
+    const auto now = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, grad_));
+    if (!now) return -1;
+    if (!now.is_none()) return 0;
+    return PyObject_SetAttr(tensor, grad_, gradient) == 0 ? 1 : -1;
   }
 
  private:
@@ -130,6 +165,7 @@ class Looker {
   }
 
   int (*view_)(void*, dlpack::Tensor*) = nullptr;
+  int (*import_)(dlpack::ManagedTensor*, void**) = nullptr;
   PyTypeObject *tensor_ = nullptr, *parameter_ = nullptr;
   PyObject *requires_grad_ = nullptr, *is_neg_ = nullptr, *is_leaf_ = nullptr, *grad_ = nullptr;
   PyObject *hooks_ = nullptr, *more_hooks_ = nullptr, *dtype_ = nullptr, *grad_dtype_ = nullptr;
@@ -183,21 +219,11 @@ inline PyObject* looks_and_addresses(PyObject*, PyObject* tensors) {
   return bytes ? Py_BuildValue("(NO)", bytes, addresses.ptr()) : nullptr;
 }
 
-// (list of tensors) -> whether each is a leaf that only waits for its first gradient; False where that
-// cannot be told.
-inline PyObject* are_fresh_leaves(PyObject*, PyObject* tensors) {
-  const bool all = PyList_CheckExact(tensors) &&
-                   each_item(tensors, [](PyObject* item) { return looker.is_fresh_leaf(item); });
-  if (PyErr_Occurred()) return nullptr;
-  return Py_NewRef(all ? Py_True : Py_False);
-}
-
 // Without pybind11's dispatch, which would take as long as the function itself.
 inline void bind_looks(py::module_& m) {
   static PyMethodDef methods[] = {
       {"looks", looks, METH_O, nullptr},
       {"looks_and_addresses", looks_and_addresses, METH_O, nullptr},
-      {"are_fresh_leaves", are_fresh_leaves, METH_O, nullptr},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
   m.def("learn_tensors", [](py::capsule api, py::handle tensor, py::handle parameter) {

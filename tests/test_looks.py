@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastmeta.backends import cpu, looks
+from fastmeta.backends.first_gradients import fresh_gradients, give_gradients
 
 
 class Subclass(torch.Tensor):
@@ -105,13 +106,34 @@ def with_gradient(leaf):
 def test_a_leaf_with_anything_on_it_is_not_fresh(change):
     leaf = fresh()
     change(leaf)
-    assert not looks.are_fresh_leaves([fresh(), leaf])
+    assert fresh_gradients([fresh(), leaf]) is None
 
 
 def test_what_is_no_leaf_is_not_fresh():
-    assert not looks.are_fresh_leaves([fresh() * 2])
+    assert fresh_gradients([fresh() * 2]) is None
 
 
-@pytest.mark.skipif(cpu.native is None, reason="read by the native module")
-def test_fresh_leaves():
-    assert looks.are_fresh_leaves([fresh(), torch.nn.Parameter(torch.zeros(3))])
+def test_a_leaf_that_is_there_twice_is_not_fresh():
+    leaf = fresh()
+    assert fresh_gradients([leaf, leaf]) is None
+
+
+@pytest.mark.skipif(not cpu.reads_tensors, reason="read by the native module, of a newer PyTorch")
+def test_fresh_leaves_get_gradients_like_them():
+    leaves = [fresh(), torch.zeros(2), torch.nn.Parameter(torch.zeros(3, 1, dtype=torch.float64))]
+    gradients = fresh_gradients(leaves)
+    assert gradients[1] is None
+    for leaf, gradient in zip(leaves[::2], gradients[::2], strict=True):
+        assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
+        assert gradient.is_contiguous() and not gradient.requires_grad
+
+
+def test_a_gradient_is_given_to_whom_has_none():
+    first, second, third = fresh(), fresh(), fresh()
+    second.grad = torch.ones(2)
+    gradients = [torch.full((2,), 2.0), torch.full((2,), 3.0), None]
+    left = give_gradients([first, second, third], gradients)
+    if cpu.reads_tensors:
+        assert first.grad is gradients[0]
+        assert [(leaf is second, g is gradients[1]) for leaf, g in left] == [(True, True)]
+    assert second.grad.sum() == 2 and third.grad is None

@@ -22,6 +22,7 @@
 #include "prototype_kernels.h"
 #include "prototype_record.h"
 #include "prototype_scores.h"
+#include "prototype_turned.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -83,10 +84,11 @@ bool prepare(const Loss& p, const Record& r, i64 t) {
 
 // ---- forward ------------------------------------------------------------------------------------
 
-// A worker's scratch: x a block of queries, the rest W of them, a vector a class.
+// A worker's scratch. Of a block of queries: x their rows, `turned` the same with queries as lanes (or
+// nullptr), sums those with all prototypes. The rest is of W queries, a vector a class.
 struct Scratch {
   Real *x, *rows;
-  V *sums, *logits, *powers, *columns_sum;
+  V *sums, *logits, *powers, *columns_sum, *turned;
   i64 size = 0;
 
   Scratch(const Loss& p, const Record& r, Real* memory) {
@@ -95,9 +97,11 @@ struct Scratch {
       size += round_up(n, 64);
       return at;
     };
-    const auto vectors = [&] { return reinterpret_cast<V*>(take(p.classes * W)); };
-    x = take(r.block * r.ld), rows = take(p.classes * W + W);  // `store_group` writes past the last
-    sums = vectors(), logits = vectors(), powers = vectors(), columns_sum = vectors();
+    const auto vectors = [&](i64 n) { return reinterpret_cast<V*>(take(n * W)); };
+    const i64 N = p.classes, groups = r.block / W;
+    x = take(r.block * r.ld), rows = take(N * W + W);  // `store_group` writes past the last
+    sums = vectors(groups * N), logits = vectors(N), powers = vectors(N), columns_sum = vectors(N);
+    turned = is_worth_turning<Real>(N, r.ld) ? vectors(groups * r.ld) : nullptr;
   }
 };
 
@@ -119,7 +123,7 @@ const Real* rows_of_block(const Loss& p, i64 t, i64 begin, i64 n, i64 ld, Real* 
   return scratch;
 }
 
-// W queries, or those that are left, a lane each. Of those of weight 0 the label may be anything.
+// W queries, or those that are left, a lane each. Those of weight 0 may have any label.
 struct Lanes {
   i64 count;
   Mask<Real> label{};
@@ -128,74 +132,102 @@ struct Lanes {
   Lanes(const Loss& p, i64 t, i64 begin, i64 end) : count(smaller(W, end - begin)) {
     const Real* weights = query_weight(p, t);
     const i64* labels = p.query_y + t * p.queries + begin;
-    for (i64 l = 0; l < count; ++l) {
-      weight[l] = weight_of(weights, begin + l);
-      if (weight[l] != 0) label[l] = typename Simd<Real>::Int(labels[l]);
+    typename Simd<Real>::Int label_of[W] = {};
+    Real weight_of_lane[W] = {};
+    if (count == W && !weights) {  // loops that are vectors
+      for (i64 l = 0; l < W; ++l) label_of[l] = typename Simd<Real>::Int(labels[l]);
+      for (i64 l = 0; l < W; ++l) weight_of_lane[l] = 1;
+    } else {
+      for (i64 l = 0; l < count; ++l) label_of[l] = typename Simd<Real>::Int(labels[l]);
+      for (i64 l = 0; l < count; ++l) weight_of_lane[l] = weight_of(weights, begin + l);
     }
+    std::memcpy(&label, label_of, sizeof label);
+    std::memcpy(&weight, weight_of_lane, sizeof weight);
   }
 };
 
-V norms_of(const Group<Real>& x, i64 ld) {
+V norms_of(const Real* x, i64 ld, i64 count) {
   V norms{};
-  for (i64 l = 0; l < W; ++l) norms[l] = inverse_norm(x.row[l], ld);
+  for (i64 l = 0; l < W; ++l) norms[l] = inverse_norm(x + smaller(l, count - 1) * ld, ld);
   return norms;
 }
 
-// sum of w (log(total) - (logit of the label - largest)); rows [W][N] are the logits
-template <class Softmax>
-double loss_of(const Lanes& lanes, const Softmax& s, const Real* rows, i64 classes) {
-  const V log_total = log(s.total);
-  double sum = 0;
-  for (i64 l = 0; l < lanes.count; ++l) {
-    const Real gap = s.largest[l] - rows[l * classes + lanes.label[l]];
-    if (lanes.weight[l] != 0) sum += double(lanes.weight[l]) * double(log_total[l] + gap);
+// sums[group][n], lane r: the sum of row r of a group and prototype n.
+template <class Op>
+void sums_of_pairs(const Real* x, i64 n, const Real* means, i64 ld, i64 classes, const Scratch& b) {
+  const i64 groups = ceil_div(n, W);
+  for (i64 g = 0; g < groups; ++g) {
+    const Group<Real> rows(x + g * W * ld, ld, smaller(W, n - g * W));
+    if (b.turned)
+      turn_group(rows.row, ld, b.turned + g * ld);
+    else
+      group_sums<Op>(rows.row, means, ld, classes, rows.row, ld, b.sums + g * classes);
   }
-  return sum;
+  if (!b.turned) return;
+  i64 g = 0;
+  for (; g + 2 <= groups; g += 2)
+    turned_sums<Op, 2>(b.turned + g * ld, means, ld, classes, ld, b.sums + g * classes);
+  if (g < groups) turned_sums<Op, 1>(b.turned + g * ld, means, ld, classes, ld, b.sums + g * classes);
 }
 
-// Over a chunk. Not in the record: chunks are neighbours there, and their threads would share lines.
+// Over a chunk, a query a lane. Not in the record: chunks are neighbours there, and their threads would share
+// lines.
 struct Total {
-  double loss = 0;
-  Real slope = 0;
-  V hits{};
+  double loss[W] = {};
+  V slope{}, hits{};
 };
+
+// Adds w (log(total) - (logit of the label - largest)).
+template <class Softmax>
+void add_loss(const Lanes& lanes, const Softmax& s, Total& total) {
+  const V loss = select(lanes.weight > 0, log(s.total) + (s.largest - s.of_label), V{});
+  Real losses[W], weights[W];
+  std::memcpy(losses, &loss, sizeof loss);
+  std::memcpy(weights, &lanes.weight, sizeof loss);
+  for (i64 l = 0; l < W; ++l) total.loss[l] += double(weights[l]) * double(losses[l]);
+}
+
+// [count][N]; through scratch where what `store_group` writes past the last would be another's.
+void put_logits(const Scratch& b, i64 classes, i64 count, Real* out) {
+  if (count == W && classes >= W) return store_group(b.logits, classes, out);
+  store_group(b.logits, classes, b.rows);
+  std::memcpy(out, b.rows, sizeof(Real) * size_t(count * classes));
+}
 
 // The queries [begin, ...) of a task, whose rows are at x: at most W of them.
 template <Metric metric>
 void forward_group(const Loss& p, const Record& r, const Chunk& c, i64 begin, const Real* x,
-                   const Scratch& b, const Result& out, bool differentiable, Total& total) {
-  using Op = std::conditional_t<metric == Metric::SquaredEuclidean || metric == Metric::Euclidean,
-                                SquaredDifference, Multiplied>;
+                   const V* sums, const Scratch& b, const Result& out, bool differentiable,
+                   Total& total) {
   const i64 N = p.classes, ld = r.ld, kept = c.part * r.longest + begin - c.begin;
   const Lanes lanes(p, c.task, begin, c.end);
-  const Group<Real> rows(x, ld, lanes.count);
-  group_sums<Op>(rows.row, r.means + c.task * N * ld, ld, N, rows.row, ld, b.sums);
   const Scores<metric, Real> scores{N, 1 / temperature_of(p, c.task)};
-  const V norm = metric == Metric::Cosine ? norms_of(rows, ld) : splat(Real(1));
-  const auto softmax = scores.softmax(b.sums, norm, b.logits, b.powers);
-  store_group(b.logits, N, b.rows);
-  std::memcpy(out.logits + (c.task * p.queries + begin) * N, b.rows,
-              sizeof(Real) * size_t(lanes.count * N));
+  const V norm = metric == Metric::Cosine ? norms_of(x, ld, lanes.count) : splat(Real(1));
+  const auto softmax = scores.softmax(sums, norm, lanes.label, b.logits, b.powers);
+  put_logits(b, N, lanes.count, out.logits + (c.task * p.queries + begin) * N);
   if (differentiable) {
-    const auto own = scores.residual(b.sums, norm, b.logits, b.powers, softmax, lanes.label,
+    const auto own = scores.residual(sums, norm, b.logits, b.powers, softmax, lanes.label,
                                      lanes.weight / r.weights[c.task],
                                      r.u + c.part * N * r.longest + begin - c.begin, r.longest,
                                      b.columns_sum);
     store(r.v + kept, own.v), store(r.query_norms + kept, norm);
-    total.slope += horizontal_sum<Real>(own.slope);
+    total.slope += own.slope;
   }
   if (out.accuracy)
     total.hits += select(scores.hits(b.logits, softmax.largest, lanes.label), lanes.weight, V{});
-  total.loss += loss_of(lanes, softmax, b.rows, N);
+  add_loss(lanes, softmax, total);
 }
 
 template <Metric metric>
 void forward_block(const Loss& p, const Record& r, const Chunk& c, i64 begin, i64 n, const Scratch& b,
                    const Result& out, bool differentiable, Total& total) {
   const i64 N = p.classes, ld = r.ld;
+  using Op = std::conditional_t<metric == Metric::SquaredEuclidean || metric == Metric::Euclidean,
+                                SquaredDifference, Multiplied>;
   const Real* x = rows_of_block(p, c.task, begin, n, ld, b.x);
+  sums_of_pairs<Op>(x, n, r.means + c.task * N * ld, ld, N, b);
   for (i64 q = 0; q < n; q += W)
-    forward_group<metric>(p, r, c, begin + q, x + q * ld, b, out, differentiable, total);
+    forward_group<metric>(p, r, c, begin + q, x + q * ld, b.sums + q / W * N, b, out, differentiable, total);
   if (differentiable)
     combine(Combination<Real>{r.u + c.part * N * r.longest + begin - c.begin, r.longest, 1, x, ld, n,
                               of_differences(metric) ? r.centre + c.task * ld : nullptr, 1,
@@ -213,9 +245,11 @@ void forward_chunk(const Loss& p, const Record& r, const Chunk& c, const Scratch
                           total);
   for (i64 n = 0; n < p.classes; ++n)
     r.columns_sum[c.part * p.classes + n] = horizontal_sum<Real>(b.columns_sum[n]);
-  r.slope[c.part] = total.slope;
+  r.slope[c.part] = horizontal_sum<Real>(total.slope);
   r.hits[c.part] = horizontal_sum<Real>(total.hits);
-  r.loss[c.part] = Real(total.loss / double(r.weights[c.task]));
+  double loss = 0;
+  for (const double of_lane : total.loss) loss += of_lane;
+  r.loss[c.part] = Real(loss / double(r.weights[c.task]));
 }
 
 // Sums over chunks, and what the sum over queries still lacks to be the gradient for a prototype:

@@ -27,8 +27,9 @@ struct Record {
 
   Record(const Loss& p, Real* memory) {
     ld = round_up(p.features, W);
-    // Enough work for many threads in few tasks, and enough queries to be worth a thread.
-    chunks = larger(1, smaller(32 / p.tasks, p.queries / 32));
+    // Enough work for many threads in few tasks, and enough queries for what a chunk leaves to be added up.
+    const i64 worth = larger(smaller(2, p.queries / 32), p.queries / 48);
+    chunks = larger(1, smaller(32 / p.tasks, worth));
     longest = ceil_div(ceil_div(p.queries, W), chunks) * W;
     block = larger(W, smaller(64, (block_bytes / (ld * i64(sizeof(Real)))) / W * W));
     const auto take = [&](i64 n) {

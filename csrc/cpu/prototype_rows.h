@@ -27,6 +27,12 @@ FASTMETA_INLINE bool is_weight(R w) {
 // above 0 too.
 template <class R>
 bool check_labels(const i64* labels, const R* weight, i64 samples, i64 classes, R* sum) {
+  if (!weight) {  // a loop that is vectors
+    std::uint64_t largest = 0;
+    for (i64 s = 0; s < samples; ++s) largest = std::uint64_t(labels[s]) > largest ? std::uint64_t(labels[s]) : largest;
+    *sum = R(samples);
+    return samples > 0 && largest < std::uint64_t(classes);
+  }
   bool fits = true;
   double total = 0;
   for (i64 s = 0; s < samples; ++s) {

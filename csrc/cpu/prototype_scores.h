@@ -40,20 +40,23 @@ struct Scores {
   }
 
   struct Softmax {
-    V largest, total;
+    V largest, total, of_label;
   };
-  // `powers` are exp(logit - largest), and add up to `total`.
-  FASTMETA_APART Softmax softmax(const V* sums, V norm, V* logits, V* powers) const {
-    V largest = splat(-R(INFINITY)), total{};
+  // `powers` are exp(logit - largest), and add up to `total`; of_label: the logit of the label.
+  FASTMETA_APART Softmax softmax(const V* sums, V norm, Mask<R> label, V* logits, V* powers) const {
+    V largest = splat(-R(INFINITY)), total{}, of_label{};
     for (i64 n = 0; n < classes; ++n) {
-      logits[n] = score(sums[n], norm);
-      largest = vmax(logits[n], largest);
+      const V logit = score(sums[n], norm);
+      const Mask<R> here = label == Mask<R>{} + typename Simd<R>::Int(n);
+      logits[n] = logit;
+      largest = vmax(logit, largest);
+      of_label = select(here, logit, of_label);
     }
     for (i64 n = 0; n < classes; ++n) {
-      powers[n] = exp(logits[n] - largest);
+      powers[n] = exp_below_zero(logits[n] - largest);
       total += powers[n];
     }
-    return {largest, total};
+    return {largest, total, of_label};
   }
 
   // Is the label the first of the largest logits, and none of them NaN?

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -12,16 +11,15 @@ from typing import Any
 
 # PyTorch comes first: the kernels run on the threads of the OpenMP runtime that it loads.
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmeta.backends.build_info import build_failure
 from fastmeta.backends.kernels import Kernels, Step
-from fastmeta.backends.operation import FakeTensor
 from fastmeta.backends.registry import requested_backend
 
 __all__ = [
-    "empty", "empty_like", "kernels", "native", "refusal", "release_memory", "takes", "unavailable",
-    "usable_cores",
+    "empty", "kernels", "native", "reads_tensors", "refusal", "release_memory", "takes",
+    "unavailable", "usable_cores",
 ]  # fmt: skip
 
 native: ModuleType | None
@@ -30,6 +28,17 @@ try:
 except ImportError as error:
     native = None
     _load_error = str(error)
+
+
+def _reads_tensors() -> bool:
+    """Whether the native module reads and makes tensors itself: newer PyTorch tells it how."""
+    api = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if native is None or api is None:
+        return False
+    return bool(native.learn_tensors(api, Tensor, nn.Parameter))
+
+
+reads_tensors = _reads_tensors()
 
 
 def unavailable() -> str | None:
@@ -77,7 +86,9 @@ def kernels(dtype: str) -> Kernels:
         run_backward(call, threads(), addresses, *others)
 
     new_call = getattr(native, f"call_{dtype}")
-    return Kernels(native.Chain, new_call, forward, backward, _step(dtype), lambda call, device: "")
+    return Kernels(
+        native.Chain, new_call, forward, backward, _step(dtype), lambda call, device: "", empty
+    )
 
 
 def _step(dtype: str) -> Step:
@@ -94,26 +105,13 @@ def _step(dtype: str) -> Step:
     return Step(run, getattr(native, f"common_value_{dtype}"), scale)
 
 
-_LARGE = 1 << 17  # bytes: from here on malloc may give pages back, and take fresh ones
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """`like.new_empty(shape)` in less time; if it is large, in memory that is kept when it is gone.
 
-
-def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """`like.new_empty(shape)`, if it is large in memory that is kept when the tensor is gone.
-
-    Fresh pages cost as much as writing to them. `release_memory` gives back what is kept.
+    `release_memory` gives back what is kept.
     """
-    size = math.prod(shape) * like.element_size()
-    if native is None or type(like) is FakeTensor or size < _LARGE:
-        return like.new_empty(shape)
-    flat = torch.frombuffer(native.Buffer(size), dtype=like.dtype)
-    no_view = like.new_empty(0).set_(flat.untyped_storage())
-    return no_view.resize_(shape)
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """`empty(x.shape, x)`, of a contiguous x in less time."""
-    small = x.numel() * x.element_size() < _LARGE
-    return torch.empty_like(x) if small else empty(x.shape, x)
+    made = native.new_empty(like, shape) if reads_tensors else None  # type: ignore[union-attr]
+    return like.new_empty(shape) if made is None else made
 
 
 def release_memory() -> None:

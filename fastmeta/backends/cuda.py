@@ -144,7 +144,11 @@ def kernels(dtype: str) -> Kernels:
         with _current(index):
             return why_unfit(call.native, index)
 
-    return Kernels(module.Chain, call, forward, backward, None, unfit)
+    return Kernels(module.Chain, call, forward, backward, None, unfit, _empty)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return like.new_empty(shape)
 
 
 def _current(device: int) -> AbstractContextManager[None]:

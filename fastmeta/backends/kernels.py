@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 __all__ = ["Kernels", "Step"]
 
 
@@ -12,8 +14,8 @@ class Step(NamedTuple):
     """Forward and backward in one call.
 
     Attributes:
-        run: (call, addresses, predictions, loss, outputs for parameters, for rates, factor) ->
-            nothing; the gradients are those of the sum of the tasks' losses, times the factor.
+        run: (call, addresses, predictions, loss, gradients of parameters, of rates, factor) ->
+            nothing; they go to tensors, and are of the sum of the tasks' losses, times the factor.
         common_value: (address, n) -> the number that all n are, or None.
         scale: (addresses and sizes, factor) -> nothing; in place.
     """
@@ -33,6 +35,7 @@ class Kernels(NamedTuple):
         backward: (call, like, addresses, record, gradients ..., outputs ...) -> nothing.
         step: both at once, where the kernels can.
         unfit: (call, device) -> why the device cannot run it, or "".
+        empty: (shape, like) -> a contiguous tensor to write to.
     """
 
     chain: Callable[..., Any]
@@ -41,3 +44,4 @@ class Kernels(NamedTuple):
     backward: Callable[..., None]
     step: Step | None
     unfit: Callable[[Any, Any], str]
+    empty: Callable[[tuple[int, ...], Tensor], Tensor]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta.backends import cpu
 
-__all__ = ["are_fresh_leaves", "described", "looks", "looks_and_addresses", "plain_looks"]
+__all__ = ["described", "looks", "looks_and_addresses", "plain_looks"]
 
 
 def _nothing(tensors: list[Any]) -> None:
@@ -19,13 +19,13 @@ def _nothing(tensors: list[Any]) -> None:
 
 def _native_functions() -> tuple[Callable[..., Any], ...]:
     """Those of the native module, or what tells that it cannot: they read through DLPack."""
-    native, api = cpu.native, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if native is None or api is None or not native.learn_tensors(api, Tensor, nn.Parameter):
-        return _nothing, _nothing, _nothing
-    return native.looks, native.looks_and_addresses, native.are_fresh_leaves
+    native = cpu.native
+    if native is None or not cpu.reads_tensors:
+        return _nothing, _nothing
+    return native.looks, native.looks_and_addresses
 
 
-_native_looks, _native_looks_and_addresses, _native_are_fresh_leaves = _native_functions()
+_native_looks, _native_looks_and_addresses = _native_functions()
 
 
 def looks(tensors: list[Any]) -> Hashable:
@@ -43,11 +43,6 @@ def plain_looks(tensors: list[Any]) -> Hashable:
 def looks_and_addresses(tensors: list[Tensor]) -> tuple[Hashable, list[int]]:
     """Shapes, dtypes, devices and which are plain and contiguous; and where the numbers are."""
     return _native_looks_and_addresses(tensors) or (described(tensors), _addresses(tensors))
-
-
-def are_fresh_leaves(tensors: list[Tensor]) -> bool:
-    """Whether each is known to be a leaf without hooks and without a gradient so far."""
-    return bool(_native_are_fresh_leaves(tensors))
 
 
 def described(tensors: Sequence[Tensor]) -> Hashable:

@@ -112,10 +112,6 @@ class Task(NamedTuple):
         """The same values."""
         return Task(*map(_plain, self))  # type: ignore[arg-type]
 
-    def addresses(self) -> tuple[int, ...]:
-        """In the order of the fields, 0 for what there is not."""
-        return tuple(map(_address, self))
-
 
 def loss_forward(
     task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
@@ -126,19 +122,13 @@ def loss_forward(
     None if labels, weights or temperatures do not fit. Without `differentiable` there is no
     backward.
     """
-    (tasks, samples, width), query = task.support.shape, task.query
-    queries, dtype = query.shape[1], dtype_of_sums(query)
-    loss = query.new_empty(tasks, dtype=dtype)
+    query = task.query
+    (tasks, queries, _), dtype = query.shape, dtype_of_sums(query)
+    loss = cpu.empty((tasks,), query) if dtype is query.dtype else torch.empty(tasks, dtype=dtype)
     logits = cpu.empty((tasks, queries, n_way), loss)
-    number, numbers = 0.0, _NOTHING
-    if isinstance(temperature, Tensor):
-        numbers = (temperature.data_ptr(), int(temperature.numel() > 1))
-    else:
-        number = temperature
-    record = _kernel("prototype_loss", query)(
-        (tasks, samples, queries, n_way, width), _METRICS[metric], torch.get_num_threads(),
-        task.addresses(), (_storage(task.support), _storage(query)), number, numbers,
-        (loss.data_ptr(), logits.data_ptr(), _address(accuracy)), differentiable,
+    record = _kernel_of("prototype_loss", dtype)(
+        task, n_way, _METRICS[metric], torch.get_num_threads(), temperature, loss, logits, accuracy,
+        differentiable,
     )  # fmt: skip
     return None if record is None else (loss, logits, record)
 
@@ -151,13 +141,12 @@ def loss_backward(
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
     grad_loss = grad_loss.resolve_neg()
-    support = cpu.empty_like(task.support) if wanted[0] else None
-    query = cpu.empty_like(task.query) if wanted[1] else None
-    temperature = grad_loss.new_empty(grad_loss.shape) if wanted[2] else None
-    _kernel("prototype_loss_backward", grad_loss)(
-        record, torch.get_num_threads(), task.addresses(),
-        (grad_loss.data_ptr(), grad_loss.stride(0)),
-        _address(support), _address(query), _address(temperature),
+    support = cpu.empty(task.support.shape, task.support) if wanted[0] else None
+    query = cpu.empty(task.query.shape, task.query) if wanted[1] else None
+    temperature = cpu.empty(grad_loss.shape, grad_loss) if wanted[2] else None
+    _kernel_of("prototype_loss_backward", grad_loss.dtype)(
+        record, task, torch.get_num_threads(), grad_loss, grad_loss.stride(0), support, query,
+        temperature,
     )  # fmt: skip
     return support, query, temperature
 

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import cpu, requested_backend
-from fastmeta.backends.looks import are_fresh_leaves
+from fastmeta.backends.first_gradients import fresh_gradients, give_gradients
 from fastmeta.functional.eager import apply_to_plain
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.chain import Chain, chain_of
-from fastmeta.inner_loop.forms import BACKENDS, KERNELS, prepare
+from fastmeta.inner_loop.forms import BACKENDS, KERNELS, Form, prepare
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.networks import Network, native_network, no_network
 from fastmeta.inner_loop.resident_autograd import Adapt, MetaLoss
 from fastmeta.inner_loop.resident_runs import (
+    beside_rates,
     by_tensor,
     new_gradients,
     run_adapt,
@@ -97,22 +98,30 @@ def accumulate_gradients(
     support = (tasks.support_x, tasks.support_y, tasks.support_weight)
     query = (tasks.query_x, tasks.query_y, tasks.query_weight)
     form, addresses, tensors, _ = prepare(loop, parameters, rates, support, query)
-    needs = [tensor.requires_grad for tensor in tensors]
-    learned = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-    if form.program.kernels.step is None or needs[-1] or needs[-2] or _need_autograd(learned):
+    out = _first_gradients(form, tensors)
+    if out is None:
         return None
-    gradients = new_gradients(form, tensors, needs)
+    gradients = beside_rates(form, out)
     loss, predictions = run_step(form, addresses, tensors[-1], gradients, 1 / form.tasks)
-    added = [g for g in by_tensor(form, gradients, needs) if g is not None]
-    _accumulate(learned, added)
+    _accumulate(tensors, by_tensor(form, gradients))
     return loss, predictions
 
 
-def _need_autograd(learned: list[Tensor]) -> bool:
-    """Whether an error is to be raised, or more to be done than adding a gradient to each."""
-    if not learned or torch.is_anomaly_enabled() or len({*map(id, learned)}) < len(learned):
-        return True
-    return not are_fresh_leaves(learned) and any([_is_more_than_a_leaf(t) for t in learned])
+def _first_gradients(form: Form, tensors: list[Tensor]) -> list[Tensor | None] | None:
+    """What to write gradients to, None for tensors that need none; None where autograd is needed.
+
+    It is where an error is to be raised, or more to be done than adding a gradient to each.
+    """
+    if form.program.kernels.step is None or torch.is_anomaly_enabled():
+        return None
+    out = fresh_gradients(tensors)
+    if out is None:
+        learned = [tensor for tensor in tensors if tensor.requires_grad]
+        if len({*map(id, learned)}) < len(learned) or any(map(_is_more_than_a_leaf, learned)):
+            return None
+        out = new_gradients(form, tensors, [tensor.requires_grad for tensor in tensors]).out
+    of_inputs = out[-1] is not None or out[-2] is not None
+    return None if of_inputs or all([gradient is None for gradient in out]) else out
 
 
 def _is_more_than_a_leaf(tensor: Tensor) -> bool:
@@ -124,9 +133,9 @@ def _is_more_than_a_leaf(tensor: Tensor) -> bool:
     return getattr(tensor, "grad_dtype", dtype) is not dtype  # older PyTorch has none
 
 
-def _accumulate(leaves: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+def _accumulate(tensors: list[Tensor], gradients: list[Tensor | None]) -> None:
     with _accumulating:
-        for leaf, gradient in zip(leaves, gradients, strict=True):
+        for leaf, gradient in give_gradients(tensors, gradients):
             if leaf.grad is None:
                 leaf.grad = gradient
             else:

@@ -61,7 +61,7 @@ class MetaLoss(torch.autograd.Function):
             gradients = _run_backward(ctx, kept, ones.data_ptr(), None, None)
         if factor is not None:
             scale(ctx.form, gradients, factor)
-        return None, None, None, *by_tensor(ctx.form, gradients, ctx.needs_input_grad[3:])
+        return None, None, None, *by_tensor(ctx.form, gradients)
 
 
 class Adapt(torch.autograd.Function):
@@ -81,7 +81,7 @@ class Adapt(torch.autograd.Function):
         refuse_graph("resident")
         refuse_batched("resident", *grad_fast)
         gradients = _run_backward(ctx, ctx.saved_tensors, 0, None, grad_fast)
-        return None, None, None, *by_tensor(ctx.form, gradients, ctx.needs_input_grad[3:])
+        return None, None, None, *by_tensor(ctx.form, gradients)
 
 
 def _keep(ctx: Any, form: Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from fastmeta.backends import cpu
 from fastmeta.inner_loop.forms import Form
 from fastmeta.inner_loop.updates import sum_over_weights
 
 __all__ = [
-    "Gradients", "addresses_of", "by_tensor", "new_gradients", "run_adapt", "run_meta_loss",
-    "run_step", "scale",
+    "Gradients", "addresses_of", "beside_rates", "by_tensor", "new_gradients", "run_adapt",
+    "run_meta_loss", "run_step", "scale",
 ]  # fmt: skip
 
 
@@ -30,9 +28,9 @@ def run_meta_loss(
 ) -> tuple[Any, Tensor, Tensor]:
     """(record, loss, predictions)"""
     assert form.predictions is not None
-    loss = like.new_empty(form.tasks)
-    predictions = like.new_empty(form.predictions)
-    record = form.program.kernels.forward(
+    kernels = form.program.kernels
+    loss, predictions = kernels.empty((form.tasks,), like), kernels.empty(form.predictions, like)
+    record = kernels.forward(
         form.native, like, addresses, keep,
         predictions.data_ptr(), loss.data_ptr(), (),
     )  # fmt: skip
@@ -43,9 +41,9 @@ def run_adapt(
     form: Form, addresses: list[int], like: Tensor, keep: bool
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """(record, fast weights)"""
-    program = form.program
+    program, empty = form.program, form.program.kernels.empty
     fast = [
-        _empty((form.tasks, *shape), like) if adapts else None
+        empty((form.tasks, *shape), like) if adapts else None
         for shape, adapts in zip(program.shapes, program.adapts, strict=True)
     ]
     record = program.kernels.forward(form.native, like, addresses, keep, 0, 0, addresses_of(fast))
@@ -53,13 +51,16 @@ def run_adapt(
 
 
 def new_gradients(form: Form, tensors: Sequence[Tensor], needs: Sequence[bool]) -> Gradients:
-    n, n_rates = len(form.program.names), len(form.rated)
-    learned = zip(tensors[: n + n_rates], needs, strict=False)
-    out = [torch.empty_like(tensor) if need else None for tensor, need in learned]
-    inputs = zip(tensors[n + n_rates :], needs[n + n_rates :], strict=False)
-    out += [_empty(tensor.shape, tensor) if need else None for tensor, need in inputs]
-    needs_rates = n_rates and any(needs[n : n + n_rates])
-    return Gradients(out, _rate_buffers(form, tensors[0]) if needs_rates else ())
+    empty = form.program.kernels.empty
+    wanted = zip(tensors, needs, strict=False)
+    return beside_rates(form, [empty(t.shape, t) if need else None for t, need in wanted])
+
+
+def beside_rates(form: Form, out: list[Tensor | None]) -> Gradients:
+    """With those of the rates in shapes of their own, where rates need gradients."""
+    n = len(form.program.names)
+    of_rates = [gradient for gradient in out[n : n + len(form.rated)] if gradient is not None]
+    return Gradients(out, _rate_buffers(form, of_rates[0]) if of_rates else ())
 
 
 def run_step(
@@ -68,12 +69,12 @@ def run_step(
     """(loss, predictions), and the gradients of the sum of the losses times the factor."""
     step = form.program.kernels.step
     assert step is not None and form.predictions is not None
-    loss, predictions = like.new_empty(form.tasks), like.new_empty(form.predictions)
+    empty = form.program.kernels.empty
+    loss, predictions = empty((form.tasks,), like), empty(form.predictions, like)
+    of_parameters = gradients.out[: len(form.program.names)]
     step.run(
-        form.native, addresses, predictions.data_ptr(), loss.data_ptr(),
-        addresses_of(gradients.out[: len(form.program.names)]), addresses_of(gradients.of_rates),
-        factor,
-    )  # fmt: skip
+        form.native, addresses, predictions, loss, of_parameters, gradients.of_rates, factor
+    )
     return loss, predictions
 
 
@@ -86,11 +87,11 @@ def scale(form: Form, gradients: Gradients, factor: float) -> None:
         step.scale([(g.data_ptr(), g.numel()) for g in everything], factor)
 
 
-def by_tensor(form: Form, gradients: Gradients, needs: Sequence[bool]) -> list[Tensor | None]:
+def by_tensor(form: Form, gradients: Gradients) -> list[Tensor | None]:
     """The gradients of the tensors that need one, those of rates in the shapes of the rates."""
     out = gradients.out
     for position, p in enumerate(form.rated, start=len(form.program.names)):
-        if needs[position]:
+        if out[position] is not None:
             gradient = gradients.of_rates[p]
             assert gradient is not None
             shape = form.rate_shapes[position - len(form.program.names)]
@@ -103,15 +104,10 @@ def addresses_of(tensors: Sequence[Tensor | None]) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Of a size that grows with the tasks: on a CPU in pages that are kept."""
-    return cpu.empty(shape, like) if like.device.type == "cpu" else like.new_empty(shape)
-
-
 def _rate_buffers(form: Form, like: Tensor) -> list[Tensor | None]:
     """A gradient [steps or 1, *shape] for every parameter that has rates."""
-    steps = max(shape[0] for shape in form.rate_shapes)
+    steps, empty = max(shape[0] for shape in form.rate_shapes), form.program.kernels.empty
     return [
-        like.new_empty(steps, *shape) if p in form.rated else None
+        empty((steps, *shape), like) if p in form.rated else None
         for p, shape in enumerate(form.program.shapes)
     ]

@@ -50,6 +50,11 @@ std::vector<float> without(std::vector<float> x, float value) {
   return x;
 }
 
+std::vector<float> up_to_zero(std::vector<float> x) {
+  x.erase(std::remove_if(x.begin(), x.end(), [](float value) { return value > 0; }), x.end());
+  return x;
+}
+
 // The distance in units of the last place of a float next to y; 0 for the same special value.
 double ulps(float got, double y, double floor) {
   if (std::isnan(got) || std::isnan(y)) return std::isnan(got) && std::isnan(y) ? 0 : INFINITY;
@@ -81,6 +86,7 @@ void check(const char* name, const std::vector<float>& x, V (*ours)(V), double (
 }
 
 V exp(V x) { return simd::exp(x); }
+V exp_below_zero(V x) { return simd::exp_below_zero(x); }
 V log(V x) { return simd::log(x); }
 V log1p(V x) { return simd::log1p(x); }
 V tanh(V x) { return simd::tanh(x); }
@@ -108,6 +114,9 @@ int main() {
 
   check("exp", all, exp, std::exp, 2);
   check("exp, dense", dense(-105, 90), exp, std::exp, 2);
+  // It is 0 where the true value is subnormal.
+  check("exp below zero", up_to_zero(all), exp_below_zero, std::exp, 2, 1e-31);
+  check("exp below zero, dense", dense(-87, 0), exp_below_zero, std::exp, 2);
   check("log", all, log, std::log, 2);
   check("log, dense", dense(0, 4), log, std::log, 2);
   // Callers stay in [0, 1]; at -1 itself there is NaN for -inf.

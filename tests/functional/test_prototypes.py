@@ -14,6 +14,7 @@ from torch.func import grad, jvp, vmap
 
 import fastmeta as fm
 from fastmeta import functional as fmF
+from fastmeta.backends import cpu
 from fastmeta.backends import prototypes as native
 
 METRICS = ("sqeuclidean", "euclidean", "cosine", "dot")
@@ -110,13 +111,15 @@ def test_random_shapes_equal_the_loop(shape, shots, queries, metric, dtype, seed
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_twice_the_error_of_plain_pytorch_at_most(metric, offset):
+@pytest.mark.parametrize(
+    "n, d, offset", [(20, 64, 0.0), (20, 64, 1e4), (60, 256, 0.0), (5, 64, 0.0), (6, 300, 0.0)]
+)
+def test_twice_the_error_of_plain_pytorch_at_most(metric, n, d, offset):
     if metric in ("cosine", "dot") and offset:
         pytest.skip("not a function of differences: plain PyTorch is lost too")
     torch.manual_seed(1)
-    task = problem(t=3, n=20, s=100, q=80, d=64, dtype=torch.float32, offset=offset)
-    outer, tau = torch.rand(3), {"sqeuclidean": 64.0, "dot": 64.0}.get(metric, 1.0)
+    task = problem(t=3, n=n, s=5 * n, q=80, d=d, dtype=torch.float32, offset=offset)
+    outer, tau = torch.rand(3), {"sqeuclidean": d, "dot": d}.get(metric, 1.0)
     right = gradients(plain_loss, in_double(task), outer, metric=metric, temperature=tau)
     ours = gradients(fmF.prototype_loss, task, outer, metric=metric, temperature=tau)
     plain = gradients(plain_loss, task, outer, metric=metric, temperature=tau)
@@ -368,6 +371,20 @@ def test_any_memory_layout():
 
 
 @needs_native
+@needs_native
+@pytest.mark.parametrize("name", ["support", "query", "query_y"])
+def test_saved_tensors_of_another_shape_are_refused(name):
+    task = problem(dtype=torch.float32)
+    task["support"].requires_grad_()
+    twice = torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x, lambda x: x[:, :2].clone() if x.data_ptr() == task[name].data_ptr() else x
+    )
+    with twice:
+        loss, _ = fmF.prototype_loss(**task)
+    with pytest.raises(ValueError, match="do not fit together"):
+        loss.sum().backward()
+
+
 def test_saved_tensors_may_move():
     task = problem(dtype=torch.float32)
     outer = torch.rand(2)
@@ -472,7 +489,7 @@ def test_every_output_is_written(monkeypatch):
             -7 if k.get("dtype") is torch.int64 else math.nan
         ),
     )  # fmt: skip
-    monkeypatch.setattr(torch, "empty_like", lambda x, **k: torch.full_like(x, math.nan))
+    monkeypatch.setattr(cpu, "reads_tensors", False)  # else they are made natively
     task, outer = problem(d=5), torch.rand(2)
     for metric in METRICS:
         for found in gradients(fmF.prototype_loss, task, outer, metric=metric):
