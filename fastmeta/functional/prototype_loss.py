@@ -16,7 +16,12 @@ from fastmeta.functional.eager import Function, apply_to_plain, traced_whole
 from fastmeta.functional.labels import labels_in_range, without_padding
 from fastmeta.functional.losses import task_loss
 from fastmeta.functional.prototype_checks import checked
-from fastmeta.functional.prototype_native import check_values, loss_backward, loss_forward
+from fastmeta.functional.prototype_native import (
+    check_values,
+    loss_backward,
+    loss_forward,
+    number_or_tensor,
+)
 from fastmeta.functional.prototypes import class_means
 from fastmeta.functional.transforms import is_wrapped
 
@@ -142,31 +147,30 @@ def _fused(
     if return_accuracy:
         accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
     if wants_gradient and torch.is_grad_enabled():
-        loss, logits = apply_to_plain(
-            _Fused, kernels, temperature, n_way, metric, accuracy, *task
-        )
+        call = kernels, task, n_way, metric, temperature, accuracy
+        loss, logits = apply_to_plain(_Fused, call, task.support, task.query, temperature)
     else:
         loss, logits, _ = loss_forward(kernels, task, n_way, metric, temperature, False, accuracy)
     return (loss, logits) if accuracy is None else (loss, logits, accuracy)
 
 
 class _Fused(Function):
-    """(kernels, temperature, n_way, metric, accuracy, *task) -> loss, logits; fills accuracy"""
+    """(call, support, query, temperature) -> loss, logits.
+
+    call: (kernels, task, n_way, metric, temperature, accuracy), and the accuracy is filled.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: ModuleType, temperature: float | Tensor, n_way: int, metric: str,
-        accuracy: Tensor | None, *tensors: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        task = Task(*tensors)
-        loss, logits, ctx.record = loss_forward(
+        ctx: Any, call: tuple[Any, ...], support: Tensor, query: Tensor, given: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kernels, task, n_way, metric, temperature, accuracy = call
+        loss, logits, record = loss_forward(
             kernels, task, n_way, metric, temperature, True, accuracy
         )
-        ctx.kernels, ctx.n_way, ctx.metric, ctx.temperature = kernels, n_way, metric, temperature
-        learned = isinstance(temperature, Tensor)
-        if learned:
-            ctx.temperature = None
-        ctx.save_for_backward(*tensors, temperature if learned else None)
+        number, learned = number_or_tensor(temperature)
+        ctx.call = kernels, record, n_way, metric, number
+        ctx.save_for_backward(*task, learned)
         ctx.set_materialize_grads(False)
         return loss, logits
 
@@ -174,29 +178,29 @@ class _Fused(Function):
     def backward(
         ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        *tensors, temperature = ctx.saved_tensors
-        task = Task(*tensors)
-        _, of_temperature, _, _, _, of_support, _, _, of_query, _, _ = ctx.needs_input_grad
-        wanted = (of_support, of_query, of_temperature)
+        *tensors, learned = ctx.saved_tensors
+        kernels, record, n_way, metric, number = ctx.call
+        task, wanted = Task(*tensors), ctx.needs_input_grad[1:]
+        temperature = number if learned is None else learned
         if grad_loss is None and grad_logits is None:
-            return (None,) * 11
+            return (None,) * 4
         more = grad_logits is not None or torch.is_grad_enabled()
         if grad_loss is None or more or is_wrapped(grad_loss):  # by torch.vmap
-            found = _composed_gradients(ctx, task, temperature, (grad_loss, grad_logits), wanted)
+            grads = grad_loss, grad_logits
+            found = _composed_gradients(task, n_way, metric, temperature, grads, wanted)
         else:
-            given = ctx.temperature if temperature is None else temperature
             found = loss_backward(
-                ctx.kernels, ctx.record, task, ctx.n_way, ctx.metric, given, grad_loss, wanted
+                kernels, record, task, n_way, metric, temperature, grad_loss, wanted
             )
         support, query, per_task = found
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
-        return None, per_task, None, None, None, support, None, None, query, None, None
+        return None, support, query, per_task
 
 
 def _composed_gradients(
-    ctx: Any, task: Task, temperature: Tensor | None, grads: tuple[Tensor | None, Tensor | None],
-    wanted: tuple[bool, bool, bool],
+    task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    grads: tuple[Tensor | None, Tensor | None], wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients as differentiable operations: where a graph is built, or of the logits."""
     builds_graph = torch.is_grad_enabled()
@@ -204,12 +208,12 @@ def _composed_gradients(
         # Views, so that the gradient of one input does not take in what another makes of it:
         # queries are often centred on their support.
         support, query = task.support.view_as(task.support), task.query.view_as(task.query)
-        temperature = None if temperature is None else temperature.view_as(temperature)
+        if isinstance(temperature, Tensor):
+            temperature = temperature.view_as(temperature)
         task = task._replace(support=support, query=query)
         candidates: tuple[Any, ...] = (support, query, temperature)
         inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
-        given = ctx.temperature if temperature is None else temperature
-        outputs = _composed(task, ctx.n_way, ctx.metric, given)
+        outputs = _composed(task, n_way, metric, temperature)
         pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]
         found = iter(
             torch.autograd.grad(

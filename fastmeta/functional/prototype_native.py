@@ -16,7 +16,7 @@ from fastmeta.functional.labels import labels_in_range
 from fastmeta.functional.prototypes import refuse_labels
 from fastmeta.functional.transforms import values_of
 
-__all__ = ["check_values", "loss_backward", "loss_forward"]
+__all__ = ["check_values", "loss_backward", "loss_forward", "number_or_tensor"]
 
 
 def loss_forward(
@@ -25,7 +25,7 @@ def loss_forward(
 ) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
     """Loss, logits, and what `loss_backward` needs of them; fills `accuracy`."""
     if is_traced():
-        number, tensor = _number_or_tensor(temperature)
+        number, tensor = number_or_tensor(temperature)
         loss, logits, *share = _loss(
             kernels, *task, n_way, metric, number, tensor, accuracy is not None
         )
@@ -47,7 +47,7 @@ def loss_backward(
     """The gradients for support, query and the temperatures [T]; None for what is not wanted."""
     if not is_traced():
         return kernels.loss_backward(record, task, grad_loss, wanted)
-    number, tensor = _number_or_tensor(temperature)
+    number, tensor = number_or_tensor(temperature)
     found = iter(_loss_backward(kernels, grad_loss, *task, n_way, metric, number, tensor, wanted))
     return tuple(next(found) if want else None for want in wanted)
 
@@ -65,7 +65,8 @@ def check_values(temperature: float | Tensor) -> None:
         raise ValueError(f"temperature must be above 0 and finite, and one is {wrong}")
 
 
-def _number_or_tensor(temperature: float | Tensor) -> tuple[float, Tensor | None]:
+def number_or_tensor(temperature: float | Tensor) -> tuple[float, Tensor | None]:
+    """A temperature that is a number, and one that is a tensor, as far as it is either."""
     return (1.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
 
 
