@@ -118,21 +118,26 @@ void step(const Call<R>& call, int threads, const Addresses& addresses, py::hand
   kernels<R>().step(bound.loop, out, gradients, factor);
 }
 
-// The number that all of these are, bit for bit but for the sign of zero, or None.
+// The number that all of a tensor [n], of any stride, are, bit for bit but for the sign of zero, or None.
 template <class R>
-std::optional<R> common_value(std::uintptr_t numbers, i64 n) {
-  const R* at = reinterpret_cast<const R*>(numbers);
+std::optional<R> common_value(py::handle tensor) {
+  const TensorArgument x(tensor);
+  require(x.ndim() == 1, "common_value: a tensor [n]");
+  const R* at = x.data<R>();
+  const i64 stride = x.first_stride(), n = stride ? x.size(0) : 1;
   for (i64 i = 1; i < n; ++i)
-    if (!(at[i] == at[0])) return std::nullopt;
+    if (!(at[i * stride] == at[0])) return std::nullopt;
   return *at;
 }
 
-// Multiplies tensors of so many elements at these addresses, where there are any.
+// Multiplies tensors in place, those that are there.
 template <class R>
-void scale(const std::vector<std::pair<std::uintptr_t, i64>>& tensors, R factor, int threads) {
+void scale(const py::sequence& tensors, R factor, int threads) {
+  std::vector<std::pair<R*, i64>> all;
+  for (const py::handle tensor : tensors)
+    if (const TensorArgument x(tensor); x.given()) all.emplace_back(x.data<R>(), x.elements());
   const py::gil_scoped_release release;
-  for (const auto& [address, n] : tensors)
-    if (address) multiply(reinterpret_cast<R*>(address), n, factor, threads);
+  for (const auto& [at, n] : all) multiply(at, n, factor, threads);
 }
 
 // shape: (T, S, C, H, W, O, kh, kw, stride, stride, padding, padding); x and y: (address, five

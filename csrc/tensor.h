@@ -23,11 +23,13 @@ class TensorArgument {
     if (looker.view(tensor.ptr(), t)) {
       data_ = static_cast<char*>(t.data) + t.byte_offset;
       take_shape(t.ndim, [&](int i) { return t.shape[i]; });
+      if (t.ndim) first_stride_ = t.strides ? t.strides[0] : elements_ / (t.shape[0] ? t.shape[0] : 1);
       kind_ = t.dtype.code, bits_ = t.dtype.bits;
     } else {
       data_ = reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<std::uintptr_t>());
       const py::tuple shape = tensor.attr("shape");
       take_shape(int(shape.size()), [&](int i) { return shape[size_t(i)].cast<std::int64_t>(); });
+      if (ndim_) first_stride_ = tensor.attr("stride")(0).cast<std::int64_t>();
       const auto dtype = py::str(tensor.attr("dtype")).cast<std::string>();
       kind_ = dtype == "torch.bfloat16" ? dlpack::bfloat : dlpack::real;
       bits_ = 8 * tensor.attr("element_size")().cast<int>();
@@ -36,6 +38,8 @@ class TensorArgument {
 
   bool given() const { return data_; }
   int ndim() const { return ndim_; }
+  std::int64_t elements() const { return elements_; }
+  std::int64_t first_stride() const { return first_stride_; }
   std::int64_t size(int dimension) const { return shape_[size_t(dimension)]; }
   bool has_shape(std::initializer_list<std::int64_t> shape) const {
     return int(shape.size()) == ndim_ && std::equal(shape.begin(), shape.end(), shape_.begin());
@@ -51,11 +55,15 @@ class TensorArgument {
   template <class Size>
   void take_shape(int ndim, Size size) {
     ndim_ = ndim;
-    for (int i = 0; i < ndim && i < most_dimensions; ++i) shape_[size_t(i)] = size(i);
+    for (int i = 0; i < ndim; ++i) {
+      elements_ *= size(i);
+      if (i < most_dimensions) shape_[size_t(i)] = size(i);
+    }
   }
 
   void* data_ = nullptr;
   int ndim_ = 0;
+  std::int64_t elements_ = 1, first_stride_ = 1;
   std::array<std::int64_t, most_dimensions> shape_{};
   int kind_ = dlpack::real, bits_ = 0;
 };

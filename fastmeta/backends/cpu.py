@@ -99,7 +99,7 @@ def _step(dtype: str) -> Step:
     def run(call: Any, addresses: Sequence[int], *outputs: Any) -> None:
         run_step(call, threads(), addresses, *outputs)
 
-    def scale(tensors: Sequence[tuple[int, int]], factor: float) -> None:
+    def scale(tensors: Sequence[Tensor | None], factor: float) -> None:
         multiply(tensors, factor, threads())
 
     return Step(run, getattr(native, f"common_value_{dtype}"), scale)

@@ -16,13 +16,13 @@ class Step(NamedTuple):
     Attributes:
         run: (call, addresses, predictions, loss, gradients of parameters, of rates, factor) ->
             nothing; they go to tensors, and are of the sum of the tasks' losses, times the factor.
-        common_value: (address, n) -> the number that all n are, or None.
-        scale: (addresses and sizes, factor) -> nothing; in place.
+        common_value: (tensor [n]) -> the number that all n are, or None.
+        scale: (tensors or None, factor) -> nothing; in place.
     """
 
     run: Callable[..., None]
-    common_value: Callable[[int, int], float | None]
-    scale: Callable[[Sequence[tuple[int, int]], float], None]
+    common_value: Callable[[Tensor], float | None]
+    scale: Callable[[Sequence[Tensor | None], float], None]
 
 
 class Kernels(NamedTuple):

@@ -25,6 +25,8 @@ from fastmeta.inner_loop.resident_runs import (
 
 __all__ = ["Adapt", "MetaLoss"]
 
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 class MetaLoss(torch.autograd.Function):
     """(parameters, rates, support_x, query_x) -> (loss [T], predictions [T, Q, O])."""
@@ -49,16 +51,14 @@ class MetaLoss(torch.autograd.Function):
         refuse_graph("resident")
         refuse_batched("resident", grad_loss, grad_predictions)
         kept = ctx.saved_tensors  # all are looked at for changes in place
-        grad_loss, at_loss = _read(grad_loss)
         factor = None
         if not _of_inputs(ctx.form, ctx.needs_input_grad[3:]):  # too large to be gone through again
-            factor = _factor(ctx.form, at_loss if grad_predictions is None else 0)
+            factor = _factor(ctx.form, grad_loss if grad_predictions is None else None)
         gradients, ctx.gradients = ctx.gradients, None
         if factor is None:
-            gradients = _run_backward(ctx, kept, at_loss, grad_predictions, None)
+            gradients = _run_backward(ctx, kept, grad_loss, grad_predictions, None)
         elif gradients is None:
-            ones = kept[0].new_ones(ctx.form.tasks)
-            gradients = _run_backward(ctx, kept, ones.data_ptr(), None, None)
+            gradients = _run_backward(ctx, kept, kept[0].new_ones(ctx.form.tasks), None, None)
         if factor is not None:
             scale(ctx.form, gradients, factor)
         return None, None, None, *by_tensor(ctx.form, gradients)
@@ -80,7 +80,7 @@ class Adapt(torch.autograd.Function):
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         refuse_batched("resident", *grad_fast)
-        gradients = _run_backward(ctx, ctx.saved_tensors, 0, None, grad_fast)
+        gradients = _run_backward(ctx, ctx.saved_tensors, None, None, grad_fast)
         return None, None, None, *by_tensor(ctx.form, gradients)
 
 
@@ -109,15 +109,17 @@ def _of_inputs(form: Form, needs: Sequence[bool]) -> bool:
     return needs[len(form.program.names) + len(form.rated)] or needs[-1]
 
 
-def _factor(form: Form, at_loss: int) -> float | None:
+def _factor(form: Form, grad_loss: Tensor | None) -> float | None:
     """The gradient of every task's loss if they are all alike, as those of a mean are.
 
-    None if they are not, or if they are not all that there is (no address).
+    None if they are not, or if they are not all that there is.
     """
     step = form.program.kernels.step
     if step is None:
         return None
-    factor = step.common_value(at_loss, form.tasks) if at_loss else None
+    factor = None
+    if grad_loss is not None and not _is_wrapped(grad_loss) and not grad_loss.is_neg():
+        factor = step.common_value(grad_loss)
     form.program.habit.met(factor is not None)
     return factor
 
@@ -125,13 +127,14 @@ def _factor(form: Form, at_loss: int) -> float | None:
 def _run_backward(
     ctx: Any,
     kept: Sequence[Tensor],
-    at_loss: int,
+    grad_loss: Tensor | None,
     grad_predictions: Tensor | None,
     grad_fast: Sequence[Tensor | None] | None,
 ) -> Gradients:
     form = ctx.form
     program, n = form.program, len(form.program.names)
     fast = [] if grad_fast is None else _by_parameter(program, grad_fast)
+    grad_loss, at_loss = _read(grad_loss)
     grad_predictions, at_predictions = _read(grad_predictions)
     addresses = _kept_addresses(form, kept)
     if ctx.record is None:  # the forward differentiated at once, for other gradients than these

@@ -83,8 +83,7 @@ def scale(form: Form, gradients: Gradients, factor: float) -> None:
     step = form.program.kernels.step
     assert step is not None
     if factor != 1:
-        everything = (g for some in gradients for g in some if g is not None)
-        step.scale([(g.data_ptr(), g.numel()) for g in everything], factor)
+        step.scale([*gradients.out, *gradients.of_rates], factor)
 
 
 def by_tensor(form: Form, gradients: Gradients) -> list[Tensor | None]:
