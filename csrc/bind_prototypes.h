@@ -148,19 +148,36 @@ PrototypeLoss<R> loss_of(const TaskArgument& task, i64 n_way, int metric, int th
   return p;
 }
 
+// Gradients for features, None where none is wanted.
+template <class R>
+PrototypeGradients<R> gradients_of(const PrototypeLoss<R>& p, pybind11::handle support,
+                                   pybind11::handle query) {
+  const TensorArgument for_support(support), for_query(query);
+  if ((for_support.given() && !for_support.has_shape({p.tasks, p.support_n, p.features})) ||
+      (for_query.given() && !for_query.has_shape({p.tasks, p.queries, p.features})))
+    throw std::invalid_argument("prototype_loss: the gradients do not fit the task");
+  return {nullptr, 0, for_support.template data<void>(), for_query.template data<void>(), nullptr};
+}
+
 template <class R>
 void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> kernels) {
   namespace py = pybind11;
   py::class_<LossRecord<R>>(m, ("PrototypeRecord_" + suffix).c_str());
 
-  // Tensors that are contiguous, None where one is not there. None where a label, a weight or a
+  // Tensors that are contiguous, None where one is not there. for_support and for_query: the gradients of
+  // the sum of the losses times the factor, if they are wanted at once. None where a label, a weight or a
   // temperature is not as it must be.
   m.def(("prototype_loss_" + suffix).c_str(),
         [kernels](const py::tuple& task, i64 n_way, int metric, int threads, py::handle temperature,
-                  py::handle loss, py::handle logits, py::handle accuracy,
-                  bool differentiable) -> std::unique_ptr<LossRecord<R>> {
+                  py::handle loss, py::handle logits, py::handle accuracy, bool differentiable,
+                  py::handle for_support, py::handle for_query,
+                  R factor) -> std::unique_ptr<LossRecord<R>> {
           const auto p = loss_of<R>(TaskArgument(task), n_way, metric, threads, temperature);
           const TensorArgument losses(loss), scores(logits), shares(accuracy);
+          const auto gradients = gradients_of(p, for_support, for_query);
+          const bool at_once = gradients.support || gradients.query;
+          if (at_once && !differentiable)
+            throw std::invalid_argument("prototype_loss: gradients of what is not differentiable");
           if (!losses.has_shape({p.tasks}) || !scores.has_shape({p.tasks, p.queries, p.classes}) ||
               (shares.given() && !shares.has_shape({p.tasks})))
             throw std::invalid_argument("prototype_loss: the results do not fit the task");
@@ -170,8 +187,10 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
               run, p, Memory(i64(sizeof(R)) * run.record_size(p)), differentiable});
           const PrototypeResult<R> out{losses.template data<R>(), scores.template data<R>(),
                                        shares.template data<R>()};
-          const bool fits =
-              run.loss(p, out, static_cast<R*>(record->memory.data()), differentiable);
+          PrototypeGradients<R> wanted = gradients;
+          wanted.loss = &factor;  // of every task
+          const bool fits = run.loss(p, out, static_cast<R*>(record->memory.data()), differentiable,
+                                     at_once ? &wanted : nullptr);
           return fits ? std::move(record) : nullptr;
         });
 
@@ -185,17 +204,13 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
           PrototypeLoss<R> p = record.loss;
           p.threads = threads;
           take_task(p, TaskArgument(task));
-          const TensorArgument from(loss), for_support(support), for_query(query),
-              for_temperature(temperature);
+          const TensorArgument from(loss), for_temperature(temperature);
           if (!from.given() || !from.has_shape({p.tasks}) ||
-              (for_support.given() && !for_support.has_shape({p.tasks, p.support_n, p.features})) ||
-              (for_query.given() && !for_query.has_shape({p.tasks, p.queries, p.features})) ||
               (for_temperature.given() && !for_temperature.has_shape({p.tasks})))
             throw std::invalid_argument("prototype_loss: the gradients do not fit the task");
-          const PrototypeGradients<R> g{from.template data<R>(), loss_task,
-                                        for_support.template data<void>(),
-                                        for_query.template data<void>(),
-                                        for_temperature.template data<R>()};
+          PrototypeGradients<R> g = gradients_of(p, support, query);
+          g.loss = from.template data<R>(), g.loss_task = loss_task;
+          g.temperature = for_temperature.template data<R>();
           const py::gil_scoped_release release;
           record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g);
         });

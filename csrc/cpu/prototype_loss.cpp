@@ -20,6 +20,7 @@
 #include "runtime.h"
 
 #include "prototype_kernels.h"
+#include "prototype_gradient.h"
 #include "prototype_record.h"
 #include "prototype_scores.h"
 #include "prototype_turned.h"
@@ -285,9 +286,12 @@ void put_result(const Loss& p, const Record& r, const Result& out) {
 }
 
 template <Metric metric>
-bool forward(const Loss& p, const Record& r, const Result& out, bool differentiable) {
-  const i64 size = Scratch(p, r, nullptr).size, threads = threads_of(p);
+bool forward(const Loss& p, const Record& r, const Result& out, bool differentiable,
+             const PrototypeGradients<Real>* at_once) {
+  const i64 own_size = Scratch(p, r, nullptr).size, threads = threads_of(p);
+  const i64 size = own_size + (at_once ? GradientScratch(p, r, nullptr).size : 0);
   const Memory scratch(i64(sizeof(Real)) * size * threads);
+  const auto scratch_of = [&](i64 worker) { return static_cast<Real*>(scratch.data()) + worker * size; };
   std::atomic<bool> fits{true};
   const auto begin = [&](i64 t) {
     const bool fit = prepare(p, r, t);
@@ -295,20 +299,25 @@ bool forward(const Loss& p, const Record& r, const Result& out, bool differentia
     return fit;
   };
   const auto run = [&](i64 worker, i64 i) {
-    const Scratch b(p, r, static_cast<Real*>(scratch.data()) + worker * size);
-    forward_chunk<metric>(p, r, Chunk(p, r, i), b, out, differentiable);
+    Real* memory = scratch_of(worker);
+    const Chunk chunk(p, r, i);
+    forward_chunk<metric>(p, r, chunk, Scratch(p, r, memory), out, differentiable);
+    if (at_once && at_once->query)
+      query_gradients(p, r, chunk, *at_once, GradientScratch(p, r, memory + own_size));
   };
-  const auto end = [&](i64 t) {
+  const auto end = [&](i64 worker, i64 t) {
     if (differentiable) finish(p, r, t);
+    if (at_once && at_once->support)
+      support_gradient(p, r, t, *at_once, GradientScratch(p, r, scratch_of(worker) + own_size).row);
   };
   if (r.chunks == 1) {  // all of a task while it is in cache
     parallel(p.tasks, threads, [&](i64 worker, i64 t) {
-      if (begin(t)) run(worker, t), end(t);
+      if (begin(t)) run(worker, t), end(worker, t);
     });
   } else {
     parallel(p.tasks, threads, [&](i64, i64 t) { begin(t); });
     if (fits) parallel(p.tasks * r.chunks, threads, run);
-    if (fits) parallel(p.tasks, threads, [&](i64, i64 t) { end(t); });
+    if (fits) parallel(p.tasks, threads, end);
   }
   if (fits) put_result(p, r, out);
   return fits;
@@ -318,19 +327,20 @@ bool forward(const Loss& p, const Record& r, const Result& out, bool differentia
 
 i64 prototype_record_size(const Loss& p) { return Record(p, nullptr).size; }
 
-bool prototype_loss(const Loss& p, const Result& out, Real* record, bool differentiable) {
+bool prototype_loss(const Loss& p, const Result& out, Real* record, bool differentiable,
+                    const PrototypeGradients<Real>* at_once) {
   const Record r(p, record);
   switch (p.metric) {
     case Metric::SquaredEuclidean:
-      return forward<Metric::SquaredEuclidean>(p, r, out, differentiable);
+      return forward<Metric::SquaredEuclidean>(p, r, out, differentiable, at_once);
     case Metric::Euclidean:
-      return forward<Metric::Euclidean>(p, r, out, differentiable);
+      return forward<Metric::Euclidean>(p, r, out, differentiable, at_once);
     case Metric::Cosine:
-      return forward<Metric::Cosine>(p, r, out, differentiable);
+      return forward<Metric::Cosine>(p, r, out, differentiable, at_once);
     case Metric::Dot:
       break;
   }
-  return forward<Metric::Dot>(p, r, out, differentiable);
+  return forward<Metric::Dot>(p, r, out, differentiable, at_once);
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -104,8 +104,10 @@ struct PrototypeKernels {
   bool (*class_means)(const ClassMeans<R>&);
   void (*pairs)(const Pairs<R>&);
   i64 (*record_size)(const PrototypeLoss<R>&);  // elements
-  // The record is for backward, scratch where there is none. False as above.
-  bool (*loss)(const PrototypeLoss<R>&, const PrototypeResult<R>&, R* record, bool differentiable);
+  // The record is for backward, scratch where there is none. at_once: gradients that are wanted now, or
+  // null; only of what is differentiable, and not of temperatures. False as above.
+  bool (*loss)(const PrototypeLoss<R>&, const PrototypeResult<R>&, R* record, bool differentiable,
+               const PrototypeGradients<R>* at_once);
   void (*loss_backward)(const PrototypeLoss<R>&, const R* record, const PrototypeGradients<R>&);
   void (*nearest)(const Nearest<R>&);
 };

@@ -19,8 +19,8 @@ from fastmeta.backends.halves import dtype_of_sums
 from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = [
-    "can_find", "can_load", "can_run", "class_means", "loss_backward", "loss_forward", "nearest",
-    "project", "pull", "squared",
+    "can_find", "can_load", "can_run", "class_means", "common_value", "loss_at_once",
+    "loss_backward", "loss_forward", "nearest", "project", "pull", "squared",
 ]  # fmt: skip
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
@@ -122,15 +122,51 @@ def loss_forward(
     None if labels, weights or temperatures do not fit. Without `differentiable` there is no
     backward.
     """
+    return _loss(task, n_way, metric, temperature, differentiable, accuracy, None, None, 0.0)
+
+
+def loss_at_once(
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, accuracy: Tensor | None,
+    factor: float, wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Any, tuple[Tensor | None, Tensor | None]] | None:  # fmt: skip
+    """`loss_forward` with what `loss_backward` gives for a gradient of `factor` for every loss.
+
+    wanted: as of `loss_backward`, but not for temperatures.
+    """
+    gradients = _gradients(task, wanted)
+    found = _loss(task, n_way, metric, temperature, True, accuracy, *gradients, factor)
+    return None if found is None else (*found, gradients)
+
+
+def common_value(x: Tensor) -> float | None:
+    """The number that all of x [n] are, or None."""
+    return _kernel_of("common_value", x.dtype)(x)
+
+
+def _loss(
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
+    accuracy: Tensor | None, for_support: Tensor | None, for_query: Tensor | None, factor: float,
+) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
     query = task.query
     (tasks, queries, _), dtype = query.shape, dtype_of_sums(query)
     loss = cpu.empty((tasks,), query) if dtype is query.dtype else torch.empty(tasks, dtype=dtype)
     logits = cpu.empty((tasks, queries, n_way), loss)
     record = _kernel_of("prototype_loss", dtype)(
         task, n_way, _METRICS[metric], torch.get_num_threads(), temperature, loss, logits, accuracy,
-        differentiable,
+        differentiable, for_support, for_query, factor,
     )  # fmt: skip
     return None if record is None else (loss, logits, record)
+
+
+def _gradients(
+    task: Task, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """To write to, for support and query."""
+    support, query, _ = wanted
+    return (
+        cpu.empty(task.support.shape, task.support) if support else None,
+        cpu.empty(task.query.shape, task.query) if query else None,
+    )
 
 
 def loss_backward(
@@ -141,8 +177,7 @@ def loss_backward(
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
     grad_loss = grad_loss.resolve_neg()
-    support = cpu.empty(task.support.shape, task.support) if wanted[0] else None
-    query = cpu.empty(task.query.shape, task.query) if wanted[1] else None
+    support, query = _gradients(task, wanted)
     temperature = cpu.empty(grad_loss.shape, grad_loss) if wanted[2] else None
     _kernel_of("prototype_loss_backward", grad_loss.dtype)(
         record, task, torch.get_num_threads(), grad_loss, grad_loss.stride(0), support, query,

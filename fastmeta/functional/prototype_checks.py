@@ -6,47 +6,56 @@ import math
 from collections.abc import Hashable
 from operator import is_
 from types import ModuleType
+from typing import NamedTuple
 
 from torch import Tensor
 
-from fastmeta.backends import requested_backend
+from fastmeta.backends import prototypes, requested_backend
 from fastmeta.backends.halves import dtype_of_sums, for_sums
 from fastmeta.backends.looks import plain_looks
 from fastmeta.backends.prototypes import Task
 from fastmeta.functional.checks import check_samples, count_of
 from fastmeta.functional.distances import check_features, check_metric
+from fastmeta.functional.habit import Habit
 from fastmeta.functional.labels import check_labels, check_ways, check_weight
 from fastmeta.functional.prototypes import in_sums, native_for
 from fastmeta.functional.transforms import nobody_transforms
 
-__all__ = ["checked"]
+__all__ = ["Known", "checked"]
 
 _most_calls = 256  # ragged batches have ever new looks
-_kernels_of: dict[Hashable, ModuleType] = {}  # by the look of a call that needs no change
+_known: dict[Hashable, Known] = {}  # by the look of a call that needs no change
+
+
+class Known(NamedTuple):
+    """What calls that look alike have in common."""
+
+    kernels: ModuleType
+    habit: Habit | None  # of the factor that backwards have for the losses; None: of no use
 
 
 def checked(
     given: Task, n_way: int, metric: str, temperature: float | Tensor
-) -> tuple[ModuleType | None, Task, int, float | Tensor]:
+) -> tuple[Known | None, Task, int, float | Tensor]:
     """The kernels that take the arguments, and these as they take them; None for no kernels.
 
     Raises:
         ValueError, TypeError: an argument does not fit, whatever its values.
     """
     look = _look(given, n_way, metric, temperature)
-    known = _kernels_of.get(look)
+    known = _known.get(look)
     if known is not None:
         return known, given, n_way, temperature
     task, n_way, wanted = _arguments(given, n_way, metric, temperature)
     kernels = _kernels(task)
     if kernels is None:
         return None, task, n_way, wanted
-    task = task.contiguous()
+    task, known = task.contiguous(), Known(kernels, Habit() if kernels is prototypes else None)
     if look is not None and all(map(is_, (*task, wanted), (*given, temperature))):
-        if len(_kernels_of) >= _most_calls:
-            _kernels_of.clear()
-        _kernels_of[look] = kernels
-    return kernels, task, n_way, wanted
+        if len(_known) >= _most_calls:
+            _known.clear()
+        _known[look] = known
+    return known, task, n_way, wanted
 
 
 def _look(given: Task, n_way: int, metric: str, temperature: float | Tensor) -> Hashable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,14 +9,16 @@ from torch import Tensor
 
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.halves import dtype_of_sums, for_sums
-from fastmeta.backends.prototypes import Task
+from fastmeta.backends.operation import is_traced
+from fastmeta.backends.prototypes import Task, common_value
 from fastmeta.functional.distances import distance
 from fastmeta.functional.eager import Function, apply_to_plain, traced_whole
 from fastmeta.functional.labels import labels_in_range, without_padding
 from fastmeta.functional.losses import task_loss
-from fastmeta.functional.prototype_checks import checked
+from fastmeta.functional.prototype_checks import Known, checked
 from fastmeta.functional.prototype_native import (
     check_values,
+    loss_at_once,
     loss_backward,
     loss_forward,
     number_or_tensor,
@@ -105,9 +106,9 @@ def loss_of_prototypes(
     value would wait for a GPU.
     """
     given = Task(support, support_y, support_weight, query, query_y, query_weight)
-    kernels, task, n_way, temperature = checked(given, n_way, metric, temperature)
-    if kernels is not None:
-        return _fused(kernels, task, n_way, metric, temperature, return_accuracy)
+    known, task, n_way, temperature = checked(given, n_way, metric, temperature)
+    if known is not None:
+        return _fused(known, task, n_way, metric, temperature, return_accuracy)
     if not positive:
         check_values(temperature)
     loss, logits = _composed(task, n_way, metric, temperature)
@@ -138,7 +139,7 @@ def _composed(
 
 
 def _fused(
-    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    known: Known, task: Task, n_way: int, metric: str, temperature: float | Tensor,
     return_accuracy: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     of_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
@@ -147,29 +148,38 @@ def _fused(
     if return_accuracy:
         accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
     if wants_gradient and torch.is_grad_enabled():
-        call = kernels, task, n_way, metric, temperature, accuracy
+        call = known, task, n_way, metric, temperature, accuracy
         loss, logits = apply_to_plain(_Fused, call, task.support, task.query, temperature)
     else:
-        loss, logits, _ = loss_forward(kernels, task, n_way, metric, temperature, False, accuracy)
+        loss, logits, _ = loss_forward(
+            known.kernels, task, n_way, metric, temperature, False, accuracy
+        )
     return (loss, logits) if accuracy is None else (loss, logits, accuracy)
 
 
 class _Fused(Function):
     """(call, support, query, temperature) -> loss, logits.
 
-    call: (kernels, task, n_way, metric, temperature, accuracy), and the accuracy is filled.
+    call: (known, task, n_way, metric, temperature, accuracy), and the accuracy is filled.
     """
 
     @staticmethod
     def forward(
         ctx: Any, call: tuple[Any, ...], support: Tensor, query: Tensor, given: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        kernels, task, n_way, metric, temperature, accuracy = call
-        loss, logits, record = loss_forward(
-            kernels, task, n_way, metric, temperature, True, accuracy
-        )
+        known, task, n_way, metric, temperature, accuracy = call
+        wanted = ctx.needs_input_grad[1:]
+        ctx.factor = _expected_factor(known, wanted)
+        if ctx.factor is None:
+            loss, logits, record = loss_forward(
+                known.kernels, task, n_way, metric, temperature, True, accuracy
+            )
+        else:
+            loss, logits, record, ctx.gradients = loss_at_once(
+                known.kernels, task, n_way, metric, temperature, accuracy, ctx.factor, wanted
+            )
         number, learned = number_or_tensor(temperature)
-        ctx.call = kernels, record, n_way, metric, number
+        ctx.call = known, record, n_way, metric, number
         ctx.save_for_backward(*task, learned)
         ctx.set_materialize_grads(False)
         return loss, logits
@@ -179,7 +189,7 @@ class _Fused(Function):
         ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *tensors, learned = ctx.saved_tensors
-        kernels, record, n_way, metric, number = ctx.call
+        known, record, n_way, metric, number = ctx.call
         task, wanted = Task(*tensors), ctx.needs_input_grad[1:]
         temperature = number if learned is None else learned
         if grad_loss is None and grad_logits is None:
@@ -189,13 +199,34 @@ class _Fused(Function):
             grads = grad_loss, grad_logits
             found = _composed_gradients(task, n_way, metric, temperature, grads, wanted)
         else:
+            factor = _factor(known, grad_loss)
+            if factor is not None and factor == ctx.factor:
+                (support, query), ctx.factor = ctx.gradients, None
+                ctx.gradients = None  # given away: a second backward makes others
+                return None, support, query, None
             found = loss_backward(
-                kernels, record, task, n_way, metric, temperature, grad_loss, wanted
+                known.kernels, record, task, n_way, metric, temperature, grad_loss, wanted
             )
         support, query, per_task = found
         if per_task is not None and temperature.dim() == 0:
             per_task = per_task.sum()
         return None, support, query, per_task
+
+
+def _expected_factor(known: Known, wanted: tuple[bool, bool, bool]) -> float | None:
+    """What a backward will multiply every loss by, if the gradients had better be made at once."""
+    if known.habit is None or wanted[2] or is_traced():  # the temperature's are made by a backward
+        return None
+    return known.habit.expected()
+
+
+def _factor(known: Known, grad_loss: Tensor) -> float | None:
+    """The gradient of every task's loss if they are all alike, as those of a mean are."""
+    if known.habit is None or is_traced() or grad_loss.is_neg():
+        return None
+    factor = common_value(grad_loss)
+    known.habit.met(factor)
+    return factor
 
 
 def _composed_gradients(

@@ -16,7 +16,9 @@ from fastmeta.functional.labels import labels_in_range
 from fastmeta.functional.prototypes import refuse_labels
 from fastmeta.functional.transforms import values_of
 
-__all__ = ["check_values", "loss_backward", "loss_forward", "number_or_tensor"]
+__all__ = [
+    "check_values", "loss_at_once", "loss_backward", "loss_forward", "number_or_tensor",
+]  # fmt: skip
 
 
 def loss_forward(
@@ -33,11 +35,23 @@ def loss_forward(
             accuracy.copy_(share[0])
         return loss, logits, None
     found = kernels.loss_forward(task, n_way, metric, temperature, differentiable, accuracy)
-    if found is None:
-        labels_in_range("query_y", task.query_y, task.query_weight, n_way, every_class=False)
-        check_values(temperature)
-        refuse_labels("support_y", task.support_y, task.support_weight, n_way)
-    return found
+    return _refuse(task, n_way, temperature) if found is None else found
+
+
+def loss_at_once(
+    kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    accuracy: Tensor | None, factor: float, wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Any, tuple[Tensor | None, Tensor | None]]:  # fmt: skip
+    """`loss_forward` and, for a gradient of `factor` for every loss, those of support and query."""
+    found = kernels.loss_at_once(task, n_way, metric, temperature, accuracy, factor, wanted)
+    return _refuse(task, n_way, temperature) if found is None else found
+
+
+def _refuse(task: Task, n_way: int, temperature: float | Tensor) -> Any:
+    """ValueError: what does not fit, of what kernels have refused."""
+    labels_in_range("query_y", task.query_y, task.query_weight, n_way, every_class=False)
+    check_values(temperature)
+    refuse_labels("support_y", task.support_y, task.support_weight, n_way)
 
 
 def loss_backward(

@@ -13,42 +13,17 @@ from torch import Tensor
 from fastmeta.backends import cpu, cuda
 from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
+from fastmeta.functional.habit import Habit
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.networks import Buffers, as_native, inputs_of, native_network, shapes_of
 
-__all__ = ["BACKENDS", "KERNELS", "Form", "Habit", "Program", "Samples", "plain", "prepare"]
+__all__ = ["BACKENDS", "KERNELS", "Form", "Program", "Samples", "plain", "prepare"]
 
 Samples = tuple[Tensor, Tensor, Tensor | None]  # x, y, weight
 
 KERNELS = {torch.float32: "float32", torch.float64: "float64"}
 BACKENDS = {"cpu": cpu, "cuda": cuda}  # by type of device
-
-
-class Habit:
-    """Whether a forward had better differentiate at once, by what the latest backwards asked for.
-
-    It saves the memory between the two, and is wasted where no backward comes, or one that gives
-    the tasks' losses different gradients.
-    """
-
-    __slots__ = ("_alike", "_waiting")
-
-    def __init__(self) -> None:
-        self._alike = True
-        self._waiting = 0
-
-    def at_once(self) -> bool:
-        """Asked by a forward, which then does so."""
-        if not self._alike or self._waiting == 2:
-            return False
-        self._waiting += 1
-        return True
-
-    def met(self, alike: bool) -> None:
-        """Told by a backward, whose gradients of the losses were all alike or not."""
-        self._alike = alike
-        self._waiting = 0
 
 
 class Program(NamedTuple):
@@ -73,7 +48,7 @@ class Program(NamedTuple):
     device: torch.device
     forms: dict[Any, Form]  # by `_key`
     rates: dict[float, Tensor]  # on a CPU, the latest rate that was a number
-    habit: Habit
+    habit: Habit  # of backwards whose gradients of the losses are all alike
 
 
 class Form(NamedTuple):
@@ -139,7 +114,7 @@ def _new_program(
         device=device,
         forms={},
         rates={},
-        habit=Habit(),
+        habit=Habit(at_first=True),
     )
 
 

@@ -101,7 +101,7 @@ def _kept_addresses(form: Form, kept: Sequence[Tensor]) -> list[int]:
 def _steps_at_once(form: Form, needs: Sequence[bool]) -> bool:
     program = form.program
     at_once = program.kernels.step is not None and not _of_inputs(form, needs)
-    return at_once and program.habit.at_once()
+    return at_once and program.habit.expected() is not None
 
 
 def _of_inputs(form: Form, needs: Sequence[bool]) -> bool:
@@ -120,7 +120,7 @@ def _factor(form: Form, grad_loss: Tensor | None) -> float | None:
     factor = None
     if grad_loss is not None and not _is_wrapped(grad_loss) and not grad_loss.is_neg():
         factor = step.common_value(grad_loss)
-    form.program.habit.met(factor is not None)
+    form.program.habit.met(None if factor is None else True)
     return factor
 
 

@@ -113,16 +113,20 @@ struct Outputs {
 
 template <class R>
 bool run(const PrototypeKernels<R>& k, const PrototypeLoss<R>& p, const Case<R>& c,
-         Outputs<R>& out, void* support_grad = nullptr, void* query_grad = nullptr) {
+         Outputs<R>& out, void* support_grad = nullptr, void* query_grad = nullptr,
+         bool at_once = false) {
   std::vector<R> record = poisoned<R>(k.record_size(p) + 64);
   void* start = record.data();
   size_t space = record.size() * sizeof(R);
   R* aligned = static_cast<R*>(std::align(64, size_t(k.record_size(p)) * sizeof(R), start, space));
-  if (!k.loss(p, {out.loss.data(), out.logits.data(), out.accuracy.data()}, aligned, true))
+  PrototypeGradients<R> gradients{c.grad.data(), 1, support_grad ? support_grad : out.support.data(),
+                                  query_grad ? query_grad : out.query.data(), nullptr};
+  if (!k.loss(p, {out.loss.data(), out.logits.data(), out.accuracy.data()}, aligned, true,
+              at_once ? &gradients : nullptr))
     return false;
-  k.loss_backward(p, aligned,
-                  {c.grad.data(), 1, support_grad ? support_grad : out.support.data(),
-                   query_grad ? query_grad : out.query.data(), out.temperature.data()});
+  if (at_once) gradients.support = gradients.query = nullptr;
+  gradients.temperature = out.temperature.data();
+  k.loss_backward(p, aligned, gradients);
   return true;
 }
 
@@ -165,6 +169,9 @@ void check_loss(const PrototypeKernels<R>& k, const Sizes& n, bool weighted, con
     expect(one.finite(), where, "not finite");
     run(k, c.loss(Metric(metric), 4), c, many);
     expect(one == many, where, "threads change the bits");
+    Outputs<R> at_once(n);
+    run(k, c.loss(Metric(metric), 4), c, at_once, nullptr, nullptr, true);
+    expect(one == at_once, where, "gradients at once are others");
     if constexpr (std::is_same_v<R, double>)
       check_gradient(k, c, Metric(metric), one, where);
   }

@@ -6,7 +6,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop import forms
+from fastmeta.functional.habit import Habit
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 
@@ -34,7 +34,7 @@ def gradients(meta, batch, objective):
 
 
 def without_it(monkeypatch):
-    monkeypatch.setattr(forms.Habit, "at_once", lambda habit: False)
+    monkeypatch.setattr(Habit, "expected", lambda habit: None)
 
 
 def mean(out):
