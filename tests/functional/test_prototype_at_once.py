@@ -1,4 +1,4 @@
-"""A prototype loss whose forward makes the gradients too: the bits of two calls, whatever is asked."""
+"""A prototype loss whose forward makes the gradients too: the bits of two calls."""
 
 import pytest
 import torch
