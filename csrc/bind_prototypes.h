@@ -110,13 +110,18 @@ Storage storage_of(const TensorArgument& features) {
 template <class R>
 void take_task(PrototypeLoss<R>& loss, const TaskArgument& task) {
   const i64 T = loss.tasks, S = loss.support_n, Q = loss.queries, D = loss.features;
-  const auto fits = [&](const TensorArgument& x, i64 samples) {
-    return !x.given() || x.has_shape({T, samples});
+  const auto features = [&](const TensorArgument& x, i64 samples) {
+    const bool halves = std::is_same_v<R, float> && x.holds_halves();
+    return x.given() && x.has_shape({T, samples, D}) && (halves || x.template holds<R>());
   };
-  if (!task.support.has_shape({T, S, D}) || !task.query.has_shape({T, Q, D}) || !task.support.given() ||
-      !task.query.given() || !task.support_y.given() || !task.query_y.given() ||
-      !fits(task.support_y, S) || !fits(task.support_weight, S) || !fits(task.query_y, Q) ||
-      !fits(task.query_weight, Q))
+  const auto labels = [&](const TensorArgument& y, i64 samples) {
+    return y.given() && y.has_shape({T, samples}) && y.template holds<i64>();
+  };
+  const auto weights = [&](const TensorArgument& w, i64 samples) {
+    return !w.given() || (w.has_shape({T, samples}) && w.template holds<R>());
+  };
+  if (!features(task.support, S) || !features(task.query, Q) || !labels(task.support_y, S) ||
+      !labels(task.query_y, Q) || !weights(task.support_weight, S) || !weights(task.query_weight, Q))
     throw std::invalid_argument("prototype_loss: the tensors of a task do not fit together");
   loss.support = task.support.template data<void>(), loss.query = task.query.template data<void>();
   loss.support_storage = storage_of<R>(task.support), loss.query_storage = storage_of<R>(task.query);
@@ -142,7 +147,8 @@ PrototypeLoss<R> loss_of(const TaskArgument& task, i64 n_way, int metric, int th
     return p;
   }
   const TensorArgument numbers(temperature);
-  if (!numbers.given() || !(numbers.has_shape({}) || numbers.has_shape({p.tasks})))
+  if (!numbers.given() || !numbers.template holds<R>() ||
+      !(numbers.has_shape({}) || numbers.has_shape({p.tasks})))
     throw std::invalid_argument("prototype_loss: a temperature is a number, [] or [T]");
   p.temperatures = numbers.template data<R>(), p.temperature_task = numbers.ndim();
   return p;
@@ -204,6 +210,10 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
           PrototypeLoss<R> p = record.loss;
           p.threads = threads;
           take_task(p, TaskArgument(task));
+          if (p.support_storage != record.loss.support_storage ||
+              p.query_storage != record.loss.query_storage ||
+              bool(p.support_weight) != bool(record.loss.support_weight))
+            throw std::invalid_argument("prototype_loss: another task than that of the forward");
           const TensorArgument from(loss), for_temperature(temperature);
           if (!from.given() || !from.has_shape({p.tasks}) ||
               (for_temperature.given() && !for_temperature.has_shape({p.tasks})))
@@ -212,7 +222,9 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
           g.loss = from.template data<R>(), g.loss_task = loss_task;
           g.temperature = for_temperature.template data<R>();
           const py::gil_scoped_release release;
-          record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g);
+          if (!record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g))
+            throw std::invalid_argument(
+                "prototype_loss: support_y was changed, past autograd, between forward and backward");
         });
 }
 

@@ -14,7 +14,7 @@ namespace py = pybind11;
 
 // The part of dlpack.h (version 1) that is used here.
 namespace dlpack {
-constexpr int real = 2, bfloat = 4;  // codes of a DataType
+constexpr int integer = 0, real = 2, bfloat = 4;  // codes of a DataType
 constexpr std::int32_t cpu = 1;      // a type of Device
 struct Device {
   std::int32_t type, id;

@@ -30,11 +30,20 @@ def class_means_kernel(
     labels_ptr += t * labels_t
     weight_ptr += t * weight_t
 
-    # Sums of differences: those of features with a large common offset would lose it in rounding.
-    known = d < D
-    if HAS_WEIGHT:
-        known = known & (tl.load(weight_ptr + tl.zeros([BD], tl.int64)) > 0)
-    origin = tl.load(x_ptr + d * x_d, mask=known, other=0.0).to(ACC)
+    # Sums of differences to the class' first sample: those of features with a large common offset,
+    # or with one sample far from the others, would lose it in rounding.
+    first = tl.full([], S, tl.int32)
+    for begin in range(0, S, BS):
+        s = begin + tl.arange(0, BS)
+        member = tl.load(labels_ptr + s.to(tl.int64) * labels_s, mask=s < S, other=-1) == n
+        if HAS_WEIGHT:
+            member = member & (
+                tl.load(weight_ptr + s.to(tl.int64) * weight_s, mask=s < S, other=0.0) > 0
+            )
+        first = tl.minimum(first, tl.min(tl.where(member, s, S), 0))
+    origin = tl.load(
+        x_ptr + first.to(tl.int64) * x_s + d * x_d, mask=(d < D) & (first < S), other=0.0
+    ).to(ACC)
 
     total = tl.zeros([BD], ACC)
     mass = tl.zeros([BS], ACC)
@@ -48,8 +57,8 @@ def class_means_kernel(
         mass += share
         member = share > 0
         rank = tl.where(member, tl.cumsum(member.to(tl.int32), 0) - 1, -1)
-        for first in range(0, tl.max(rank, 0) + 1, BG):
-            is_next = rank[None, :] == first + tl.arange(0, BG)[:, None]
+        for begin_row in range(0, tl.max(rank, 0) + 1, BG):
+            is_next = rank[None, :] == begin_row + tl.arange(0, BG)[:, None]
             row = tl.max(tl.where(is_next, s[None, :], -1), 1)
             there = row >= 0
             x = tl.load(

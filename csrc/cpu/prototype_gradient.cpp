@@ -10,7 +10,23 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
-void prototype_loss_backward(const Loss& p, const Real* record, const PrototypeGradients<Real>& g) {
+namespace {
+
+// Labels choose what is read.
+bool labels_are_in_range(const Loss& p) {
+  Real total;
+  for (i64 t = 0; t < p.tasks; ++t)
+    if (!check_labels(p.support_y + t * p.support_n,
+                      p.support_weight ? p.support_weight + t * p.support_n : nullptr, p.support_n,
+                      p.classes, &total))
+      return false;
+  return true;
+}
+
+}  // namespace
+
+bool prototype_loss_backward(const Loss& p, const Real* record, const PrototypeGradients<Real>& g) {
+  if (!labels_are_in_range(p)) return false;
   const Record r(p, const_cast<Real*>(record));
   const i64 threads = threads_of(p), chunks = g.query ? p.tasks * r.chunks : 0;
   const i64 size = GradientScratch(p, r, nullptr).size;
@@ -24,6 +40,7 @@ void prototype_loss_backward(const Loss& p, const Real* record, const PrototypeG
   });
   for (i64 t = 0; g.temperature && t < p.tasks; ++t)
     g.temperature[t] = g.loss[t * g.loss_task] * r.slope[t * r.chunks];
+  return true;
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -9,7 +9,7 @@ i64 prototype_record_size(const PrototypeLoss<FASTMETA_REAL>&);
 bool prototype_loss(const PrototypeLoss<FASTMETA_REAL>&, const PrototypeResult<FASTMETA_REAL>&,
                     FASTMETA_REAL* record, bool differentiable,
                     const PrototypeGradients<FASTMETA_REAL>* at_once);
-void prototype_loss_backward(const PrototypeLoss<FASTMETA_REAL>&, const FASTMETA_REAL* record,
+bool prototype_loss_backward(const PrototypeLoss<FASTMETA_REAL>&, const FASTMETA_REAL* record,
                              const PrototypeGradients<FASTMETA_REAL>&);
 void nearest(const Nearest<FASTMETA_REAL>&);
 

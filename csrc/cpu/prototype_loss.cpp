@@ -53,11 +53,27 @@ Real inverse_norm(const Real* x, i64 ld) {
   return 1 / std::sqrt(sum) / scale;
 }
 
-void put_centre(Real* centre, const Real* means, i64 ld, i64 classes) {
-  const Real share = Real(1) / Real(classes);
-  std::memset(centre, 0, sizeof(Real) * size_t(ld));
-  for (i64 n = 0; n < classes; ++n) add_difference(centre, means + n * ld, means, share, ld);
-  for (i64 d = 0; d < ld; ++d) centre[d] += means[d];
+// The mean of prototypes [begin, end), as one of them and the mean difference to it.
+void put_mean(Real* mean, const Real* means, i64 ld, i64 begin, i64 end) {
+  const Real* origin = means + begin * ld;
+  std::memset(mean, 0, sizeof(Real) * size_t(ld));
+  for (i64 n = begin + 1; n < end; ++n)
+    add_difference(mean, means + n * ld, origin, Real(1) / Real(end - begin), ld);
+  for (i64 d = 0; d < ld; ++d) mean[d] += origin[d];
+}
+
+// Each feature's median of the means of three thirds of the prototypes. Sums of weighted rows are of rows
+// less this, and lose what they are far from it: one prototype far from all others does not count.
+// scratch: two rows
+void put_centre(Real* centre, const Real* means, i64 ld, i64 classes, Real* scratch) {
+  if (classes < 3) return put_mean(centre, means, ld, 0, classes);
+  Real* of_third[3] = {centre, scratch, scratch + ld};
+  for (i64 i = 0; i < 3; ++i)
+    put_mean(of_third[i], means, ld, classes * i / 3, classes * (i + 1) / 3);
+  for (i64 d = 0; d < ld; d += W) {
+    const V a = load(centre + d), b = load_anywhere(scratch + d), c = load_anywhere(scratch + ld + d);
+    store(centre + d, vmax(vmin(a, b), vmin(vmax(a, b), c)));
+  }
 }
 
 bool prepare(const Loss& p, const Record& r, i64 t) {
@@ -69,12 +85,13 @@ bool prepare(const Loss& p, const Record& r, i64 t) {
                               p.support_weight ? p.support_weight + t * p.support_n : nullptr,
                               p.support_n, p.features};
   // What is not written yet is scratch.
+  Real* scratch = r.pulled + t * r.chunks * p.classes * r.ld;
   if (!check_labels(p.query_y + t * p.queries, query_weight(p, t), p.queries, p.classes,
                     r.weights + t) ||
       !class_means_of(support, p.classes, means, r.ld, r.inverse + t * p.classes,
-                      r.centre + t * r.ld, r.pulled + t * r.chunks * p.classes * r.ld))
+                      scratch, r.centre + t * r.ld))
     return false;
-  if (of_differences(p.metric)) put_centre(r.centre + t * r.ld, means, r.ld, p.classes);
+  if (of_differences(p.metric)) put_centre(r.centre + t * r.ld, means, r.ld, p.classes, scratch);
   if (p.metric == Metric::Cosine)
     for (i64 n = 0; n < p.classes; ++n) {
       norms[n] = inverse_norm(means + n * r.ld, r.ld);

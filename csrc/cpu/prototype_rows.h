@@ -67,28 +67,32 @@ struct Support {
 
 // means [N][ld], zeros behind the features, and one over each class' weight; false where a label or
 // a weight is not as it must be, or a class has no sample of weight above 0. Sums are of differences
-// to a sample: a common offset costs nothing. Scratch, of half precision: two rows.
+// to the class' first sample: a common offset costs nothing, nor does what is far in another class.
+// Scratch: differences as large as the means, and a row of half precision.
 template <class R>
-bool class_means_of(const Support<R>& of, i64 classes, R* means, i64 ld, R* inverse, R* first_row,
+bool class_means_of(const Support<R>& of, i64 classes, R* means, i64 ld, R* inverse, R* differences,
                     R* row) {
   R total;
   if (!check_labels(of.labels, of.weight, of.samples, classes, &total)) return false;
   std::memset(means, 0, sizeof(R) * size_t(classes * ld));
+  std::memset(differences, 0, sizeof(R) * size_t(classes * ld));
   std::memset(inverse, 0, sizeof(R) * size_t(classes));
-  i64 first = 0;
-  while (weight_of(of.weight, first) == 0) ++first;
-  const R* origin = of.row(first, first_row);
   for (i64 s = 0; s < of.samples; ++s) {
     const R w = weight_of(of.weight, s);
     if (w == 0) continue;
-    inverse[of.labels[s]] += w;
-    add_difference(means + of.labels[s] * ld, of.row(s, row), origin, w, of.features);
+    const i64 n = of.labels[s];
+    const R* x = of.row(s, row);
+    if (inverse[n] == 0)
+      std::memcpy(means + n * ld, x, sizeof(R) * size_t(of.features));
+    else
+      add_difference(differences + n * ld, x, means + n * ld, w, of.features);
+    inverse[n] += w;
   }
   for (i64 n = 0; n < classes; ++n) {
     if (inverse[n] == 0) return false;
     inverse[n] = 1 / inverse[n];
     R* mean = means + n * ld;
-    for (i64 d = 0; d < of.features; ++d) mean[d] = origin[d] + mean[d] * inverse[n];
+    for (i64 d = 0; d < of.features; ++d) mean[d] += differences[n * ld + d] * inverse[n];
   }
   return true;
 }

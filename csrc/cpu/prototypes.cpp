@@ -23,14 +23,15 @@ bool class_means(const ClassMeans<Real>& c) {
   const i64 ld = round_up(c.features, W), size = c.classes * ld;
   const double work = double(c.tasks * c.samples) * double(c.features);
   const i64 workers = smaller(threads_for(work, c.threads), c.tasks);
-  const Memory scratch(i64(sizeof(Real)) * workers * (size + c.classes));
+  const Memory scratch(i64(sizeof(Real)) * workers * (2 * size + c.classes));
   std::atomic<bool> fits{true};
   parallel(c.tasks, workers, [&](i64 worker, i64 t) {
-    Real* means = static_cast<Real*>(scratch.data()) + worker * (size + c.classes);
+    Real* means = static_cast<Real*>(scratch.data()) + worker * (2 * size + c.classes);
+    Real *differences = means + size, *inverse = differences + size;
     const Support<Real> support{c.x, Storage::Whole, t * c.samples, c.labels + t * c.samples,
                                 c.weight ? c.weight + t * c.samples : nullptr, c.samples,
                                 c.features};
-    const bool ok = class_means_of<Real>(support, c.classes, means, ld, means + size, nullptr, nullptr);
+    const bool ok = class_means_of<Real>(support, c.classes, means, ld, inverse, differences, nullptr);
     if (!ok) return fits.store(false, std::memory_order_relaxed);
     Real* out = c.out + t * c.classes * c.features;
     for (i64 n = 0; n < c.classes; ++n)

@@ -108,7 +108,8 @@ struct PrototypeKernels {
   // null; only of what is differentiable, and not of temperatures. False as above.
   bool (*loss)(const PrototypeLoss<R>&, const PrototypeResult<R>&, R* record, bool differentiable,
                const PrototypeGradients<R>* at_once);
-  void (*loss_backward)(const PrototypeLoss<R>&, const R* record, const PrototypeGradients<R>&);
+  // False, and nothing of meaning, where a label of the support is out of range by now.
+  bool (*loss_backward)(const PrototypeLoss<R>&, const R* record, const PrototypeGradients<R>&);
   void (*nearest)(const Nearest<R>&);
 };
 

@@ -108,7 +108,8 @@ def _step(dtype: str) -> Step:
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """`like.new_empty(shape)` in less time; if it is large, in memory that is kept when it is gone.
 
-    `release_memory` gives back what is kept.
+    `release_memory` gives back what is kept. As of all tensors that come through DLPack, the memory
+    cannot be resized: `resize_` to more elements is an error.
     """
     made = native.new_empty(like, shape) if reads_tensors else None  # type: ignore[union-attr]
     return like.new_empty(shape) if made is None else made

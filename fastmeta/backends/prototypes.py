@@ -176,7 +176,9 @@ def loss_backward(
 
     record: of `loss_forward` for the same task. wanted: which of the three.
     """
-    grad_loss = grad_loss.resolve_neg()
+    if grad_loss._is_zerotensor():  # zeros that lie nowhere
+        grad_loss = grad_loss.new_zeros(grad_loss.shape)
+    task, grad_loss = task.contiguous(), grad_loss.resolve_neg()
     support, query = _gradients(task, wanted)
     temperature = cpu.empty(grad_loss.shape, grad_loss) if wanted[2] else None
     _kernel_of("prototype_loss_backward", grad_loss.dtype)(

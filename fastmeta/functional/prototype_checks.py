@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from numbers import Real
 from operator import is_
 from types import ModuleType
 from typing import NamedTuple
@@ -108,6 +109,10 @@ def _kernels(task: Task) -> ModuleType | None:
 def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
     """A number, or a tensor [] or [T] in the precision of sums."""
     if not isinstance(temperature, Tensor):
+        if not isinstance(temperature, Real) or isinstance(temperature, bool):
+            raise TypeError(
+                f"temperature must be a number or a tensor, not {type(temperature).__name__}"
+            )
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, not {temperature!r}")
         return temperature

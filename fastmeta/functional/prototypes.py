@@ -100,18 +100,16 @@ def class_means(x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) ->
     if weight is not None:
         member = member * weight.unsqueeze(1)
     share = member / member.sum(2, keepdim=True)
-    # Sums of differences: those of features with a large common offset would lose it in rounding.
-    # The shares of a class add up to 1, so that nothing depends on the origin.
-    origin = _first_real(x.detach(), weight)
-    return origin + share @ (x - origin)
+    # Sums of differences to the class' first sample: features with a large common offset would lose
+    # it in rounding. The shares of a class add up to 1, so that nothing depends on the origin.
+    first = (member > 0).int().argmax(2)
+    origin = _rows(x.detach(), first)
+    return origin + share @ (x - _rows(origin, labels))
 
 
-def _first_real(x: Tensor, weight: Tensor | None) -> Tensor:
-    """[T, 1, D]: each task's first sample that is no padding."""
-    if weight is None:
-        return x[:, :1]
-    first = (weight > 0).int().argmax(1).reshape(-1, 1, 1)
-    return x.gather(1, first.expand(-1, 1, x.shape[2]))
+def _rows(x: Tensor, at: Tensor) -> Tensor:
+    """[T, S, D], [T, N] -> [T, N, D]"""
+    return x.gather(1, at.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 def _no_means(kernels: str, x: Tensor, labels: Tensor, n_way: int, weight: Any) -> Tensor:

@@ -51,6 +51,8 @@ class MetaLoss(torch.autograd.Function):
         refuse_graph("resident")
         refuse_batched("resident", grad_loss, grad_predictions)
         kept = ctx.saved_tensors  # all are looked at for changes in place
+        if grad_loss is None and grad_predictions is None:
+            return (None,) * len(ctx.needs_input_grad)
         factor = None
         if not _of_inputs(ctx.form, ctx.needs_input_grad[3:]):  # too large to be gone through again
             factor = _factor(ctx.form, grad_loss if grad_predictions is None else None)
@@ -80,6 +82,8 @@ class Adapt(torch.autograd.Function):
     def backward(ctx: Any, *grad_fast: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_graph("resident")
         refuse_batched("resident", *grad_fast)
+        if all([gradient is None for gradient in grad_fast]):
+            return (None,) * len(ctx.needs_input_grad)
         gradients = _run_backward(ctx, ctx.saved_tensors, None, None, grad_fast)
         return None, None, None, *by_tensor(ctx.form, gradients)
 

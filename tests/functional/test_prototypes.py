@@ -372,19 +372,97 @@ def test_any_memory_layout():
 
 
 @needs_native
-@needs_native
-@pytest.mark.parametrize("name", ["support", "query", "query_y"])
-def test_saved_tensors_of_another_shape_are_refused(name, monkeypatch):
+def backward_with_hooks(unpack, monkeypatch):
     monkeypatch.setattr(prototype_checks, "_known", {})  # no gradients at once
+    torch.manual_seed(0)
     task = problem(dtype=torch.float32)
+    for name in ("support", "query"):
+        task[name].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+        loss, _ = fmF.prototype_loss(**task, metric="cosine")
+    return torch.autograd.grad(loss.sum(), (task["support"], task["query"]))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        lambda x: x[:, :2].clone() if x.is_floating_point() else x,
+        lambda x: x[:, :2].clone() if x.dtype is torch.int64 else x,
+        lambda x: x[:1],
+        lambda x: x.int() if x.dtype is torch.int64 else x,
+        lambda x: x.bool() if x.dtype is torch.int64 else x,
+        lambda x: x.double() if x.is_floating_point() else x,
+        lambda x: x.bfloat16() if x.is_floating_point() else x,
+        lambda x: x.to("meta") if x.is_floating_point() else x,
+        lambda x: x - 2**40 if x.dtype is torch.int64 else x,
+    ],
+)
+def test_saved_tensors_of_another_kind_are_refused(unpack, monkeypatch):
+    with pytest.raises((ValueError, RuntimeError), match="fit together|was changed|another task"):
+        backward_with_hooks(unpack, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        lambda x: x.mT.contiguous().mT if x.dim() == 3 else x,
+        lambda x: torch._neg_view(-x) if x.is_floating_point() else x,
+        lambda x: torch.stack((x, x))[1],
+    ],
+)
+def test_saved_tensors_may_lie_in_any_way(unpack, monkeypatch):
+    found = backward_with_hooks(unpack, monkeypatch)
+    right = backward_with_hooks(lambda x: x, monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+
+
+@needs_native
+def test_labels_changed_past_autograd_are_refused(monkeypatch):
+    monkeypatch.setattr(prototype_checks, "_known", {})
+    task = problem(dtype=torch.float32)
+    labels = task["support_y"].numpy().copy()
+    task["support_y"] = torch.from_numpy(labels)
     task["support"].requires_grad_()
-    twice = torch.autograd.graph.saved_tensors_hooks(
-        lambda x: x, lambda x: x[:, :2].clone() if x.data_ptr() == task[name].data_ptr() else x
-    )
-    with twice:
-        loss, _ = fmF.prototype_loss(**task)
-    with pytest.raises(ValueError, match="do not fit together"):
+    loss, _ = fmF.prototype_loss(**task)
+    labels[:] = -(2**40)
+    with pytest.raises(ValueError, match="support_y was changed"):
         loss.sum().backward()
+
+
+def test_a_gradient_of_zeros_that_lie_nowhere():
+    task = problem()
+    task["support"].requires_grad_()
+    loss, _ = fmF.prototype_loss(**task)
+    loss.backward(gradient=torch._efficientzerotensor((2,), dtype=DOUBLE))
+    assert not task["support"].grad.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("n, shots, place", [(5, 1, 0), (5, 1, 3), (3, 2, 1), (24, 2, 7)])
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_an_outlier_costs_the_other_classes_nothing(backend, metric, n, shots, place, far):
+    if backend == "cpu" and native.can_run() is not None:
+        pytest.skip("the native kernels are not built")
+    torch.manual_seed(3)
+    task = problem(n=n, s=n * shots, q=40, d=8, dtype=torch.float32)
+    task["support_y"] = torch.arange(n).repeat(2, shots)
+    task["support"][:, place] += far
+    outer = torch.ones(2)
+    with fm.use_backend(backend):
+        ours = gradients(fmF.prototype_loss, task, outer, metric=metric)
+    right = gradients(plain_loss, in_double(task), outer, metric=metric)
+    plain = gradients(plain_loss, task, outer, metric=metric)
+    for mine, theirs, exact in zip(ours[2:], plain[2:], right[2:], strict=True):
+        error = (theirs - exact).abs().max()
+        assert (mine - exact).abs().max() <= max(2 * error, 1e-6 * exact.abs().max())
+
+
+@pytest.mark.parametrize("temperature", [True, "1", None, 1j])
+def test_a_temperature_of_no_number_is_refused(temperature):
+    with pytest.raises(TypeError, match="temperature must be a number or a tensor"):
+        fmF.prototype_loss(**problem(), temperature=temperature)
 
 
 def test_saved_tensors_may_move():

@@ -235,3 +235,27 @@ def test_images_too(monkeypatch):
     without_it(monkeypatch)
     for ours, theirs in zip(at_once, gradients(meta, batch, mean), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_gradient_of_zeros_that_lie_nowhere(case):
+    meta = learner(case)
+    meta(case[2]).loss.backward(gradient=torch._efficientzerotensor((len(case[2]),)))
+    assert not any(p.grad.any() for p in meta.parameters())
+
+
+class Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_without_a_gradient_there_is_none(case):
+    meta = learner(case)
+    Nothing.apply(meta(case[2]).loss).sum().backward()
+    fast = meta.adapt(case[2].support_x, case[2].support_y).parameters
+    Nothing.apply(next(iter(fast.values()))).sum().backward()
+    assert all(p.grad is None for p in meta.parameters())

@@ -152,6 +152,17 @@ def test_a_large_common_offset_loses_nothing(device):
     assert raw.loss_backward(record, tuple(far), loss, (True, True, False))[1].isfinite().all()
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_sample_far_from_the_others_costs_other_classes_nothing(device, place):
+    given = list(task((1, 6, 5, 8, 3), device, torch.float32))
+    given[1] = torch.arange(6, device=device)[None] % 3
+    given[0][:, place] += 1e8
+    means = raw.class_means(given[0], given[1], 3, None)
+    for n in {0, 1, 2} - {place % 3}:
+        right = given[0][:, n::3].double().mean(1)
+        assert (means[:, n] - right).abs().max() < 1e-6
+
+
 def test_labels_out_of_range_are_neither_read_nor_written(device, poisoned):
     given = list(task((2, 7, 5, 4, 3), device, weighted=True))
     good = [z.clone() for z in given]
