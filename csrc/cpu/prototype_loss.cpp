@@ -62,18 +62,24 @@ void put_mean(Real* mean, const Real* means, i64 ld, i64 begin, i64 end) {
   for (i64 d = 0; d < ld; ++d) mean[d] += origin[d];
 }
 
-// Each feature's median of the means of three thirds of the prototypes. Sums of weighted rows are of rows
-// less this, and lose what they are far from it: one prototype far from all others does not count.
-// scratch: two rows
+// Where one is NaN, one of the others: that is why the arguments come in this order.
+V median(V a, V b, V c) { return vmax(vmin(vmax(a, b), c), vmin(a, b)); }
+V median(V a, V b, V c, V d, V e) {
+  return median(vmax(vmin(a, b), vmin(c, d)), vmin(vmax(a, b), vmax(c, d)), e);
+}
+
+// Each feature's median of the means of five fifths of the prototypes. Sums of weighted rows are of rows less
+// this, and lose what they are far from it: two prototypes far from all others do not count, nor one of
+// three or four. scratch: five rows, or as many as there are classes
 void put_centre(Real* centre, const Real* means, i64 ld, i64 classes, Real* scratch) {
-  if (classes < 3) return put_mean(centre, means, ld, 0, classes);
-  Real* of_third[3] = {centre, scratch, scratch + ld};
-  for (i64 i = 0; i < 3; ++i)
-    put_mean(of_third[i], means, ld, classes * i / 3, classes * (i + 1) / 3);
-  for (i64 d = 0; d < ld; d += W) {
-    const V a = load(centre + d), b = load_anywhere(scratch + d), c = load_anywhere(scratch + ld + d);
-    store(centre + d, vmax(vmin(a, b), vmin(vmax(a, b), c)));
-  }
+  const i64 groups = classes < 3 ? 1 : classes < 5 ? 3 : 5;
+  if (groups == 1) return put_mean(centre, means, ld, 0, classes);
+  for (i64 i = 0; i < groups; ++i)
+    put_mean(scratch + i * ld, means, ld, classes * i / groups, classes * (i + 1) / groups);
+  const auto mean = [&](i64 i, i64 d) { return load_anywhere(scratch + i * ld + d); };
+  for (i64 d = 0; d < ld; d += W)
+    store(centre + d, groups == 3 ? median(mean(0, d), mean(1, d), mean(2, d))
+                                  : median(mean(0, d), mean(1, d), mean(2, d), mean(3, d), mean(4, d)));
 }
 
 bool prepare(const Loss& p, const Record& r, i64 t) {

@@ -65,34 +65,50 @@ struct Support {
   }
 };
 
+// The sample of the largest weight of each class into means, the first of those: differences to it lose
+// nothing to a common offset, nor to what is far in another class or weighs little. best: [N][ld] scratch.
+template <class R>
+void take_origins(const Support<R>& of, R* means, i64 ld, R* best, R* row) {
+  for (i64 s = 0; s < of.samples; ++s) {
+    const R w = weight_of(of.weight, s);
+    if (w == 0) continue;  // its label may be anything
+    R& largest = best[of.labels[s] * ld];
+    if (!(w > largest)) continue;
+    largest = w;
+    std::memcpy(means + of.labels[s] * ld, of.row(s, row), sizeof(R) * size_t(of.features));
+  }
+}
+
 // means [N][ld], zeros behind the features, and one over each class' weight; false where a label or
-// a weight is not as it must be, or a class has no sample of weight above 0. Sums are of differences
-// to the class' first sample: a common offset costs nothing, nor does what is far in another class.
+// a weight is not as it must be, or a class has no sample of weight above 0.
 // Scratch: differences as large as the means, and a row of half precision.
 template <class R>
 bool class_means_of(const Support<R>& of, i64 classes, R* means, i64 ld, R* inverse, R* differences,
                     R* row) {
   R total;
   if (!check_labels(of.labels, of.weight, of.samples, classes, &total)) return false;
-  std::memset(means, 0, sizeof(R) * size_t(classes * ld));
-  std::memset(differences, 0, sizeof(R) * size_t(classes * ld));
+  const size_t bytes = sizeof(R) * size_t(classes * ld);
+  std::memset(means, 0, bytes);
+  std::memset(differences, 0, bytes);
+  take_origins(of, means, ld, differences, row);
+  std::memset(differences, 0, bytes);
   std::memset(inverse, 0, sizeof(R) * size_t(classes));
   for (i64 s = 0; s < of.samples; ++s) {
     const R w = weight_of(of.weight, s);
     if (w == 0) continue;
     const i64 n = of.labels[s];
-    const R* x = of.row(s, row);
-    if (inverse[n] == 0)
-      std::memcpy(means + n * ld, x, sizeof(R) * size_t(of.features));
-    else
-      add_difference(differences + n * ld, x, means + n * ld, w, of.features);
+    const bool is_origin = !of.weight && inverse[n] == 0;
+    if (!is_origin) add_difference(differences + n * ld, of.row(s, row), means + n * ld, w, of.features);
     inverse[n] += w;
   }
   for (i64 n = 0; n < classes; ++n) {
     if (inverse[n] == 0) return false;
     inverse[n] = 1 / inverse[n];
     R* mean = means + n * ld;
-    for (i64 d = 0; d < of.features; ++d) mean[d] += differences[n * ld + d] * inverse[n];
+    for (i64 d = 0; d < of.features; ++d) {
+      const R shift = differences[n * ld + d] * inverse[n];
+      mean[d] = mean[d] - mean[d] == 0 ? mean[d] + shift : mean[d];  // an infinite one stays
+    }
   }
   return true;
 }

@@ -169,7 +169,7 @@ class _Fused(Function):
     ) -> tuple[Tensor, Tensor]:
         known, task, n_way, metric, temperature, accuracy = call
         wanted = ctx.needs_input_grad[1:]
-        ctx.factor = _expected_factor(known, wanted)
+        ctx.factor, ctx.gradients = _expected_factor(known, wanted), None
         if ctx.factor is None:
             loss, logits, record = loss_forward(
                 known.kernels, task, n_way, metric, temperature, True, accuracy
@@ -189,6 +189,7 @@ class _Fused(Function):
         ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         *tensors, learned = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None  # a second backward makes others
         known, record, n_way, metric, number = ctx.call
         task, wanted = Task(*tensors), ctx.needs_input_grad[1:]
         temperature = number if learned is None else learned
@@ -200,10 +201,8 @@ class _Fused(Function):
             found = _composed_gradients(task, n_way, metric, temperature, grads, wanted)
         else:
             factor = _factor(known, grad_loss)
-            if factor is not None and factor == ctx.factor:
-                (support, query), ctx.factor = ctx.gradients, None
-                ctx.gradients = None  # given away: a second backward makes others
-                return None, support, query, None
+            if gradients is not None and factor == ctx.factor:
+                return None, *gradients, None
             found = loss_backward(
                 known.kernels, record, task, n_way, metric, temperature, grad_loss, wanted
             )

@@ -100,10 +100,10 @@ def class_means(x: Tensor, labels: Tensor, n_way: int, weight: Tensor | None) ->
     if weight is not None:
         member = member * weight.unsqueeze(1)
     share = member / member.sum(2, keepdim=True)
-    # Sums of differences to the class' first sample: features with a large common offset would lose
-    # it in rounding. The shares of a class add up to 1, so that nothing depends on the origin.
-    first = (member > 0).int().argmax(2)
-    origin = _rows(x.detach(), first)
+    # Sums of differences to the class' sample of the largest weight: features with a large common
+    # offset would lose it in rounding. The shares of a class add up to 1, so that nothing depends
+    # on the origin.
+    origin = _rows(x.detach(), member.detach().argmax(2))
     return origin + share @ (x - _rows(origin, labels))
 
 

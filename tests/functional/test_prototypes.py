@@ -440,9 +440,12 @@ def test_a_gradient_of_zeros_that_lie_nowhere():
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
-@pytest.mark.parametrize("n, shots, place", [(5, 1, 0), (5, 1, 3), (3, 2, 1), (24, 2, 7)])
+@pytest.mark.parametrize(
+    "n, shots, place",
+    [(5, 1, [0]), (5, 1, [1, 3]), (4, 1, [3]), (3, 2, [1]), (24, 2, [7]), (20, 1, [3, 13])],
+)
 @pytest.mark.parametrize("far", [1e4, 1e8])
-def test_an_outlier_costs_the_other_classes_nothing(backend, metric, n, shots, place, far):
+def test_outliers_cost_the_other_classes_nothing(backend, metric, n, shots, place, far):
     if backend == "cpu" and native.can_run() is not None:
         pytest.skip("the native kernels are not built")
     torch.manual_seed(3)
@@ -457,6 +460,38 @@ def test_an_outlier_costs_the_other_classes_nothing(backend, metric, n, shots, p
     for mine, theirs, exact in zip(ours[2:], plain[2:], right[2:], strict=True):
         error = (theirs - exact).abs().max()
         assert (mine - exact).abs().max() <= max(2 * error, 1e-6 * exact.abs().max())
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_outlier_of_little_weight_costs_nothing(backend):
+    if backend == "cpu" and native.can_run() is not None:
+        pytest.skip("the native kernels are not built")
+    torch.manual_seed(0)
+    task = problem(t=1, n=3, s=6, q=9, d=16, dtype=torch.float32)
+    task["support_y"] = torch.tensor([[0, 0, 1, 1, 2, 2]])
+    task["support"][0, ::2] *= 1e6
+    weight = torch.ones(1, 6)
+    weight[0, ::2] = 1e-6
+    with fm.use_backend(backend):
+        loss, _ = fmF.prototype_loss(**task, temperature=10.0, support_weight=weight)
+    right = plain_loss(
+        **in_double(task), metric="sqeuclidean", temperature=10.0,
+        weights=(weight.double(), torch.ones(1, 9, dtype=DOUBLE)),
+    )[0]  # fmt: skip
+    assert abs(float(loss - right)) < 1e-6
+
+
+@needs_native
+@pytest.mark.parametrize("place", [2, 3])
+def test_an_infinity_in_one_class_leaves_the_others(place):
+    torch.manual_seed(0)
+    task = problem(t=1, n=3, s=6, q=9, d=4, dtype=torch.float32)
+    task["support_y"] = torch.tensor([[0, 0, 1, 1, 2, 2]])
+    task["query_y"] = torch.arange(9)[None] % 2 * 2
+    task["support"][0, place, 3] = math.inf
+    loss, _ = fmF.prototype_loss(**task)
+    assert loss.isfinite().all()
+    torch.testing.assert_close(loss, plain_loss(**task, metric="sqeuclidean")[0])
 
 
 @pytest.mark.parametrize("temperature", [True, "1", None, 1j])

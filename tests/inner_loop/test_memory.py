@@ -47,6 +47,6 @@ def peak_beyond_the_weights(engine, steps):
 @pytest.mark.skipif(not PEAK.exists(), reason="this system does not tell peak memory")
 @pytest.mark.parametrize("engine", ["layered", "vmap"])
 def test_the_peak_does_not_grow_with_the_steps(engine):
-    # The allocator's luck only ever adds: the lesser of two runs is what a step needs.
-    few, many = (min(peak_beyond_the_weights(engine, steps) for _ in range(2)) for steps in (5, 50))
+    # The allocator's luck only ever adds: the least of three runs is what a step needs.
+    few, many = (min(peak_beyond_the_weights(engine, steps) for _ in range(3)) for steps in (5, 50))
     assert 0 < many <= 1.3 * few
