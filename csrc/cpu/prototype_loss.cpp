@@ -74,9 +74,10 @@ V median(V a, V b, V c, V d, V e) {
 void put_centre(Real* centre, const Real* means, i64 ld, i64 classes, Real* scratch) {
   const i64 groups = classes < 3 ? 1 : classes < 5 ? 3 : 5;
   if (groups == 1) return put_mean(centre, means, ld, 0, classes);
-  for (i64 i = 0; i < groups; ++i)
+  for (i64 i = 0; groups < classes && i < groups; ++i)
     put_mean(scratch + i * ld, means, ld, classes * i / groups, classes * (i + 1) / groups);
-  const auto mean = [&](i64 i, i64 d) { return load_anywhere(scratch + i * ld + d); };
+  const Real* means_of_groups = groups < classes ? scratch : means;
+  const auto mean = [&](i64 i, i64 d) { return load_anywhere(means_of_groups + i * ld + d); };
   for (i64 d = 0; d < ld; d += W)
     store(centre + d, groups == 3 ? median(mean(0, d), mean(1, d), mean(2, d))
                                   : median(mean(0, d), mean(1, d), mean(2, d), mean(3, d), mean(4, d)));

@@ -66,7 +66,7 @@ struct Support {
 };
 
 // The sample of the largest weight of each class into means, the first of those: differences to it lose
-// nothing to a common offset, nor to what is far in another class or weighs little. best: [N][ld] scratch.
+// nothing to a common offset, nor to what is far in another class or weighs little. best: zeros, [N][ld].
 template <class R>
 void take_origins(const Support<R>& of, R* means, i64 ld, R* best, R* row) {
   for (i64 s = 0; s < of.samples; ++s) {
@@ -90,24 +90,29 @@ bool class_means_of(const Support<R>& of, i64 classes, R* means, i64 ld, R* inve
   const size_t bytes = sizeof(R) * size_t(classes * ld);
   std::memset(means, 0, bytes);
   std::memset(differences, 0, bytes);
-  take_origins(of, means, ld, differences, row);
-  std::memset(differences, 0, bytes);
   std::memset(inverse, 0, sizeof(R) * size_t(classes));
+  if (of.weight) {
+    take_origins(of, means, ld, differences, row);
+    std::memset(differences, 0, bytes);
+  }
   for (i64 s = 0; s < of.samples; ++s) {
     const R w = weight_of(of.weight, s);
     if (w == 0) continue;
     const i64 n = of.labels[s];
-    const bool is_origin = !of.weight && inverse[n] == 0;
-    if (!is_origin) add_difference(differences + n * ld, of.row(s, row), means + n * ld, w, of.features);
+    const R* x = of.row(s, row);
+    if (!of.weight && inverse[n] == 0)
+      std::memcpy(means + n * ld, x, sizeof(R) * size_t(of.features));
+    else
+      add_difference(differences + n * ld, x, means + n * ld, w, of.features);
     inverse[n] += w;
   }
   for (i64 n = 0; n < classes; ++n) {
     if (inverse[n] == 0) return false;
     inverse[n] = 1 / inverse[n];
-    R* mean = means + n * ld;
-    for (i64 d = 0; d < of.features; ++d) {
-      const R shift = differences[n * ld + d] * inverse[n];
-      mean[d] = mean[d] - mean[d] == 0 ? mean[d] + shift : mean[d];  // an infinite one stays
+    for (i64 i = n * ld; i < (n + 1) * ld; i += lanes<R>) {
+      const Vec<R> origin = load_anywhere(means + i);
+      const Vec<R> moved = origin + load_anywhere(differences + i) * splat(inverse[n]);
+      store_anywhere(means + i, select(origin - origin == 0, moved, origin));  // an infinite one stays
     }
   }
   return true;
