@@ -224,7 +224,7 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
           const py::gil_scoped_release release;
           if (!record.kernels.loss_backward(p, static_cast<const R*>(record.memory.data()), g))
             throw std::invalid_argument(
-                "prototype_loss: support_y was changed, past autograd, between forward and backward");
+                "prototype_loss: support_y or its weight was changed, past autograd, since the forward");
         });
 }
 

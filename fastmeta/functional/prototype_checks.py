@@ -115,7 +115,7 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
             )
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, not {temperature!r}")
-        return temperature
+        return temperature if type(temperature) is float else float(temperature)
     tasks = len(query)
     if list(temperature.shape) not in ([], [tasks]):
         raise ValueError(f"temperature must be [] or [{tasks}], not {list(temperature.shape)}")

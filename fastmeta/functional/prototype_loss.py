@@ -74,7 +74,7 @@ def prototype_loss(
         ValueError: shapes that do not fit, a label outside [0, n_way), a class without a support
             sample of weight above 0, a weight that is negative or not finite, an unknown metric,
             a temperature that is not above 0 and finite (inside a CUDA graph, nobody can look).
-        TypeError: dtypes or devices that do not fit.
+        TypeError: dtypes or devices that do not fit, or a temperature that is no number.
 
     Equivalent to::
 

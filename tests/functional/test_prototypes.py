@@ -2,7 +2,9 @@
 
 import math
 from contextlib import nullcontext
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -426,7 +428,7 @@ def test_labels_changed_past_autograd_are_refused(monkeypatch):
     task["support"].requires_grad_()
     loss, _ = fmF.prototype_loss(**task)
     labels[:] = -(2**40)
-    with pytest.raises(ValueError, match="support_y was changed"):
+    with pytest.raises(ValueError, match="support_y or its weight was changed"):
         loss.sum().backward()
 
 
@@ -492,6 +494,14 @@ def test_an_infinity_in_one_class_leaves_the_others(place):
     loss, _ = fmF.prototype_loss(**task)
     assert loss.isfinite().all()
     torch.testing.assert_close(loss, plain_loss(**task, metric="sqeuclidean")[0])
+
+
+@pytest.mark.parametrize("temperature", [2, np.float32(2), np.float64(2), np.int64(2), Fraction(2)])
+def test_a_temperature_is_any_kind_of_number(temperature):
+    task = problem(dtype=torch.float32)
+    found = fmF.prototype_loss(**task, temperature=temperature)
+    right = fmF.prototype_loss(**task, temperature=2.0)
+    assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
 
 
 @pytest.mark.parametrize("temperature", [True, "1", None, 1j])
