@@ -16,6 +16,7 @@
 //
 #include "../network/passes.h"
 //
+#include "low_rank_step.h"
 #include "run.h"
 #include "stages.h"
 
@@ -85,46 +86,59 @@ bool packs(const InnerLoop<Real>& loop) {
 
 // ---- the entry points ----------------------------------------------------------------------------
 
-using PackPlan = Plan<Pack<Real>>;
-using SoloPlan = Plan<Solo<Real>>;
-using PackPasses = Passes<Pack<Real>>;
-using SoloPasses = Passes<Solo<Real>>;
+template <class T>
+struct Kind {
+  using Adaptation = T;
+};
+
+// f(kind of adaptation) of a chain.
+template <class F>
+auto with_adaptation(const InnerLoop<Real>& loop, F f) {
+  if (!packs(loop)) return f(Kind<Adaptation<Plan<Solo<Real>>, Passes<Solo<Real>>>>{});
+  if (LowRankPlan<Real>::pays(loop)) return f(Kind<LowRankStep<Real>>{});
+  return f(Kind<Adaptation<Plan<Pack<Real>>, Passes<Pack<Real>>>>{});
+}
 
 i64 record_size(const InnerLoop<Real>& loop) {
   if (loop.network.n_stages) return stage_record_size(loop);
   if (loop.network.written.n_rows) return written_record_size(loop);
-  return packs(loop) ? Record<PackPlan>::size(PackPlan(loop))
-                     : Record<SoloPlan>::size(SoloPlan(loop));
+  return with_adaptation(loop, [&](auto kind) {
+    using Plan = typename decltype(kind)::Adaptation::Plan;
+    return Record<Plan>::size(Plan(loop));
+  });
 }
 
 void forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
   if (loop.network.n_stages) return stage_forward(loop, out);
   if (loop.network.written.n_rows) return written_forward(loop, out);
-  return packs(loop) ? run_forward<PackPlan, PackPasses>(loop, out)
-                     : run_forward<SoloPlan, SoloPasses>(loop, out);
+  with_adaptation(loop, [&](auto kind) {
+    run_forward<typename decltype(kind)::Adaptation>(loop, out);
+  });
 }
 
 void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
               const BackwardOut<Real>& out) {
   if (loop.network.n_stages) return stage_backward(loop, in, out);
   if (loop.network.written.n_rows) return written_backward(loop, in, out);
-  return packs(loop) ? run_backward<PackPlan, PackPasses>(loop, in, out)
-                     : run_backward<SoloPlan, SoloPasses>(loop, in, out);
+  with_adaptation(loop, [&](auto kind) {
+    run_backward<typename decltype(kind)::Adaptation>(loop, in, out);
+  });
 }
 
 void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
           const BackwardOut<Real>& gradients, Real factor) {
   if (loop.network.n_stages) return stage_step(loop, out, gradients, factor);
   if (loop.network.written.n_rows) return written_step(loop, out, gradients, factor);
-  return packs(loop) ? run_step<PackPlan, PackPasses>(loop, out, gradients, factor)
-                     : run_step<SoloPlan, SoloPasses>(loop, out, gradients, factor);
+  with_adaptation(loop, [&](auto kind) {
+    run_step<typename decltype(kind)::Adaptation>(loop, out, gradients, factor);
+  });
 }
 
 const char* team(const InnerLoop<Real>& loop) {
   if (loop.network.n_stages) return "stages";
   if (loop.network.written.n_rows) return written_team(loop);
-  if (packs(loop)) return Pack<Real>::name;
-  return SoloPlan(loop).dual_size ? "dual" : Solo<Real>::name;
+  if (!packs(loop)) return Plan<Solo<Real>>(loop).dual_size ? "dual" : Solo<Real>::name;
+  return LowRankPlan<Real>::pays(loop) ? "low rank" : Pack<Real>::name;
 }
 
 }  // namespace

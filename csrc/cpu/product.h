@@ -1,7 +1,8 @@
 // Register-tiled products C[m, n] = sum over terms and k of A(m, k) B(k, n), for any strides.
 //
-// Rows m and depth k are elements; columns n are vectors. Lane says how an element of A meets a
-// vector of B: Broadcast (lanes are neighbouring columns of one task) or Direct (lanes are tasks).
+// Rows m and depth k are elements; columns n are vectors. Lane says how an element of A meets a column
+// of B: Broadcast (lanes are neighbouring columns of one task), Direct (lanes are tasks) or Shared (lanes
+// are tasks that have B and the bias in common, so that a column is a number).
 #pragma once
 
 #include "simd.h"
@@ -11,12 +12,25 @@
 namespace fastmeta::FASTMETA_ISA {
 
 struct Broadcast {
+  static constexpr bool a_is_vector = false, b_is_vector = true;
   template <class R>
-  static FASTMETA_INLINE Vec<R> operand(const R* a) { return splat(*a); }
+  static FASTMETA_INLINE Vec<R> element(const R* a) { return splat(*a); }
+  template <class R>
+  static FASTMETA_INLINE Vec<R> column(const R* b) { return load(b); }
 };
 struct Direct {
+  static constexpr bool a_is_vector = true, b_is_vector = true;
   template <class R>
-  static FASTMETA_INLINE Vec<R> operand(const R* a) { return load(a); }
+  static FASTMETA_INLINE Vec<R> element(const R* a) { return load(a); }
+  template <class R>
+  static FASTMETA_INLINE Vec<R> column(const R* b) { return load(b); }
+};
+struct Shared {
+  static constexpr bool a_is_vector = true, b_is_vector = false;
+  template <class R>
+  static FASTMETA_INLINE Vec<R> element(const R* a) { return load(a); }
+  template <class R>
+  static FASTMETA_INLINE Vec<R> column(const R* b) { return splat(*b); }
 };
 
 // Puts a tile of sums where it belongs. The kind of the end is asked once a tile and not once a
@@ -72,13 +86,14 @@ FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> 
   }
 }
 
-template <int MR, int NR, class R>
+template <class Lane, int MR, int NR, class R>
 FASTMETA_INLINE void start(const Target<R>& target, i64 m, i64 n, Vec<R> (&acc)[MR][NR]) {
   using V = Vec<R>;
   constexpr int W = lanes<R>;
+  constexpr i64 width = Lane::b_is_vector ? lanes<R> : 1;
 #pragma GCC unroll 16
   for (int j = 0; j < NR; ++j) {
-    const V first = target.finish == Finish::Bias ? load(target.row + (n + j) * W) : V{};
+    const V first = target.finish == Finish::Bias ? Lane::column(target.row + (n + j) * width) : V{};
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
       acc[i][j] = target.continues ? load(target.c + (m + i) * target.c_m + (n + j) * W) : first;
@@ -91,7 +106,7 @@ FASTMETA_INLINE void tile(const Term<R>* terms, int n_terms, const Target<R>& ta
   using V = Vec<R>;
   constexpr int W = lanes<R>;
   V acc[MR][NR];
-  start(target, m, n, acc);
+  start<Lane>(target, m, n, acc);
   for (int t = 0; t < n_terms; ++t) {
     const Term<R>& term = terms[t];
     const R* a = term.a + m * term.a_m;
@@ -101,10 +116,10 @@ FASTMETA_INLINE void tile(const Term<R>* terms, int n_terms, const Target<R>& ta
     for (i64 k = term.depth; k > 0; --k) {
       V column[NR];
 #pragma GCC unroll 16
-      for (int j = 0; j < NR; ++j) column[j] = load(b + j * b_n);
+      for (int j = 0; j < NR; ++j) column[j] = Lane::column(b + j * b_n);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
-        const V element = Lane::operand(a + i * a_m);
+        const V element = Lane::element(a + i * a_m);
 #pragma GCC unroll 16
         for (int j = 0; j < NR; ++j) acc[i][j] += element * column[j];
       }
@@ -180,10 +195,10 @@ template <class Lane, class R>
 bool walks_columns_outside(const Term<R>* terms, int n_terms, i64 m, i64 n, i64 row_tiles,
                            i64 column_tiles) {
   constexpr i64 cache = 24 << 10;  // of 32 KiB and more
-  constexpr i64 a_width = std::is_same_v<Lane, Broadcast> ? 1 : lanes<R>;
+  constexpr i64 a_width = Lane::a_is_vector ? lanes<R> : 1, b_width = Lane::b_is_vector ? lanes<R> : 1;
   i64 depth = 0;
   for (int t = 0; t < n_terms; ++t) depth += terms[t].depth;
-  const i64 a = m * a_width * depth * i64(sizeof(R)), b = n * lanes<R> * depth * i64(sizeof(R));
+  const i64 a = m * a_width * depth * i64(sizeof(R)), b = n * b_width * depth * i64(sizeof(R));
   const i64 columns_first = b + (a <= cache ? a : a * column_tiles);
   const i64 rows_first = a + (b <= cache ? b : b * row_tiles);
   return columns_first < rows_first;
@@ -219,7 +234,7 @@ constexpr i64 deepest = 256;
 template <class Lane, class R>
 bool goes_term_by_term(const Term<R>* terms, int n_terms, i64 m) {
   constexpr i64 cache = 32 << 10;
-  constexpr i64 a_width = std::is_same_v<Lane, Broadcast> ? 1 : lanes<R>;
+  constexpr i64 a_width = Lane::a_is_vector ? lanes<R> : 1;
   return n_terms == 2 && m * a_width * (terms[0].depth + terms[1].depth) * i64(sizeof(R)) > cache;
 }
 

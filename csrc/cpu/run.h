@@ -117,8 +117,10 @@ class Workers {
   Memory team_memory_, worker_memory_;
 };
 
-template <class Plan, class Passes, class R>
+// Adaptation: what one team does, forward and backward, by a plan of its own.
+template <class Adaptation, class R>
 void run_forward(const InnerLoop<R>& loop, const ForwardOut<R>& out) {
+  using Plan = typename Adaptation::Plan;
   const Plan plan(loop);
   const Memory unkept(out.record ? 0 : i64(sizeof(R)) * Record<Plan>::common_size(plan));
   Record<Plan> record(plan, out.record ? out.record : static_cast<R*>(unkept.data()));
@@ -126,7 +128,7 @@ void run_forward(const InnerLoop<R>& loop, const ForwardOut<R>& out) {
   const Common<R> common = record.common();
   Workers<Plan>(plan, plan.teams(), 0).run([&](R* scratch, const Crew& crew, i64 team) {
     R* kept = out.record ? record.kept + team * Record<Plan>::team_size(plan) : nullptr;
-    Adaptation<Plan, Passes>(plan, common, scratch, crew).forward(team, out, kept);
+    Adaptation(plan, common, scratch, crew).forward(team, out, kept);
   });
 }
 
@@ -163,7 +165,7 @@ void put_sums(const Plan& plan, const R* sums, i64 steps, R* const* out, bool sk
 }
 
 // f(adaptation, team, scratch of extra scalars, sums) for all teams, and what comes of the sums.
-template <class Plan, class Passes, class R, class F>
+template <class Adaptation, class Plan, class R, class F>
 void sum_over_teams(const Plan& plan, const Common<R>& common, const BackwardOut<R>& out, i64 extra,
                     F f) {
   const i64 size = plan.shared_size * (1 + (out.rates ? plan.rate_steps : 0));
@@ -173,7 +175,7 @@ void sum_over_teams(const Plan& plan, const Common<R>& common, const BackwardOut
   Workers<Plan>(plan, runs, of_rates + extra).run([&](R* scratch, const Crew& crew, i64 run) {
     R* mine = static_cast<R*>(sums.data()) + run * size;
     std::memset(mine, 0, sizeof(R) * size_t(size));
-    Adaptation<Plan, Passes> adaptation(plan, common, scratch, crew);
+    Adaptation adaptation(plan, common, scratch, crew);
     const i64 end = piece_begin(plan.teams(), runs, run + 1);
     for (i64 team = piece_begin(plan.teams(), runs, run); team < end; ++team)
       f(adaptation, team, scratch + plan.scratch_size + of_rates,
@@ -185,11 +187,12 @@ void sum_over_teams(const Plan& plan, const Common<R>& common, const BackwardOut
   if (out.rates) put_sums(plan, total + plan.shared_size, plan.rate_steps, out.rates, false);
 }
 
-template <class Plan, class Passes, class R>
+template <class Adaptation, class R>
 void run_backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out) {
+  using Plan = typename Adaptation::Plan;
   const Plan plan(loop);
   const Record<Plan> record(plan, const_cast<R*>(in.record));
-  sum_over_teams<Plan, Passes>(
+  sum_over_teams<Adaptation>(
       plan, record.common(), out, 0, [&](auto& adaptation, i64 team, R*, const Sums<R>& sums) {
         adaptation.backward(team, in, record.kept + team * Record<Plan>::team_size(plan), out, sums);
       });
@@ -208,9 +211,10 @@ void multiply_gradients(const Plan& plan, const BackwardOut<R>& gradients, R fac
 
 // Forward, and the gradient of the sum of the tasks' losses times a factor, one team after the other: what
 // a team keeps for its backward stays in the cache.
-template <class Plan, class Passes, class R>
+template <class Adaptation, class R>
 void run_step(const InnerLoop<R>& loop, const ForwardOut<R>& out, const BackwardOut<R>& gradients,
               R factor) {
+  using Plan = typename Adaptation::Plan;
   const Plan plan = Plan::keeping(loop);
   const Memory shared(i64(sizeof(R)) * Record<Plan>::common_size(plan));
   Record<Plan> record(plan, static_cast<R*>(shared.data()));
@@ -219,7 +223,7 @@ void run_step(const InnerLoop<R>& loop, const ForwardOut<R>& out, const Backward
   R* one = static_cast<R*>(ones.data());
   for (i64 t = 0; t < loop.tasks; ++t) one[t] = 1;
   const BackwardIn<R> in{nullptr, one, nullptr, nullptr};
-  sum_over_teams<Plan, Passes>(
+  sum_over_teams<Adaptation>(
       plan, record.common(), gradients, Record<Plan>::team_size(plan),
       [&](auto& adaptation, i64 team, R* kept, const Sums<R>& sums) {
         adaptation.forward(team, out, kept);

@@ -25,24 +25,24 @@ namespace {
 
 using Real = FASTMETA_REAL;
 using Plan_ = StagePlan<Solo<Real>>;
-using Passes_ = StagePasses<Solo<Real>>;
+using Stages = Adaptation<Plan_, StagePasses<Solo<Real>>>;
 
 }  // namespace
 
 i64 stage_record_size(const InnerLoop<Real>& loop) { return Record<Plan_>::size(Plan_(loop)); }
 
 void stage_forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
-  run_forward<Plan_, Passes_>(loop, out);
+  run_forward<Stages>(loop, out);
 }
 
 void stage_backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
                     const BackwardOut<Real>& out) {
-  run_backward<Plan_, Passes_>(loop, in, out);
+  run_backward<Stages>(loop, in, out);
 }
 
 void stage_step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
                 const BackwardOut<Real>& gradients, Real factor) {
-  run_step<Plan_, Passes_>(loop, out, gradients, factor);
+  run_step<Stages>(loop, out, gradients, factor);
 }
 
 }  // namespace fastmeta::FASTMETA_ISA

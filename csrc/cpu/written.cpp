@@ -25,8 +25,8 @@ namespace {
 using Real = FASTMETA_REAL;
 using PackPlan = RowPlan<Pack<Real>>;
 using SoloPlan = RowPlan<Solo<Real>>;
-using PackPasses = RowPasses<Pack<Real>>;
-using SoloPasses = RowPasses<Solo<Real>>;
+using OfTasks = Adaptation<PackPlan, RowPasses<Pack<Real>>>;
+using OfSamples = Adaptation<SoloPlan, RowPasses<Solo<Real>>>;
 
 // ---- the choice of the team, as in kernels.cpp ---------------------------------------------------
 
@@ -82,20 +82,20 @@ i64 written_record_size(const InnerLoop<Real>& loop) {
 }
 
 void written_forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
-  return packs(loop) ? run_forward<PackPlan, PackPasses>(loop, out)
-                     : run_forward<SoloPlan, SoloPasses>(loop, out);
+  return packs(loop) ? run_forward<OfTasks>(loop, out)
+                     : run_forward<OfSamples>(loop, out);
 }
 
 void written_backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
                       const BackwardOut<Real>& out) {
-  return packs(loop) ? run_backward<PackPlan, PackPasses>(loop, in, out)
-                     : run_backward<SoloPlan, SoloPasses>(loop, in, out);
+  return packs(loop) ? run_backward<OfTasks>(loop, in, out)
+                     : run_backward<OfSamples>(loop, in, out);
 }
 
 void written_step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
                   const BackwardOut<Real>& gradients, Real factor) {
-  return packs(loop) ? run_step<PackPlan, PackPasses>(loop, out, gradients, factor)
-                     : run_step<SoloPlan, SoloPasses>(loop, out, gradients, factor);
+  return packs(loop) ? run_step<OfTasks>(loop, out, gradients, factor)
+                     : run_step<OfSamples>(loop, out, gradients, factor);
 }
 
 const char* written_team(const InnerLoop<Real>& loop) {

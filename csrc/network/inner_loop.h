@@ -27,9 +27,10 @@ struct Common {
 };
 
 // Passes: forward, backward and the R-pass of some kind of network; Plan: where it keeps things.
-template <class Plan, class Passes>
+template <class Plan_, class Passes>
 class Adaptation {
  public:
+  using Plan = Plan_;
   using Team = typename Plan::Team;
   using R = typename Team::Real;
   using V = Vec<R>;

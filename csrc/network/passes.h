@@ -2,7 +2,7 @@
 // derivative of forward and backward along a direction v in parameter space).
 #pragma once
 
-#include "activation.h"
+#include "activation_passes.h"
 #include "dual.h"
 #include "head.h"
 
@@ -396,72 +396,32 @@ class Passes {
       Team::each(rows_ * Team::stride(plan_.out(l)), f);
   }
 
-  // What an activation left. Taken before a loop: a store in it might change the plan, for all that
-  // the compiler knows.
-  struct Left {
-    R *value, *s1, *s2;
-
-    template <class F>
-    FASTMETA_INLINE V first(const F& f, i64 i) const {
-      return f.first(load(value + i), f.keeps_s1 ? load(s1 + i) : V{});
-    }
-    template <class F>
-    FASTMETA_INLINE V second(const F& f, i64 i) const {
-      return f.second(load(value + i), f.keeps_s1 ? load(s1 + i) : V{},
-                      f.keeps_s2 ? load(s2 + i) : V{});
-    }
-  };
-  FASTMETA_CODE Left left(int l) const {
+  FASTMETA_CODE Left<R> left(int l) const {
     return {value(l), values_ + plan_.s1_at[l] * values_rows_,
             values_ + plan_.s2_at[l] * values_rows_};
   }
 
   FASTMETA_CODE void activate(int l) {
     const R* z = l == 0 ? x_ : value(l - 1);
-    const Left to = left(l);
-    with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) {
-        V first{}, second{};
-        store(to.value + i, f.apply(load(z + i), first, second));
-        if (f.keeps_s1) store(to.s1 + i, first);
-        if (f.keeps_s2) store(to.s2 + i, second);
-      });
-    });
+    FASTMETA_ISA::activate(plan_.node(l), z, left(l), [&](auto f) { each_vector(l, f); });
   }
 
   FASTMETA_CODE void activation_backward(int l) {
-    const R* above = g();
     R* below = keep_ && l > 0 ? gradient(keep_, l - 1) : g();
-    const Left at = left(l);
-    with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) { store(below + i, load(above + i) * at.first(f, i)); });
-    });
+    FASTMETA_ISA::activation_backward<R>(plan_.node(l), g(), below, left(l),
+                                [&](auto f) { each_vector(l, f); });
     g_ = below;
   }
 
   FASTMETA_CODE void r_activate(int l) {
-    const R* rz = at(plan_.r_at[l - 1]);
-    R* r = at(plan_.r_at[l]);
-    const Left at = left(l);
-    with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) { store(r + i, at.first(f, i) * load(rz + i)); });
-    });
+    FASTMETA_ISA::r_activate<R>(plan_.node(l), at(plan_.r_at[l - 1]), at(plan_.r_at[l]), left(l),
+                       [&](auto f) { each_vector(l, f); });
   }
 
   FASTMETA_CODE void r_activation_backward(int l) {
-    R *gradients = g(), *rgradient = rg();
-    const bool curved = has_r(l), goes_on = !resumed_ && l > 0;
-    const R* rz = curved ? at(plan_.r_at[l - 1]) : nullptr;
-    const Left at = left(l);
-    with_activation<R>(plan_.node(l), [&](auto f) {
-      each_vector(l, [&](i64 i) {
-        const V d = at.first(f, i);
-        V r = load(rgradient + i) * d;
-        if (f.curved && curved) r += load(gradients + i) * at.second(f, i) * load(rz + i);
-        store(rgradient + i, r);
-        if (goes_on) store(gradients + i, load(gradients + i) * d);
-      });
-    });
+    const R* rz = has_r(l) ? at(plan_.r_at[l - 1]) : nullptr;
+    FASTMETA_ISA::r_activation_backward(plan_.node(l), rg(), g(), rz, !resumed_ && l > 0, left(l),
+                               [&](auto f) { each_vector(l, f); });
     if (resumed_ && l > 0) g_ = gradient(resumed_, l - 1);
   }
 

@@ -111,11 +111,7 @@ struct Plan : Parameters<Team_> {
   }
 
   // For a forward and a backward that follow each other at once.
-  static Plan keeping(const InnerLoop<R>& l) {
-    Room room;
-    room.keeps_values = Team::keeps_values;
-    return Plan(l, room);
-  }
+  static Plan keeping(const InnerLoop<R>& l) { return Plan(l, all_values()); }
 
   FASTMETA_BOTH const Node& node(int l) const { return loop.network.nodes[l]; }
   FASTMETA_BOTH bool linear(int l) const { return node(l).kind == NodeKind::Linear; }
@@ -151,6 +147,19 @@ struct Plan : Parameters<Team_> {
   }
   FASTMETA_CODE i64 in_columns(int l) const { return whole(l) ? in(l) : this->held(in(l)); }
 
+ protected:
+  static Room all_values() {
+    Room room;
+    room.keeps_values = Team::keeps_values;
+    return room;
+  }
+
+  i64 take(i64 scalars) {
+    const i64 at = scratch_size;
+    scratch_size += round_up(scalars, 64 / i64(sizeof(R)));
+    return at;
+  }
+
  private:
   void lay_out_parameters() {
     lowest_adapted = first_linear = n_nodes, last_linear = -1;
@@ -180,12 +189,6 @@ struct Plan : Parameters<Team_> {
   // Where lanes run along the inputs, rows of samples are read as vectors.
   bool misaligned(const Samples<R>& samples) const {
     return along(0) && reinterpret_cast<std::uintptr_t>(samples.x) % (sizeof(R) * Team::W) != 0;
-  }
-
-  i64 take(i64 scalars) {
-    const i64 at = scratch_size;
-    scratch_size += round_up(scalars, 64 / i64(sizeof(R)));
-    return at;
   }
 
   void lay_out_values(const Room& room) {

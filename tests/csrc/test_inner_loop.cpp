@@ -79,10 +79,20 @@ void check_kept(const Variant& variant) {
   expect(few - many >= values, variant.name, "values are not kept, or those of too many tasks are");
 }
 
-// One rate, shared parameters, a wide first layer and few samples, as where its dual form pays.
-Case<double> make_wide(unsigned seed) {
-  const auto kind = ActivationKind(seed % activation_kinds);
-  const auto loss = LossKind(seed % (int(LossKind::BinaryCrossEntropy) + 1));
+// Shared parameters, one rate.
+void share(Case<double>& c) {
+  c.per_task.assign(c.n_parameters(), false);
+  c.adapts.assign(c.n_parameters(), true);
+  c.rate_per_element.assign(c.n_parameters(), false);
+  c.rates.assign(c.n_parameters(), std::vector<double>(size_t(c.steps), 0.03));
+  for (size_t p = 0; p < c.n_parameters(); ++p) c.parameters[p].resize(size_t(c.sizes[p]));
+  for (i64 k = 0; k < c.steps; ++k) c.rates[0][size_t(k)] += 0.01 * double(k);
+  for (auto& one : c.grad_fast) one.clear();
+  c.one_rate = true;
+}
+
+// A wide first layer and few samples, as where its dual form pays.
+Case<double> make_wide(unsigned seed, ActivationKind kind, LossKind loss) {
   const i64 tasks = std::vector<i64>{1, 5, 17}[seed % 3];
   Case<double> c = make_case(seed, loss, tasks, [&](Case<double>& c, Random& random) {
     const i64 in = random.one_of({33, 64, 300}), out = random.one_of({9, 17, 32});
@@ -94,14 +104,26 @@ Case<double> make_wide(unsigned seed) {
     c.steps = random.one_of({1, 3}), c.query_n = 1 + random.below(9);
     for (double& most : c.largest) most = 0.2;
   });
-  c.per_task.assign(c.n_parameters(), false);
-  c.adapts.assign(c.n_parameters(), true);
-  c.rate_per_element.assign(c.n_parameters(), false);
-  c.rates.assign(c.n_parameters(), std::vector<double>(size_t(c.steps), 0.03));
-  for (size_t p = 0; p < c.n_parameters(); ++p) c.parameters[p].resize(size_t(c.sizes[p]));
-  for (i64 k = 0; k < c.steps; ++k) c.rates[0][size_t(k)] += 0.01 * double(k);
-  for (auto& one : c.grad_fast) one.clear();
-  c.one_rate = true;
+  share(c);
+  return c;
+}
+
+// One step of second order, packs of tasks, and layers both wide and thin for the samples.
+Case<double> make_deep(unsigned seed, ActivationKind kind, LossKind loss) {
+  const i64 tasks = 16 * processors() + 1 + seed % 3;
+  Case<double> c = make_case(seed, loss, tasks, [&](Case<double>& c, Random& random) {
+    i64 in = random.one_of({1, 3, 12});
+    if (!random.below(4)) c.nodes.push_back(activation(kind, in));
+    for (int layers = 2 + random.below(2); layers; --layers) {
+      const i64 out = random.one_of({1, 12, 21, 21});
+      c.nodes.push_back(linear(c, random, in, out));
+      if (layers > 1 || !random.below(3)) c.nodes.push_back(activation(kind, out));
+      in = out;
+    }
+    c.steps = 1, c.order = 2, c.query_n = 1 + random.below(6);
+    for (double& most : c.largest) most = 0.4;
+  });
+  share(c);
   return c;
 }
 
@@ -111,25 +133,27 @@ double difference(const std::vector<double>& a, const std::vector<double>& b) {
   return norm(by) / (norm(b) + 1e-30);
 }
 
-// The same numbers as those of the weights themselves.
-void check_dual(const Variant& variant) {
-  int duals = 0;
-  for (unsigned seed = 1; seed <= 48; ++seed) {
-    const auto where = std::string(variant.name) + ", dual form, seed " + std::to_string(seed);
-    Case<double> c = make_wide(seed);
+// The same numbers as those of the weights themselves, where nobody asks for weights.
+template <class F>
+void check_form(const Variant& variant, const std::string& team, unsigned seeds, F make) {
+  unsigned chosen = 0;
+  for (unsigned seed = 1; seed <= seeds; ++seed) {
+    const auto where = std::string(variant.name) + ", " + team + ", seed " + std::to_string(seed);
+    Case<double> c = make(seed, ActivationKind(seed % activation_kinds),
+                          LossKind(seed % (int(LossKind::Program) + 1)));
     auto plain = forward_and_backward(*variant.f64, c, 1);
     plain.fast.assign(plain.fast.size(), {});
     c.weights_stay = true;
-    duals += variant.f64->team(Call<double>(c, 1).loop) == std::string("dual");
-    const auto dual = check_call(*variant.f64, c, where);
-    const auto left = plain.all(), right = dual.all();
+    chosen += variant.f64->team(Call<double>(c, 1).loop) == team;
+    const auto other = check_call(*variant.f64, c, where);
+    const auto left = plain.all(), right = other.all();
     for (size_t i = 0; i < left.size(); ++i)
       expect(difference(*right[i], *left[i]) < 1e-11, where, "another number");
     const auto small = check_call(*variant.f32, in_float(c), where + ", float32");
     c = moved(c, Direction(c, 0), 1e-3);
-    expect(near(small, dual) || float32_is_near(variant, c), where, "float32 is far from float64");
+    expect(near(small, other) || float32_is_near(variant, c), where, "float32 is far from float64");
   }
-  expect(duals >= 8, variant.name, "the dual form was hardly ever chosen");
+  expect(chosen >= seeds / 6, variant.name + (", " + team), "the form was hardly ever chosen");
 }
 
 void check_programs(const Variant& variant) {
@@ -157,7 +181,8 @@ void check_variant(const Variant& variant) {
       }
   check_programs(variant);
   check_labels_out_of_range(variant);
-  check_dual(variant);
+  check_form(variant, "dual", 48, make_wide);
+  check_form(variant, "low rank", 52, make_deep);
   check_kept(variant);
   expect(teams.size() == 4, variant.name, "a team was never chosen");
 }
