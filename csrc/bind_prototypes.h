@@ -6,6 +6,7 @@
 
 #include <array>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -170,13 +171,13 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
   namespace py = pybind11;
   py::class_<LossRecord<R>>(m, ("PrototypeRecord_" + suffix).c_str());
 
-  // Tensors that are contiguous, None where one is not there. for_support and for_query: the gradients of
-  // the sum of the losses times the factor, if they are wanted at once. None where a label, a weight or a
-  // temperature is not as it must be.
+  // Tensors that are contiguous, None where one is not there. loss: [T], or [] for the sum of the losses
+  // times the share. for_support and for_query: the gradients of the sum of the losses times the factor, if
+  // they are wanted at once. None where a label, a weight or a temperature is not as it must be.
   m.def(("prototype_loss_" + suffix).c_str(),
         [kernels](const py::tuple& task, i64 n_way, int metric, int threads, py::handle temperature,
-                  py::handle loss, py::handle logits, py::handle accuracy, bool differentiable,
-                  py::handle for_support, py::handle for_query,
+                  py::handle loss, double share, py::handle logits, py::handle accuracy,
+                  bool differentiable, py::handle for_support, py::handle for_query,
                   R factor) -> std::unique_ptr<LossRecord<R>> {
           const auto p = loss_of<R>(TaskArgument(task), n_way, metric, threads, temperature);
           const TensorArgument losses(loss), scores(logits), shares(accuracy);
@@ -184,19 +185,23 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
           const bool at_once = gradients.support || gradients.query;
           if (at_once && !differentiable)
             throw std::invalid_argument("prototype_loss: gradients of what is not differentiable");
-          if (!losses.has_shape({p.tasks}) || !scores.has_shape({p.tasks, p.queries, p.classes}) ||
+          const bool reduces = losses.ndim() == 0;
+          if (!(reduces || losses.has_shape({p.tasks})) || !scores.has_shape({p.tasks, p.queries, p.classes}) ||
               (shares.given() && !shares.has_shape({p.tasks})))
             throw std::invalid_argument("prototype_loss: the results do not fit the task");
           const py::gil_scoped_release release;
           const PrototypeKernels<R>& run = kernels();
           std::unique_ptr<LossRecord<R>> record(new LossRecord<R>{
               run, p, Memory(i64(sizeof(R)) * run.record_size(p)), differentiable});
-          const PrototypeResult<R> out{losses.template data<R>(), scores.template data<R>(),
+          const Memory apart(reduces ? i64(sizeof(R)) * p.tasks : 0);
+          R* const to = reduces ? static_cast<R*>(apart.data()) : losses.template data<R>();
+          const PrototypeResult<R> out{to, scores.template data<R>(),
                                        shares.template data<R>()};
           PrototypeGradients<R> wanted = gradients;
           wanted.loss = &factor;  // of every task
           const bool fits = run.loss(p, out, static_cast<R*>(record->memory.data()), differentiable,
                                      at_once ? &wanted : nullptr);
+          if (reduces) *losses.template data<R>() = R(share * std::accumulate(to, to + p.tasks, 0.0));
           return fits ? std::move(record) : nullptr;
         });
 

@@ -123,7 +123,7 @@ template <class R>
 std::optional<R> common_value(py::handle tensor) {
   const TensorArgument x(tensor);
   if (!x.given()) return std::nullopt;  // PyTorch knows zeros that lie nowhere
-  require(x.ndim() == 1 && x.holds<R>(), "common_value: a tensor [n]");
+  require(x.ndim() <= 1 && x.holds<R>(), "common_value: a tensor [n] or []");
   const R* at = x.data<R>();
   const i64 stride = x.first_stride(), n = stride ? x.size(0) : 1;
   for (i64 i = 1; i < n; ++i)

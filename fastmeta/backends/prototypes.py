@@ -19,7 +19,7 @@ from fastmeta.backends.halves import dtype_of_sums
 from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = [
-    "can_find", "can_load", "can_run", "class_means", "common_value", "loss_at_once",
+    "can_find", "can_load", "can_run", "class_means", "common_value", "in_all", "loss_at_once",
     "loss_backward", "loss_forward", "nearest", "project", "pull", "squared",
 ]  # fmt: skip
 
@@ -115,45 +115,52 @@ class Task(NamedTuple):
 
 def loss_forward(
     task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
-    accuracy: Tensor | None = None,
+    accuracy: Tensor | None = None, share: float | None = None,
 ) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
     """The loss [T], the logits [T, Q, N] and what `loss_backward` needs; fills `accuracy` [T].
 
-    None if labels, weights or temperatures do not fit. Without `differentiable` there is no
-    backward.
+    With a `share` the loss is [], the sum over tasks times the share. None if labels, weights or
+    temperatures do not fit. Without `differentiable` there is no backward.
     """
-    return _loss(task, n_way, metric, temperature, differentiable, accuracy, None, None, 0.0)
+    return _loss(task, n_way, metric, temperature, differentiable, accuracy, share)
 
 
 def loss_at_once(
     task: Task, n_way: int, metric: str, temperature: float | Tensor, accuracy: Tensor | None,
-    factor: float, wanted: tuple[bool, bool, bool],
+    share: float | None, factor: float, wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Any, tuple[Tensor | None, Tensor | None]] | None:  # fmt: skip
-    """`loss_forward` with what `loss_backward` gives for a gradient of `factor` for every loss.
+    """`loss_forward` with what `loss_backward` gives for a gradient of `factor` for every task.
 
     wanted: as of `loss_backward`, but not for temperatures.
     """
     gradients = _gradients(task, wanted)
-    found = _loss(task, n_way, metric, temperature, True, accuracy, *gradients, factor)
+    found = _loss(task, n_way, metric, temperature, True, accuracy, share, *gradients, factor)
     return None if found is None else (*found, gradients)
 
 
+def in_all(loss: Tensor, share: float | None) -> Tensor:
+    """The losses [T], or their sum times the share."""
+    return loss if share is None else loss.sum() * share
+
+
 def common_value(x: Tensor) -> float | None:
-    """The number that all of x [n] are, or None."""
+    """The number that all of x, [n] or [], are, or None."""
     return _kernel_of("common_value", x.dtype)(x)
 
 
 def _loss(
     task: Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
-    accuracy: Tensor | None, for_support: Tensor | None, for_query: Tensor | None, factor: float,
+    accuracy: Tensor | None, share: float | None, for_support: Tensor | None = None,
+    for_query: Tensor | None = None, factor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
     query = task.query
     (tasks, queries, _), dtype = query.shape, dtype_of_sums(query)
-    loss = cpu.empty((tasks,), query) if dtype is query.dtype else torch.empty(tasks, dtype=dtype)
+    shape = (tasks,) if share is None else ()
+    loss = cpu.empty(shape, query) if dtype is query.dtype else torch.empty(shape, dtype=dtype)
     logits = cpu.empty((tasks, queries, n_way), loss)
     record = _kernel_of("prototype_loss", dtype)(
-        task, n_way, _METRICS[metric], torch.get_num_threads(), temperature, loss, logits, accuracy,
-        differentiable, for_support, for_query, factor,
+        task, n_way, _METRICS[metric], torch.get_num_threads(), temperature, loss, share or 0.0,
+        logits, accuracy, differentiable, for_support, for_query, factor,
     )  # fmt: skip
     return None if record is None else (loss, logits, record)
 

@@ -17,6 +17,7 @@ from fastmeta.accuracy import accuracy_of
 from fastmeta.backends import triton
 from fastmeta.backends.halves import HALVES, dtype_of_sums, for_sums
 from fastmeta.backends.operation import operation
+from fastmeta.backends.prototypes import in_all
 
 __all__ = [
     "LOADED", "can_find", "class_means", "loss_backward", "loss_forward", "nearest", "project",
@@ -96,12 +97,13 @@ class _Record(NamedTuple):
 @triton.on_their_device
 def loss_forward(
     task: _Task, n_way: int, metric: str, temperature: float | Tensor, differentiable: bool,
-    accuracy: Tensor | None = None,
+    accuracy: Tensor | None = None, share: float | None = None,
 ) -> tuple[Tensor, Tensor, Any] | None:  # fmt: skip
     """The loss [T], the logits [T, Q, N] and what `loss_backward` needs; fills `accuracy` [T].
 
-    None if labels, weights or temperatures do not fit. support [T, S, D], query [T, Q, D], labels
-    and weights [T, S] and [T, Q]; a temperature that is a tensor is [] or [T].
+    With a `share` the loss is [], the sum over tasks times the share. None if labels, weights or
+    temperatures do not fit. support [T, S, D], query [T, Q, D], labels and weights [T, S] and
+    [T, Q]; a temperature that is a tensor is [] or [T].
     """
     from fastmeta.kernels.class_means import class_means as means_of
     from fastmeta.kernels.labels_fit import misfits
@@ -125,7 +127,7 @@ def loss_forward(
     # An output in the record of its own node would keep itself, and all of the graph, forever.
     kept = found._replace(loss=found.loss.detach(), logits=found.logits.detach())
     record = _Record(temperature, metric, means, mass, kept, kept.logits._version)
-    return found.loss, found.logits, record
+    return in_all(found.loss, share), found.logits, record
 
 
 @triton.on_their_device

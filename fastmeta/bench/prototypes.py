@@ -183,8 +183,8 @@ def _fastmeta(point: Prototypes, arrays: Arrays) -> Call:
         torch.float32,
         lambda support, query: prototype_loss(
             support, arrays.support_y, query, arrays.query_y, n_way=point.classes,
-            temperature=float(point.features),
-        )[0].mean(),
+            temperature=float(point.features), reduction="mean",
+        )[0],
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.halves import dtype_of_sums, for_sums
 from fastmeta.backends.operation import is_traced
-from fastmeta.backends.prototypes import Task, common_value
+from fastmeta.backends.prototypes import Task, common_value, in_all
 from fastmeta.functional.distances import distance
 from fastmeta.functional.eager import Function, apply_to_plain, traced_whole
 from fastmeta.functional.labels import labels_in_range, without_padding
@@ -42,6 +42,7 @@ def prototype_loss(
     support_weight: Tensor | None = None,
     query_weight: Tensor | None = None,
     return_accuracy: bool = False,
+    reduction: str = "none",
 ) -> tuple[Tensor, ...]:
     """Classify the queries of each task by their distances to its prototypes.
 
@@ -62,18 +63,20 @@ def prototype_loss(
         query_weight: [T, Q]; the mean over queries becomes sum(weight * loss) / sum(weight).
         return_accuracy: whether the share of queries whose largest logit is that of their label
             is wanted too.
+        reduction: "none", or "mean" or "sum" over the tasks, which saves the time of an operation.
 
     Returns:
-        The loss [T] and the logits [T, Q, N], of the dtype of the features (float32 for half
-        precision), differentiable to any order; with `return_accuracy` the accuracy [T] too, which
-        the CPU kernels count as they go. Of equal logits the first is the largest; a query with a
-        logit that is NaN counts as wrong. Queries are weighed as in the loss. The logits of padding
-        have no meaning.
+        The loss [T], or [] with a reduction, and the logits [T, Q, N], of the dtype of the features
+        (float32 for half precision), differentiable to any order; with `return_accuracy` the
+        accuracy [T] too, which the CPU kernels count as they go. Of equal logits the first is the
+        largest; a query with a logit that is NaN counts as wrong. Queries are weighed as in the
+        loss. The logits of padding have no meaning.
 
     Raises:
         ValueError: shapes that do not fit, a label outside [0, n_way), a class without a support
-            sample of weight above 0, a weight that is negative or not finite, an unknown metric,
-            a temperature that is not above 0 and finite (inside a CUDA graph, nobody can look).
+            sample of weight above 0, a weight that is negative or not finite, an unknown metric or
+            reduction, a temperature that is not above 0 and finite (inside a CUDA graph, nobody
+            can look).
         TypeError: dtypes or devices that do not fit, or a temperature that is no number.
 
     Equivalent to::
@@ -85,7 +88,7 @@ def prototype_loss(
     """
     return loss_of_prototypes(
         support, support_y, query, query_y, n_way, metric, temperature, support_weight,
-        query_weight, return_accuracy,
+        query_weight, return_accuracy, reduction,
     )  # fmt: skip
 
 
@@ -100,6 +103,7 @@ def loss_of_prototypes(
     support_weight: Tensor | None,
     query_weight: Tensor | None,
     return_accuracy: bool,
+    reduction: str = "none",
     positive: bool = False,
 ) -> tuple[Tensor, ...]:
     """`prototype_loss`, where a learner may know its temperature to be positive: a look at the
@@ -107,18 +111,28 @@ def loss_of_prototypes(
     """
     given = Task(support, support_y, support_weight, query, query_y, query_weight)
     known, task, n_way, temperature = checked(given, n_way, metric, temperature)
+    share = _share(reduction, len(task.query))
     if known is not None:
-        return _fused(known, task, n_way, metric, temperature, return_accuracy)
+        return _fused(known, task, n_way, metric, temperature, return_accuracy, share)
     if not positive:
         check_values(temperature)
-    loss, logits = _composed(task, n_way, metric, temperature)
+    loss, logits = _composed(task, n_way, metric, temperature, share)
     if return_accuracy:
         return loss, logits, accuracy_of(logits, task.query_y, task.query_weight)
     return loss, logits
 
 
+def _share(reduction: str, tasks: int) -> float | None:
+    """What every task's loss counts; None where they stay apart."""
+    if reduction == "none":
+        return None
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "none", "mean" or "sum", not {reduction!r}')
+    return 1 / tasks if reduction == "mean" else 1.0
+
+
 def _composed(
-    task: Task, n_way: int, metric: str, temperature: float | Tensor
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, share: float | None
 ) -> tuple[Tensor, Tensor]:
     """The loss made of differentiable operations."""
     support, support_y, support_weight, query, query_y, query_weight = task
@@ -132,7 +146,7 @@ def _composed(
     if isinstance(temperature, Tensor):
         temperature = temperature.reshape(-1, 1, 1)
     logits = -distance(query, means, metric) / temperature
-    return task_loss("cross_entropy", logits, query_y, query_weight), logits
+    return in_all(task_loss("cross_entropy", logits, query_y, query_weight), share), logits
 
 
 # ---- one native call forward, one backward -----------------------------------------------------
@@ -140,7 +154,7 @@ def _composed(
 
 def _fused(
     known: Known, task: Task, n_way: int, metric: str, temperature: float | Tensor,
-    return_accuracy: bool,
+    return_accuracy: bool, share: float | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     of_temperature = isinstance(temperature, Tensor) and temperature.requires_grad
     wants_gradient = task.support.requires_grad or task.query.requires_grad or of_temperature
@@ -148,11 +162,11 @@ def _fused(
     if return_accuracy:
         accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
     if wants_gradient and torch.is_grad_enabled():
-        call = known, task, n_way, metric, temperature, accuracy
+        call = known, task, n_way, metric, temperature, accuracy, share
         loss, logits = apply_to_plain(_Fused, call, task.support, task.query, temperature)
     else:
         loss, logits, _ = loss_forward(
-            known.kernels, task, n_way, metric, temperature, False, accuracy
+            known.kernels, task, n_way, metric, temperature, False, accuracy, share
         )
     return (loss, logits) if accuracy is None else (loss, logits, accuracy)
 
@@ -160,26 +174,27 @@ def _fused(
 class _Fused(Function):
     """(call, support, query, temperature) -> loss, logits.
 
-    call: (known, task, n_way, metric, temperature, accuracy), and the accuracy is filled.
+    call: (known, task, n_way, metric, temperature, accuracy, share); the accuracy is filled.
     """
 
     @staticmethod
     def forward(
         ctx: Any, call: tuple[Any, ...], support: Tensor, query: Tensor, given: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        known, task, n_way, metric, temperature, accuracy = call
+        known, task, n_way, metric, temperature, accuracy, share = call
         wanted = ctx.needs_input_grad[1:]
         ctx.factor, ctx.gradients = _expected_factor(known, wanted), None
         if ctx.factor is None:
             loss, logits, record = loss_forward(
-                known.kernels, task, n_way, metric, temperature, True, accuracy
+                known.kernels, task, n_way, metric, temperature, True, accuracy, share
             )
         else:
             loss, logits, record, ctx.gradients = loss_at_once(
-                known.kernels, task, n_way, metric, temperature, accuracy, ctx.factor, wanted
-            )
+                known.kernels, task, n_way, metric, temperature, accuracy, share,
+                ctx.factor if share is None else share * ctx.factor, wanted,
+            )  # fmt: skip
         number, learned = number_or_tensor(temperature)
-        ctx.call = known, record, n_way, metric, number
+        ctx.call = known, record, n_way, metric, number, share
         ctx.save_for_backward(*task, learned)
         ctx.set_materialize_grads(False)
         return loss, logits
@@ -190,7 +205,7 @@ class _Fused(Function):
     ) -> tuple[Tensor | None, ...]:
         *tensors, learned = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None  # a second backward makes others
-        known, record, n_way, metric, number = ctx.call
+        known, record, n_way, metric, number, share = ctx.call
         task, wanted = Task(*tensors), ctx.needs_input_grad[1:]
         temperature = number if learned is None else learned
         if grad_loss is None and grad_logits is None:
@@ -198,11 +213,13 @@ class _Fused(Function):
         more = grad_logits is not None or torch.is_grad_enabled()
         if grad_loss is None or more or is_wrapped(grad_loss):  # by torch.vmap
             grads = grad_loss, grad_logits
-            found = _composed_gradients(task, n_way, metric, temperature, grads, wanted)
+            found = _composed_gradients(task, n_way, metric, temperature, share, grads, wanted)
         else:
             factor = _factor(known, grad_loss)
             if gradients is not None and factor == ctx.factor:
                 return None, *gradients, None
+            if share is not None:
+                grad_loss = _of_each(grad_loss, factor, share, len(task.query))
             found = loss_backward(
                 known.kernels, record, task, n_way, metric, temperature, grad_loss, wanted
             )
@@ -228,8 +245,14 @@ def _factor(known: Known, grad_loss: Tensor) -> float | None:
     return factor
 
 
+def _of_each(grad: Tensor, value: float | None, share: float, tasks: int) -> Tensor:
+    """[T]: the gradient of every task's loss, rounded as where it is made at once."""
+    each = share * grad if value is None else grad.new_full((), share * value)
+    return each.expand(tasks)
+
+
 def _composed_gradients(
-    task: Task, n_way: int, metric: str, temperature: float | Tensor,
+    task: Task, n_way: int, metric: str, temperature: float | Tensor, share: float | None,
     grads: tuple[Tensor | None, Tensor | None], wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients as differentiable operations: where a graph is built, or of the logits."""
@@ -243,7 +266,7 @@ def _composed_gradients(
         task = task._replace(support=support, query=query)
         candidates: tuple[Any, ...] = (support, query, temperature)
         inputs = [x for x, want in zip(candidates, wanted, strict=True) if want]
-        outputs = _composed(task, n_way, metric, temperature)
+        outputs = _composed(task, n_way, metric, temperature, share)
         pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]
         found = iter(
             torch.autograd.grad(

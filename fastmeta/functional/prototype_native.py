@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta.backends.halves import dtype_of_sums
 from fastmeta.backends.operation import is_traced, operation
-from fastmeta.backends.prototypes import Task
+from fastmeta.backends.prototypes import Task, in_all
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.labels import labels_in_range
 from fastmeta.functional.prototypes import refuse_labels
@@ -23,27 +23,30 @@ __all__ = [
 
 def loss_forward(
     kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
-    differentiable: bool, accuracy: Tensor | None,
+    differentiable: bool, accuracy: Tensor | None, share: float | None,
 ) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
-    """Loss, logits, and what `loss_backward` needs of them; fills `accuracy`."""
+    """Loss, logits, and what `loss_backward` needs of them; fills `accuracy`.
+
+    The loss is [T], or with a `share` their sum times it.
+    """
     if is_traced():
         number, tensor = number_or_tensor(temperature)
-        loss, logits, *share = _loss(
+        loss, logits, *counted = _loss(
             kernels, *task, n_way, metric, number, tensor, accuracy is not None
         )
         if accuracy is not None:
-            accuracy.copy_(share[0])
-        return loss, logits, None
-    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable, accuracy)
+            accuracy.copy_(counted[0])
+        return in_all(loss, share), logits, None
+    found = kernels.loss_forward(task, n_way, metric, temperature, differentiable, accuracy, share)
     return _refuse(task, n_way, temperature) if found is None else found
 
 
 def loss_at_once(
     kernels: ModuleType, task: Task, n_way: int, metric: str, temperature: float | Tensor,
-    accuracy: Tensor | None, factor: float, wanted: tuple[bool, bool, bool],
+    accuracy: Tensor | None, share: float | None, factor: float, wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Any, tuple[Tensor | None, Tensor | None]]:  # fmt: skip
-    """`loss_forward` and, for a gradient of `factor` for every loss, those of support and query."""
-    found = kernels.loss_at_once(task, n_way, metric, temperature, accuracy, factor, wanted)
+    """`loss_forward` and, for a gradient of `factor` for every task, those of support and query."""
+    found = kernels.loss_at_once(task, n_way, metric, temperature, accuracy, share, factor, wanted)
     return _refuse(task, n_way, temperature) if found is None else found
 
 
@@ -110,7 +113,7 @@ def _loss(kernels: ModuleType, *arguments: Any) -> list[Tensor]:
     accuracy = None
     if with_accuracy:
         accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
-    loss, logits, _ = loss_forward(kernels, task, n_way, metric, temperature, False, accuracy)
+    loss, logits, _ = loss_forward(kernels, task, n_way, metric, temperature, False, accuracy, None)
     return [loss, logits] if accuracy is None else [loss, logits, accuracy]
 
 
@@ -131,7 +134,7 @@ def _no_gradients(kernels: str, grad_loss: Tensor, *arguments: Any) -> list[Tens
 def _loss_backward(kernels: ModuleType, grad_loss: Tensor, *arguments: Any) -> list[Tensor]:
     *described, wanted = arguments
     task, n_way, metric, temperature = _task_of(*described)
-    _, _, record = loss_forward(kernels, task, n_way, metric, temperature, True, None)
+    _, _, record = loss_forward(kernels, task, n_way, metric, temperature, True, None, None)
     found = kernels.loss_backward(record, task, grad_loss, tuple(wanted))
     return [gradient for gradient in found if gradient is not None]
 

@@ -83,6 +83,14 @@ def test_loss_and_gradients(shape, metric, weighted, device, poisoned):
     assert raw.loss_backward(record, given, outer, (False, False, False)) == (None, None, None)
 
 
+def test_a_share_of_every_loss(device):
+    given = task(SHAPES[0], device)
+    apart, *_ = raw.loss_forward(given, 3, "cosine", 1.0, True)
+    in_all, *_ = raw.loss_forward(given, 3, "cosine", 1.0, True, share=0.25)
+    assert in_all.shape == ()
+    torch.testing.assert_close(in_all, 0.25 * apart.sum())
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_error_is_that_of_the_same_mathematics_in_plain_pytorch(metric, device):
     shape = (2, 20, 6, 64, 5)
