@@ -74,7 +74,8 @@ class Rows {
         "constant", "add", "subtract", "multiply", "divide", "larger", "smaller", "negative",
         "absolute", "sign", "exp", "log", "log1p", "sqrt", "sine", "cosine", "tanh", "sigmoid",
         "softplus", "activate", "clamp", "greater", "greater_equal", "equal", "select", "stop",
-        "slice", "join", "sum", "log_sum_exp", "choose", "linear", "parameter"};
+        "slice", "join", "sum", "log_sum_exp", "choose", "turn", "repeat", "product", "linear",
+        "parameter"};
     for (int op = 0; op < row_ops; ++op)
       if (name == names[op]) return RowOp(op);
     throw std::invalid_argument("unknown step of a program: " + name);
@@ -98,7 +99,7 @@ class Rows {
         return 0;
       case RowOp::Add: case RowOp::Subtract: case RowOp::Multiply: case RowOp::Divide:
       case RowOp::Larger: case RowOp::Smaller: case RowOp::Greater: case RowOp::GreaterEqual:
-      case RowOp::Equal: case RowOp::Choose: case RowOp::Join:
+      case RowOp::Equal: case RowOp::Choose: case RowOp::Join: case RowOp::Product:
         return 2;
       case RowOp::Select:
         return 3;
@@ -128,6 +129,11 @@ class Rows {
     auto& shape = shapes_[size_t(parameter)];
     if (!shape[0]) shape = {rows, columns};
     return shape[0] == rows && shape[1] == columns;
+  }
+
+  static bool counts(double x, double y) {
+    constexpr double most = 1 << 20;
+    return x >= 1 && y >= 1 && x <= most && y <= most && x * y <= most;
   }
 
   void check(const RowStep& s, const std::vector<i64>& parameters) {
@@ -165,7 +171,21 @@ class Rows {
       case RowOp::Join:
         return require(width(s.a) + width(s.b) == s.width, "rows side by side are as long as both");
       case RowOp::Sum: case RowOp::LogSumExp:
-        return require(s.width == 1, "a sum is one number");
+        return require(width(s.a) % s.width == 0, "a sum's parts are not of one length");
+      case RowOp::Turn:
+        return require(width(s.a) == s.width && counts(s.x, s.y) && s.c > 0 && s.c <= s.width &&
+                           s.width % (i64(s.x) * i64(s.y) * s.c) == 0,
+                       "what is turned is no matrix");
+      case RowOp::Repeat:
+        return require(counts(s.x, 1) && width(s.a) % i64(s.x) == 0 && s.width % width(s.a) == 0,
+                       "what is repeated does not fit");
+      case RowOp::Product: {
+        require(counts(s.x, s.y), "a product is of matrices");
+        const i64 count = i64(s.x), rows = count * i64(s.y);
+        require(width(s.a) % rows == 0 && s.width % rows == 0, "a product's matrices are not alike");
+        return require(width(s.b) == count * (width(s.a) / rows) * (s.width / rows),
+                       "a product's matrices do not fit");
+      }
       case RowOp::Choose:
         return require(s.width == 1 && width(s.b) == 1, "a label chooses one number");
       default:

@@ -2,6 +2,8 @@
 // Whatever is written once for vectors and for these is differentiated by running it on these.
 #pragma once
 
+#include "product.h"
+
 namespace fastmeta::FASTMETA_ISA {
 
 template <class R>
@@ -19,6 +21,23 @@ struct DualNumber {
     return {ratio, (slope - ratio * o.slope) / o.value};
   }
 };
+
+// A matrix in a row: how far its rows and columns are from each other, in numbers.
+template <class Row>
+struct Operand {
+  Row row;
+  i64 down, across;
+};
+
+template <class R, class Row>
+Term<R> term_of(const R* a, const Operand<Row>& of_a, const R* b, const Operand<Row>& of_b, i64 depth) {
+  constexpr i64 W = lanes<R>;
+  return {a, of_a.down * W, of_a.across * W, b, of_b.down * W, of_b.across * W, depth};
+}
+template <class R>
+Target<R> target_of(R* to, i64 columns, bool adds) {
+  return {to, columns * lanes<R>, adds ? Finish::Add : Finish::Store};
+}
 
 // What can be done with either kind of number: `N`. A row is where numbers lie side by side, a vector each.
 template <class R_>
@@ -45,6 +64,15 @@ struct DualNumbers {
   static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) {
     return {select(mask, a.value, b.value), select(mask, a.slope, b.slope)};
   }
+  static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
+                       bool adds) {
+    const Target<R> values = target_of(to.values, n, adds), slopes = target_of(to.slopes, n, adds);
+    const Term<R> plain = term_of(a.row.values, a, b.row.values, b, depth);
+    const Term<R> derived[2] = {term_of(a.row.slopes, a, b.row.values, b, depth),
+                                term_of(a.row.values, a, b.row.slopes, b, depth)};
+    product<Direct>(&plain, 1, values, m, n);
+    product<Direct>(derived, 2, slopes, m, n);
+  }
 };
 template <class R_>
 struct PlainNumbers {
@@ -60,6 +88,11 @@ struct PlainNumbers {
   static FASTMETA_INLINE N constant(Vec<R> x) { return x; }
   static FASTMETA_INLINE N chain(N, Vec<R> f, Vec<R>) { return f; }
   static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) { return select(mask, a, b); }
+  static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
+                       bool adds) {
+    const Term<R> term = term_of(a.row.values, a, b.row.values, b, depth);
+    product<Direct>(&term, 1, target_of(to.values, n, adds), m, n);
+  }
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -152,9 +152,24 @@ class RowMachine {
         copy(to, a, width(s.a));
         return copy(to + width(s.a), b, width(s.b));
       case RowOp::Sum: {
-        return to.put(0, sum_of(width(s.a), [&](i64 j) { return a[j]; }));
+        const i64 n = width(s.a) / s.width;
+        for (i64 j = 0; j < s.width; ++j) to.put(j, sum_of(n, [&](i64 k) { return a[j * n + k]; }));
+        return;
       }
-      case RowOp::LogSumExp: return to.put(0, log_sum_exp(a, width(s.a)));
+      case RowOp::LogSumExp: {
+        const i64 n = width(s.a) / s.width;
+        for (i64 j = 0; j < s.width; ++j) to.put(j, log_sum_exp(a + j * n, n));
+        return;
+      }
+      case RowOp::Turn: return each_turned(s, [&](i64 j, i64 from) { to.put(j, a[from]); });
+      case RowOp::Repeat: return each_repeated(s, [&](i64 j, i64 from) { to.put(j, a[from]); });
+      case RowOp::Product: {
+        const Matrices of(*this, s);
+        for (i64 p = 0; p < of.count; ++p)
+          F::multiply({a + p * of.m * of.k, of.k, 1}, {b + p * of.k * of.n, of.n, 1}, of.k,
+                      to + p * of.m * of.n, of.m, of.n, false);
+        return;
+      }
       case RowOp::Choose: {
         const V label = F::value(b[0]);
         N chosen = F::constant(label - label);  // 0, or NaN of a label that is NaN
@@ -237,9 +252,18 @@ class RowMachine {
       case RowOp::Join:
         add(s.a, s.first[0], width(s.a), [&](i64 j) { return g[j]; });
         return add(s.b, s.first[1], width(s.b), [&](i64 j) { return g[width(s.a) + j]; });
-      case RowOp::Sum: return add(s.a, s.first[0], width(s.a), [&](i64) { return g[0]; });
-      case RowOp::LogSumExp:
-        return add(s.a, s.first[0], width(s.a), [&](i64 j) { return g[0] * F::exp(a[j] - out[0]); });
+      case RowOp::Sum: {
+        const i64 n = width(s.a) / s.width;
+        return add(s.a, s.first[0], width(s.a), [&](i64 j) { return g[j / n]; });
+      }
+      case RowOp::LogSumExp: {
+        const i64 n = width(s.a) / s.width;
+        return add(s.a, s.first[0], width(s.a),
+                   [&](i64 j) { return g[j / n] * F::exp(a[j] - out[j / n]); });
+      }
+      case RowOp::Turn: return put_back(s, g, [&](auto f) { each_turned(s, f); });
+      case RowOp::Repeat: return put_back(s, g, [&](auto f) { each_repeated(s, f); });
+      case RowOp::Product: return multiply_back(s, g);
       case RowOp::Choose:
         return add(s.a, s.first[0], width(s.a), [&](i64 j) {
           return F::pick(F::value(b[0]) == splat(R(j)), g[0], zero);
@@ -306,6 +330,52 @@ class RowMachine {
     for (i64 j = 0; s.first[0] && j < width(s.a); ++j) to.put(j, F::constant(V{}));
     const Row part = to + i64(s.x);
     for (i64 j = 0; j < s.width; ++j) part.put(j, part[j] + g[j]);
+  }
+
+  // f(number, the number of a that it is)
+  template <class Each>
+  void each_turned(const RowStep& s, Each f) const {
+    const i64 x = i64(s.x), y = i64(s.y), c = s.c;
+    for (i64 j = 0, all = 0; all < s.width; all += x * y * c)
+      for (i64 row = 0; row < y; ++row)
+        for (i64 column = 0; column < x; ++column)
+          for (i64 i = 0; i < c; ++i, ++j) f(j, all + (column * y + row) * c + i);
+  }
+  template <class Each>
+  void each_repeated(const RowStep& s, Each f) const {
+    const i64 x = i64(s.x), n = s.width / width(s.a);
+    for (i64 j = 0, from = 0; j < s.width; from += x)
+      for (i64 copy = 0; copy < n; ++copy)
+        for (i64 i = 0; i < x; ++i, ++j) f(j, from + i);
+  }
+  // The adjoint of what was moved goes where it came from.
+  template <class Walk>
+  void put_back(const RowStep& s, Row g, Walk walk) const {
+    if (!wanted_[s.a]) return;
+    const Row to = at(adjoints_, s.a);
+    for (i64 j = 0; s.first[0] && j < width(s.a); ++j) to.put(j, F::constant(V{}));
+    walk([&](i64 j, i64 from) { to.put(from, to[from] + g[j]); });
+  }
+
+  // [count][m][k] times [count][k][n]
+  struct Matrices {
+    i64 count, m, k, n;
+    Matrices(const RowMachine& machine, const RowStep& s)
+        : count(i64(s.x)), m(i64(s.y)), k(machine.width(s.a) / (count * m)), n(s.width / (count * m)) {}
+  };
+  void multiply_back(const RowStep& s, Row g) const {
+    const Matrices of(*this, s);
+    const Row a = at(rows_, s.a), b = at(rows_, s.b);
+    const Row for_a = at(adjoints_, s.a), for_b = at(adjoints_, s.b);
+    for (i64 p = 0; p < of.count; ++p) {
+      const Row g_p = g + p * of.m * of.n, a_p = a + p * of.m * of.k, b_p = b + p * of.k * of.n;
+      if (wanted_[s.a])
+        F::multiply({g_p, of.n, 1}, {b_p, 1, of.n}, of.n, for_a + p * of.m * of.k, of.m, of.k,
+                    !s.first[0]);
+      if (wanted_[s.b])
+        F::multiply({a_p, 1, of.k}, {g_p, of.n, 1}, of.m, for_b + p * of.k * of.n, of.k, of.n,
+                    !s.first[1]);
+    }
   }
 
   const RowProgram& program_;

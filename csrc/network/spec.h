@@ -69,8 +69,11 @@ enum class RowOp {
   Stop,                                              // a, without a derivative
   Slice,                                             // `width` numbers of a from the x-th on
   Join,                                              // the numbers of a, then those of b
-  Sum, LogSumExp,                                    // of a: one number
+  Sum, LogSumExp,                                    // of each of `width` parts of a: a number
   Choose,                                            // of a, the number that b, a label, names
+  Turn,     // a [.., x, y, c], c numbers in the last dimension, as [.., y, x, c]
+  Repeat,   // a [.., x] as [.., n, x], n times the same
+  Product,  // x matrices of y rows each, a, times as many matrices, b
   // Of networks alone; b and c are parameters.
   Linear,     // weight b times each of the y parts of a, plus bias c unless that is -1; x: the weight is
               // [I, O], not [O, I]

@@ -116,7 +116,7 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> float | Tensor:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite, not {temperature!r}")
         return temperature if type(temperature) is float else float(temperature)
-    tasks = len(query)
+    tasks = query.shape[0]
     if list(temperature.shape) not in ([], [tasks]):
         raise ValueError(f"temperature must be [] or [{tasks}], not {list(temperature.shape)}")
     temperature = for_sums(temperature)

@@ -111,7 +111,7 @@ def loss_of_prototypes(
     """
     given = Task(support, support_y, support_weight, query, query_y, query_weight)
     known, task, n_way, temperature = checked(given, n_way, metric, temperature)
-    share = _share(reduction, len(task.query))
+    share = _share(reduction, task.query.shape[0])
     if known is not None:
         return _fused(known, task, n_way, metric, temperature, return_accuracy, share)
     if not positive:
@@ -160,7 +160,7 @@ def _fused(
     wants_gradient = task.support.requires_grad or task.query.requires_grad or of_temperature
     accuracy = None
     if return_accuracy:
-        accuracy = task.query.new_empty(len(task.query), dtype=dtype_of_sums(task.query))
+        accuracy = task.query.new_empty(task.query.shape[0], dtype=dtype_of_sums(task.query))
     if wants_gradient and torch.is_grad_enabled():
         call = known, task, n_way, metric, temperature, accuracy, share
         loss, logits = apply_to_plain(_Fused, call, task.support, task.query, temperature)
@@ -219,7 +219,7 @@ class _Fused(Function):
             if gradients is not None and factor == ctx.factor:
                 return None, *gradients, None
             if share is not None:
-                grad_loss = _of_each(grad_loss, factor, share, len(task.query))
+                grad_loss = _of_each(grad_loss, factor, share, task.query.shape[0])
             found = loss_backward(
                 known.kernels, record, task, n_way, metric, temperature, grad_loss, wanted
             )

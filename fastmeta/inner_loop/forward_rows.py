@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from fastmeta.functional.row_programs import Rows, Step, Unreadable, Value, needed
+from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
 
-__all__ = ["GONE", "ForwardRows"]
+__all__ = ["GONE", "KINDS", "ForwardRows"]
+
+_OF_ROWS = ("samples", "series", "task")
+KINDS = {0: "samples", 1: "series", None: "task"}  # by where the samples are
 
 GONE = Value("gone")  # of a tensor that nobody is going to read again
 
@@ -25,6 +29,7 @@ class ForwardRows(Rows):
     def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
         self._names = [*parameters]
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
+        self._turned: dict[tuple[int, int, int, int], int] = {}
         super().__init__(len(x), x.dtype, (x,))
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
@@ -53,8 +58,7 @@ class ForwardRows(Rows):
         return sides.index(0) if 0 in sides else None
 
     def know(self, tensor: Tensor, value: Value) -> None:
-        of_rows = value.kind in ("samples", "series", "task")
-        if of_rows and not self._holds(tensor, value):
+        if value.kind in _OF_ROWS and not self._holds(tensor, value):
             raise Unreadable("it makes other numbers than those of each sample")
         super().know(tensor, value)
 
@@ -84,22 +88,108 @@ class ForwardRows(Rows):
         self.know(x, Value("task", row))
         return Value("task", row)
 
-    def part(self, value: Value, begin: int, width: int) -> Value:
-        """Numbers side by side."""
-        if width < 1:
-            raise Unreadable("it takes nothing of a sample")
-        if width == self.widths[value.row]:
+    def operand(self, out: Tensor, x: Any) -> Value:
+        """As PyTorch broadcasts it; one number stays one."""
+        value = self.value(x)
+        if value.kind not in _OF_ROWS or self.widths[value.row] in (1, self.columns(out)):
             return value
-        return Value(value.kind, self.put("slice", value.row, x=begin, width=width))
+        return Value(value.kind, self.broadcast(out, x, value))
 
-    def join(self, values: Sequence[Value]) -> Value:
+    # ---- rows as arrays: `sides` are their dimensions ----------------------------------------
+
+    def sides(self, x: Tensor, value: Value) -> tuple[int, ...]:
+        """The dimensions that each sample has in a tensor, as many as the tensor's.
+
+        Of a series [L S, C] they are L and C; else where the samples are, what is left of them.
+        """
+        if value.kind == "task":
+            return tuple(x.shape)
+        at = 1 if value.kind == "series" and x.dim() > 2 else 0
+        if value.kind == "series" and x.dim() == 2 and x.shape[0] % self.samples:
+            at = 1
+        return tuple(n // self.samples if dim == at else n for dim, n in enumerate(x.shape))
+
+    def broadcast(self, out: Tensor, x: Tensor, value: Value) -> int:
+        """The row with the numbers that a tensor has where it is expanded to `out`."""
+        at = self.dim_of_samples(out)
+        kind = KINDS[at] if value.kind == "task" else value.kind
+        wanted = self.sides(out, Value(kind))
+        own = self.sides(x, value)
+        own = (*[1] * (len(wanted) - len(own)), *own)
+        of_samples = value.kind != "task"
+        if of_samples and (x.dim() != out.dim() or x.shape[at or 0] != out.shape[at or 0]):
+            raise Unreadable(PAIRS)
+        if any(n not in (1, m) for n, m in zip(own, wanted, strict=True)):
+            raise Unreadable(PAIRS)
+        row, dims = value.row, [i for i in range(len(own)) if own[i] < wanted[i]]
+        while dims:  # those that are neighbours at once
+            last = first = dims.pop()
+            while dims and dims[-1] == first - 1:
+                first = dims.pop()
+            row = self.repeated(row, prod(wanted[first : last + 1]), prod(wanted[last + 1 :]))
+        return row
+
+    def repeated(self, row: int, times: int, inner: int) -> int:
+        """[.., inner] as [.., times, inner]."""
+        width = self.widths[row] * times
+        return row if times == 1 else self.put("repeat", row, x=inner, width=width)
+
+    def turned(self, row: int, x: int, y: int, inner: int) -> int:
+        """[.., x, y, inner] as [.., y, x, inner]."""
+        if x == 1 or y == 1:
+            return row
+        key = row, x, y, inner
+        if key not in self._turned:
+            width = self.widths[row]
+            self._turned[key] = self.put("turn", row, c=inner, x=x, y=y, width=width)
+        return self._turned[key]
+
+    def permuted(self, row: int, sides: Sequence[int], order: Sequence[int]) -> int:
+        """Dimension i of what comes is dimension `order[i]` of what there was."""
+        place = [*range(len(sides))]
+        for i, dim in enumerate(order):
+            p = place.index(dim)
+            before, after = place[i:p], place[p + 1 :]
+            x, inner = prod(sides[d] for d in before), prod(sides[d] for d in after)
+            row = self.turned(row, x, sides[dim], inner)
+            place = [*place[:i], dim, *before, *after]
+        return row
+
+    def part(self, value: Value, sides: Sequence[int], dim: int, begin: int, count: int) -> Value:
+        """Of a dimension, `count` from `begin` on."""
+        if count < 1:
+            raise Unreadable("it takes nothing of a sample")
+        if count == sides[dim]:
+            return value
+        before, after = prod(sides[:dim]), prod(sides[dim + 1 :])
+        row = self.turned(value.row, before, sides[dim], after)
+        each = before * after
+        row = self.put("slice", row, x=begin * each, width=count * each)
+        return Value(value.kind, self.turned(row, count, before, after))
+
+    def join(self, values: Sequence[Value], before: int = 1, after: int = 1) -> Value:
+        """Side by side, in a dimension that has others before and after it."""
         kind = self.kind_of("join", values)
-        first, *others = values
-        row = first.row
-        for other in others:
-            width = self.widths[row] + self.widths[other.row]
-            row = self.put("join", row, other.row, width=width)
-        return Value(kind, row)
+        counts = [self.widths[value.row] // (before * after) for value in values]
+        rows = [
+            self.turned(value.row, before, n, after)
+            for value, n in zip(values, counts, strict=True)
+        ]
+        row = rows[0]
+        for other in rows[1:]:
+            width = self.widths[row] + self.widths[other]
+            row = self.put("join", row, other, width=width)
+        return Value(kind, self.turned(row, sum(counts), before, after))
+
+    def sums(self, row: int, parts: int) -> int:
+        """Of each of so many parts of a row."""
+        return row if self.widths[row] == parts else self.put("sum", row, width=parts)
+
+    def means(self, row: int, parts: int) -> int:
+        if self.widths[row] == parts:
+            return row
+        share = self.number(parts / self.widths[row])
+        return self.put("multiply", self.sums(row, parts), share.row, width=parts)
 
     def check_own(self, x: Tensor) -> None:
         """Unreadable if another tensor that may be read again would change with x."""

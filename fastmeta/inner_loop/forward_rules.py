@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
-from fastmeta.inner_loop.forward_rows import GONE, ForwardRows
+from fastmeta.inner_loop.forward_rows import KINDS, ForwardRows
+from fastmeta.inner_loop.forward_shapes import SHAPE_RULES, of_rows, part, same
 
 __all__ = ["FORWARD_RULES"]
 
@@ -24,33 +25,11 @@ _ACTIVATIONS = (
 # ---- products ------------------------------------------------------------------------------------
 
 
-def _turned(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
-    """Of a matrix. `dims`: none, two that change places, or a list of both in their new order."""
-    of = to.weight(x)
-    if of is None or out.dim() != 2:
-        return _samples_last(to, x, dims)
-    index, as_it_is = of
-    if not dims:
-        turns = True
-    elif isinstance(dims[0], int):
-        turns = len({d % 2 for d in dims}) == 2
-    else:
-        turns = [d % 2 for d in dims[0]] == [1, 0]
-    return Value("weight" if as_it_is != turns else "turned", index)
-
-
-def _samples_last(to: ForwardRows, x: Tensor, dims: Any) -> Value:
-    """Parts of samples side by side, or such parts as samples again."""
-    value, other = to.known(x), {"samples": "series", "series": "samples"}
-    swaps = len(dims) == 2 and {d % x.dim() for d in dims} == {0, 1}
-    if value is None or value.kind not in other or not swaps or to.samples not in x.shape[:2]:
-        raise Unreadable("it turns what is no parameter")
-    return Value(other[value.kind], value.row)
-
-
 def _multiplied(to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: int = -1) -> Value:
     """Rows of each sample, most often one, times a matrix."""
     of, value = to.weight(weight), to.value(x)
+    if of is None and bias < 0:
+        return _product(to, 1, x, weight)
     if of is None:
         raise Unreadable("it multiplies by a matrix that is no parameter")
     if value.kind not in ("samples", "series", "task") or x.dim() != 2:
@@ -65,9 +44,6 @@ def _multiplied(to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: i
     return Value(value.kind, row)
 
 
-_MOST_ROWS = 64
-
-
 def _affine(
     to: ForwardRows, out: Tensor, bias: Tensor, x: Tensor, weight: Tensor,
     *, beta: float = 1, alpha: float = 1,
@@ -77,173 +53,81 @@ def _affine(
     index = to.index(bias)
     if index is not None and bias.shape == out.shape[1:]:
         return _multiplied(to, out, x, weight, index)
-    product, added = _multiplied(to, out, x, weight), to.value(bias)
-    width = to.widths[product.row]
-    if to.widths[added.row] not in (1, width):
-        raise Unreadable("it adds a row to each of several")
-    return to.step("add", product, added, width=width)
+    product = _multiplied(to, out, x, weight)
+    return to.step("add", product, to.operand(out, bias), width=to.widths[product.row])
 
 
-# ---- shapes --------------------------------------------------------------------------------------
-
-_KINDS = {0: "samples", 1: "series", None: "task"}  # by where the samples are
-
-
-def _same(to: ForwardRows, out: Tensor, x: Tensor, *args: Any, **options: Any) -> Value:
-    value = to.value(x)
-    if value.kind not in ("samples", "series", "task"):
-        raise Unreadable("it reshapes a weight")
-    width, wanted = to.widths[value.row], to.columns(out)
-    at = to.dim_of_samples(out)
-    if value.kind == "series" and (x.dim() < 2 or out.dim() < 2 or out.shape[-1] != x.shape[-1]):
-        raise Unreadable("it reshapes what is one part after the other")
-    if value.kind == "samples" and at != 0:
-        raise Unreadable("it mixes the samples")
-    kind = _KINDS[at] if value.kind == "task" else value.kind
-    if wanted == width:
-        return Value(kind, value.row)
-    if width != 1:
-        raise Unreadable("it repeats the numbers of a sample")
-    return Value(kind, to.put("add", value.row, to.number(0.0).row, width=wanted))
+def _batched(to: ForwardRows, out: Tensor, x: Tensor, y: Tensor) -> Value:
+    value, sides = of_rows(to, x)
+    if value.kind == "series" or to.value(y).kind != value.kind:
+        raise Unreadable("it multiplies matrices of each sample by others")
+    return _product(to, sides[0], x, y)
 
 
-def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
-    over = dims[0] if dims else range(x.dim())
-    over = [over] if isinstance(over, int) else over
-    at = to.dim_of_samples(x)
-    if at is not None and (not dims or any(dim % x.dim() == at for dim in over)):
-        raise Unreadable("it would squeeze a lone sample")
-    return _same(to, out, x)
-
-
-def _repeated(to: ForwardRows, out: Tensor, x: Tensor, times: Any) -> Value:
-    if any(n != 1 for n in times[1:]) or (to.value(x).kind != "task" and times[0] != 1):
-        raise Unreadable("it repeats the numbers of a sample")
-    return _same(to, out, x)
-
-
-def _part(to: ForwardRows, x: Tensor, dim: int, begin: int, count: int) -> Value:
-    """Of a dimension those from `begin` on, which must lie side by side."""
-    value = to.value(x)
-    after = _numbers_behind(to, value, x, dim)
-    return to.part(value, begin * after, count * after)
-
-
-def _numbers_behind(to: ForwardRows, value: Value, x: Tensor, dim: int) -> int:
-    """Numbers from one of a dimension to the next, where those before it are of no length."""
-    first = 1 if value.kind == "samples" else 0
-    dim %= x.dim()
-    if value.kind == "series" and dim == 0 and x.shape[1] == to.samples:
-        return math.prod(x.shape[2:])
-    if value.kind not in ("samples", "task") or (first and len(x) != to.samples):
-        raise Unreadable("it takes a part of what is no row of each sample")
-    if dim < first or any(n != 1 for n in x.shape[first:dim]):
-        raise Unreadable("it picks samples, or numbers that do not lie side by side")
-    return math.prod(x.shape[dim + 1 :])
-
-
-def _slice(
-    to: ForwardRows, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end: Any = None,
-    step: int = 1,
+def _added_batched(
+    to: ForwardRows, out: Tensor, added: Tensor, x: Tensor, y: Tensor,
+    *, beta: float = 1, alpha: float = 1,
 ) -> Value:  # fmt: skip
-    if out.shape == x.shape and step == 1:
-        return to.value(x)
-    if step != 1:
-        raise Unreadable("it takes every few of a sample's numbers")
-    begin = range(x.shape[dim])[start:].start  # as Python counts from the end
-    return _part(to, x, dim, begin, out.shape[dim])
+    if (alpha, beta) != (1, 1):
+        raise Unreadable("it scales a product")
+    product = _batched(to, out, x, y)
+    return to.step("add", product, to.operand(out, added), width=to.widths[product.row])
 
 
-def _select(to: ForwardRows, out: Tensor, x: Tensor, dim: int, index: int) -> Value:
-    return _alone(to, x, dim, index % x.shape[dim])
+def _product(to: ForwardRows, count: int, x: Tensor, y: Tensor) -> Value:
+    """So many matrices of a sample times as many, or times those that all samples share."""
+    (left, right), depth = (to.value(x), to.value(y)), x.shape[-1]
+    kinds = {left.kind, right.kind}
+    if not kinds <= {"samples", "task"} and not (kinds <= {"series", "task"} and count == 1):
+        raise Unreadable("it multiplies by a matrix that is no parameter")
+    if right.kind == "series" or (right.kind == "samples" and x.dim() == 2):
+        raise Unreadable("it multiplies samples by one another")
+    rows = to.widths[left.row] // (count * depth)
+    width = count * rows * y.shape[-1]
+    kind = to.kind_of("product", [left, right])
+    return Value(kind, to.put("product", left.row, right.row, x=count, y=rows, width=width))
 
 
-def _alone(to: ForwardRows, x: Tensor, dim: int, index: int) -> Value:
-    """One of a dimension that is gone then: a part of a series is that of each sample."""
-    part = _part(to, x, dim, index, 1)
-    return Value("samples", part.row) if part.kind == "series" else part
+def _bilinear(
+    to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, y: Tensor, *dims: Any
+) -> Value:
+    """As torch.nn.functional.bilinear calls it: x [S, I], weight [O, I, J], y [S, J]."""
+    index, (left, right) = to.index(weight), (to.value(x), to.value(y))
+    if index is None or [*map(list, dims[:4])] != [[1, 3], [0], [1, 2], [2, 3]]:
+        raise Unreadable("it sums products of three tensors")
+    if {left.kind, right.kind} != {"samples"} or x.dim() != 2:
+        raise Unreadable("it multiplies samples by what are none")
+    (_, first), (_, second), outputs = x.shape, y.shape, weight.shape[0]
+    pairs = to.put("product", left.row, right.row, x=1.0, y=first, width=first * second)
+    return Value("samples", to.put("linear", pairs, index, -1, y=1.0, width=outputs))
 
 
-def _split(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
-    values, begin = [], 0
-    for part in out:
-        values.append(_part(to, x, dim, begin, part.shape[dim]))
-        begin += part.shape[dim]
-    return values
+def _attention(
+    to: ForwardRows, out: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0,
+    causal: bool = False, *, attn_mask: Any = None, scale: Any = None,
+) -> tuple[Value]:  # fmt: skip
+    """Vaswani et al. 2017, equation 1, of [S, heads, L, D]."""
+    if dropout or causal or attn_mask is not None or q.dim() != 4:
+        raise Unreadable("it masks attention, or drops some of it")
+    values = [to.value(x) for x in (q, k, v)]
+    if {value.kind for value in values} != {"samples"} or len(q) != to.samples:
+        raise Unreadable("it attends to what are no samples")
+    heads, places, size = q.shape[1:]
+    others = k.shape[2]
+    turned = to.permuted(values[1].row, (heads, others, size), (0, 2, 1))
+    width = heads * places * others
+    scores = to.put("product", values[0].row, turned, x=heads, y=places, width=width)
+    share = to.number(size**-0.5 if scale is None else float(scale))
+    scores = to.put("multiply", scores, share.row, width=width)
+    total = to.put("log_sum_exp", scores, width=heads * places)
+    scores = to.put("subtract", scores, to.repeated(total, others, 1), width=width)
+    weights = to.put("exp", scores, width=width)
+    width = heads * places * v.shape[3]
+    row = to.put("product", weights, values[2].row, x=heads, y=places, width=width)
+    return (Value("samples", row),)
 
 
-def _split_apart(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
-    values = _split(to, out, x, sizes, dim)
-    to.know(x, GONE)  # parts may change in place
-    return values
-
-
-def _unbound(to: ForwardRows, out: Any, x: Tensor, dim: int = 0) -> list[Value]:
-    return [_alone(to, x, dim, i) for i in range(len(out))]
-
-
-def _stacked(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Value:
-    values = [to.value(part) for part in parts]
-    if any(value.kind != "samples" for value in values) or dim % out.dim() > 1:
-        raise Unreadable("it stacks what are no samples, or along more than one dimension")
-    return Value("series" if dim % out.dim() == 0 else "samples", to.join(values).row)
-
-
-def _joined(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Value:
-    values = [to.value(part) for part in parts]
-    kind = to.kind_of("join", values)
-    if any(value.kind != kind for value in values):
-        raise Unreadable("it joins samples to what is none")
-    _numbers_behind(to, Value(kind), out, dim)
-    return to.join(values)
-
-
-def _sum(mean: bool) -> Rule:
-    def rule(
-        to: ForwardRows, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False,
-        dtype: Any = None,
-    ) -> Value:  # fmt: skip
-        value = to.value(x)
-        every = {*range(x.dim())} - ({0} if value.kind == "samples" else set())
-        over = {d % x.dim() for d in dims} if dims else {*range(x.dim())}
-        if _is_whole(to, x, value) and over == every and over:
-            return Value(value.kind, to.mean(value.row) if mean else to.sum(value.row))
-        if value.kind == "series" or len(over) != 1 or x.shape[min(over)] > _MOST_ROWS:
-            raise Unreadable("it sums over samples, or over some of a sample's numbers")
-        return _sum_of_parts(to, x, min(over), mean)
-
-    return rule
-
-
-def _is_whole(to: ForwardRows, x: Tensor, value: Value) -> bool:
-    """Whether the first dimension is that of samples, or all is one row that they share."""
-    return value.kind == "task" or (value.kind == "samples" and len(x) == to.samples)
-
-
-def _log_sum_exp(to: ForwardRows, x: Tensor, dims: Any) -> Value:
-    value, over = to.value(x), [dims] if isinstance(dims, int) else [*dims]
-    row = x.dim() == 2 and (value.kind == "samples" or len(x) == 1)
-    row = row or (x.dim() == 1 and value.kind == "task")
-    if not _is_whole(to, x, value) or not row or [d % x.dim() for d in over] != [x.dim() - 1]:
-        raise Unreadable("it normalises over something else than a sample's numbers")
-    return Value(value.kind, to.put("log_sum_exp", value.row, width=1))
-
-
-def _log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    return to.step("subtract", to.value(x), _log_sum_exp(to, x, dim), width=to.columns(out))
-
-
-def _softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    return to.step("exp", _log_softmax(to, out, x, dim), width=to.columns(out))
-
-
-def _sum_of_parts(to: ForwardRows, x: Tensor, dim: int, mean: bool) -> Value:
-    total, *others = (_part(to, x, dim, i, 1) for i in range(x.shape[dim]))
-    width = to.widths[total.row]
-    for other in others:
-        total = to.step("add", total, other, width=width)
-    share = to.number(1 / x.shape[dim])
-    return to.step("multiply", total, share, width=width) if mean else total
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
@@ -257,7 +141,7 @@ def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
 def _cast(to: ForwardRows, out: Tensor, x: Tensor, **options: Any) -> Value:
     if not out.is_floating_point() and x.dtype not in (out.dtype, torch.bool):
         raise Unreadable("it rounds")
-    return _same(to, out, x)
+    return same(to, out, x)
 
 
 def _in_place(rule: Rule) -> Rule:
@@ -325,8 +209,8 @@ def _prelu(to: ForwardRows, out: Tensor, x: Tensor, slope: Tensor) -> Value:
 
 
 def _glu(to: ForwardRows, out: Tensor, x: Tensor, dim: int = -1) -> Value:
-    width = out.shape[-1]
-    first, gate = (_part(to, x, dim, begin, width) for begin in (0, width))
+    first, gate = (part(to, x, dim, begin, out.shape[dim]) for begin in (0, out.shape[dim]))
+    width = to.columns(out)
     return to.step("multiply", first, to.step("sigmoid", gate, width=width), width=width)
 
 
@@ -334,25 +218,31 @@ def _layer_norm(
     to: ForwardRows, out: Any, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float
 ) -> tuple[Value]:
     """Ba et al. 2016, equation 4."""
-    value, width = to.value(x), to.columns(x)
-    whole = value.kind == "samples" and len(x) == to.samples
-    if not whole or [*x.shape[1:]] != [*shape]:
-        raise Unreadable("it normalises over some of a sample's numbers")
-    off = to.step("subtract", value, Value("samples", to.mean(value.row)), width=width)
+    (value, sides), width, n = of_rows(to, x), to.columns(x), math.prod(shape)
+    if [*sides[-len(shape) :]] != [*shape] or x.shape[-len(shape) :] != torch.Size(shape):
+        raise Unreadable("it normalises over samples")
+    parts = width // n
+
+    def spread(row: int) -> Value:
+        return Value(value.kind, to.repeated(row, n, 1) if parts > 1 else row)
+
+    off = to.step("subtract", value, spread(to.means(value.row, parts)), width=width)
     square = to.step("multiply", off, off, width=width)
-    variance = to.step("add", Value("samples", to.mean(square.row)), to.number(eps), width=1)
-    result = to.step("divide", off, to.step("sqrt", variance, width=1), width=width)
-    if weight is not None:
-        result = to.step("multiply", result, to.value(weight), width=width)
-    if bias is not None:
-        result = to.step("add", result, to.value(bias), width=width)
+    variance = Value(value.kind, to.means(square.row, parts))
+    variance = to.step("add", variance, to.number(eps), width=parts)
+    root = to.step("sqrt", variance, width=parts)
+    result = to.step("divide", off, spread(root.row), width=width)
+    for op, own in (("multiply", weight), ("add", bias)):
+        if own is not None:
+            row = to.repeated(to.value(own).row, parts, n)
+            result = to.step(op, result, Value("task", row), width=width)
     return (result,)
 
 
 def _filled(number: float) -> Rule:
     def rule(to: ForwardRows, out: Tensor, *args: Any, **options: Any) -> Value:
         row = to.put("constant", x=number, width=to.columns(out))
-        return Value(_KINDS[to.dim_of_samples(out)], row)
+        return Value(KINDS[to.dim_of_samples(out)], row)
 
     return rule
 
@@ -376,18 +266,9 @@ def _biased(to: ForwardRows, out: Tensor, x: Any, bias: Any) -> Value | None:
 
 
 FORWARD_RULES: dict[str, Rule] = {
-    **RULES, "add": _added,
-    "t": _turned, "transpose": _turned, "permute": _turned, "numpy_T": _turned,
-    "mm": _multiplied, "addmm": _affine,
-    "detach": _detached, "_to_copy": _cast, "alias": _same, "clone": _same,
-    "view": _same, "_unsafe_view": _same, "unsqueeze": _same, "squeeze": _squeezed,
-    "expand": _same, "repeat": _repeated,
-    "slice": _slice, "select": _select,
-    "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
-    "unbind": _unbound, "cat": _joined, "stack": _stacked,
-    "logsumexp": lambda to, out, x, dims, keepdim=False: _log_sum_exp(to, x, dims),
-    "_log_softmax": _log_softmax, "_softmax": _softmax,
-    "sum": _sum(mean=False), "mean": _sum(mean=True),
+    **RULES, **SHAPE_RULES, "add": _added, "detach": _detached, "_to_copy": _cast,
+    "mm": _multiplied, "addmm": _affine, "bmm": _batched, "baddbmm": _added_batched,
+    "_trilinear": _bilinear, "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "relu": _activation("relu"), "silu": _activation("silu"), "mish": _activation("mish"),
     "gelu": _gelu, "leaky_relu": _leaky_relu, "elu": _elu, "hardtanh": _hardtanh,
     "softplus": _softplus, "_prelu_kernel": _prelu, "glu": _glu, "native_layer_norm": _layer_norm,

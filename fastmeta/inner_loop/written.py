@@ -123,7 +123,8 @@ class _Reader:
         generator = torch.Generator().manual_seed(samples)
         x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
         rows = ForwardRows(x, self._own)
-        y, _ = read(self._run, (x,), rows, FORWARD_RULES)
+        # forward, not the call, which would print where it raises
+        y, _ = read(self._run.forward, (x,), rows, FORWARD_RULES)
         return rows.result(y)
 
 

@@ -86,9 +86,15 @@ class Writer {
     return a;
   }
 
+  i64 factor_of(i64 n) {
+    i64 factor = 1 + random_.below(n);
+    while (n % factor) --factor;
+    return factor;
+  }
+
   void add_some() {
     const int a = any();
-    switch (random_.below(10)) {
+    switch (random_.below(13)) {
       case 0: case 1: activated(linear(a, random_.one_of({1, 4, 17}))); return;
       case 2: of_two("multiply", of_one("sigmoid", a), partner(a)); return;
       case 3: of_two(random_.coin() ? "add" : "subtract", a, partner(a)); return;
@@ -131,6 +137,32 @@ class Writer {
           const int positive = of_two("add", of_two("multiply", a, a), constant(1));
           of_one(of_positive[random_.below(3)], positive);
         }
+        return;
+      }
+      case 10: {  // matrices of a row, and others
+        const int b = of_one("tanh", linear(any(), random_.one_of({4, 8, 12})));
+        const i64 count = random_.coin() ? 2 : 1, k = random_.one_of({1, 2});
+        const int left = of_one("tanh", linear(a, count * random_.one_of({1, 3, 8}) * k));
+        const i64 rows = width(left) / (count * k), columns = width(b) / (count * k);
+        read(left), read(b);
+        put("product", left, b, 0, double(count), double(rows), count * rows * columns);
+        return;
+      }
+      case 11: {
+        read(a);
+        const i64 c = factor_of(width(a)), x = factor_of(width(a) / c), y = factor_of(width(a) / c / x);
+        put("turn", a, 0, int(c), double(x), double(y), width(a));
+        return;
+      }
+      case 12: {  // each part over its sum of squares, or less what it comes to
+        const i64 parts = factor_of(width(a)), n = width(a) / parts;
+        const bool of_squares = random_.coin();
+        const int from = of_squares ? of_two("multiply", a, a) : a;
+        read(from);
+        int sum = put(of_squares ? "sum" : "log_sum_exp", from, 0, 0, 0, 0, parts);
+        if (of_squares) sum = of_two("add", sum, constant(1));
+        read(sum);
+        of_two(of_squares ? "divide" : "subtract", a, put("repeat", sum, 0, 0, 1, 0, parts * n));
         return;
       }
       case 8: {  // log softmax
@@ -190,7 +222,7 @@ Case<double> make_long(unsigned seed, i64 tasks) {
 void check_variant(const Variant& variant) {
   std::set<std::string> teams;
   const i64 crowd = 16 * processors() + 1;
-  for (unsigned seed = 1; seed <= 32; ++seed) {
+  for (unsigned seed = 1; seed <= 48; ++seed) {
     const i64 tasks = std::vector<i64>{1, 5, 17, crowd}[seed % 4];
     const auto c = make_written(seed, LossKind(seed % (int(LossKind::Program) + 1)), tasks);
     check_case(variant, c, std::string(variant.name) + ", written, seed " + std::to_string(seed));

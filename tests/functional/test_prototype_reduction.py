@@ -138,3 +138,27 @@ def test_gradients_of_a_double_are_those_of_the_oracle() -> None:
     pairs = (torch.autograd.grad(loss, (given[0], given[2])) for loss in (found, right))
     for a, b in zip(*pairs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"return_accuracy": True}], ids=str)
+@pytest.mark.parametrize("temperature", ["number", "tensor"])
+def test_another_number_of_tasks_compiles_nothing_after_the_second(
+    options: dict[str, object], temperature: str
+) -> None:
+    graphs = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    tau = 2.0 if temperature == "number" else torch.tensor(2.0, requires_grad=True)
+    compiled = torch.compile(
+        lambda *given: prototype_loss(*given, n_way=N, temperature=tau, **options)[0],
+        backend=counted, fullgraph=True,
+    )  # fmt: skip
+    for tasks in range(2, 7):
+        features = torch.randn(tasks, S, D, requires_grad=True), torch.randn(tasks, Q, D)
+        labels = [torch.arange(n).remainder(N).repeat(tasks, 1) for n in (S, Q)]
+        compiled(features[0], labels[0], features[1], labels[1]).sum().backward()
+    torch.compiler.reset()
+    assert len(graphs) == 2

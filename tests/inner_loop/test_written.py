@@ -468,25 +468,6 @@ def doubled(self, x):
     return self.head(self.a(x).float().double() * self.a(x))
 
 
-def interleaved(self, x):
-    return self.head(self.a(x).view(-1, 2, 3).transpose(1, 2).flatten(1) * self.a(x))
-
-
-def by_pairs(self, x):
-    pairs = torch.softmax(self.a(x).view(-1, 2), dim=-1).view(x.shape[0], -1)
-    return self.head(self.a(x) + self.gate * pairs)
-
-
-def normed_by_pairs(self, x):
-    pairs = F.layer_norm(self.a(x).reshape(-1, 2), (2,)).reshape(x.shape[0], -1)
-    return self.head(self.a(x) + self.gate * pairs)
-
-
-def less_their_mean(self, x):
-    pairs = self.a(x).view(-1, 2)
-    return self.head(self.a(x) + self.gate * (pairs - pairs.mean(1, keepdim=True)).view(-1, 6))
-
-
 def parts_of_what_is_read_again(self, x):
     h = self.a(x) * 1
     first, second = h.unsafe_chunk(2, 1)
@@ -517,32 +498,22 @@ def view_of_a_part(self, x):
     return self.head(torch.cat([view, part], 1))
 
 
-def biased_by_numbers(self, x):
-    each = F.linear(torch.tanh(self.a(x)).unsqueeze(-1), self.w, self.v.exp())
-    return self.head(each.flatten(1)[:, 3:9] * self.a(x))
-
-
 def gate():
     return {"gate": nn.Parameter(torch.zeros(1))}  # what it lets through comes later
 
 
 UNREAD = {
-    "softmax of pairs": (by_pairs, gate()),
-    "norms of pairs": (normed_by_pairs, gate()),
-    "means of pairs": (less_their_mean, gate()),
     "samples again": (repeated_samples, {"w": linear(INPUTS, 1), **gate()}),
     "softmax of samples": (softmax_of_samples, {"w": linear(INPUTS, 1), "gate": torch.zeros(1)}),
     "a row for all samples": (sum_of_expanded, {"w": row(1, 1, 2), "gate": torch.zeros(1)}),
     "a view of a part": (view_of_a_part, {}),
     "a base of parts": (parts_of_what_is_read_again, gate()),
-    "a row for each number": (biased_by_numbers, {"w": row(2, 1), "v": row(2)}),
     "statistics of samples": (over_samples, {}),
     "attention over samples": (between_samples, {}),
     "the number of samples": (by_count, {}),
     "two ways": (as_matrix_and_row, {"w": row(INPUTS, 6), "a": nn.Identity()}),
     "views that change": (overwriting, {}),
     "another dtype": (doubled, {}),
-    "turned samples": (interleaved, {}),
 }
 
 

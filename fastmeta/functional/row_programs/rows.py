@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs.step import Step, Unreadable
 
-__all__ = ["NO_TOTAL", "Rows", "Value"]
+__all__ = ["NO_TOTAL", "PAIRS", "Rows", "Value"]
 
 PAIRS = "it pairs the numbers of a sample with one another"
 NO_TOTAL = "it is not a mean or a sum over the samples"
@@ -91,11 +91,15 @@ class Rows:
             return row
         return self.put("multiply", self.sum(row), self.number(1 / width).row, width=1)
 
+    def operand(self, out: Tensor, x: Any) -> Value:
+        """What x is as an operand of numbers as many as those of `out`."""
+        return self.value(x)
+
     def put_all(
         self, op: str, out: Tensor, *operands: Any, x: float = 0.0, y: float = 0.0
     ) -> Value:
         """A step whose row has as many numbers as `out`, of operands that are broadcast."""
-        values = [self.value(operand) for operand in operands]
+        values = [self.operand(out, operand) for operand in operands]
         if all(value.kind == "constant" for value in values):
             kind, width = "constant", 1
         else:

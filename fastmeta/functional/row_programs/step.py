@@ -45,7 +45,7 @@ def rows_of(step: Step) -> tuple[int, ...]:
 
 _TWO = (
     "add", "subtract", "multiply", "divide", "larger", "smaller", "greater", "greater_equal",
-    "equal", "choose", "join",
+    "equal", "choose", "join", "product",
 )  # fmt: skip
 _COUNTS = {"constant": 0, "parameter": 0, "select": 3, **dict.fromkeys(_TWO, 2)}
 
