@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
 
-__all__ = ["GONE", "KINDS", "ForwardRows"]
+__all__ = ["GONE", "ForwardRows"]
 
-_OF_ROWS = ("samples", "series", "task")
-KINDS = {0: "samples", 1: "series", None: "task"}  # by where the samples are
+_OF_ROWS = ("samples", "task")
 
 GONE = Value("gone")  # of a tensor that nobody is going to read again
 
@@ -23,7 +22,7 @@ class ForwardRows(Rows):
     samples share.
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
-    transposed. So is "series": the parts of samples' rows, [L, S, ...] or [L S, C].
+    transposed.
     """
 
     def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
@@ -35,8 +34,8 @@ class ForwardRows(Rows):
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
         """The steps that make y [S, O], and the parameters that they read by their index."""
         value = self.known(y) if isinstance(y, Tensor) else None
-        is_row = value is not None and value.kind == "samples" and y.dim() == 2
-        if value is None or not is_row or len(y) != self.samples:
+        is_row = value is not None and (value.kind, value.before) == ("samples", 1)
+        if value is None or not is_row or y.dim() != 2 or len(y) != self.samples:
             raise Unreadable("it does not make a row of each sample")
         steps = needed(self.steps, value.row, 1)
         products = [step for step in steps if step[0] == "linear"]
@@ -53,8 +52,8 @@ class ForwardRows(Rows):
         return x.numel() // self.samples if self.dim_of_samples(x) is not None else x.numel()
 
     def dim_of_samples(self, x: Tensor) -> int | None:
-        """Where the samples are, 0 or 1; None of what has none."""
-        sides = [n % self.samples if n else 1 for n in x.shape[:2]]
+        """Where the samples are; None of what has none."""
+        sides = [n % self.samples if n else 1 for n in x.shape]
         return sides.index(0) if 0 in sides else None
 
     def know(self, tensor: Tensor, value: Value) -> None:
@@ -65,16 +64,26 @@ class ForwardRows(Rows):
     def _holds(self, x: Tensor, value: Value) -> bool:
         """Whether a tensor's shape is one that such a value may have."""
         at = self.dim_of_samples(x)
-        places: dict[str, tuple[int | None, ...]] = {
-            "samples": (0,), "task": (None,), "series": (0, 1) if x.dim() == 2 else (1,)
-        }  # fmt: skip
-        return at in places[value.kind] and self.widths[value.row] == self.columns(x)
+        if self.widths[value.row] != self.columns(x) or (at is None) != (value.kind == "task"):
+            return False
+        if at is None:
+            return True
+        own, left = divmod(value.before, prod(x.shape[:at]))
+        return own > 0 and left == 0 and x.shape[at] % (self.samples * own) == 0
 
-    def kind_of(self, op: str, values: Sequence[Value]) -> str:
-        kinds = {value.kind for value in values} - {"constant"}
-        if not kinds <= {"samples", "task"} and not kinds <= {"series", "task"}:
-            raise Unreadable("it mixes the samples, or computes with a weight")
-        return next((kind for kind in ("samples", "series") if kind in kinds), "task")
+    def like(self, op: str, values: Sequence[Value]) -> Value:
+        if not {value.kind for value in values} <= {"samples", "task", "constant"}:
+            raise Unreadable("it computes with a weight")
+        of_samples = [value for value in values if value.kind == "samples"]
+        wide = [value for value in of_samples if self.widths[value.row] > 1] or of_samples
+        if len({value.before for value in wide}) > 1:
+            raise Unreadable("it mixes the samples")
+        return wide[0]._replace(row=-1) if wide else Value("task")
+
+    def of_samples(self, out: Tensor, row: int) -> Value:
+        """What a tensor is whose numbers are those of a row for each sample alike."""
+        at = self.dim_of_samples(out)
+        return Value("task", row) if at is None else Value("samples", row, prod(out.shape[:at]))
 
     def index(self, x: Any) -> int | None:
         """Of a parameter, or None."""
@@ -91,34 +100,30 @@ class ForwardRows(Rows):
     def operand(self, out: Tensor, x: Any) -> Value:
         """As PyTorch broadcasts it; one number stays one."""
         value = self.value(x)
-        if value.kind not in _OF_ROWS or self.widths[value.row] in (1, self.columns(out)):
+        if value.kind not in _OF_ROWS:
             return value
-        return Value(value.kind, self.broadcast(out, x, value))
+        width = self.widths[value.row]
+        if width == 1:
+            return value if value.kind == "task" else self.of_samples(out, value.row)
+        return value if width == self.columns(out) else self.broadcast(out, x, value)
 
     # ---- rows as arrays: `sides` are their dimensions ----------------------------------------
 
-    def sides(self, x: Tensor, value: Value) -> tuple[int, ...]:
-        """The dimensions that each sample has in a tensor, as many as the tensor's.
-
-        Of a series [L S, C] they are L and C; else where the samples are, what is left of them.
-        """
-        if value.kind == "task":
-            return tuple(x.shape)
-        at = 1 if value.kind == "series" and x.dim() > 2 else 0
-        if value.kind == "series" and x.dim() == 2 and x.shape[0] % self.samples:
-            at = 1
+    def sides(self, x: Tensor) -> tuple[int, ...]:
+        """The dimensions that each sample has, as many as the tensor's."""
+        at = self.dim_of_samples(x)
         return tuple(n // self.samples if dim == at else n for dim, n in enumerate(x.shape))
 
-    def broadcast(self, out: Tensor, x: Tensor, value: Value) -> int:
-        """The row with the numbers that a tensor has where it is expanded to `out`."""
-        at = self.dim_of_samples(out)
-        kind = KINDS[at] if value.kind == "task" else value.kind
-        wanted = self.sides(out, Value(kind))
-        own = self.sides(x, value)
-        own = (*[1] * (len(wanted) - len(own)), *own)
-        of_samples = value.kind != "task"
-        if of_samples and (x.dim() != out.dim() or x.shape[at or 0] != out.shape[at or 0]):
-            raise Unreadable(PAIRS)
+    def broadcast(self, out: Tensor, x: Tensor, value: Value) -> Value:
+        """The numbers that a tensor has where it is expanded to `out`."""
+        more, at = out.dim() - x.dim(), self.dim_of_samples(out)
+        wanted, own = self.sides(out), (*[1] * more, *self.sides(x))
+        before = value.before
+        if value.kind == "samples":
+            here = self.dim_of_samples(x)
+            if at is None or here is None or here + more != at or x.shape[here] != out.shape[at]:
+                raise Unreadable(PAIRS)
+            before = before // prod(own[:at]) * prod(wanted[:at])
         if any(n not in (1, m) for n, m in zip(own, wanted, strict=True)):
             raise Unreadable(PAIRS)
         row, dims = value.row, [i for i in range(len(own)) if own[i] < wanted[i]]
@@ -127,7 +132,7 @@ class ForwardRows(Rows):
             while dims and dims[-1] == first - 1:
                 first = dims.pop()
             row = self.repeated(row, prod(wanted[first : last + 1]), prod(wanted[last + 1 :]))
-        return row
+        return Value(value.kind, row, before)
 
     def repeated(self, row: int, times: int, inner: int) -> int:
         """[.., inner] as [.., times, inner]."""
@@ -155,31 +160,28 @@ class ForwardRows(Rows):
             place = [*place[:i], dim, *before, *after]
         return row
 
-    def part(self, value: Value, sides: Sequence[int], dim: int, begin: int, count: int) -> Value:
+    def part(self, row: int, sides: Sequence[int], dim: int, begin: int, count: int) -> int:
         """Of a dimension, `count` from `begin` on."""
         if count < 1:
             raise Unreadable("it takes nothing of a sample")
         if count == sides[dim]:
-            return value
+            return row
         before, after = prod(sides[:dim]), prod(sides[dim + 1 :])
-        row = self.turned(value.row, before, sides[dim], after)
         each = before * after
+        row = self.turned(row, before, sides[dim], after)
         row = self.put("slice", row, x=begin * each, width=count * each)
-        return Value(value.kind, self.turned(row, count, before, after))
+        return self.turned(row, count, before, after)
 
-    def join(self, values: Sequence[Value], before: int = 1, after: int = 1) -> Value:
-        """Side by side, in a dimension that has others before and after it."""
-        kind = self.kind_of("join", values)
-        counts = [self.widths[value.row] // (before * after) for value in values]
-        rows = [
-            self.turned(value.row, before, n, after)
-            for value, n in zip(values, counts, strict=True)
-        ]
-        row = rows[0]
-        for other in rows[1:]:
-            width = self.widths[row] + self.widths[other]
-            row = self.put("join", row, other, width=width)
-        return Value(kind, self.turned(row, sum(counts), before, after))
+    def join(self, rows: Sequence[int], sides: Sequence[int], dim: int) -> int:
+        """Side by side in a dimension, of what has these sides then."""
+        before, after = prod(sides[:dim]), prod(sides[dim + 1 :])
+        counts = [self.widths[row] // (before * after) for row in rows]
+        first, *others = (
+            self.turned(row, before, n, after) for row, n in zip(rows, counts, strict=True)
+        )
+        for other in others:
+            first = self.put("join", first, other, width=self.widths[first] + self.widths[other])
+        return self.turned(first, sum(counts), before, after)
 
     def sums(self, row: int, parts: int) -> int:
         """Of each of so many parts of a row."""

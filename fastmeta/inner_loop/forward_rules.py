@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
-from fastmeta.inner_loop.forward_rows import KINDS, ForwardRows
+from fastmeta.inner_loop.forward_rows import ForwardRows
 from fastmeta.inner_loop.forward_shapes import SHAPE_RULES, of_rows, part, same
 
 __all__ = ["FORWARD_RULES"]
@@ -28,12 +28,12 @@ _ACTIVATIONS = (
 def _multiplied(to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: int = -1) -> Value:
     """Rows of each sample, most often one, times a matrix."""
     of, value = to.weight(weight), to.value(x)
+    if value.kind not in ("samples", "task") or x.dim() != 2 or to.dim_of_samples(x) == 1:
+        raise Unreadable("it multiplies what is no row of each sample")
     if of is None and bias < 0:
-        return _product(to, 1, x, weight)
+        return _product(to, value, to.value(weight), 1, *x.shape[1:], *out.shape[1:])
     if of is None:
         raise Unreadable("it multiplies by a matrix that is no parameter")
-    if value.kind not in ("samples", "series", "task") or x.dim() != 2:
-        raise Unreadable("it multiplies what is no row of each sample")
     (index, as_it_is), (inputs, outputs) = of, (x.shape[1], out.shape[1])
     count = to.widths[value.row] // inputs
     if to.widths[value.row] % inputs:
@@ -41,7 +41,7 @@ def _multiplied(to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: i
     row = to.put(
         "linear", value.row, index, bias, x=float(as_it_is), y=float(count), width=count * outputs
     )
-    return Value(value.kind, row)
+    return value._replace(row=row)
 
 
 def _affine(
@@ -58,10 +58,12 @@ def _affine(
 
 
 def _batched(to: ForwardRows, out: Tensor, x: Tensor, y: Tensor) -> Value:
-    value, sides = of_rows(to, x)
-    if value.kind == "series" or to.value(y).kind != value.kind:
-        raise Unreadable("it multiplies matrices of each sample by others")
-    return _product(to, sides[0], x, y)
+    (left, sides), (right, _) = of_rows(to, x), of_rows(to, y)
+    places = to.dim_of_samples(x), to.dim_of_samples(y)
+    alike = places != (0, 0) or left.before == right.before
+    if places not in ((0, 0), (1, None), (None, None)) or not alike:
+        raise Unreadable("it multiplies matrices of samples by those of others")
+    return _product(to, left, right, sides[0], x.shape[2], y.shape[2])
 
 
 def _added_batched(
@@ -74,18 +76,15 @@ def _added_batched(
     return to.step("add", product, to.operand(out, added), width=to.widths[product.row])
 
 
-def _product(to: ForwardRows, count: int, x: Tensor, y: Tensor) -> Value:
-    """So many matrices of a sample times as many, or times those that all samples share."""
-    (left, right), depth = (to.value(x), to.value(y)), x.shape[-1]
-    kinds = {left.kind, right.kind}
-    if not kinds <= {"samples", "task"} and not (kinds <= {"series", "task"} and count == 1):
-        raise Unreadable("it multiplies by a matrix that is no parameter")
-    if right.kind == "series" or (right.kind == "samples" and x.dim() == 2):
+def _product(
+    to: ForwardRows, left: Value, right: Value, count: int, depth: int, columns: int
+) -> Value:
+    """So many matrices times as many, of each sample or of all."""
+    if right.kind not in ("samples", "task") or to.widths[right.row] != count * depth * columns:
         raise Unreadable("it multiplies samples by one another")
     rows = to.widths[left.row] // (count * depth)
-    width = count * rows * y.shape[-1]
-    kind = to.kind_of("product", [left, right])
-    return Value(kind, to.put("product", left.row, right.row, x=count, y=rows, width=width))
+    width = count * rows * columns
+    return left._replace(row=to.put("product", left.row, right.row, x=count, y=rows, width=width))
 
 
 def _bilinear(
@@ -95,8 +94,10 @@ def _bilinear(
     index, (left, right) = to.index(weight), (to.value(x), to.value(y))
     if index is None or [*map(list, dims[:4])] != [[1, 3], [0], [1, 2], [2, 3]]:
         raise Unreadable("it sums products of three tensors")
-    if {left.kind, right.kind} != {"samples"} or x.dim() != 2:
+    if [*map(to.dim_of_samples, (x, y))] != [0, 0] or left.before != right.before or x.dim() != 2:
         raise Unreadable("it multiplies samples by what are none")
+    if to.widths[left.row] != x.shape[1] or to.widths[right.row] != y.shape[1]:
+        raise Unreadable("it multiplies several rows of a sample")
     (_, first), (_, second), outputs = x.shape, y.shape, weight.shape[0]
     pairs = to.put("product", left.row, right.row, x=1.0, y=first, width=first * second)
     return Value("samples", to.put("linear", pairs, index, -1, y=1.0, width=outputs))
@@ -110,7 +111,7 @@ def _attention(
     if dropout or causal or attn_mask is not None or q.dim() != 4:
         raise Unreadable("it masks attention, or drops some of it")
     values = [to.value(x) for x in (q, k, v)]
-    if {value.kind for value in values} != {"samples"} or len(q) != to.samples:
+    if any(value != Value("samples", value.row) for value in values) or len(q) != to.samples:
         raise Unreadable("it attends to what are no samples")
     heads, places, size = q.shape[1:]
     others = k.shape[2]
@@ -132,10 +133,10 @@ def _attention(
 
 def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
     value = to.known(x) or to.of_unknown(x)
-    if value.kind not in ("samples", "series", "task", "constant"):
+    if value.kind not in ("samples", "task", "constant"):
         return Value("unknown")  # PyTorch makes some for itself
     row = to.put("stop", value.row, width=to.widths[value.row])
-    return Value(value.kind, row)
+    return value._replace(row=row)
 
 
 def _cast(to: ForwardRows, out: Tensor, x: Tensor, **options: Any) -> Value:
@@ -166,10 +167,10 @@ def _activation(name: str, *constants: float) -> Rule:
 
 def _activated(to: ForwardRows, x: Tensor, name: str, a: float = 0, b: float = 0) -> Value:
     value = to.value(x)
-    kind = to.kind_of(name, [value])
+    like = to.like(name, [value])
     c, width = _ACTIVATIONS.index(name), to.widths[value.row]
     row = to.put("activate", value.row, c=c, x=float(a), y=float(b), width=width)
-    return Value(kind, row)
+    return like._replace(row=row)
 
 
 def _gelu(to: ForwardRows, out: Tensor, x: Tensor, *, approximate: str = "none") -> Value:
@@ -224,11 +225,11 @@ def _layer_norm(
     parts = width // n
 
     def spread(row: int) -> Value:
-        return Value(value.kind, to.repeated(row, n, 1) if parts > 1 else row)
+        return value._replace(row=to.repeated(row, n, 1) if parts > 1 else row)
 
     off = to.step("subtract", value, spread(to.means(value.row, parts)), width=width)
     square = to.step("multiply", off, off, width=width)
-    variance = Value(value.kind, to.means(square.row, parts))
+    variance = value._replace(row=to.means(square.row, parts))
     variance = to.step("add", variance, to.number(eps), width=parts)
     root = to.step("sqrt", variance, width=parts)
     result = to.step("divide", off, spread(root.row), width=width)
@@ -242,7 +243,7 @@ def _layer_norm(
 def _filled(number: float) -> Rule:
     def rule(to: ForwardRows, out: Tensor, *args: Any, **options: Any) -> Value:
         row = to.put("constant", x=number, width=to.columns(out))
-        return Value(KINDS[to.dim_of_samples(out)], row)
+        return to.of_samples(out, row)
 
     return rule
 
@@ -262,7 +263,7 @@ def _biased(to: ForwardRows, out: Tensor, x: Any, bias: Any) -> Value | None:
         return None
     if bias.numel() * parts != width:
         return None
-    return Value(value.kind, to.put("linear", a, weight, index, x=turned, y=parts, width=width))
+    return value._replace(row=to.put("linear", a, weight, index, x=turned, y=parts, width=width))
 
 
 FORWARD_RULES: dict[str, Rule] = {

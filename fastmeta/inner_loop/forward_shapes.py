@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmeta.functional.row_programs import Rule, Unreadable, Value
-from fastmeta.inner_loop.forward_rows import GONE, KINDS, ForwardRows
+from fastmeta.inner_loop.forward_rows import GONE, ForwardRows
 
 __all__ = ["SHAPE_RULES", "last", "log_softmax", "of_rows", "part", "same", "softmax"]
 
@@ -17,9 +17,9 @@ __all__ = ["SHAPE_RULES", "last", "log_softmax", "of_rows", "part", "same", "sof
 def of_rows(to: ForwardRows, x: Tensor) -> tuple[Value, tuple[int, ...]]:
     """What a tensor is, and the dimensions that each sample has in it."""
     value = to.value(x)
-    if value.kind not in KINDS.values():
+    if value.kind not in ("samples", "task"):
         raise Unreadable("it reshapes a weight")
-    return value, to.sides(x, value)
+    return value, to.sides(x)
 
 
 # ---- views -------------------------------------------------------------------------------------
@@ -29,24 +29,11 @@ def same(to: ForwardRows, out: Tensor, x: Tensor, *args: Any, **options: Any) ->
     """The same numbers in their order, or one number as often as wanted."""
     value, _ = of_rows(to, x)
     width, wanted = to.widths[value.row], to.columns(out)
-    at = to.dim_of_samples(out)
-    if value.kind == "series" and not _keeps_series(to, x, out):
-        raise Unreadable("it reshapes what is one part after the other")
-    if value.kind == "samples" and at != 0:
-        raise Unreadable("it mixes the samples")
-    kind = KINDS[at] if value.kind == "task" else value.kind
     if wanted == width:
-        return Value(kind, value.row)
+        return value if value.kind == "samples" else to.of_samples(out, value.row)
     if width != 1:
         raise Unreadable("it repeats the numbers of a sample")
-    return Value(kind, to.put("add", value.row, to.number(0.0).row, width=wanted))
-
-
-def _keeps_series(to: ForwardRows, x: Tensor, out: Tensor) -> bool:
-    if x.dim() < 2 or out.dim() < 2:
-        return False
-    first = x.shape[0] == out.shape[0] and to.dim_of_samples(x) == to.dim_of_samples(out) == 1
-    return first or out.shape[-1] == x.shape[-1]
+    return to.of_samples(out, to.put("add", value.row, to.number(0.0).row, width=wanted))
 
 
 def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
@@ -60,25 +47,27 @@ def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
 
 def _expanded(to: ForwardRows, out: Tensor, x: Tensor, *sizes: Any, **options: Any) -> Value:
     value, _ = of_rows(to, x)
-    kind = KINDS[to.dim_of_samples(out)] if value.kind == "task" else value.kind
     if to.widths[value.row] in (1, to.columns(out)):
         return same(to, out, x)
-    return Value(kind, to.broadcast(out, x, value))
+    value = to.broadcast(out, x, value)
+    return value if value.kind == "samples" else to.of_samples(out, value.row)
 
 
 def _repeated(to: ForwardRows, out: Tensor, x: Tensor, times: Sequence[int]) -> Value:
     value, sides = of_rows(to, x)
-    kind, times = value.kind, list(times)
-    if kind == "task" and to.dim_of_samples(out) == 0 and times[0] % to.samples == 0:
-        kind, times[0] = "samples", times[0] // to.samples
-    elif kind != "task" and times[0] != 1:
-        raise Unreadable("it repeats the samples")
     sides = (*[1] * (len(times) - len(sides)), *sides)
+    at, times = to.dim_of_samples(out), [*times]
+    if value.kind == "samples" and at is not None and times[at] != 1:
+        raise Unreadable("it repeats the samples")
+    if value.kind == "task" and at is not None:
+        times[at] //= to.samples
     row = value.row
     for dim in reversed(range(len(times))):
         behind = zip(sides[dim + 1 :], times[dim + 1 :], strict=True)
         row = to.repeated(row, times[dim], sides[dim] * prod(n * m for n, m in behind))
-    return Value(kind, row)
+    if value.kind == "task":
+        return to.of_samples(out, row)
+    return Value("samples", row, value.before * prod(times[:at]))
 
 
 # ---- turns -------------------------------------------------------------------------------------
@@ -105,17 +94,12 @@ def _turned(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
 
 
 def _permuted(to: ForwardRows, value: Value, x: Tensor, order: Sequence[int]) -> Value:
-    sides = to.sides(x, value)
-    if value.kind == "task":
-        return Value("task", to.permuted(value.row, sides, order))
-    at = next(d for d, n in enumerate(x.shape) if n != sides[d])
-    # [L S, C] has the samples behind L, else they come before what is left of their dimension.
-    behind = value.kind == "series" and at == 0
-    place = order.index(at)
-    if place > 1 or (behind and place):
-        raise Unreadable("it puts the samples behind several dimensions")
-    kind = "series" if behind or place else "samples"
-    return Value(kind, to.permuted(value.row, sides, order))
+    sides, at = to.sides(x), to.dim_of_samples(x)
+    row = to.permuted(value.row, sides, order)
+    if at is None:
+        return Value("task", row)
+    own = value.before // prod(sides[:at])  # of the dimension where the samples are
+    return Value("samples", row, prod(sides[d] for d in order[: order.index(at)]) * own)
 
 
 # ---- parts -------------------------------------------------------------------------------------
@@ -124,17 +108,13 @@ def _permuted(to: ForwardRows, value: Value, x: Tensor, order: Sequence[int]) ->
 def part(to: ForwardRows, x: Tensor, dim: int, begin: int, count: int) -> Value:
     """Of a dimension those from `begin` on."""
     value, sides = of_rows(to, x)
-    dim %= x.dim()
-    if x.shape[dim] != sides[dim]:
+    dim, at = dim % x.dim(), to.dim_of_samples(x)
+    if dim == at:
         raise Unreadable("it picks samples")
-    return to.part(value, sides, dim, begin, count)
-
-
-def _alone(to: ForwardRows, x: Tensor, dim: int, index: int) -> Value:
-    """One of a dimension that is gone then: a part of a series is that of each sample."""
-    value = part(to, x, dim, index, 1)
-    gone = value.kind == "series" and dim % x.dim() == 0
-    return Value("samples", value.row) if gone else value
+    row, before = to.part(value.row, sides, dim, begin, count), value.before
+    if at is not None and dim < at:
+        before = before // sides[dim] * count
+    return Value(value.kind, row, before)
 
 
 def _slice(
@@ -150,7 +130,7 @@ def _slice(
 
 
 def _select(to: ForwardRows, out: Tensor, x: Tensor, dim: int, index: int) -> Value:
-    return _alone(to, x, dim, index % x.shape[dim])
+    return part(to, x, dim, index % x.shape[dim], 1)
 
 
 def _split(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
@@ -168,28 +148,22 @@ def _split_apart(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0)
 
 
 def _unbound(to: ForwardRows, out: Any, x: Tensor, dim: int = 0) -> list[Value]:
-    return [_alone(to, x, dim, i) for i in range(len(out))]
+    return [part(to, x, dim, i, 1) for i in range(len(out))]
 
 
 def _joined(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Value:
-    values = [to.value(one) for one in parts]
-    kind = to.kind_of("join", values)
-    if any(value.kind != kind for value in values):
+    """Side by side, in a dimension that they have or in a new one."""
+    values, dim, at = [to.value(one) for one in parts], dim % out.dim(), to.dim_of_samples(out)
+    kinds, befores = {value.kind for value in values}, [value.before for value in values]
+    if len(kinds) > 1 or not kinds <= {"samples", "task"}:
         raise Unreadable("it joins samples to what is none")
-    sides, dim = to.sides(out, Value(kind)), dim % out.dim()
-    if sides[dim] != out.shape[dim]:
+    if dim == at:
         raise Unreadable("it joins samples to samples")
-    return to.join(values, prod(sides[:dim]), prod(sides[dim + 1 :]))
-
-
-def _stacked(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> Value:
-    values, dim = [to.value(one) for one in parts], dim % out.dim()
-    if {value.kind for value in values} != {"samples"}:
-        raise Unreadable("it stacks what are no samples")
-    if dim == 0:
-        return Value("series", to.join(values).row)
-    sides = to.sides(out, Value("samples"))
-    return to.join(values, prod(sides[:dim]), prod(sides[dim + 1 :]))
+    adds_up = at is not None and dim < at
+    if not adds_up and len({*befores}) > 1:
+        raise Unreadable("it mixes the samples")
+    row = to.join([value.row for value in values], to.sides(out), dim)
+    return Value(kinds.pop(), row, sum(befores) if adds_up else befores[0])
 
 
 # ---- sums --------------------------------------------------------------------------------------
@@ -197,17 +171,19 @@ def _stacked(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0
 
 def last(to: ForwardRows, x: Tensor, dims: Any) -> tuple[Value, list[int], list[int], int]:
     """A tensor with some dimensions behind the others: its sides then, the order of what were
-    dimensions, and how many parts the others make.
+    dimensions, and how many parts the others make, which is what the value is of.
     """
     value, sides = of_rows(to, x)
-    dims = [dims] if isinstance(dims, int) else dims
+    dims, at = [dims] if isinstance(dims, int) else dims, to.dim_of_samples(x)
     over = {d % x.dim() for d in dims} if dims else {*range(x.dim())}
-    if any(x.shape[d] != sides[d] for d in over) or not over:
+    if at in over or not over:
         raise Unreadable("it sums or normalises over samples")
     order = sorted(range(x.dim()), key=lambda d: (d in over, d))
     row = to.permuted(value.row, sides, order)
     kept = [sides[d] for d in range(x.dim()) if d not in over]
-    return Value(value.kind, row), [sides[d] for d in order], order, prod(kept)
+    gone = prod(sides[d] for d in over if at is not None and d < at)
+    value = Value(value.kind, row, value.before // gone)
+    return value, [sides[d] for d in order], order, prod(kept)
 
 
 def _sum(mean: bool) -> Rule:
@@ -216,10 +192,7 @@ def _sum(mean: bool) -> Rule:
         dtype: Any = None,
     ) -> Value:  # fmt: skip
         value, *_, parts = last(to, x, dims)
-        summed = to.means if mean else to.sums
-        gone = value.kind == "series" and out.dim() and to.dim_of_samples(out) == 0
-        kind = "samples" if gone else value.kind
-        return Value(kind, summed(value.row, parts))
+        return value._replace(row=(to.means if mean else to.sums)(value.row, parts))
 
     return rule
 
@@ -228,7 +201,7 @@ def _log_sum_exp(
     to: ForwardRows, out: Tensor, x: Tensor, dims: Any, keepdim: bool = False
 ) -> Value:
     value, *_, parts = last(to, x, dims)
-    return Value(value.kind, to.put("log_sum_exp", value.row, width=parts))
+    return value._replace(row=to.put("log_sum_exp", value.row, width=parts))
 
 
 def log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
@@ -239,7 +212,7 @@ def log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -
         total = to.repeated(total, width // parts, 1)
     row = to.put("subtract", value.row, total, width=width)
     back = sorted(range(len(order)), key=order.__getitem__)
-    return Value(value.kind, to.permuted(row, sides, back))
+    return to.value(x)._replace(row=to.permuted(row, sides, back))
 
 
 def softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
@@ -252,7 +225,7 @@ SHAPE_RULES: dict[str, Rule] = {
     "squeeze": _squeezed, "expand": _expanded, "repeat": _repeated,
     "slice": _slice, "select": _select,
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
-    "unbind": _unbound, "cat": _joined, "stack": _stacked,
+    "unbind": _unbound, "cat": _joined, "stack": _joined,
     "sum": _sum(mean=False), "mean": _sum(mean=True),
     "logsumexp": _log_sum_exp, "_log_softmax": log_softmax, "_softmax": softmax,
     "_safe_softmax": softmax,

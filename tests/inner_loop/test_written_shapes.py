@@ -150,6 +150,21 @@ def biased_by_numbers(self, x):
     return self.head(each.flatten(1) * 0.3)
 
 
+def of_pytorch(self, x):  # nn.MultiheadAttention, which wants places first or samples
+    x = self.a(x) if self.heads.batch_first else self.a(x).transpose(0, 1)
+    y, weights = self.heads(x, x, x)
+    y = y if self.heads.batch_first else y.transpose(0, 1)
+    return self.head(y[:, 0] + weights.mean(1)[:, :1])
+
+
+def of_layers(self, x):
+    return self.head(self.layers(self.a(x)).mean(1))
+
+
+def layers(**options):
+    return nn.TransformerEncoderLayer(D, 2, 5, dropout=0.0, batch_first=True, **options)
+
+
 def blocks():
     return {"a": linear(C, D), "qkv": linear(D, 3 * D), "out": linear(D, D), "head": head()}
 
@@ -160,6 +175,16 @@ FORWARDS = {
     "token": lambda: module(
         with_a_token, token=row(1, 1, D), places=row(1, L + 1, D), norm=nn.LayerNorm(D),
         a=linear(C, D), head=head(),
+    ),
+    "samples first": lambda: module(
+        of_pytorch, a=linear(C, D), heads=nn.MultiheadAttention(D, 2, batch_first=True), head=head()
+    ),
+    "places first": lambda: module(
+        of_pytorch, a=linear(C, D), heads=nn.MultiheadAttention(D, 3, bias=False), head=head()
+    ),
+    "encoder": lambda: module(of_layers, a=linear(C, D), layers=layers(), head=head()),
+    "gelu encoder": lambda: module(
+        of_layers, a=linear(C, D), layers=layers(norm_first=True, activation="gelu"), head=head()
     ),
     "mixer": lambda: module(
         mixer, a=linear(C, D), norm=nn.LayerNorm(D), places=linear(L, L), channels=linear(D, D),
@@ -231,6 +256,41 @@ def test_the_attention_of_pytorch(dtype):
         torch.testing.assert_close(p.grad, exact, rtol=1e-9, atol=1e-12)
 
 
+def over_samples(self, x):
+    return self.head(self.a(x).transpose(0, 1).softmax(1).transpose(0, 1).mean(1))
+
+
+def between_samples(self, x):
+    x = self.a(x).mean(1)
+    return self.head(torch.softmax(x @ x.t(), 1) @ x)
+
+
+def samples_as_places(self, x):  # batch_first forgotten
+    return self.head(self.heads(*[self.a(x)] * 3)[0].mean(1))
+
+
+def interleaved(self, x):
+    return self.head(self.a(x).transpose(0, 1).reshape(x.shape[0], L, D).mean(1))
+
+
+def outer_of_samples(self, x):
+    x = self.a(x).mean(1)
+    return self.head(torch.einsum("si,sj,tj->ti", x, x, x))
+
+
+MIXED = [over_samples, between_samples, samples_as_places, interleaved, outer_of_samples]
+
+
+@pytest.mark.parametrize("forward", MIXED)
+def test_what_is_not_of_each_sample(forward):
+    more = {"heads": nn.MultiheadAttention(D, 2)} if forward is samples_as_places else {}
+    model = module(forward, a=linear(C, D), head=head(), **more)
+    assert isinstance(written_of(model, [L, C]), str)
+    meta = fm.MAML(model, loss="mse", inner_steps=1, inner_lr=0.05)
+    assert fm.explain(meta).name != "resident"
+    assert_exact(meta, tasks_of(2, L, C), [*model.parameters()], 1e-10)
+
+
 # ---- any sequence of them ------------------------------------------------------------------------
 
 
@@ -279,6 +339,15 @@ def _line(draw, shape, index):
             "torch.tanh(x) @ x.transpose(-1, -2) / 4", f"x.mean({dim + 1})",
             f"x.select({dim + 1}, -1) * 2", f"x * x.sum({dim + 1}, keepdim=True).tanh()",
         ]  # fmt: skip
+    to, other = draw.randint(1, n), draw.randrange(n)
+    other += other >= to
+    lines += [  # with the samples elsewhere
+        f"(x.movedim(0, {to}) * 2).softmax({other}).movedim({to}, 0)",
+        f"torch.stack([x.movedim(0, {to})] * 2, {other}).sin().mean({other}).movedim({to}, 0)",
+        f"torch.cat([x, x.cos()], {dim + 1}).movedim(0, {to}).narrow({other}, 0, 1).tanh()"
+        f".expand({', '.join('2' if d == other else '-1' for d in range(n + 1))})"
+        f".movedim({to}, 0)",
+    ]
     line, row = draw.choice([*lines, "w", "w"]), None
     if line == "w":
         sides = [k if draw.random() < 0.6 else 1 for k in shape][draw.randrange(n) :]

@@ -35,11 +35,11 @@ class LossRows(Rows):
             raise Unreadable("it takes nothing of a sample, or a part of a total")
         return Value("samples", self.put("slice", self.value(x).row, x=begin, width=width))
 
-    def kind_of(self, op: str, values: Sequence[Value]) -> str:
+    def like(self, op: str, values: Sequence[Value]) -> Value:
         """What is done to sums or means over samples can be done before."""
         totals = {value.kind for value in values if value.kind != "constant"}
         if totals == {"samples"}:
-            return "samples"
+            return Value("samples")
         constants = [value.kind == "constant" for value in values]
         linear = (
             op == "negative" or (op == "multiply" and any(constants))
@@ -48,4 +48,4 @@ class LossRows(Rows):
         )  # fmt: skip
         if not linear or len(totals) > 1 or not totals <= {"mean", "sum"}:
             raise Unreadable(NO_TOTAL)
-        return totals.pop()
+        return Value(totals.pop())

@@ -12,7 +12,7 @@ from fastmeta.functional.row_programs.step import Unreadable
 
 __all__ = ["Questions"]
 
-_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout", "is_cuda")
+_ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout", "is_cuda", "is_nested")
 _REFUSED = (
     "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
     "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",

@@ -21,11 +21,16 @@ class Value(NamedTuple):
 
     "samples" has a row a sample, "constant" is a number. Of a loss, "mean" and "sum" are those over
     samples of a row, "nothing" and "all" are masks of samples, "count" is the number of samples. Of
-    a forward, "task" is a row that all samples share, and "series" has a sample's row in parts.
+    a forward, "task" is a row that all samples share.
+
+    Attributes:
+        before: of samples in a forward, how many of a sample's numbers lie before one another with
+            all samples in between: L of a tensor [L, S, C], whose row is [L, C].
     """
 
     kind: str
     row: int = -1
+    before: int = 1
 
 
 class Rows:
@@ -42,8 +47,8 @@ class Rows:
         for row, tensor in enumerate(given):
             self.know(tensor, Value("samples", row))
 
-    def kind_of(self, op: str, values: Sequence[Value]) -> str:
-        """What a step is whose operands, not all of them constants, are these."""
+    def like(self, op: str, values: Sequence[Value]) -> Value:
+        """What a step is, but for its row, whose operands are these, not all of them constants."""
         raise NotImplementedError
 
     def of_unknown(self, x: Tensor) -> Value:
@@ -101,13 +106,13 @@ class Rows:
         """A step whose row has as many numbers as `out`, of operands that are broadcast."""
         values = [self.operand(out, operand) for operand in operands]
         if all(value.kind == "constant" for value in values):
-            kind, width = "constant", 1
+            like, width = Value("constant"), 1
         else:
-            kind = self.kind_of(op, values)
-            width = self.columns(out) if kind in ("samples", "series") else out.numel()
+            like = self.like(op, values)
+            width = self.columns(out) if like.kind == "samples" else out.numel()
         if any(self.widths[value.row] not in (1, width) for value in values):
             raise Unreadable(PAIRS)
-        return Value(kind, self.put(op, *(v.row for v in values), x=x, y=y, width=width))
+        return like._replace(row=self.put(op, *(v.row for v in values), x=x, y=y, width=width))
 
     def number(self, x: float) -> Value:
         row = self._numbers.get(x)
@@ -116,13 +121,13 @@ class Rows:
         return Value("constant", row)
 
     def step(self, op: str, *values: Value, width: int) -> Value:
-        if any(value.kind not in ("samples", "series", "constant", "task") for value in values):
+        if any(value.kind not in ("samples", "constant", "task") for value in values):
             raise Unreadable(NO_TOTAL)
         of_all = op in ("sum", "log_sum_exp", "choose")
         if not of_all and any(self.widths[value.row] not in (1, width) for value in values):
             raise Unreadable(PAIRS)
         if all(value.kind == "constant" for value in values):
-            kind = "constant" if width == 1 else "samples"
+            like = Value("constant" if width == 1 else "samples")
         else:
-            kind = self.kind_of(op, values)
-        return Value(kind, self.put(op, *(v.row for v in values), width=width))
+            like = self.like(op, values)
+        return like._replace(row=self.put(op, *(v.row for v in values), width=width))
