@@ -247,20 +247,22 @@ void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, 
     then.finish = Finish::Store, then.continues = true;
     return product<Lane>(terms + 1, 1, then, m, n);
   }
+  constexpr int most_terms = 3;
   const bool in_pieces = plain || target.finish == Finish::Add;
-  if (!in_pieces || n_terms == 0 || n_terms > 2 || terms[0].depth <= deepest)
+  i64 depth = 0;
+  for (int t = 0; t < n_terms; ++t) depth = larger(depth, terms[t].depth);
+  if (!in_pieces || n_terms > most_terms || depth <= deepest)
     return product_at_once<Lane>(terms, n_terms, target, m, n);
-  const i64 pieces = ceil_div(terms[0].depth, deepest);
+  const i64 pieces = ceil_div(depth, deepest);
   Target<R> then = target;
   for (i64 piece = 0; piece < pieces; ++piece) {
-    const i64 begin = terms[0].depth * piece / pieces;
-    const i64 end = terms[0].depth * (piece + 1) / pieces;
-    Term<R> some[2];
-    for (int t = 0; t < n_terms; ++t) {
+    Term<R> some[most_terms];
+    for (int t = 0; t < n_terms; ++t) {  // each by its own depth
+      const i64 begin = terms[t].depth * piece / pieces;
       some[t] = terms[t];
       some[t].a += begin * terms[t].a_k;
       some[t].b += begin * terms[t].b_k;
-      some[t].depth = end - begin;
+      some[t].depth = terms[t].depth * (piece + 1) / pieces - begin;
     }
     product_at_once<Lane>(some, n_terms, then, m, n);
     then.finish = Finish::Add, then.continues = false;
