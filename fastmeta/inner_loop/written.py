@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 import torch
@@ -55,27 +56,31 @@ def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
 
 
 def written_for_some(module: nn.Module) -> bool:
-    """Whether there are steps for samples of some width."""
+    """Whether there are steps for samples of some shape, a row or several."""
     with module_lock:
         try:
             reader = _Reader(module)
         except (Unknown, Unreadable):
             return False
         try:
-            return any(map(reader.can_read, _widths(module)))
+            return any(map(reader.can_read, _shapes(module)))
         except NoRule:
             return False
 
 
-def _widths(module: nn.Module) -> list[int]:
-    """Widths that a forward with such tensors may be for, the likely ones first."""
+def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes of samples that a forward with such tensors may be for, the likely ones first."""
     shapes = [tensor.shape for tensor in (*module.parameters(), *module.buffers())]
-    sides = {n for shape in shapes for n in shape}
+    sides = sorted({n for shape in shapes for n in shape})
     less = {n - m for n in sides for m in sides if n > m}  # where something is joined to a sample
-    return [*dict.fromkeys([*sorted(sides), *range(1, 9), *sorted(less)])][:_MOST_WIDTHS]
+    widths = [*dict.fromkeys([*sides, *range(1, 9), *sorted(less)])]
+    yield from ((width,) for width in widths[:_MOST_WIDTHS])
+    parts = (n // m for n in sides for m in sides if n > m > 1 and n % m == 0)
+    rows = [*dict.fromkeys([5, *sides, *(n - 1 for n in sides if n > 1), *parts])]
+    yield from product(rows[:_MOST_ROWS], widths[:_MOST_ROWS])
 
 
-_MOST_WIDTHS = 40
+_MOST_WIDTHS, _MOST_ROWS = 40, 16
 
 
 class _Reader:
@@ -92,10 +97,10 @@ class _Reader:
         self._own: dict[str, Tensor] = {**dict(module.named_parameters()), **self._buffers}
         _check_tensors(self._own.values())
 
-    def can_read(self, width: int) -> bool:
+    def can_read(self, sample: Sequence[int]) -> bool:
         """NoRule where other samples would not change that."""
         try:
-            return bool(self.read([width]).steps)
+            return bool(self.read(sample).steps)
         except NoRule:
             raise
         except Unreadable:
