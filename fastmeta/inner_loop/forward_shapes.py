@@ -39,6 +39,8 @@ def same(to: ForwardRows, out: Tensor, x: Tensor, *args: Any, **options: Any) ->
 def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
     over = dims[0] if dims else range(x.dim())
     over = [over] if isinstance(over, int) else over
+    if out is x and (len(over) != 1 or over[0] < 0):  # its shape is the new one already
+        raise Unreadable("it squeezes in place")
     at = to.dim_of_samples(x)
     if at is not None and (not dims or any(dim % x.dim() == at for dim in over)):
         raise Unreadable("it would squeeze a lone sample")

@@ -44,12 +44,14 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
 def _miscomputed(network: Written, loop: InnerLoop, sample: torch.Size) -> str | None:
     """A sentence if the kernels make something else of some samples than the module.
 
-    With other parameters and buffers, too: what a gate of 0 hides may come out later.
+    With other parameters and buffers, too: what a gate of 0 hides may come out later. And of fewer
+    samples: some of their numbers might depend on how many there are.
     """
     named = (*loop.module.named_parameters(), *loop.module.named_buffers())
     own = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
-    for tensors in (own, {name: tensor + _waves(tensor) for name, tensor in own.items()}):
-        if not _computes(network, loop, sample, tensors):
+    others = {name: tensor + _waves(tensor) for name, tensor in own.items()}
+    for tensors, samples in ((own, 5), (others, 5), (others, 2)):
+        if not _computes(network, loop, (samples, *sample), tensors):
             return "of its forward as arithmetic on each sample's numbers comes something else"
     return None
 
@@ -59,16 +61,16 @@ def _waves(like: Tensor) -> Tensor:
 
 
 def _computes(
-    network: Written, loop: InnerLoop, sample: torch.Size, own: Mapping[str, Tensor]
+    network: Written, loop: InnerLoop, shape: Sequence[int], own: Mapping[str, Tensor]
 ) -> bool:
     tensors = [own[name].contiguous() for name in network.names]
-    like = tensors[0]
-    x = 3 * _waves(like.new_empty(5, *sample))
+    like, samples = tensors[0], shape[0]
+    x = 3 * _waves(like.new_empty(shape))
     kernels = cpu.kernels(str(like.dtype).removeprefix("torch."))
-    zeros, rate = x.new_zeros(5, network.outputs), x.new_zeros(1)
+    zeros, rate = x.new_zeros(samples, network.outputs), x.new_zeros(1)
     call = kernels.call(
         as_native(network, replace(loop, loss="mse"), kernels), 1, 0, 1, [0] * len(tensors),
-        [None] * len(tensors), True, (5, 5), False, (False, False),
+        [None] * len(tensors), True, (samples, samples), False, (False, False),
     )  # fmt: skip
     given = [t.data_ptr() for t in (*tensors, x, x, zeros, zeros, rate)]
     found = torch.empty_like(zeros)

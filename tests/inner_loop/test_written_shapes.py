@@ -280,7 +280,32 @@ def outer_of_samples(self, x):
     return self.head(torch.einsum("si,sj,tj->ti", x, x, x))
 
 
-MIXED = [over_samples, between_samples, samples_as_places, interleaved, outer_of_samples]
+def by_count(self, x):
+    return self.head(self.a(x)[:, : x.shape[0]].sum(1))
+
+
+def by_size_of_parts(self, x):
+    return self.head(self.a(x).split(x.size(0), dim=1)[0].sum(1))
+
+
+def by_number_of_parts(self, x):
+    return self.head(self.a(x).chunk(x.shape[0], dim=1)[0].sum(1))
+
+
+def row_by_count(self, x):
+    return self.head(self.a(x).mean(1) * self.a.bias[: x.shape[0]].sum())
+
+
+def squeezed_in_place(self, x):
+    y = self.a(x).sum(1).unsqueeze(1)
+    y.squeeze_((-3, 1))
+    return self.head(y)
+
+
+MIXED = [
+    by_count, by_size_of_parts, by_number_of_parts, row_by_count, squeezed_in_place, over_samples,
+    between_samples, samples_as_places, interleaved, outer_of_samples,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("forward", MIXED)
@@ -288,9 +313,37 @@ def test_what_is_not_of_each_sample(forward):
     more = {"heads": nn.MultiheadAttention(D, 2)} if forward is samples_as_places else {}
     model = module(forward, a=linear(C, D), head=head(), **more)
     assert isinstance(written_of(model, [L, C]), str)
+    if forward is squeezed_in_place:
+        return  # of a lone sample PyTorch itself makes something else
     meta = fm.MAML(model, loss="mse", inner_steps=1, inner_lr=0.05)
     assert fm.explain(meta).name != "resident"
     assert_exact(meta, tasks_of(2, L, C), [*model.parameters()], 1e-10)
+
+
+PLACES = [  # ways through [L S, C] and the like, an examiner's
+    lambda x: x.transpose(0, 1).reshape(-1, C).sum(1).view(x.shape[0], L),
+    lambda x: x.transpose(0, 1).reshape(-1, C).unsqueeze(0).view(1, x.shape[0], L, C)[0],
+    lambda x: x.transpose(0, 1).reshape(1, x.shape[0], -1, C).sum(0),
+    lambda x: x.transpose(0, 1).reshape(2, 2 * x.shape[0], C)[0],
+    lambda x: x.transpose(0, 1).repeat(1, 2, 1)[0],
+    lambda x: torch.stack([x.transpose(0, 1)] * 3).reshape(1, x.shape[0], -1, C)[0],
+]
+
+
+@pytest.mark.parametrize("way", range(len(PLACES)))
+def test_samples_that_lie_between_their_numbers(way):
+    function = PLACES[way]
+
+    def forward(self, x):
+        y = function(x).reshape(x.shape[0], -1)
+        return self.head(x.flatten(1)) + torch.relu(y - 3.5) @ self.w
+
+    width = function(torch.zeros(5, L, C)).reshape(5, -1).shape[1]
+    model = module(forward, head=head(L * C), w=row(width, OUTPUTS))
+    tasks = tasks_of(2, L, C)
+    tasks.support_x.mul_(6), tasks.query_x.mul_(6)
+    meta = fm.MAML(model, loss="mse", inner_steps=1, inner_lr=0.001)
+    assert_exact(meta, tasks, [*model.parameters()], 1e-10)
 
 
 # ---- any sequence of them ------------------------------------------------------------------------

@@ -18,6 +18,16 @@ _REFUSED = (
     "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",
 )  # fmt: skip
 _SIZES = ("shape", "size", "numel", "nelement")
+# What the number of samples may be given to: shapes, and arithmetic, whose rules know it again.
+_SHAPED = (
+    "view", "reshape", "expand", "repeat", "tile", "broadcast_to", "unflatten", "zeros", "ones",
+    "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
+)  # fmt: skip
+_ARITHMETIC = ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "rsub")
+_COUNTED = {
+    *_SHAPED, *_ARITHMETIC, *(f"{name}_" for name in _ARITHMETIC), "__truediv__", "__rtruediv__",
+    *(f"__{kind}{name}__" for kind in ("", "r", "i") for name in ("add", "sub", "mul", "div")),
+}  # fmt: skip
 
 
 class Questions(TorchFunctionMode):
@@ -43,6 +53,9 @@ class Questions(TorchFunctionMode):
                 self._refuse(name)
         elif name in _REFUSED:
             self._refuse(name)
+        if name not in _COUNTED and _has_count((args, *(kwargs or {}).values())):
+            self.refused = Unreadable("it depends on the number of samples")
+            raise self.refused
         found = function(*args, **(kwargs or {}))
         return self._marked(found) if name in _SIZES else found
 
@@ -55,6 +68,14 @@ class Questions(TorchFunctionMode):
             return tuple(map(self._marked, size))
         is_count = type(size) is int and size and size % self._samples == 0
         return _Count(size) if is_count else size
+
+
+def _has_count(values: Any) -> bool:
+    if isinstance(values, slice):
+        values = values.start, values.stop, values.step
+    if isinstance(values, (tuple, list)):
+        return any(map(_has_count, values))
+    return isinstance(values, _Count)
 
 
 class _Count(int):
@@ -84,7 +105,7 @@ class _Count(int):
     __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __neg__ = _refuse
-    __int__ = __trunc__ = __floor__ = __ceil__ = __invert__ = bit_length = _refuse
+    __index__ = __int__ = __trunc__ = __floor__ = __ceil__ = __invert__ = bit_length = _refuse
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
     __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = _refuse
     __abs__ = __round__ = __divmod__ = __rdivmod__ = _refuse
