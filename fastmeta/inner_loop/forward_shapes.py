@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmeta.functional.row_programs import Rule, Unreadable, Value
 from fastmeta.inner_loop.forward_rows import GONE, ForwardRows
 
-__all__ = ["SHAPE_RULES", "last", "log_softmax", "of_rows", "part", "same", "softmax"]
+__all__ = ["SHAPE_RULES", "of_rows", "part", "same"]
 
 
 def of_rows(to: ForwardRows, x: Tensor) -> tuple[Value, tuple[int, ...]]:
@@ -171,7 +171,7 @@ def _joined(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0)
 # ---- sums --------------------------------------------------------------------------------------
 
 
-def last(to: ForwardRows, x: Tensor, dims: Any) -> tuple[Value, list[int], list[int], int]:
+def _last(to: ForwardRows, x: Tensor, dims: Any) -> tuple[Value, list[int], list[int], int]:
     """A tensor with some dimensions behind the others: its sides then, the order of what were
     dimensions, and how many parts the others make, which is what the value is of.
     """
@@ -193,7 +193,7 @@ def _sum(mean: bool) -> Rule:
         to: ForwardRows, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False,
         dtype: Any = None,
     ) -> Value:  # fmt: skip
-        value, *_, parts = last(to, x, dims)
+        value, *_, parts = _last(to, x, dims)
         return value._replace(row=(to.means if mean else to.sums)(value.row, parts))
 
     return rule
@@ -202,12 +202,12 @@ def _sum(mean: bool) -> Rule:
 def _log_sum_exp(
     to: ForwardRows, out: Tensor, x: Tensor, dims: Any, keepdim: bool = False
 ) -> Value:
-    value, *_, parts = last(to, x, dims)
+    value, *_, parts = _last(to, x, dims)
     return value._replace(row=to.put("log_sum_exp", value.row, width=parts))
 
 
-def log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    value, sides, order, parts = last(to, x, [dim])
+def _log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
+    value, sides, order, parts = _last(to, x, [dim])
     width = to.widths[value.row]
     total = to.put("log_sum_exp", value.row, width=parts)
     if parts > 1:
@@ -217,8 +217,8 @@ def log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -
     return to.value(x)._replace(row=to.permuted(row, sides, back))
 
 
-def softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    return to.step("exp", log_softmax(to, out, x, dim), width=to.columns(x))
+def _softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
+    return to.step("exp", _log_softmax(to, out, x, dim), width=to.columns(x))
 
 
 SHAPE_RULES: dict[str, Rule] = {
@@ -229,6 +229,6 @@ SHAPE_RULES: dict[str, Rule] = {
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
     "unbind": _unbound, "cat": _joined, "stack": _joined,
     "sum": _sum(mean=False), "mean": _sum(mean=True),
-    "logsumexp": _log_sum_exp, "_log_softmax": log_softmax, "_softmax": softmax,
-    "_safe_softmax": softmax,
+    "logsumexp": _log_sum_exp, "_log_softmax": _log_softmax, "_softmax": _softmax,
+    "_safe_softmax": _softmax,
 }  # fmt: skip
