@@ -201,7 +201,7 @@ void bind_loss(pybind11::module_& m, const std::string& suffix, PrototypesOf<R> 
           wanted.loss = &factor;  // of every task
           const bool fits = run.loss(p, out, static_cast<R*>(record->memory.data()), differentiable,
                                      at_once ? &wanted : nullptr);
-          if (reduces) *losses.template data<R>() = R(share * std::accumulate(to, to + p.tasks, 0.0));
+          if (fits && reduces) *losses.template data<R>() = R(share * std::accumulate(to, to + p.tasks, 0.0));
           return fits ? std::move(record) : nullptr;
         });
 

@@ -51,8 +51,10 @@ struct LowRankPlan : Plan<Pack<R>> {
 
   static bool pays(const InnerLoop<R>& loop) {
     if (!loop.weights_stay || loop.steps != 1 || loop.order != 2 || !loop.query.n) return false;
-    for (int p = 0; p < loop.network.n_parameters; ++p)
-      if (loop.parameters[p].task_stride || loop.rates[p].data != loop.rates[0].data) return false;
+    for (int p = 0; p < loop.network.n_parameters; ++p) {
+      const Rate<R>& rate = loop.rates[p];
+      if (loop.parameters[p].task_stride || rate.n != 1 || rate.data != loop.rates[0].data) return false;
+    }
     bool below = false;
     for (int l = 0; l < loop.network.n_nodes; ++l) {
       const Node& node = loop.network.nodes[l];
@@ -116,7 +118,6 @@ class LowRankStep {
  public:
   using Plan = LowRankPlan<R>;
   using Team = Pack<R>;
-  using V = Vec<R>;
   static constexpr i64 W = Team::W;
 
   LowRankStep(const Plan& plan, const Common<R>& common, R* scratch, const Crew&)
@@ -219,10 +220,10 @@ class LowRankStep {
   static void multiply(const Term<R>& term, const Target<R>& target, i64 m, i64 n) {
     product<Lane>(&term, 1, target, m, n);
   }
-  // to += what is added up, or begins with it
-  static Target<R> onto(R* to, i64 columns, bool continues = true) {
+  // to += what is added up
+  static Target<R> onto(R* to, i64 columns) {
     Target<R> target{to, ld(columns)};
-    target.continues = continues;
+    target.continues = true;
     return target;
   }
   static Target<R> with_row(Target<R> target, bool has_row, const R* row) {

@@ -40,9 +40,12 @@ i64 products_of(const InnerLoop<Real>& loop) {
   i64 work = 0;
   for (int i = 0; i < loop.network.written.n_rows; ++i) {
     const RowStep& s = loop.network.written.rows[i];
+    if (s.op != RowOp::Linear && s.op != RowOp::Product) continue;
     const i64 in = loop.network.written.rows[s.a].width;
-    if (s.op == RowOp::Product) work += (passes * S + 3 * Q) * in * (s.width / i64(s.x * s.y));
-    if (s.op != RowOp::Linear) continue;
+    if (s.op == RowOp::Product) {
+      work += (passes * S + 3 * Q) * in * (s.width / i64(s.x * s.y));
+      continue;
+    }
     const i64 parts = i64(s.y);
     work += (passes * S + 3 * Q) * in * (s.width / parts);
     work += a_call * calls * a_product * parts;

@@ -84,6 +84,7 @@ def prototype_loss(
         means = prototypes(support, support_y, n_way)
         logits = -pairwise_distance(query, means, metric) / temperature
         loss = torch.stack([F.cross_entropy(logits[t], query_y[t]) for t in range(T)])
+        loss = loss.mean()  # with reduction="mean"
         accuracy = (logits.argmax(-1) == query_y).float().mean(1)
     """
     return loss_of_prototypes(

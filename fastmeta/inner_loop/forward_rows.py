@@ -10,7 +10,10 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
 
-__all__ = ["GONE", "ForwardRows"]
+__all__ = ["GONE", "MOST_NUMBERS", "ForwardRows"]
+
+# Numbers that a sample may have in all rows: more would not stay in any cache.
+MOST_NUMBERS = 1 << 15
 
 _OF_ROWS = ("samples", "task")
 
@@ -29,6 +32,7 @@ class ForwardRows(Rows):
         self._names = [*parameters]
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
+        self._made = 0  # numbers, those that turn out not to be needed among them
         super().__init__(len(x), x.dtype, (x,))
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
@@ -47,6 +51,15 @@ class ForwardRows(Rows):
         read = dict.fromkeys([*matrices, *rows])
         places = {index: place for place, index in enumerate(read)}
         return [_with_places(step, places) for step in steps], [self._names[i] for i in read]
+
+    def put(
+        self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,
+        width: int,
+    ) -> int:  # fmt: skip
+        self._made += width
+        if self._made > 2 * MOST_NUMBERS:  # all that it makes is kept until it is read
+            raise Unreadable(f"it makes more than {MOST_NUMBERS} numbers of a sample")
+        return super().put(op, a, b, c, x=x, y=y, width=width)
 
     def columns(self, x: Tensor) -> int:
         return x.numel() // self.samples if self.dim_of_samples(x) is not None else x.numel()

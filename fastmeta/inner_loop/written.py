@@ -14,15 +14,13 @@ from torch import Tensor, fx, nn
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.row_programs import NoRule, Step, Unreadable, read
 from fastmeta.inner_loop.calls import check_attributes
-from fastmeta.inner_loop.forward_rows import ForwardRows
+from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.layers import unlike_parameters
 from fastmeta.inner_loop.trace import Unknown, trace
 
 __all__ = ["Written", "written_for_some", "written_of"]
 
-# Numbers that a sample may have in all rows: more would not stay in any cache.
-_MOST_NUMBERS = 1 << 15
 _MOST_TENSORS = 512  # as in csrc/call.h
 
 
@@ -77,10 +75,11 @@ def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
     yield from ((width,) for width in widths[:_MOST_WIDTHS])
     parts = (n // m for n in sides for m in sides if n > m > 1 and n % m == 0)
     rows = [*dict.fromkeys([5, *sides, *(n - 1 for n in sides if n > 1), *parts])]
-    yield from product(rows[:_MOST_ROWS], widths[:_MOST_ROWS])
+    few = [n for n in rows if n <= _LONGEST]  # what works for none of them would be tried for all
+    yield from product(few[:_MOST_ROWS], widths[:_MOST_ROWS])
 
 
-_MOST_WIDTHS, _MOST_ROWS = 40, 16
+_MOST_WIDTHS, _MOST_ROWS, _LONGEST = 40, 16, 64
 
 
 class _Reader:
@@ -119,8 +118,8 @@ class _Reader:
         if len(names) > _MOST_TENSORS:
             raise Unreadable(f"it reads more than {_MOST_TENSORS} parameters")
         inputs = math.prod(sample)
-        if inputs + sum(step[6] for step in steps) > _MOST_NUMBERS:
-            raise Unreadable(f"it makes more than {_MOST_NUMBERS} numbers of a sample")
+        if inputs + sum(step[6] for step in steps) > MOST_NUMBERS:
+            raise Unreadable(f"it makes more than {MOST_NUMBERS} numbers of a sample")
         return Written(inputs, steps[-1][6], tuple(steps), tuple(names), tuple(buffers))
 
     def _steps(self, samples: int, sample: Sequence[int]) -> tuple[list[Step], list[str]]:

@@ -197,3 +197,14 @@ def test_what_is_expected_at_first_is_soon_again():
     assert habit.expected() is None
     habit.met(True)
     assert habit.expected() is True
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_reduction_is_made_at_once_too(calls, dtype, reduction):
+    given, found = task(dtype=dtype), []
+    for _ in range(4):
+        found.append([x.clone() for x in gradients(given, lambda found: 0.7 * found[0],
+                                                   reduction=reduction)])  # fmt: skip
+    assert calls[0] == "loss_forward" and calls[-1] == "loss_at_once"
+    assert all(map(torch.equal, found[0], found[-1]))

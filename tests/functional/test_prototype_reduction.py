@@ -22,7 +22,7 @@ def arguments(dtype: torch.dtype, weighted: bool) -> tuple[tuple[Tensor, ...], d
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     features = draw(T, S, D).requires_grad_(), draw(T, Q, D).requires_grad_()
-    labels = torch.arange(S).remainder(N).expand(T, S), torch.arange(Q).remainder(N).expand(T, Q)
+    labels = [torch.arange(n).remainder(N).repeat(T, 1) for n in (S, Q)]
     more = {"temperature": torch.tensor([1.0, 2.0, 3.0], dtype=dtype, requires_grad=True)}
     if weighted:
         more |= {"support_weight": draw(T, S).abs() + 0.1, "query_weight": draw(T, Q).abs() + 0.1}

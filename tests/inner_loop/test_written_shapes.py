@@ -10,6 +10,8 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
+from fastmeta.functional.row_programs import Unreadable
+from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.written import Written, written_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
@@ -297,7 +299,7 @@ def row_by_count(self, x):
 
 
 def squeezed_in_place(self, x):
-    y = self.a(x).sum(1).unsqueeze(1)
+    y = self.a(x).sum(1).unsqueeze(1) * 2
     y.squeeze_((-3, 1))
     return self.head(y)
 
@@ -344,6 +346,13 @@ def test_samples_that_lie_between_their_numbers(way):
     tasks.support_x.mul_(6), tasks.query_x.mul_(6)
     meta = fm.MAML(model, loss="mse", inner_steps=1, inner_lr=0.001)
     assert_exact(meta, tasks, [*model.parameters()], 1e-10)
+
+
+def test_reading_ends_where_a_sample_makes_too_many_numbers():
+    rows = ForwardRows(torch.zeros(7, 4), {})  # what it reads is kept, of hundreds of samples
+    with pytest.raises(Unreadable, match=f"more than {MOST_NUMBERS} numbers"):
+        while len(rows.steps) <= 2 * MOST_NUMBERS // 1024:
+            rows.put("tanh", width=1024)
 
 
 # ---- any sequence of them ------------------------------------------------------------------------
