@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 DEVICE="${DEVICE:-cuda}"
 OUT="${OUT:-benchmarks/results/tmp}"
 PYTHON="${PYTHON:-python3}"
-STAGES="${STAGES:-machine build tests sanitize bench compiled}"
+STAGES="${STAGES:-machine build tests sanitize bench programs compiled}"
 [ "$DEVICE" = cpu ] && LIMIT="${LIMIT:-3000}"  # a CPU may be slow, and nobody pays for it
 LIMIT="${LIMIT:-530}"
 TINY="${TINY:-}"
@@ -207,11 +207,21 @@ if wanted bench; then
     stage bench 170 bash -c "bench '$name.json' 170 '$WORKLOADS' $RIVALS"
 fi
 
+small="${WORKLOADS:-sinusoid-T25-K5 sinusoid-T1024-K5 rl}"
+
+if wanted programs; then
+    if on_gpu; then
+        FASTMETA_CUDA_PROGRAMS=compiled stage programs 45 bash -c \
+            "bench '$name-programs.json' 45 '$small' bmm"
+    else
+        skip programs "they are CUDA's"
+    fi
+fi
+
 if wanted compiled; then
     if [ -n "$TINY" ]; then
         skip compiled "torch.compile takes minutes"
     else
-        small="${WORKLOADS:-sinusoid-T25-K5 sinusoid-T1024-K5 rl}"
         stage compiled 110 bash -c \
             "bench '$name-compiled.json' 110 '$small' jax vmap-compiled vmap-reduce-overhead bmm-compiled"
     fi
@@ -219,7 +229,7 @@ fi
 
 echo
 echo "== results in $OUT, $(($(date +%s) - BEGUN)) s"
-for file in "$OUT/$name.json" "$OUT/$name-compiled.json"; do
+for file in "$OUT/$name.json" "$OUT/$name-programs.json" "$OUT/$name-compiled.json"; do
     [ -f "$file" ] && "$PYTHON" -m fastmeta.bench.report --short "$file"
 done
 # few files beside the results: what brings them back from a GPU may take only some

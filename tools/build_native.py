@@ -325,6 +325,31 @@ def compile_module(destination: Path) -> dict:
     }
 
 
+def flat(path: Path, seen: set[Path]) -> str:
+    """Return the text of a header with the project's own headers in place, each once."""
+    seen.add(path)
+    lines = []
+    for line in path.read_text().splitlines():
+        found = re.match(r'#include (?:"(.*)"|<.*>)', line)
+        if not found and line != "#pragma once":
+            lines.append(line)
+        elif found and found[1] and (other := (path.parent / found[1]).resolve()) not in seen:
+            lines.append(flat(other, seen))
+    return "\n".join(lines)
+
+
+def kernel_text(header: Path, folder: Path) -> Path:
+    """Write a source file that holds the text of `header`, which programs are compiled with."""
+    text = flat(header.resolve(), set())
+    declaration = "extern const char* const fastmeta_kernel_text;\n"
+    source = f'{declaration}const char* const fastmeta_kernel_text = R"~({text})~";\n'
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "kernel_text.cpp"
+    if not path.exists() or path.read_text() != source:
+        path.write_text(source)
+    return path
+
+
 def compile_cuda(destination: Path) -> dict:
     """Build fastmeta._cuda into the folder `destination`; return what build_info records."""
     nvcc, archs = find_nvcc(), cuda_archs()
@@ -333,11 +358,14 @@ def compile_cuda(destination: Path) -> dict:
     source = ROOT / "csrc/cuda"
     binding = ninja.compile(source / "bindings.cpp", "bindings.o", binding_flags())
     programs = ninja.compile(source / "record.cpp", "record.o")
+    compiled = ninja.compile(source / "compiled.cpp", "compiled.o")
+    text = ninja.compile(kernel_text(source / "run.cuh", CUDA_BUILD), "kernel_text.o")
     launches = [
         ninja.compile(source / "launch.cu", f"launch.{real}.o", [f"-DFASTMETA_REAL={real}"])
         for real in REALS
     ]
-    module = ninja.link([binding, programs, *launches], module_name("_cuda"))
+    objects = [binding, programs, compiled, text, *launches]
+    module = ninja.link(objects, module_name("_cuda"))
     ninja.run()
     replace(module, destination / module.name)
     return {"cuda": [f"sm_{arch}" for arch in archs], "nvcc": nvcc_version(nvcc)}

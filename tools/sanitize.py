@@ -28,6 +28,8 @@ from build_native import (
 )
 
 CPUINFO = Path("/proc/cpuinfo")
+# No threads; code that a test compiles by itself, without a sanitizer.
+WITHOUT_RACES = ("test_math", "test_cuda_printed")
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 
@@ -49,7 +51,7 @@ def build_sanitized(name: str, tests: Sequence[Path], compiler: Sequence[str]) -
     isas = run_here(supported_isas(compiler))
     if name == "thread":
         isas = isas[:1]  # races are the same at every width
-        tests = [test for test in tests if not test.stem.startswith("test_math")]  # no threads
+        tests = [test for test in tests if not test.stem.startswith(WITHOUT_RACES)]
     sanitizer = [f"-fsanitize={SANITIZERS[name]}", "-fno-sanitize-recover=all"]
     flags = ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizer, *common_flags(isas)]
     flags.append("-DFASTMETA_WIDE_FLOATS_ALONE")  # doubles are the same text with fewer lanes

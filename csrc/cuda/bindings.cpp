@@ -2,7 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../call.h"
-#include "launch.h"
+#include "compiled.h"
 
 using namespace fastmeta;
 
@@ -45,6 +45,25 @@ int blocks(const Call<R>& call, int device) {
   return cuda::blocks_of<R>(Unbound<R>(call).bound.loop, device);
 }
 
+template <class R>
+cuda::Wanted wanted(const Call<R>& call, bool fast, bool rates, bool support_x, bool query_x,
+                    bool grad_loss, bool grad_predictions, bool grad_fast) {
+  return {fast, rates, support_x, query_x, grad_loss, grad_predictions, grad_fast, call.one_rate()};
+}
+
+// The source of a program for a device with so much shared memory a block and so many processors, which
+// need not be here.
+template <class R>
+std::string source(const Call<R>& call, bool backward, bool fast, bool rates, bool support_x,
+                   bool query_x, bool grad_loss, bool grad_predictions, bool grad_fast,
+                   i64 most_shared, i64 processors) {
+  const Unbound<R> unbound(call);
+  const cuda::Wanted asked = wanted(call, fast, rates, support_x, query_x, grad_loss,
+                                    grad_predictions, grad_fast);
+  return cuda::source_of(
+      cuda::record_program(unbound.bound.loop, asked, backward, most_shared, processors));
+}
+
 // What a call runs: a program, whose operations Python keeps on the device, or clusters of blocks.
 template <class R>
 class Plan {
@@ -59,9 +78,9 @@ class Plan {
       record_ = found.record, workspace_ = found.workspace;
       return;
     }
-    const cuda::Wanted wanted{fast, rates, support_x, query_x, grad_loss, grad_predictions,
-                              grad_fast, call.one_rate()};
-    program_ = cuda::record_for<R>(loop, wanted, backward, device);
+    const cuda::Wanted asked = wanted(call, fast, rates, support_x, query_x, grad_loss,
+                                      grad_predictions, grad_fast);
+    program_ = cuda::record_for<R>(loop, asked, backward, device);
     record_ = program_.record_size(), workspace_ = program_.sums_size();
   }
 
@@ -73,6 +92,13 @@ class Plan {
   void put_operations(std::uintptr_t address) {
     ops_ = pointer<const cuda::Op>(address);
     program_.ops = {};  // they are there now
+  }
+  // What a compiler makes a kernel of for this program alone; nothing, of clusters and of long programs.
+  // To be asked for before the operations are put elsewhere.
+  std::string source() const { return clusters_ ? "" : cuda::source_of(program_); }
+  void put_code(const py::bytes& machine_code, int device) {
+    cuda::use_code(program_, machine_code, device);
+    workspace_ = program_.sums_size();
   }
   i64 record_bytes() const { return record_ * i64(sizeof(R)); }
   i64 workspace_bytes() const { return workspace_ * i64(sizeof(R)); }
@@ -139,8 +165,11 @@ void bind_real(py::module_& m, const char* suffix) {
       .def(py::init<const Call<R>&, bool, bool, bool, bool, bool, bool, bool, bool, int>())
       .def("operations", &Plan<R>::operations)
       .def("put_operations", &Plan<R>::put_operations)
+      .def("source", &Plan<R>::source)
+      .def("put_code", &Plan<R>::put_code)
       .def_property_readonly("record_bytes", &Plan<R>::record_bytes)
       .def_property_readonly("workspace_bytes", &Plan<R>::workspace_bytes);
+  m.def(name("source_").c_str(), &source<R>);
   m.def(name("forward_").c_str(), &forward<R>);
   m.def(name("backward_").c_str(), &backward<R>);
 }

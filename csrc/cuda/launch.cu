@@ -1,5 +1,5 @@
 // The kernels and their launches.
-#include "launch.h"
+#include "compiled.h"
 
 #include <cuda_runtime.h>
 
@@ -322,8 +322,11 @@ void put_all(Run<R>& run, int slot, Pointer const* list, int n) {
 }
 
 template <class R>
-Configuration how_to_run(const Program<R>& program, Place place) {
-  return Configuration(program.run.runs, program.threads, program.shared, 1, place.stream);
+void launch(const Program<R>& program, const Run<R>& run, Place place, const char* what) {
+  if (program.code)
+    return launch_code(program.code, &run, run.runs, program.threads, program.shared, place.stream);
+  const Configuration how(run.runs, program.threads, program.shared, 1, place.stream);
+  launch(run_kernel<R>, run, how, what);
 }
 
 template <class R>
@@ -334,7 +337,7 @@ void forward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
   run.tensors[Slot::record].base = out.record;
   run.tensors[predictions].base = out.predictions, run.tensors[loss].base = out.loss;
   put_all(run, first_fast, out.fast, loop.network.n_parameters);
-  launch(run_kernel<R>, run, how_to_run(program, place), "the forward kernel");
+  launch(program, run, place, "the forward kernel");
 }
 
 template <class R>
@@ -350,7 +353,7 @@ void backward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop
   run.tensors[sums].base = workspace;
   put_all(run, first_grad_fast, in.grad_fast, n);
   put_all(run, first_out, out.parameters, n);
-  launch(run_kernel<R>, run, how_to_run(program, place), "the gradient kernel");
+  launch(program, run, place, "the gradient kernel");
 
   SumOver<R> sum = sum_over(program, static_cast<const R*>(workspace), run.runs);
   for (int i = 0; i < sum.n_parts; ++i) {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "program.h"
+#include "recorded.h"
 
 namespace fastmeta::cuda {
 

@@ -1,9 +1,6 @@
 // What a thread block does for a task, written down on the host: a list of operations on matrices in
-// shared memory. Plain data. recorder.h writes it, run.cuh carries it out.
+// shared memory. Plain data. recorder.h writes it, run.cuh carries it out, print.h prints it for a compiler.
 #pragma once
-
-#include <cstddef>
-#include <vector>
 
 #include "../network/spec.h"
 
@@ -91,14 +88,20 @@ struct Part {
   i64 at, rows, columns, row, row_step, column_step, elements;
 };
 
+// What all operations of a program know.
+struct Known {
+  int n_nodes;
+  LossKind loss;
+  Node nodes[max_nodes];
+  int targets_at, target_row, coefficient_at, curvature_at, loss_at;
+};
+
 // What a kernel is given.
 template <class R>
 struct Run {
   const Op* ops;
   int n_ops, n_once;  // the first ones are for the block, not for every task
-  Node nodes[max_nodes];
-  LossKind loss;
-  int outputs, targets_at, target_row, coefficient_at, curvature_at, loss_at;
+  Known known;
   i64 tasks, runs, run_size;
   Tensor<R> tensors[n_slots];
 };
@@ -116,33 +119,5 @@ struct SumOver {
   R* out[max_parameters];    // by part, or nullptr
   R* rates[max_parameters];  // likewise
 };
-
-// What a call wants beside the loss and the parameters' gradients.
-struct Wanted {
-  bool fast, rates, support_x, query_x, grad_loss, grad_predictions, grad_fast;
-  bool one_rate;  // the rates of all parameters are the same number
-};
-
-template <class R>
-struct Program {
-  std::vector<Op> ops;
-  std::vector<Part> parts;  // of the sums over tasks
-  Run<R> run{};             // but for the addresses of tensors, and runs
-  int threads = 0;
-  i64 shared = 0;  // bytes
-  i64 theta_size = 0, rate_steps = 0, steps = 0;
-
-  i64 record_size() const { return run.tasks * steps * theta_size; }
-  i64 sums_size() const { return run.runs * run.run_size; }
-};
-
-// For the sums over the runs of a program, but for where they go.
-template <class R>
-SumOver<R> sum_over(const Program<R>& program, const R* partial, i64 runs) {
-  SumOver<R> sum{partial, runs, program.run.run_size, program.theta_size,
-                 int(program.parts.size()), {}, {}, {}};
-  for (std::size_t n = 0; n < program.parts.size(); ++n) sum.parts[n] = program.parts[n];
-  return sum;
-}
 
 }  // namespace fastmeta::cuda

@@ -1,6 +1,7 @@
 // The two programs of an inner loop: forward, and the gradient.
 #pragma once
 
+#include "recorded.h"
 #include "recorded_passes.h"
 
 namespace fastmeta::cuda {
@@ -38,6 +39,19 @@ class Placed {
   Parameter<R> parameters_[max_parameters];
   Rate<R> rates_[max_parameters];
 };
+
+// Between operations that bring numbers to different places, and between those that take them away, nobody
+// waits.
+inline void let_run_on(std::vector<Op>& ops) {
+  const auto takes = [](const Op& op) {
+    return op.code == Do::Scatter || op.code == Do::ScatterSubtract || op.code == Do::ScatterAdd;
+  };
+  for (std::size_t i = 0; i + 1 < ops.size(); ++i) {
+    const Op& next = ops[i + 1];
+    const bool brings = ops[i].code == Do::Gather && next.code == Do::Gather && ops[i].to != next.to;
+    if (brings || (takes(ops[i]) && takes(next))) ops[i].meets = 0;
+  }
+}
 
 template <class R>
 class Recordist {
@@ -106,18 +120,20 @@ class Recordist {
     write(adaptation);
     recording->meet();
     recording = nullptr;
+    let_run_on(written.ops);
     fill(program, plan, written);
     return program;
   }
 
   void fill(Program<R>& program, const Plan<Team>& plan, Recording& written) const {
     Run<R>& run = program.run;
-    for (int l = 0; l < plan.n_nodes; ++l) run.nodes[l] = plan.node(l);
-    run.loss = given_.network.loss, run.outputs = int(plan.outputs());
-    run.targets_at = int(plan.y_at);
-    run.target_row = given_.support.labels ? 1 : int(Team::stride(plan.outputs()));
-    run.coefficient_at = int(plan.coefficient_at), run.curvature_at = int(plan.curvature_at);
-    run.loss_at = int(plan.scratch_size);
+    Known& known = run.known;
+    known.n_nodes = plan.n_nodes, known.loss = given_.network.loss;
+    for (int l = 0; l < plan.n_nodes; ++l) known.nodes[l] = plan.node(l);
+    known.targets_at = int(plan.y_at);
+    known.target_row = given_.support.labels ? 1 : int(Team::stride(plan.outputs()));
+    known.coefficient_at = int(plan.coefficient_at), known.curvature_at = int(plan.curvature_at);
+    known.loss_at = int(plan.scratch_size);
     run.tasks = given_.tasks, run.n_ops = int(written.ops.size());
     run.run_size = plan.theta_size * (1 + (wanted_.rates ? plan.rate_steps : 0));
     for (int slot = 0; slot < n_slots; ++slot)
@@ -125,6 +141,7 @@ class Recordist {
     run.tensors[Slot::record].task_stride = given_.steps * plan.theta_size;
     program.ops = std::move(written.ops);
     program.shared = shared_bytes(plan) + beside_scratch;
+    program.together = int(blocks_together(plan, program.threads, program.shared, processors_));
     program.theta_size = plan.theta_size, program.rate_steps = plan.rate_steps;
     program.steps = given_.steps;
     plan.each_piece([&](const Piece& p) {

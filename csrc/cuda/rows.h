@@ -91,4 +91,13 @@ int threads_for(const Plan<Team>& plan, i64 processors) {
   return int(threads);
 }
 
+// Blocks on a processor at once, as many as there are tasks for and as its memory holds (228 KB since
+// compute capability 9.0, 1 of them lost to a block), and few enough for 128 registers a thread.
+template <class Team>
+i64 blocks_together(const Plan<Team>& plan, int threads, i64 shared, i64 processors) {
+  constexpr i64 kilobyte = 1024, memory = 228 * kilobyte, registers = 65536;
+  const i64 fit = smaller(memory / (shared + kilobyte), registers / (128 * threads));
+  return larger(1, smaller(fit, ceil_div(plan.loop.tasks, processors)));
+}
+
 }  // namespace fastmeta::cuda

@@ -7,66 +7,125 @@
 
 namespace fastmeta::cuda {
 
-template <class R>
+// An operation of a kind; of products, by tiles of so many rows.
+template <Do code, int tile_rows = 1, class R>
 FASTMETA_INLINE void carry_out(const Here<R>& here, const Op& op) {
+  if constexpr (code == Do::Gather) {
+    gather(here, op);
+  } else if constexpr (code == Do::GatherLabels) {
+    gather_labels(here, op);
+  } else if constexpr (code == Do::Scatter) {
+    scatter(here, op, [](R& to, R from) { to = from; });
+  } else if constexpr (code == Do::ScatterSubtract) {
+    scatter_subtract(here, op);
+  } else if constexpr (code == Do::ScatterAdd) {
+    scatter(here, op, [](R& to, R from) { to += from; });
+  } else if constexpr (code == Do::ZeroTensor) {
+    if (!here.has(op.slot)) return;
+    R* to = here.tensor(op.slot, op.offset);
+    for (i64 i = threadIdx.x; i < op.row_step; i += blockDim.x) to[i] = 0;
+  } else if constexpr (code == Do::Load) {
+    move(here.at(op.to), here.tensor(op.slot, op.offset), op.columns);
+  } else if constexpr (code == Do::Keep) {
+    if (here.has(op.slot)) move(here.tensor(op.slot, op.offset), here.at(op.from), op.columns);
+  } else if constexpr (code == Do::Zero) {
+    each(op.columns, [&](int i) { here.at(op.to)[i] = 0; });
+  } else if constexpr (code == Do::Copy) {
+    each(op.columns, [&](int i) { here.at(op.to)[i] = here.at(op.from)[i]; });
+  } else if constexpr (code == Do::Add) {
+    each(op.columns, [&](int i) { here.at(op.to)[i] += here.at(op.from)[i]; });
+  } else if constexpr (code == Do::PadColumn) {
+    each(op.rows, [&](int s) { here.at(op.to)[s * op.to_row] = R(op.pad); });
+  } else if constexpr (code == Do::TimesRates) {
+    times_rates(here, op);
+  } else if constexpr (code == Do::Coefficients) {
+    put_coefficients(here, op);
+  } else if constexpr (code == Do::ScaleCoefficients) {
+    const R factor = *here.tensor(op.slot, 0);
+    each(op.rows, [&](int s) { here.at(op.to)[s] *= factor; });
+  } else if constexpr (code == Do::Loss) {
+    add_losses(here, op);
+  } else if constexpr (code == Do::PutLoss) {
+    if (threadIdx.x == 0 && here.has(op.slot))
+      *here.tensor(op.slot, 0) = *here.at(here.known().loss_at);
+  } else if constexpr (code == Do::LossGradient) {
+    loss_gradient(here, op);
+  } else if constexpr (code == Do::LossRGradient) {
+    loss_r_gradient(here, op);
+  } else if constexpr (code == Do::Forward || code == Do::RForward) {
+    forward_tiles<tile_rows>(here, op);
+  } else if constexpr (code == Do::WeightGradient) {
+    weight_gradient_tiles<tile_rows>(here, op);
+  } else if constexpr (code == Do::InputGradient) {
+    input_gradient_tiles<tile_rows>(here, op);
+  } else if constexpr (code == Do::RInputGradient) {
+    r_input_gradient_tiles<tile_rows>(here, op);
+  } else {
+    activation_alone(here, op);
+  }
+}
+
+template <Do code, class R>
+FASTMETA_INLINE void by_tiles(const Here<R>& here, const Op& op) {
+  if (op.tile_rows == 4)
+    carry_out<code, 4>(here, op);
+  else if (op.tile_rows == 2)
+    carry_out<code, 2>(here, op);
+  else
+    carry_out<code, 1>(here, op);
+}
+
+template <class R>
+FASTMETA_INLINE void interpret(const Here<R>& here, const Op& op) {
   switch (op.code) {
     case Do::Gather:
-      return gather(here, op);
+      return carry_out<Do::Gather>(here, op);
     case Do::GatherLabels:
-      return gather_labels(here, op);
+      return carry_out<Do::GatherLabels>(here, op);
     case Do::Scatter:
-      return scatter(here, op, [](R& to, R from) { to = from; });
+      return carry_out<Do::Scatter>(here, op);
     case Do::ScatterSubtract:
-      return scatter_subtract(here, op);
+      return carry_out<Do::ScatterSubtract>(here, op);
     case Do::ScatterAdd:
-      return scatter(here, op, [](R& to, R from) { to += from; });
-    case Do::ZeroTensor: {
-      if (!here.has(op.slot)) return;
-      R* to = here.tensor(op.slot, op.offset);
-      for (i64 i = threadIdx.x; i < op.row_step; i += blockDim.x) to[i] = 0;
-      return;
-    }
+      return carry_out<Do::ScatterAdd>(here, op);
+    case Do::ZeroTensor:
+      return carry_out<Do::ZeroTensor>(here, op);
     case Do::Load:
-      return move(here.at(op.to), here.tensor(op.slot, op.offset), op.columns);
+      return carry_out<Do::Load>(here, op);
     case Do::Keep:
-      if (here.has(op.slot)) move(here.tensor(op.slot, op.offset), here.at(op.from), op.columns);
-      return;
+      return carry_out<Do::Keep>(here, op);
     case Do::Zero:
-      return each(op.columns, [&](int i) { here.at(op.to)[i] = 0; });
+      return carry_out<Do::Zero>(here, op);
     case Do::Copy:
-      return each(op.columns, [&](int i) { here.at(op.to)[i] = here.at(op.from)[i]; });
+      return carry_out<Do::Copy>(here, op);
     case Do::Add:
-      return each(op.columns, [&](int i) { here.at(op.to)[i] += here.at(op.from)[i]; });
+      return carry_out<Do::Add>(here, op);
     case Do::PadColumn:
-      return each(op.rows, [&](int s) { here.at(op.to)[s * op.to_row] = R(op.pad); });
+      return carry_out<Do::PadColumn>(here, op);
     case Do::TimesRates:
-      return times_rates(here, op);
+      return carry_out<Do::TimesRates>(here, op);
     case Do::Coefficients:
-      return put_coefficients(here, op);
-    case Do::ScaleCoefficients: {
-      const R factor = *here.tensor(op.slot, 0);
-      return each(op.rows, [&](int s) { here.at(op.to)[s] *= factor; });
-    }
+      return carry_out<Do::Coefficients>(here, op);
+    case Do::ScaleCoefficients:
+      return carry_out<Do::ScaleCoefficients>(here, op);
     case Do::Loss:
-      return add_losses(here, op);
+      return carry_out<Do::Loss>(here, op);
     case Do::PutLoss:
-      if (threadIdx.x == 0 && here.has(op.slot))
-        *here.tensor(op.slot, 0) = *here.at(here.run.loss_at);
-      return;
+      return carry_out<Do::PutLoss>(here, op);
     case Do::LossGradient:
-      return loss_gradient(here, op);
+      return carry_out<Do::LossGradient>(here, op);
     case Do::LossRGradient:
-      return loss_r_gradient(here, op);
+      return carry_out<Do::LossRGradient>(here, op);
     case Do::Forward:
     case Do::RForward:
-      return by_tile<R>(op, [&](auto rows) { forward_tiles<rows.value>(here, op); });
+      return by_tiles<Do::Forward>(here, op);
     case Do::WeightGradient:
-      return by_tile<R>(op, [&](auto rows) { weight_gradient_tiles<rows.value>(here, op); });
+      return by_tiles<Do::WeightGradient>(here, op);
     case Do::InputGradient:
-      return by_tile<R>(op, [&](auto rows) { input_gradient_tiles<rows.value>(here, op); });
+      return by_tiles<Do::InputGradient>(here, op);
     case Do::RInputGradient:
-      if (op.tile_rows == 2) return r_input_gradient_tiles<2>(here, op);
-      return r_input_gradient_tiles<1>(here, op);
+      if (op.tile_rows == 2) return carry_out<Do::RInputGradient, 2>(here, op);
+      return carry_out<Do::RInputGradient, 1>(here, op);
     case Do::Activate:
     case Do::ActivationBackward:
     case Do::RActivate:
@@ -89,27 +148,32 @@ FASTMETA_INLINE void touch([[maybe_unused]] const Op* ops, [[maybe_unused]] int 
 #endif
 }
 
-// A block has a run of consecutive tasks.
-template <class R>
-FASTMETA_INLINE void run_block(const Run<R>& run, R* shared) {
+// A block has a run of consecutive tasks; perform(here, i): the i-th operation, and its barrier.
+template <class R, class F>
+FASTMETA_INLINE void run_tasks(const Run<R>& run, R* shared, F perform) {
   Here<R> here{run, shared, 0, i64(blockIdx.x)};
   if (here.has(sums)) {
     R* mine = here.tensor(sums, 0);
 #pragma unroll 1
     for (i64 i = threadIdx.x; i < run.run_size; i += blockDim.x) mine[i] = 0;
   }
-  touch(run.ops, run.n_ops);
   const i64 end = piece_of(run.tasks, run.runs, here.block + 1);
   int begin = 0;  // the first task does what is for the block too
   for (here.task = piece_of(run.tasks, run.runs, here.block); here.task < end; ++here.task) {
 #pragma unroll 1
-    for (int i = begin; i < run.n_ops; ++i) {
-      const Op& op = run.ops[i];
-      carry_out(here, op);
-      if (op.meets) __syncthreads();
-    }
+    for (int i = begin; i < run.n_ops; ++i) perform(here, i);
     begin = run.n_once;
   }
+}
+
+template <class R>
+FASTMETA_INLINE void run_block(const Run<R>& run, R* shared) {
+  touch(run.ops, run.n_ops);
+  run_tasks(run, shared, [](const Here<R>& here, int i) {
+    const Op& op = here.run.ops[i];
+    interpret(here, op);
+    if (op.meets) __syncthreads();
+  });
 }
 
 // ---- sums over runs -------------------------------------------------------------------------------

@@ -29,12 +29,16 @@ template <class R, class F>
 FASTMETA_INLINE void with_kind(const Activation<R> of, F f) {
   Node node{};
   node.activation = of.kind, node.a = double(of.a), node.b = double(of.b);
+#ifdef FASTMETA_COMPILED
+  Compiled<R>::with_activation(node, f);
+#else
   with_activation<R>(node, f);
+#endif
 }
 
 template <class R>
 FASTMETA_INLINE Activation<R> activation(const Here<R>& here, const Op& op) {
-  const Node& node = here.run.nodes[op.activation];
+  const Node node = here.known().nodes[op.activation];
   return {node.activation, R(node.a), R(node.b)};
 }
 
@@ -80,7 +84,7 @@ struct SomeLeft {
 
 // value = f(z), and what the derivatives need beside
 template <class R>
-__device__ __noinline__ void activate_some(const Activation<R> of, const R* from, const LeftOf<R> to,
+FASTMETA_APART void activate_some(const Activation<R> of, const R* from, const LeftOf<R> to,
                                            int n) {
   with_kind(of, [&](auto f) {
     const Quad<R> z = some(from, 1, n);
@@ -95,7 +99,7 @@ __device__ __noinline__ void activate_some(const Activation<R> of, const R* from
 
 // g = g f'
 template <class R>
-__device__ __noinline__ void backward_some(const Activation<R> of, R* g, const LeftBy<R> from, int first,
+FASTMETA_APART void backward_some(const Activation<R> of, R* g, const LeftBy<R> from, int first,
                                            int step, int n) {
   with_kind(of, [&](auto f) {
     SomeLeft<R> left;
@@ -109,7 +113,7 @@ __device__ __noinline__ void backward_some(const Activation<R> of, R* g, const L
 
 // r = f' rz
 template <class R>
-__device__ __noinline__ void r_activate_some(const Activation<R> of, R* r, const R* rz,
+FASTMETA_APART void r_activate_some(const Activation<R> of, R* r, const R* rz,
                                              const LeftBy<R> from, int first, int n) {
   with_kind(of, [&](auto f) {
     SomeLeft<R> left;
@@ -123,7 +127,7 @@ __device__ __noinline__ void r_activate_some(const Activation<R> of, R* r, const
 
 // rg = rg f' + g f'' rz, g = g f'; without g or rz as far as there is a derivative
 template <class R>
-__device__ __noinline__ void r_backward_some(const Activation<R> of, R* g, R* rg, const R* rz,
+FASTMETA_APART void r_backward_some(const Activation<R> of, R* g, R* rg, const R* rz,
                                              const LeftBy<R> from, int first, int step, int n) {
   with_kind(of, [&](auto f) {
     SomeLeft<R> left;

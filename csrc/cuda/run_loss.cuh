@@ -29,9 +29,9 @@ struct Sample {
 
 template <class R>
 FASTMETA_INLINE Sample<R> sample(const Here<R>& here, const Op& op, int s) {
-  const Run<R>& run = here.run;
-  return {here.at(op.from) + s * op.from_row, here.at(run.targets_at) + s * run.target_row,
-          *here.at(run.coefficient_at + s)};
+  const auto& known = here.known();
+  return {here.at(op.from) + s * op.from_row, here.at(known.targets_at) + s * known.target_row,
+          *here.at(known.coefficient_at + s)};
 }
 
 template <class R>
@@ -74,27 +74,27 @@ FASTMETA_INLINE void add_losses(const Here<R>& here, const Op& op) {
   R* each_loss = here.at(op.to);
   each(op.rows, [&](int s) {
     const Sample<R> of = sample(here, op, s);
-    each_loss[s] = of.coefficient * loss_of(of, here.run.loss, op.columns);
+    each_loss[s] = of.coefficient * loss_of(of, here.known().loss, op.columns);
   });
   __syncthreads();
   if (threadIdx.x) return;
-  R sum = op.depth ? R(0) : *here.at(here.run.loss_at);
+  R sum = op.depth ? R(0) : *here.at(here.known().loss_at);
   R part = 0;
 #pragma unroll 1
   for (int s = 0; s < op.rows; ++s) part += each_loss[s];
-  *here.at(here.run.loss_at) = sum + part;
+  *here.at(here.known().loss_at) = sum + part;
 }
 
 // g, and what r_gradient needs: softmax, or the derivative of sigmoid.
 template <class R>
 FASTMETA_INLINE void loss_gradient(const Here<R>& here, const Op& op) {
-  const LossKind kind = here.run.loss;
+  const LossKind kind = here.known().loss;
   const int n = op.columns;
   each(op.rows, [&](int s) {
     const Sample<R> of = sample(here, op, s);
     const R* y = of.prediction;
     R* g = here.at(op.to) + s * op.to_row;
-    R* curvature = here.at(here.run.curvature_at) + s * op.to_row;
+    R* curvature = here.at(here.known().curvature_at) + s * op.to_row;
     if (kind == LossKind::MeanSquaredError) {
       const R scale = of.coefficient * (R(2) / R(n));
 #pragma unroll 1
@@ -128,12 +128,12 @@ FASTMETA_INLINE void loss_gradient(const Here<R>& here, const Op& op) {
 
 template <class R>
 FASTMETA_INLINE void loss_r_gradient(const Here<R>& here, const Op& op) {
-  const LossKind kind = here.run.loss;
+  const LossKind kind = here.known().loss;
   const int n = op.columns;
   each(op.rows, [&](int s) {
-    const R coefficient = *here.at(here.run.coefficient_at + s);
+    const R coefficient = *here.at(here.known().coefficient_at + s);
     const R* ry = here.at(op.value) + s * op.to_row;
-    const R* curvature = here.at(here.run.curvature_at) + s * op.to_row;
+    const R* curvature = here.at(here.known().curvature_at) + s * op.to_row;
     R* rg = here.at(op.to) + s * op.to_row;
     if (kind == LossKind::MeanSquaredError) {
       const R scale = coefficient * (R(2) / R(n));

@@ -14,14 +14,6 @@
 
 namespace fastmeta::cuda {
 
-template <class R>
-FASTMETA_INLINE const R* in_shared(const R* p) {
-#ifdef __CUDA_ARCH__
-  __builtin_assume(__isShared(p));
-#endif
-  return p;
-}
-
 template <int M, class R>
 struct Tile {
   R v[M][4];
@@ -59,7 +51,7 @@ FASTMETA_INLINE void add_along(Tile<M, R>& sums, const RowsOf<M, R>& a, const R*
                                int begin, int end) {
   int k = begin;
   const R* row = b + k * b_row;
-#pragma unroll(M < 4 ? 2 : 1)
+#pragma unroll(steps_ahead(M))
   for (; k + 4 <= end; k += 4) {
     Quad<R> four[M];
 #pragma unroll
@@ -84,7 +76,7 @@ FASTMETA_INLINE void add_along(Tile<M, R>& sums, const RowsOf<M, R>& a, const R*
 // sums += a^T b; both along their columns, k from a row to the next
 template <int M, class R>
 FASTMETA_INLINE void add_down(Tile<M, R>& sums, const R* a, int a_row, const R* b, int b_row, int n) {
-#pragma unroll 4
+#pragma unroll(rows_ahead)
   for (int k = 0; k < n; ++k, a += a_row, b += b_row) {
     R column[M];
     if constexpr (M == 4) {
@@ -104,7 +96,7 @@ template <int M, class R>
 FASTMETA_INLINE void add_far(Tile<M, R>& sums, const RowsOf<M, R>& a, const RowsOf<4, R>& b, int begin,
                              int end) {
   int k = begin;
-#pragma unroll(M < 4 ? 2 : 1)
+#pragma unroll(steps_ahead(M))
   for (; k + 4 <= end; k += 4) {
     Quad<R> four[M], down[4];
 #pragma unroll
@@ -135,7 +127,7 @@ FASTMETA_INLINE void add_far(Tile<M, R>& sums, const RowsOf<M, R>& a, const Rows
 // A number of which the compiler knows nothing: it makes no copies of a loop for its values, of which
 // there would be a megabyte.
 FASTMETA_INLINE int opaque(int value) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && !defined(FASTMETA_COMPILED)
   asm volatile("" : "+r"(value));
 #endif
   return value;

@@ -6,6 +6,10 @@
 
 namespace fastmeta::cuda {
 
+// What the text of a program for its own shapes knows beforehand (print.h).
+template <class R>
+struct Compiled;
+
 // Where a block is: its shared memory, its task, and what it was given.
 template <class R>
 struct Here {
@@ -13,7 +17,19 @@ struct Here {
   R* shared;
   i64 task, block;
 
-  FASTMETA_INLINE R* at(int place) const { return shared + place; }
+#ifdef FASTMETA_COMPILED
+  FASTMETA_INLINE Known known() const { return Compiled<R>::known(); }
+#else
+  FASTMETA_INLINE const Known& known() const { return run.known; }
+#endif
+  FASTMETA_INLINE R* at(int place) const {
+#ifdef __CUDA_ARCH__  // by its name, the compiler never loses sight of what memory it is
+    extern __shared__ __align__(16) unsigned char memory[];
+    return reinterpret_cast<R*>(memory) + place;
+#else
+    return shared + place;
+#endif
+  }
   FASTMETA_INLINE bool has(int slot) const { return run.tensors[slot].base; }
   // An element of a tensor, of the present task or, of sums, of the block.
   FASTMETA_INLINE R* tensor(int slot, i64 offset) const {

@@ -21,7 +21,7 @@ enum class Fused { No, ReLU, Other };
 template <class R>
 FASTMETA_INLINE Fused fused(const Here<R>& here, const Op& op) {
   if (op.activation < 0) return Fused::No;
-  return here.run.nodes[op.activation].activation == ActivationKind::ReLU ? Fused::ReLU
+  return here.known().nodes[op.activation].activation == ActivationKind::ReLU ? Fused::ReLU
                                                                           : Fused::Other;
 }
 
@@ -38,11 +38,11 @@ FASTMETA_INLINE void forward_tiles(const Here<R>& here, const Op& given) {
     const bool r = opaque(int(op.code)) == int(Do::RForward);
     const int n = 4 * across, bias = opaque(op.bias), terms = opaque(op.terms);
     Tile<M, R> acc{};
-    if (bias >= 0) set(acc, quad(in_shared(here.at(bias)) + n));
-#pragma unroll 1
+    if (bias >= 0) set(acc, quad(here.at(bias) + n));
+#pragma unroll(terms_ahead)
     for (int t = 0; t < terms; ++t) {
-      const RowsOf<M, R> a(in_shared(here.at(t ? op.a[1] : op.a[0])), op.a_row, m, op.rows);
-      const R* b = in_shared(here.at(t ? op.b[1] : op.b[0])) + n;
+      const RowsOf<M, R> a(here.at(t ? op.a[1] : op.a[0]), op.a_row, m, op.rows);
+      const R* b = here.at(t ? op.b[1] : op.b[0]) + n;
       add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
         add_along(sums, a, b, op.b_row, begin, end);
       });
@@ -104,7 +104,7 @@ FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, Then then, 
   const int place = row * op.to_row + n, width = lesser(4, op.columns - n);
   if (then == Then::RateGrad) {
     R* c = here.tensor(op.slot, op.offset + place);
-    const R* from = in_shared(here.at(op.from)) + place;
+    const R* from = here.at(op.from) + place;
     for (int j = 0; j < width; ++j) c[j] -= from[j] * acc[j];
     return;
   }
@@ -114,7 +114,7 @@ FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, Then then, 
     for (int j = 0; j < 4; ++j) out.v[j] = acc[j];
   } else if (then == Then::Step) {
     const RatesOf<R> rate = rates_of(here, op, row, n);
-    const Quad<R> from = quad(in_shared(here.at(op.from)) + place);
+    const Quad<R> from = quad(here.at(op.from) + place);
     if (rate.step) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) out.v[j] = j < width ? from.v[j] - rate[j] * acc[j] : R(0);
@@ -124,7 +124,7 @@ FASTMETA_INLINE void put_gradient(const Here<R>& here, const Op& op, Then then, 
       for (int j = 0; j < 4; ++j) out.v[j] = from.v[j] - one * acc[j];
     }
   } else {
-    const Quad<R> c = quad(in_shared(here.at(op.to)) + place);
+    const Quad<R> c = quad(here.at(op.to) + place);
     const R sign = then == Then::Add ? R(1) : R(-1);
 #pragma unroll
     for (int j = 0; j < 4; ++j) out.v[j] = c.v[j] + sign * acc[j];
@@ -140,10 +140,10 @@ FASTMETA_INLINE void weight_gradient_tiles(const Here<R>& here, const Op& given)
     const int n = 4 * across, terms = opaque(op.terms);
     const Then then = Then(opaque(int(op.then)));
     Tile<M, R> acc{};
-#pragma unroll 1
+#pragma unroll(terms_ahead)
     for (int t = 0; t < terms; ++t) {
-      const R* a = in_shared(here.at(t ? op.a[1] : op.a[0])) + m;
-      const R* b = in_shared(here.at(t ? op.b[1] : op.b[0])) + n;
+      const R* a = here.at(t ? op.a[1] : op.a[0]) + m;
+      const R* b = here.at(t ? op.b[1] : op.b[0]) + n;
       add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
         add_down(sums, a + begin * op.a_row, op.a_row, b + begin * op.b_row, op.b_row, end - begin);
       });
@@ -159,7 +159,7 @@ FASTMETA_INLINE void weight_gradient_tiles(const Here<R>& here, const Op& given)
 // The four rows of w^T that a tile's columns are.
 template <class R>
 FASTMETA_INLINE RowsOf<4, R> far_rows(const Here<R>& here, const Op& op, int matrix, int first) {
-  const R* w = in_shared(here.at(matrix));
+  const R* w = here.at(matrix);
   RowsOf<4, R> rows(w, op.b_row, 0, 1);
 #pragma unroll
   for (int j = 0; j < 4; ++j)
@@ -174,13 +174,13 @@ FASTMETA_INLINE void input_gradient_tiles(const Here<R>& here, const Op& given) 
   const Fused known = fused(here, op);
   each_tile(op, M, [&](int m, int first) {
     const Fused how = Fused(opaque(int(known)));
-    const RowsOf<M, R> a(in_shared(here.at(op.a[0])), op.a_row, m, op.rows);
+    const RowsOf<M, R> a(here.at(op.a[0]), op.a_row, m, op.rows);
     const RowsOf<4, R> b = far_rows(here, op, op.b[0], first);
     Tile<M, R> acc{};
     add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
       add_far(sums, a, b, begin, end);
     });
-    const R* value = in_shared(here.at(op.value));
+    const R* value = here.at(op.value);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       if (m + i >= op.rows) break;
@@ -212,22 +212,22 @@ FASTMETA_INLINE void r_input_gradient_tiles(const Here<R>& here, const Op& given
     const bool with_g = opaque(op.to) >= 0;
     const int terms = opaque(op.b[1]) >= 0 ? 2 : 1;
     Tile<M, R> acc{}, r_acc{};
-#pragma unroll 1
+#pragma unroll(terms_ahead)
     for (int t = 0; t < terms; ++t) {  // rg w^T, g v^T
-      const RowsOf<M, R> left(in_shared(here.at(t ? op.a[1] : op.a[0])), op.a_row, m, op.rows);
+      const RowsOf<M, R> left(here.at(t ? op.a[1] : op.a[0]), op.a_row, m, op.rows);
       const RowsOf<4, R> right = far_rows(here, op, t ? op.b[1] : op.b[0], first);
       add_in_pieces(r_acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
         add_far(sums, left, right, begin, end);
       });
     }
     if (with_g) {
-      const RowsOf<M, R> left(in_shared(here.at(op.a[1])), op.a_row, m, op.rows);
+      const RowsOf<M, R> left(here.at(op.a[1]), op.a_row, m, op.rows);
       const RowsOf<4, R> right = far_rows(here, op, op.b[0], first);
       add_in_pieces(acc, op.depth, [&](Tile<M, R>& sums, int begin, int end) {
         add_far(sums, left, right, begin, end);
       });
     }
-    const R* value = in_shared(here.at(op.value));
+    const R* value = here.at(op.value);
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       if (m + i >= op.rows) break;
@@ -249,16 +249,6 @@ FASTMETA_INLINE void r_input_gradient_tiles(const Here<R>& here, const Op& given
                      (m + i) * op.to_row + first, op.across,
                      (op.columns - first + op.across - 1) / op.across);
   });
-}
-
-template <class R, class F>
-FASTMETA_INLINE void by_tile(const Op& op, F run) {
-  if (op.tile_rows == 4)
-    run(std::integral_constant<int, 4>{});
-  else if (op.tile_rows == 2)
-    run(std::integral_constant<int, 2>{});
-  else
-    run(std::integral_constant<int, 1>{});
 }
 
 }  // namespace fastmeta::cuda

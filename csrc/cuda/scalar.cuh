@@ -18,6 +18,13 @@
 #define FASTMETA_INLINE __device__ __forceinline__
 #define FASTMETA_BOTH __host__ __device__
 #define FASTMETA_INLINE_BOTH __host__ __device__ __forceinline__
+// The text of a program for its own shapes (print.h) has every bound of a loop and every activation as a
+// constant: functions that the interpreter shares between shapes are copied, and loops go further ahead.
+#ifdef FASTMETA_COMPILED
+#define FASTMETA_APART FASTMETA_INLINE
+#else
+#define FASTMETA_APART __device__ __noinline__
+#endif
 // A template that calls what it is given, on whichever side it runs.
 #ifdef __CUDACC__
 #define FASTMETA_ANY_CALLER _Pragma("nv_exec_check_disable")
@@ -70,6 +77,15 @@ FASTMETA_INLINE int lesser(int a, int b) { return a < b ? a : b; }
 // One running sum over 1600 terms loses twice what PyTorch loses; sums of at most `deepest` terms,
 // added up, lose less.
 constexpr int deepest = 256;  // a multiple of four: what follows begins aligned
+
+// How many steps of a sum over k, of four each, are in flight at once; of sums down columns, of one.
+#ifdef FASTMETA_COMPILED
+FASTMETA_INLINE_BOTH constexpr int steps_ahead(int) { return 10; }
+constexpr int rows_ahead = 10, terms_ahead = 2;
+#else
+FASTMETA_INLINE_BOTH constexpr int steps_ahead(int tile_rows) { return tile_rows < 4 ? 2 : 1; }
+constexpr int rows_ahead = 4, terms_ahead = 1;
+#endif
 
 // Four neighbours, in one access of 16 bytes for float.
 template <class R>

@@ -182,41 +182,69 @@ struct Mish {
   FASTMETA_INLINE Vec<R> second(Vec<R>, Vec<R>, Vec<R> s2) const { return s2; }
 };
 
+template <ActivationKind kind, class R>
+FASTMETA_INLINE_BOTH auto activation_of([[maybe_unused]] const Node& node) {
+  if constexpr (kind == ActivationKind::ReLU) {
+    return ReLU<R>{};
+  } else if constexpr (kind == ActivationKind::LeakyReLU) {
+    LeakyReLU<R> leaky;
+    leaky.slope = R(node.a);
+    return leaky;
+  } else if constexpr (kind == ActivationKind::Tanh) {
+    return Tanh<R>{};
+  } else if constexpr (kind == ActivationKind::Sigmoid) {
+    return Sigmoid<R>{};
+  } else if constexpr (kind == ActivationKind::Sine) {
+    return Sine<R>{R(node.a)};
+  } else if constexpr (kind == ActivationKind::GELU) {
+    return GELU<R>{};
+  } else if constexpr (kind == ActivationKind::GELUTanh) {
+    return GELUTanh<R>{};
+  } else if constexpr (kind == ActivationKind::Softplus) {
+    return Softplus<R>{R(node.a), R(node.b)};
+  } else if constexpr (kind == ActivationKind::SiLU) {
+    return SiLU<R>{};
+  } else if constexpr (kind == ActivationKind::ELU) {
+    return ELU<R>{R(node.a), R(node.b)};
+  } else if constexpr (kind == ActivationKind::Clamp) {
+    Clamp<R> clamp;
+    clamp.least = R(node.a), clamp.most = R(node.b);
+    return clamp;
+  } else {
+    return Mish<R>{};
+  }
+}
+
 // Calls f with the activation of a node, its type known to the compiler.
 FASTMETA_ANY_CALLER
 template <class R, class F>
 FASTMETA_INLINE_BOTH auto with_activation(const Node& node, F&& f) {
+  using Kind = ActivationKind;
   switch (node.activation) {
-    case ActivationKind::ReLU:
-      return f(ReLU<R>{});
-    case ActivationKind::LeakyReLU: {
-      LeakyReLU<R> leaky;
-      leaky.slope = R(node.a);
-      return f(leaky);
-    }
-    case ActivationKind::Tanh:
-      return f(Tanh<R>{});
-    case ActivationKind::Sigmoid:
-      return f(Sigmoid<R>{});
-    case ActivationKind::Sine:
-      return f(Sine<R>{R(node.a)});
-    case ActivationKind::GELU:
-      return f(GELU<R>{});
-    case ActivationKind::GELUTanh:
-      return f(GELUTanh<R>{});
-    case ActivationKind::Softplus:
-      return f(Softplus<R>{R(node.a), R(node.b)});
-    case ActivationKind::SiLU:
-      return f(SiLU<R>{});
-    case ActivationKind::ELU:
-      return f(ELU<R>{R(node.a), R(node.b)});
-    case ActivationKind::Clamp: {
-      Clamp<R> clamp;
-      clamp.least = R(node.a), clamp.most = R(node.b);
-      return f(clamp);
-    }
-    case ActivationKind::Mish:
-      return f(Mish<R>{});
+    case Kind::ReLU:
+      return f(activation_of<Kind::ReLU, R>(node));
+    case Kind::LeakyReLU:
+      return f(activation_of<Kind::LeakyReLU, R>(node));
+    case Kind::Tanh:
+      return f(activation_of<Kind::Tanh, R>(node));
+    case Kind::Sigmoid:
+      return f(activation_of<Kind::Sigmoid, R>(node));
+    case Kind::Sine:
+      return f(activation_of<Kind::Sine, R>(node));
+    case Kind::GELU:
+      return f(activation_of<Kind::GELU, R>(node));
+    case Kind::GELUTanh:
+      return f(activation_of<Kind::GELUTanh, R>(node));
+    case Kind::Softplus:
+      return f(activation_of<Kind::Softplus, R>(node));
+    case Kind::SiLU:
+      return f(activation_of<Kind::SiLU, R>(node));
+    case Kind::ELU:
+      return f(activation_of<Kind::ELU, R>(node));
+    case Kind::Clamp:
+      return f(activation_of<Kind::Clamp, R>(node));
+    case Kind::Mish:
+      return f(activation_of<Kind::Mish, R>(node));
   }
   __builtin_unreachable();
 }

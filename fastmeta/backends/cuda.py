@@ -3,11 +3,16 @@
 What they keep from a forward to its backward, and their scratch, are tensors of PyTorch's
 allocator: nothing waits for the device, and CUDA graphs can capture the calls, but for the first
 of an inner loop of some shapes, which plans it.
+
+What a block does for a task is a program (csrc/cuda/). One kernel carries out any; with
+FASTMETA_CUDA_PROGRAMS=compiled in the environment, plans made from then on have one compiled for
+theirs alone.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
@@ -19,6 +24,7 @@ from torch import Tensor
 
 from fastmeta.backends.build_info import build_failure
 from fastmeta.backends.kernels import Kernels
+from fastmeta.backends.nvrtc import compile_cuda
 
 __all__ = ["kernels", "native", "unavailable"]
 
@@ -53,6 +59,9 @@ class _Call:
             return _Plan(plan, None, 0)
         there = _bytes(like, len(operations), "what its kernels do")
         there.copy_(torch.frombuffer(bytearray(operations), dtype=torch.uint8))
+        source = plan.source() if _compiles_programs() else ""
+        if source:
+            plan.put_code(compile_cuda(source, *_target(device)), device)
         plan.put_operations(there.data_ptr())
         return _Plan(plan, there, _place(like)[1])
 
@@ -63,6 +72,22 @@ class _Plan(NamedTuple):
     native: Any
     operations: Tensor | None
     stream: int
+
+
+_PROGRAMS = "FASTMETA_CUDA_PROGRAMS"
+
+
+def _compiles_programs() -> bool:
+    programs = os.environ.get(_PROGRAMS, "interpreted")
+    if programs not in ("interpreted", "compiled"):
+        raise ValueError(f"{_PROGRAMS}={programs}: expected interpreted or compiled")
+    return programs == "compiled"
+
+
+def _target(device: int) -> tuple[tuple[int, int], str]:
+    """The compute capability, and the version of CUDA that PyTorch has."""
+    assert torch.version.cuda is not None
+    return torch.cuda.get_device_capability(device), torch.version.cuda
 
 
 # Operations that a CUDA graph may read for as long as it lives, which nobody is told of.

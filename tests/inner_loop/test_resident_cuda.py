@@ -42,13 +42,19 @@ class StandInPlan:
     record_bytes, workspace_bytes = 16, 64
 
     def __init__(self, call, *wanted):
-        self.wanted, self.address = wanted, None
+        self.wanted, self.address, self.code = wanted, None, None
 
     def operations(self):
         return bytes(160)
 
     def put_operations(self, address):
         self.address = address
+
+    def source(self):
+        return "what a compiler takes"
+
+    def put_code(self, code, device):
+        self.code = (code, device)
 
 
 class StandIn:
@@ -57,7 +63,7 @@ class StandIn:
     plan_float64 = StandInPlan
 
     def __init__(self, reason=""):
-        self.records, self.calls, self.reason = {}, [], reason
+        self.records, self.calls, self.codes, self.reason = {}, [], [], reason
         self.Chain = cpu.native.Chain
         self.call_float64 = cpu.native.call_float64
 
@@ -70,6 +76,7 @@ class StandIn:
     def forward_float64(self, call, plan, place, addresses, record, predictions, loss, fast):
         assert plan.address and plan.wanted == (False, bool(fast), *[False] * 6, 0)
         self.calls.append(("forward", place))
+        self.codes.append(plan.code)
         self.records[record] = cpu.native.forward_float64(
             call, 1, addresses, record != 0, predictions, loss, fast
         )
@@ -112,6 +119,25 @@ def test_the_python_half_hands_over_what_the_kernels_need(stand_in, learn):
     with fm.use_backend("reference"):
         expected = gradients(meta, tasks, list(meta.parameters()))
     assert relative_error(found, expected) < 1e-11
+
+
+@needs_native
+def test_programs_are_compiled_where_that_is_asked_for(stand_in, monkeypatch):
+    monkeypatch.setattr(cuda, "_target", lambda device: ((9, 0), "13.0"))
+    monkeypatch.setattr(cuda, "compile_cuda", lambda *given: given)
+
+    def code():
+        meta = fm.MAML(network(), loss="mse", inner_steps=1, inner_lr=0.1)
+        with torch.no_grad():
+            meta(regression_tasks())
+        return stand_in.codes[-1]
+
+    assert code() is None
+    monkeypatch.setenv("FASTMETA_CUDA_PROGRAMS", "compiled")
+    assert code() == (("what a compiler takes", (9, 0), "13.0"), 0)
+    monkeypatch.setenv("FASTMETA_CUDA_PROGRAMS", "fast")
+    with pytest.raises(ValueError, match="FASTMETA_CUDA_PROGRAMS=fast: expected interpreted or"):
+        code()
 
 
 @needs_native
@@ -171,10 +197,12 @@ def test_two_threads_that_plan_at_once_run_the_same_plan(stand_in):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("programs", ["interpreted", "compiled"])
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("learn", [None, "tensor", "element"])
 @pytest.mark.parametrize("classifies", [False, True])
-def test_kernels_agree_with_the_reference(order, learn, classifies):
+def test_kernels_agree_with_the_reference(order, learn, classifies, programs, monkeypatch):
+    monkeypatch.setenv("FASTMETA_CUDA_PROGRAMS", programs)
     torch.manual_seed(0)
     meta = fm.MAML(
         network(outputs=3 if classifies else 2), loss="cross_entropy" if classifies else "mse",
@@ -245,7 +273,9 @@ def test_blocks_that_share_a_task_agree_with_the_reference(order, learn, widths,
     [((2, 40, 40, 2), 20, 10), ((200, 200, 100, 5), 3, 10), ((300, 64, 64, 6), 3, 200)],
     ids=["a block", "60k parameters", "many samples"],
 )
-def test_float32_loses_no_more_than_plain_pytorch(widths, t, samples):
+@pytest.mark.parametrize("programs", ["interpreted", "compiled"])
+def test_float32_loses_no_more_than_plain_pytorch(widths, t, samples, programs, monkeypatch):
+    monkeypatch.setenv("FASTMETA_CUDA_PROGRAMS", programs)
     shared = widths[0] > 2
     if shared and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("clusters of blocks need compute capability 9.0")
