@@ -32,7 +32,12 @@ def compile_cuda(source: str, capability: tuple[int, int], cuda_version: str) ->
     _check(nvrtc, nvrtc.nvrtcCreateProgram(byref(program), source.encode(), b"program.cu", 0, 0, 0))
     try:
         major, minor = capability
-        options = [f"--gpu-architecture=sm_{major}{minor}".encode(), b"--std=c++17"]
+        # The last is what CUDA 12 wants to be told of lambdas.
+        options = [
+            f"--gpu-architecture=sm_{major}{minor}".encode(),
+            b"--std=c++17",
+            b"--device-as-default-execution-space",
+        ]
         result = nvrtc.nvrtcCompileProgram(
             program, len(options), (c_char_p * len(options))(*options)
         )
