@@ -235,7 +235,7 @@ class MAML(Learner):
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
         if self._may_rename_loss():
-            loop = replace(loop, loss=loss_as_explained(loop.loss, _likely_outputs(parameters)))
+            loop = replace(loop, loss=loss_as_explained(loop.loss, *_likely_outputs(parameters)))
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
@@ -389,10 +389,11 @@ class MAML(Learner):
         return parameter.new_full((steps, *shape), self.inner_lr)
 
 
-def _likely_outputs(parameters: Mapping[str, Tensor]) -> int:
+def _likely_outputs(parameters: Mapping[str, Tensor]) -> tuple[int, torch.dtype]:
     """The last parameter is most often the last layer's, whose rows are the outputs."""
-    shapes = [p.shape for p in parameters.values()]
-    return shapes[-1][0] if shapes and shapes[-1] else 1
+    last = [*parameters.values()][-1:]
+    dtype = last[0].dtype if last else torch.get_default_dtype()
+    return last[0].shape[0] if last and last[0].dim() else 1, dtype
 
 
 def _as_float(rate: Any) -> Any:

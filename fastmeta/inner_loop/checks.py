@@ -70,12 +70,12 @@ def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> Loss:
     return read if not takes_labels(read) or _in_range(tasks, predictions) else loss
 
 
-def loss_as_explained(loss: Loss, outputs: int) -> Loss:
+def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> Loss:
     """As `_as_read` would have it for the targets that are most likely, where none are there."""
     if isinstance(loss, str):
         return loss
-    predictions = torch.empty(2, outputs)
-    for targets in (torch.empty(2, outputs), torch.zeros(2, dtype=torch.int64)):
+    predictions = torch.empty(2, outputs, dtype=dtype)
+    for targets in (torch.empty_like(predictions), torch.zeros(2, dtype=torch.int64)):
         with suppress(Unreadable):
             return read_loss(loss, predictions, targets)
     return loss

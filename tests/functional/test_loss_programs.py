@@ -11,6 +11,7 @@ from torch import nn, square
 from fastmeta.functional.loss_programs import LossProgram, Unreadable, read_loss, values_read
 
 FACTOR = 1.0
+QUANTILES = torch.tensor([0.1, 0.5, 0.9])
 
 
 def read(loss, outputs=3, targets=3, labels=False, samples=4):
@@ -121,6 +122,11 @@ def test_sums_and_means_over_samples():
         (lambda p, y: F.softmax(p, 0).mean(), "over samples"),
         (lambda p, y: (p @ y.T).mean(), "of which there is no native form"),
         (lambda p, y: (p - torch.zeros(3)).abs().mean(), "of which there is no native form"),
+        (lambda p, y: (QUANTILES * p).mean() + QUANTILES.sum(), "it counts"),
+        (lambda p, y: (p - QUANTILES[:, None]).mean(), "does not run|tensor of its own"),
+        (lambda p, y: torch.cat([p, y]).abs().mean(), "picks samples"),
+        (lambda p, y: torch.stack([p[:, 0], y[:, 0]]).abs().mean(), "stacks samples"),
+        (lambda p, y: torch.cat([p, p.new_tensor([[1.0]])], 1).mean(), "does not run|no native"),
         (lambda p, y: (p[:, :, None] - y[:, None]).abs().mean(), "pairs the numbers"),
         (lambda p, y: (p * y).mean() if p.sum() > 0 else p.mean(), "mean or a sum|no native form"),
         (lambda p, y: (p * y).mean() * float(p.detach().numpy().mean()), "asks for numpy"),
@@ -164,6 +170,11 @@ def test_what_is_no_program(loss, words):
         read(loss)
 
 
+def test_weighted_classes_are_no_mean_over_samples():
+    with pytest.raises(Unreadable, match="weighs the classes"):
+        read(nn.CrossEntropyLoss(weight=torch.ones(3)), labels=True)
+
+
 def test_without_gradients_it_is_no_program():
     def loss(p, y):
         with torch.no_grad():
@@ -205,6 +216,26 @@ def test_values_are_told_apart(monkeypatch):
     assert values_read(scaled) == before
     monkeypatch.setattr(half, "__code__", (lambda x: 0.25 * x).__code__)
     assert values_read(scaled) != before
+
+
+def test_lists_and_small_tensors_are_told_apart_by_what_is_in_them():
+    shares, weights = [0.1, 0.5, 0.9], torch.tensor([1.0, 2.0, 3.0])
+
+    def loss(p, y):
+        return sum(q * p[:, i].mean() for i, q in enumerate(shares)) + (weights * y * p).mean()
+
+    before = values_read(loss)
+    assert before is not None and before == values_read(loss)
+    shares[1] = 0.4
+    assert values_read(loss) != before
+    shares[1] = 0.5
+    assert values_read(loss) == before
+    weights.numpy()[0] = 7.0  # of which autograd's counter of changes hears nothing
+    assert values_read(loss) != before
+    weighted = nn.BCEWithLogitsLoss(pos_weight=torch.ones(3))
+    before = values_read(weighted)
+    weighted.pos_weight.data.fill_(2.0)
+    assert values_read(weighted) != before
 
 
 def test_values_of_closures_defaults_partials_and_modules():
@@ -293,6 +324,8 @@ class Own(nn.Module):
 
 
 STATE = [1.0]
+LEARNED = torch.ones(3, requires_grad=True)
+LARGE = torch.ones(65)
 HOOKED = nn.MSELoss()
 HOOKED.register_forward_hook(lambda *args: None)
 
@@ -306,12 +339,15 @@ def imports_inside(p, y):
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda p, y: STATE[0] * (p - y).mean(),
+        lambda p, y: STATE.append(1.0) or (p - y).mean(),
+        lambda p, y: sum([STATE.pop() for _ in range(2)]) * (p - y).mean(),
+        lambda p, y: (LEARNED * (p - y)).mean(),
+        lambda p, y: (LARGE * (p - y)).mean(),
         lambda p, y: Stateful.factor * (p - y).mean(),
         lambda p, y: getattr(F, "mse_loss")(p, y),  # noqa: B009
         lambda p, y: eval("p - y").mean(),
         lambda p, y: (lambda q: q.mean())(p - y),
-        lambda *given: F.mse_loss(*given) if STATE else None,
+        lambda p, y: [exec("x = 1") for _ in range(2)] and (p - y).mean(),
         lambda p, y: print(p) or (p - y).mean(),
         lambda p, y: missing(p, y),  # noqa: F821
         wrapping(F.smooth_l1_loss),
@@ -324,9 +360,9 @@ def imports_inside(p, y):
         Stateful().__call__,
         Own(),
         HOOKED,
-        nn.CrossEntropyLoss(weight=torch.ones(3)),
+        nn.CrossEntropyLoss(weight=torch.ones(65)),
         imports_inside,
-        functools.partial(F.cross_entropy, weight=torch.ones(3)),
+        functools.partial(F.cross_entropy, weight=torch.ones(3, requires_grad=True)),
         functools.partial(Stateful()),
     ],
 )

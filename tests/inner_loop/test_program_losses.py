@@ -28,7 +28,37 @@ def policy_gradient(p, y):
     return -(normal.log_prob(y[:, :2]).sum(-1) * y[:, 2]).mean()
 
 
+QUANTILES = torch.tensor([0.1, 0.5, 0.9], dtype=DOUBLE)
+
+
+def quantile_of_each(p, y):
+    losses = []
+    for i, share in enumerate((0.1, 0.5, 0.9)):
+        error = y[:, 0] - p[:, i]
+        losses.append(torch.max((share - 1) * error, share * error).unsqueeze(1))
+    return torch.cat(losses, dim=1).sum(dim=1).mean()
+
+
+def quantile_of_all(p, y):
+    error = y - p
+    shares = torch.tensor([0.1, 0.5, 0.9], dtype=p.dtype)
+    return torch.maximum(shares * error, (shares - 1) * error).mean()
+
+
 OF_NUMBERS = {
+    "quantiles, one by one": quantile_of_each,
+    "quantiles at once": quantile_of_all,
+    "quantiles of a tensor": lambda p, y: (
+        torch.where(y > p, QUANTILES * (y - p), (1 - QUANTILES) * (p - y)).mean()
+    ),
+    "quantiles in a row": lambda p, y: torch.stack(
+        [(share * (y - p)[:, i]).abs() for i, share in enumerate((0.1, 0.5, 0.9))], dim=-1
+    ).sum(1).mean(),
+    "shares of weighted classes": lambda p, y: (
+        F.cross_entropy(p, y.softmax(1), weight=QUANTILES)
+    ),
+    "bce of rare ones": nn.BCEWithLogitsLoss(pos_weight=3 * QUANTILES),
+    "bce with weights": nn.BCEWithLogitsLoss(weight=QUANTILES, pos_weight=2 * QUANTILES),
     "huber": F.huber_loss,
     "huber of another width": nn.HuberLoss(delta=0.3),
     "smooth l1": nn.SmoothL1Loss(beta=0.2),

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastmeta.functional.loss_programs.values import is_small_constant
 from fastmeta.functional.row_programs import NO_TOTAL, Rows, Step, Unreadable, Value, needed
 
 __all__ = ["LossRows"]
@@ -35,11 +36,34 @@ class LossRows(Rows):
             raise Unreadable("it takes nothing of a sample, or a part of a total")
         return Value("samples", self.put("slice", self.value(x).row, x=begin, width=width))
 
+    def of_unknown(self, x: Tensor) -> Value:
+        """A few numbers beside the arguments, which are the same for every sample."""
+        alike = is_small_constant(x) and x.dtype is self.dtype and x.numel() > 0
+        if not alike or x.shape[:-1].numel() > 1:
+            raise Unreadable("it reads a tensor of its own")
+        numbers = x.detach().reshape(-1).tolist()
+        value = self.number(numbers[0])
+        for width, number in enumerate(numbers[1:], start=2):
+            both = value.row, self.number(number).row
+            value = Value("task", self.put("join", *both, width=width))
+        return value
+
+    def join(self, tensors: Sequence[Tensor]) -> Value:
+        """The numbers of each sample in several tensors, side by side."""
+        values = [self.value(tensor) for tensor in tensors]
+        if any(value.kind != "samples" for value in values):
+            raise Unreadable("it joins what is not of samples")
+        row, width = values[0].row, self.widths[values[0].row]
+        for value in values[1:]:
+            width += self.widths[value.row]
+            row = self.put("join", row, value.row, width=width)
+        return Value("samples", row)
+
     def like(self, op: str, values: Sequence[Value]) -> Value:
         """What is done to sums or means over samples can be done before."""
         totals = {value.kind for value in values if value.kind != "constant"}
-        if totals == {"samples"}:
-            return Value("samples")
+        if totals <= {"samples", "task"}:
+            return Value("samples" if "samples" in totals else "task")
         constants = [value.kind == "constant" for value in values]
         linear = (
             op == "negative" or (op == "multiply" and any(constants))

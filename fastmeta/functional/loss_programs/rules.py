@@ -227,11 +227,30 @@ def _binary_cross_entropy(
     to: LossRows, step: Any, x: Value, y: Value, weight: Any = None, of_ones: Any = None,
     reduction: int = 1,
 ) -> Value:  # fmt: skip
-    if weight is not None or of_ones is not None:
-        raise Unreadable("it weighs its terms by a tensor")
     for_one = step("multiply", y, step("softplus", step("negative", x)))
+    if of_ones is not None:
+        for_one = step("multiply", for_one, to.value(of_ones))
     for_zero = step("multiply", step("subtract", to.number(1.0), y), step("softplus", x))
-    return _reduced(to, step("add", for_one, for_zero), reduction)
+    losses = step("add", for_one, for_zero)
+    if weight is not None:
+        losses = step("multiply", losses, to.value(weight))
+    return _reduced(to, losses, reduction)
+
+
+def _literal(to: LossRows, out: Tensor, x: Tensor) -> Value:
+    return to.value(x)
+
+
+def _cat(to: LossRows, out: Tensor, tensors: Any, dim: int = 0) -> Value:
+    for tensor in tensors:
+        _check_dim(tensor, dim)
+    return to.join(tensors)
+
+
+def _stack(to: LossRows, out: Tensor, tensors: Any, dim: int = 0) -> Value:
+    if out.dim() != 2 or dim % 2 != 1:
+        raise Unreadable("it stacks samples, or samples of more than one dimension")
+    return to.join(tensors)
 
 
 LOSS_RULES: dict[str, Rule] = {
@@ -239,6 +258,7 @@ LOSS_RULES: dict[str, Rule] = {
     "relu": _relu, "softplus": _softplus, "eq": _equal, "ne": _not_equal,
     "view": _same, "_unsafe_view": _same, "unsqueeze": _same, "squeeze": _squeezed, "alias": _same,
     "expand": _same, "clone": _same, "_to_copy": _cast, "detach": _detached,
+    "lift_fresh": _literal, "cat": _cat, "stack": _stack,
     "slice": _slice, "select": _select, "split": _split, "split_with_sizes": _split,
     "sum": _reduce(mean=False), "mean": _reduce(mean=True),
     "logsumexp": lambda to, out, x, dim, *args: _log_sum_exp(to, x, dim),
