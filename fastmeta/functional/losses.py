@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from fastmeta.functional.capture import assert_later, is_capturing
 from fastmeta.functional.eager import traced_whole
 from fastmeta.functional.fused_loss import fused_loss
-from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap, values_of
+from fastmeta.functional.transforms import (
+    NotForManyTasks,
+    explaining_vmap,
+    numbers_of,
+    values_of,
+)
 
 __all__ = [
     "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "needs_weight", "takes_weight",
@@ -242,7 +247,7 @@ def _check_range(labels: Tensor, classes: int) -> None:
     if labels.numel() == 0:
         return
     both = torch.stack(labels.aminmax())  # a GPU is waited for once
-    low, high = values_of(both).tolist()
+    low, high = numbers_of(both)
     if low < 0 or high >= classes:
         raise ValueError(f"labels outside [0, {classes}): {labels.unique().tolist()}")
 

@@ -13,7 +13,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 
 __all__ = [
     "NotForManyTasks", "explaining_vmap", "fold_batch", "is_wrapped", "nobody_differentiates",
-    "nobody_transforms", "refuse_nested_jvp", "unfold_batch", "values_of",
+    "nobody_transforms", "numbers_of", "refuse_nested_jvp", "unfold_batch", "values_of",
 ]  # fmt: skip
 
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
@@ -54,6 +54,12 @@ def values_of(tensor: Tensor) -> Tensor:
     while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor.detach()
+
+
+def numbers_of(tensor: Tensor) -> list[Any]:
+    """`values_of` as a list, which older PyTorch makes outside of transforms alone."""
+    with torch._C._DisableFuncTorch():
+        return values_of(tensor).tolist()
 
 
 def refuse_nested_jvp() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interpreter import takes_tensors_without_values
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -133,6 +134,8 @@ def test_every_operator_is_checked():
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in samples()}))
 def test_opcheck(name):
+    if name.startswith("triton_") and not takes_tensors_without_values():
+        pytest.skip("this Triton's interpreter wants numbers")
     for of, arguments in samples():
         if of == name:
             torch.library.opcheck(getattr(torch.ops.fastmeta, name).default, arguments)

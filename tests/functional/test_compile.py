@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from interpreter import takes_tensors_without_values
 from oracle import DOUBLE, regression_tasks
 from torch import nn
 
@@ -163,6 +164,8 @@ TRITON = (
 @pytest.mark.skipif(not triton.interprets(), reason="the tensors are on the CPU")
 @pytest.mark.parametrize("name", TRITON)
 def test_a_graph_of_triton_kernels(name):
+    if not takes_tensors_without_values():
+        pytest.skip("this Triton's interpreter wants numbers")
     function, make = FUNCTIONS[name]
     inputs = [x[:, :, :, :4, :4].float() if x.dim() == 5 else x.float() for x in make()]
     if name == "conv2d":

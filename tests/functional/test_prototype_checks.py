@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import fastmeta as fm
-from fastmeta.backends import prototypes as native
+from fastmeta.backends import cpu
 from fastmeta.functional import prototype_checks, prototype_loss
 
 needs_native = pytest.mark.skipif(
-    native.can_run() is not None, reason=f"the native kernels cannot run: {native.can_run()}"
+    not cpu.reads_tensors, reason="no call is known again where the native module reads no tensors"
 )
 
 
@@ -83,9 +83,9 @@ def test_weights_that_want_a_gradient_get_one(given):
 @needs_native
 def test_another_backend_is_another_call(given):
     given[0].requires_grad_()
-    made_by = [loss(given)[0].grad_fn.name()]
+    made_by = [type(loss(given)[0].grad_fn).__name__]
     with fm.use_backend("reference"):
-        made_by += [loss(given)[0].grad_fn.name()]
+        made_by += [type(loss(given)[0].grad_fn).__name__]
     assert [name == "_FusedBackward" for name in made_by] == [True, False]
 
 
