@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -128,8 +129,20 @@ class _Reader:
         x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
         rows = ForwardRows(x, self._own)
         # forward, not the call, which would print where it raises
-        y, _ = read(self._run.forward, (x,), rows, FORWARD_RULES)
+        with _operations_of_pytorch():
+            y, _ = read(self._run.forward, (x,), rows, FORWARD_RULES)
         return rows.result(y)
+
+
+@contextmanager
+def _operations_of_pytorch() -> Iterator[None]:
+    """No LSTM is one call of oneDNN, as it would be in float32."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # for all threads, which then get the same more slowly
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 _SAMPLES = tuple(n for n in range(211, 2000) if all(n % k for k in range(2, 45)))  # primes

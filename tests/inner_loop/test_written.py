@@ -217,6 +217,12 @@ class LastState(Recurrent):
         return self.head(self.cells(x)[1][-1])
 
 
+class BothWays(Recurrent):
+    def forward(self, x):
+        values, _ = self.cells(x)
+        return self.head(values[:, -1, :5] + values[:, 0, 5:])
+
+
 def of_sets(self, x):  # Zaheer et al. 2017
     return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean(1))
 
@@ -224,24 +230,40 @@ def of_sets(self, x):  # Zaheer et al. 2017
 SEQUENCES: dict[str, Callable[[], nn.Module]] = {
     "rnn": lambda: Recurrent(nn.RNN),
     "gru": lambda: Recurrent(nn.GRU, num_layers=2),
-    "lstm": lambda: Recurrent(nn.LSTM, bias=False),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "lstm without bias": lambda: Recurrent(nn.LSTM, bias=False),
+    "two lstms": lambda: Recurrent(nn.LSTM, num_layers=2),
+    "both ways": lambda: BothWays(nn.LSTM, bidirectional=True),
     "state": lambda: LastState(nn.GRU),
     "sets": lambda: module(of_sets, a=linear(), b=linear(6), head=head()),
 }
 
 
-@pytest.mark.parametrize("t", [2, 33])
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_sequences(name, t):
+def sequences_of(t):
     def samples(n, *shape):
         return torch.randn(t, n, *shape, dtype=torch.float64)
 
-    tasks = fm.TaskBatch(
+    return fm.TaskBatch(
         samples(7, 4, INPUTS), samples(7, OUTPUTS), samples(5, 4, INPUTS), samples(5, OUTPUTS)
     )
+
+
+@pytest.mark.parametrize("t", [2, 33])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences(name, t):
     model = SEQUENCES[name]().double()
     meta = fm.MAML(model, loss="mse", inner_steps=2, inner_lr=0.05, engine="resident")
-    assert_exact(meta, tasks, [*model.parameters()])
+    assert_exact(meta, sequences_of(t), [*model.parameters()])
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_in_float32(name):  # PyTorch has other operations for some
+    model, tasks = SEQUENCES[name]().double(), sequences_of(3)
+    right = _all_gradients(model, tasks, "reference")
+    model = model.float()
+    assert_native(fm.MAML(model, loss="mse", inner_lr=0.05), in_float(tasks), tolerance=1e-5)
+    assert relative_error(_all_gradients(model, in_float(tasks), "cpu"), right) < 1e-5
+    assert torch.backends.mkldnn.enabled
 
 
 def tasks_of(t, s=7, q=5, **kwargs):
@@ -262,6 +284,15 @@ def assert_native(meta, tasks, tolerance=1e-11):
 def test_forwards(name, t):
     meta = fm.MAML(FORWARDS[name](), loss="mse", inner_steps=2, inner_lr=0.05)
     assert_native(meta, tasks_of(t))
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards_in_float32(name):
+    model, tasks = FORWARDS[name](), tasks_of(3)
+    right = _all_gradients(model, tasks, "reference")
+    model = model.float()
+    assert_native(fm.MAML(model, loss="mse", inner_lr=0.05), in_float(tasks), tolerance=1e-5)
+    assert relative_error(_all_gradients(model, in_float(tasks), "cpu"), right) < 1e-5
 
 
 @pytest.mark.parametrize("t", [2, 33])
