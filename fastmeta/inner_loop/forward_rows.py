@@ -25,7 +25,7 @@ class ForwardRows(Rows):
     samples share.
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
-    transposed.
+    transposed. And "places" are whole numbers one after another, by the first.
     """
 
     def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
@@ -36,10 +36,10 @@ class ForwardRows(Rows):
         super().__init__(len(x), x.dtype, (x,))
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
-        """The steps that make y [S, O], and the parameters that they read by their index."""
+        """The steps that make y [S, ...], and the parameters that they read by their index."""
         value = self.known(y) if isinstance(y, Tensor) else None
         is_row = value is not None and (value.kind, value.before) == ("samples", 1)
-        if value is None or not is_row or y.dim() != 2 or len(y) != self.samples:
+        if value is None or not is_row or not y.dim() or len(y) != self.samples:
             raise Unreadable("it does not make a row of each sample")
         steps = needed(self.steps, value.row, 1)
         products = [step for step in steps if step[0] == "linear"]

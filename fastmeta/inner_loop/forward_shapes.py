@@ -135,6 +135,30 @@ def _select(to: ForwardRows, out: Tensor, x: Tensor, dim: int, index: int) -> Va
     return part(to, x, dim, index % x.shape[dim], 1)
 
 
+def _range(to: ForwardRows, out: Tensor, *bounds: Any, **options: Any) -> Value:
+    """What may choose parts, by its first place."""
+    places = out.tolist()
+    if out.is_floating_point() or not places or places != [*range(places[0], places[-1] + 1)]:
+        raise Unreadable("it makes a range that is not one of neighbours")
+    return Value("places", places[0])
+
+
+def _picked(to: ForwardRows, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> Value:
+    given = [dim for dim, index in enumerate(indices) if index is not None]
+    places = to.known(indices[given[0]]) if len(given) == 1 else None
+    if places is None or places.kind != "places":
+        raise Unreadable("it picks numbers by what is no range")
+    return part(to, x, given[0], places.row, out.shape[given[0]])
+
+
+def _embedded(
+    to: ForwardRows, out: Tensor, weight: Tensor, index: Tensor, padding: int = -1, *options: Any
+) -> Value:
+    if padding >= 0:
+        raise Unreadable("it embeds with a padding that does not learn")
+    return _picked(to, out, weight, [index])
+
+
 def _split(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
     values, begin = [], 0
     for one in out:
@@ -225,7 +249,7 @@ SHAPE_RULES: dict[str, Rule] = {
     "t": _turned, "transpose": _turned, "permute": _turned, "numpy_T": _turned,
     "alias": same, "clone": same, "view": same, "_unsafe_view": same, "unsqueeze": same,
     "squeeze": _squeezed, "expand": _expanded, "repeat": _repeated,
-    "slice": _slice, "select": _select,
+    "slice": _slice, "select": _select, "arange": _range, "index": _picked, "embedding": _embedded,
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
     "unbind": _unbound, "cat": _joined, "stack": _joined,
     "sum": _sum(mean=False), "mean": _sum(mean=True),
