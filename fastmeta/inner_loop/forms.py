@@ -319,7 +319,7 @@ def _key(looks: Hashable, rates: Rates, support: Samples, query: Samples | None)
 def _dense(samples: Samples) -> Samples:
     x, y, weight = samples
     if x.dim() != 3:
-        x = x.flatten(2)
+        x = x.flatten(2) if x.dim() > 3 else x.unsqueeze(2)
     return plain(x), plain(y), None if weight is None else plain(weight)
 
 
