@@ -193,7 +193,7 @@ def _check_samples(program: Program, kind: str, samples: Samples, tasks: int) ->
         raise ValueError(f"{kind}_x is {list(x.shape)}, for {program.inputs} inputs")
     if x.shape[1] < program.fewest:
         raise ValueError(
-            f"{kind}_x {list(x.shape)} has one sample a task: batch norm needs two or more"
+            f"{kind}_x {list(x.shape)} has one sample a task: the module needs two or more"
         )
     if y.dtype is torch.int64:
         fits = y.shape == rows and program.takes_labels

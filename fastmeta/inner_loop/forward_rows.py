@@ -26,12 +26,16 @@ class ForwardRows(Rows):
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
     transposed. And "places" are whole numbers one after another, by the first.
+
+    Attributes:
+        fewest: samples that a task must have: a lone one may be squeezed.
     """
 
     def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
         self._names = [*parameters]
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
+        self.fewest = 1
         self._made = 0  # numbers, those that turn out not to be needed among them
         super().__init__(len(x), x.dtype, (x,))
 

@@ -42,8 +42,10 @@ def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
     if out is x and (len(over) != 1 or over[0] < 0):  # its shape is the new one already
         raise Unreadable("it squeezes in place")
     at = to.dim_of_samples(x)
-    if at is not None and (not dims or any(dim % x.dim() == at for dim in over)):
-        raise Unreadable("it would squeeze a lone sample")
+    if at is not None and any(dim % x.dim() == at for dim in over):
+        if out is x:
+            raise Unreadable("it would squeeze a lone sample")
+        to.fewest = 2
     return same(to, out, x)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class Written:
             the result. "linear" and "parameter" name parameters by their index.
         names: the module's parameters and buffers, in the order that those indices mean.
         buffers: those names that are of buffers.
+        fewest: samples that a task must have.
     """
 
     inputs: int
@@ -45,7 +46,7 @@ class Written:
     steps: tuple[Step, ...]
     names: tuple[str, ...]
     buffers: tuple[str, ...]
-    fewest: ClassVar[int] = 1  # samples that a task must have
+    fewest: int = 1
 
     @property
     def outputs(self) -> int:
@@ -119,9 +120,9 @@ class _Reader:
     def read(self, sample: Sequence[int]) -> Written:
         for _ in range(3):  # another thread may draw meanwhile
             before = random_state()
-            steps, names, shape = self._read_twice(sample)
+            reading = self._read_twice(sample)
             if random_state() == before:
-                return self._written(sample, steps, names, shape)
+                return self._written(sample, *reading)
         raise Unreadable(DRAWS)
 
     def _read_twice(self, sample: Sequence[int]) -> _Reading:
@@ -140,15 +141,16 @@ class _Reader:
         rows = ForwardRows(x, self._own)
         with _operations_of_pytorch(), lengths_as_sizes(Tensor):
             y, _ = read(self._forward, (x,), rows, FORWARD_RULES)
-        return _Reading(*rows.result(y), y.shape[1:])
+        return _Reading(*rows.result(y), y.shape[1:], rows.fewest)
 
     def _forward(self, x: Tensor) -> Any:
         everywhere = in_every_place(self._module, self._copies)
         return functional_call(self._module, everywhere, (x,), tie_weights=False)
 
     def _written(
-        self, sample: Sequence[int], steps: list[Step], names: list[str], shape: Sequence[int]
-    ) -> Written:
+        self, sample: Sequence[int], steps: list[Step], names: list[str], shape: torch.Size,
+        fewest: int,
+    ) -> Written:  # fmt: skip
         buffers = [name for name in names if name in self._buffers]
         unlike = unlike_parameters(self._module, [n for n in names if n not in buffers])
         if unlike is not None:
@@ -158,7 +160,9 @@ class _Reader:
         inputs = math.prod(sample)
         if inputs + sum(step[6] for step in steps) > MOST_NUMBERS:
             raise Unreadable(f"it makes more than {MOST_NUMBERS} numbers of a sample")
-        return Written(inputs, tuple(shape), tuple(steps), tuple(names), tuple(buffers))
+        return Written(
+            inputs, tuple(shape), tuple(steps), tuple(names), tuple(buffers), fewest
+        )
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -169,6 +173,7 @@ class _Reading(NamedTuple):
     steps: list[Step]
     names: list[str]
     shape: torch.Size  # of what it makes of a sample
+    fewest: int
 
 
 @contextmanager

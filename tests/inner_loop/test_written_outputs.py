@@ -26,6 +26,7 @@ class Network(nn.Module):
 
 ENDS = {
     "squeeze": lambda y: y.squeeze(-1),
+    "all squeezed": lambda y: y.squeeze(),
     "select": lambda y: y[:, 0],
     "flatten": lambda y: y.flatten(),
     "view": lambda y: y.view(-1),
@@ -75,6 +76,21 @@ def test_one_number_of_a_sample(end, loss):
 @pytest.mark.parametrize("end", ["squeeze", "select"])
 def test_weights(end, loss):
     assert_native(Network(end), tasks_of(weighted=True), loss)
+
+
+@pytest.mark.parametrize(("s", "q"), [(2, 2), (7, 3)])
+def test_a_forward_that_squeezes_all(s, q):
+    assert_native(Network("all squeezed"), tasks_of(s=s, q=q), "mse")
+
+
+def test_a_forward_that_would_squeeze_a_lone_sample():
+    meta = fm.MAML(Network("all squeezed").double(), loss="mse", inner_steps=2, inner_lr=0.05)
+    assert meta(tasks_of()).predictions.shape == (2, 4)
+    values = []
+    for engine in ("auto", "vmap"):
+        alone = fm.MAML(meta.model, loss="mse", inner_steps=2, inner_lr=0.05, engine=engine)
+        values.append(alone(tasks_of(q=1)).predictions.shape)
+    assert values[0] == values[1] == (2,)
 
 
 @pytest.mark.parametrize("loss", ["mse", "bce"])
