@@ -225,6 +225,22 @@ def _sum(mean: bool) -> Rule:
     return rule
 
 
+def _norm(
+    to: ForwardRows, out: Tensor, x: Tensor, order: float = 2, dims: Any = None,
+    keepdim: bool = False, *, dtype: Any = None,
+) -> Value:  # fmt: skip
+    """The Euclidean one, which PyTorch gives the slope 0 where it is 0."""
+    if order != 2 or dtype is not None:
+        raise Unreadable(f"it takes a norm of order {order}")
+    value, *_, parts = _last(to, x, dims)
+    square = to.step("multiply", value, value, width=to.widths[value.row])
+    total = value._replace(row=to.sums(square.row, parts))
+    nothing = to.step("equal", total, to.number(0.0), width=parts)
+    total = to.step("select", nothing, to.number(1.0), total, width=parts)
+    root = to.step("sqrt", total, width=parts)
+    return to.step("select", nothing, to.number(0.0), root, width=parts)
+
+
 def _log_sum_exp(
     to: ForwardRows, out: Tensor, x: Tensor, dims: Any, keepdim: bool = False
 ) -> Value:
@@ -255,6 +271,6 @@ SHAPE_RULES: dict[str, Rule] = {
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
     "unbind": _unbound, "cat": _joined, "stack": _joined,
     "sum": _sum(mean=False), "mean": _sum(mean=True),
-    "logsumexp": _log_sum_exp, "_log_softmax": _log_softmax, "_softmax": _softmax,
-    "_safe_softmax": _softmax,
+    "linalg_vector_norm": _norm, "logsumexp": _log_sum_exp,
+    "_log_softmax": _log_softmax, "_softmax": _softmax, "_safe_softmax": _softmax,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta.functional.forward import has_hooks, in_every_place, module_lock
-from fastmeta.functional.row_programs import NoRule, Step, Unreadable, read
+from fastmeta.functional.row_programs import Fails, NoRule, Step, Unreadable, read
 from fastmeta.inner_loop.calls import check_attributes
 from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.forward_rules import FORWARD_RULES
@@ -66,12 +66,9 @@ def unwritten_for_any(module: nn.Module) -> str | None:
     """Why there are no steps for samples of any shape, a row or several; None if there are some."""
     with module_lock:
         try:
-            reader = _Reader(module)
-            if any(map(reader.can_read, _shapes(module))):
-                return None
+            return _Reader(module).unreadable_for_any()
         except (Unknown, Unreadable) as reason:
             return str(reason)
-    return "no samples were found that suit it"
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -108,14 +105,20 @@ class _Reader:
         self._copies = {name: _copy(tensor) for name, tensor in (parameters | buffers).items()}
         self._own = {name: self._copies[name] for name in own}
 
-    def can_read(self, sample: Sequence[int]) -> bool:
+    def unreadable_for_any(self) -> str | None:
         """NoRule where other samples would not change that."""
-        try:
-            return bool(self.read(sample).steps)
-        except NoRule:
-            raise
-        except Unreadable:
-            return False
+        said = ""
+        for sample in _shapes(self._module):
+            try:
+                self.read(sample)
+                return None
+            except (NoRule, Unknown):
+                raise
+            except Fails:
+                continue
+            except Unreadable as reason:
+                said = said or str(reason)
+        return said or "no samples were found that it takes"
 
     def read(self, sample: Sequence[int]) -> Written:
         for _ in range(3):  # another thread may draw meanwhile

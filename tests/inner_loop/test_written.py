@@ -160,6 +160,22 @@ def of_numbers(self, x):
     return self.head(self.a(x) * x.sum(1, keepdim=True) / (1 + x.abs().sum(-1, keepdim=True)))
 
 
+def cosine(self, x):
+    h = F.normalize(torch.relu(self.a(x)), dim=-1)
+    return 3 * h @ F.normalize(self.w, dim=1).T
+
+
+def lengths(self, x):
+    h, none = self.a(x), torch.relu(self.b(x) - 9)  # of length 0
+    places = torch.linalg.vector_norm(h.view(-1, 2, 3), dim=1).repeat(1, 2)
+    return self.head(h * h.norm(dim=-1, keepdim=True) / (1 + places) + none.norm(dim=1)[:, None])
+
+
+def powers(self, x):
+    h = 1 + torch.sigmoid(self.a(x))
+    return self.head(h**5 / 32 + h.pow(-1) + h**-2 + h.pow(-0.5) + torch.tanh(self.b(x)) ** 7)
+
+
 FORWARDS: dict[str, Callable[[], nn.Module]] = {
     "gated": lambda: module(gated, a=linear(), b=linear(), head=head()),
     "film": lambda: module(
@@ -195,6 +211,9 @@ FORWARDS: dict[str, Callable[[], nn.Module]] = {
     "kinds": lambda: module(kinds, a=linear(), b=linear(), head=head()),
     "gru": lambda: module(recurrent, cell=nn.GRUCell(1, 6), head=head()),
     "lstm": lambda: module(remembering, cell=nn.LSTMCell(1, 6), head=head()),
+    "cosine": lambda: module(cosine, a=linear(), w=row(OUTPUTS, 6)),
+    "lengths": lambda: module(lengths, a=linear(), b=linear(), head=head()),
+    "powers": lambda: module(powers, a=linear(), b=linear(), head=head()),
     "numbers": lambda: module(of_numbers, a=linear(), head=head()),
     "prelu": lambda: nn.Sequential(linear(), nn.PReLU(6), head(), nn.PReLU()).double(),
     "glu": lambda: nn.Sequential(linear(INPUTS, 12), nn.GLU(), head(), nn.Softmax(-1)).double(),

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmeta.functional.row_programs.questions import Questions
 from fastmeta.functional.row_programs.rows import Rows, Value
 from fastmeta.functional.row_programs.rules import Rule
-from fastmeta.functional.row_programs.step import NoRule, Unreadable
+from fastmeta.functional.row_programs.step import Fails, NoRule, Unreadable
 
 __all__ = ["Operation", "operations", "read"]
 
@@ -79,7 +79,7 @@ def _run(function: Callable[..., Any], given: Sequence[Tensor]) -> Any:
         raise
     except Exception as error:  # of the user's code, which other numbers may suit
         said = "".join(f": {line}" for line in str(error).splitlines()[:1])
-        raise Unreadable(f"it does not run: {type(error).__name__}{said}") from error
+        raise Fails(f"it does not run: {type(error).__name__}{said}") from error
 
 
 _one_at_a_time = threading.RLock()  # filters of warnings are those of all threads
