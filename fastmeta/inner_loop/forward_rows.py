@@ -193,12 +193,15 @@ class ForwardRows(Rows):
         """Side by side in a dimension, of what has these sides then."""
         before, after = prod(sides[:dim]), prod(sides[dim + 1 :])
         counts = [self.widths[row] // (before * after) for row in rows]
-        first, *others = (
-            self.turned(row, before, n, after) for row, n in zip(rows, counts, strict=True)
-        )
-        for other in others:
-            first = self.put("join", first, other, width=self.widths[first] + self.widths[other])
-        return self.turned(first, sum(counts), before, after)
+        parts = [self.turned(row, before, n, after) for row, n in zip(rows, counts, strict=True)]
+        while len(parts) > 1:  # neighbours, again and again, so that few numbers are copied
+            parts = [self._together(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return self.turned(parts[0], sum(counts), before, after)
+
+    def _together(self, rows: Sequence[int]) -> int:
+        return rows[0] if len(rows) == 1 else self.put(
+            "join", *rows, width=sum(self.widths[row] for row in rows)
+        )  # fmt: skip
 
     def sums(self, row: int, parts: int) -> int:
         """Of each of so many parts of a row."""

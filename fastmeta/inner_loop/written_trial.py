@@ -83,8 +83,10 @@ class _Trial:
         )
 
     def _moved(self, off: float) -> dict[str, Tensor]:
+        """The tensors elsewhere; a matrix by less, or a long recurrence were chaos."""
+        heights = {n: off / max(t.shape[1:].numel(), 1) ** 0.5 for n, t in self._own.items()}
         return {
-            name: (tensor + _waves(tensor.shape, off).to(tensor)).contiguous()
+            name: (tensor + _waves(tensor.shape, heights[name]).to(tensor)).contiguous()
             for name, tensor in self._own.items()
         }
 

@@ -258,6 +258,14 @@ SEQUENCES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def test_long_sequences():
+    """Outputs of 40 steps are joined without a copy of all that came before at each."""
+    steps = written_of(Recurrent(nn.RNN).double(), [40, INPUTS])
+    assert isinstance(steps, Written)
+    joined = sum(step[6] for step in steps.steps if step[0] == "join")
+    assert joined <= 40 * 5 * 6
+
+
 def sequences_of(t):
     def samples(n, *shape):
         return torch.randn(t, n, *shape, dtype=torch.float64)

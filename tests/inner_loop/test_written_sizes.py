@@ -306,6 +306,15 @@ def test_gradients_behind_a_closed_gate_are_seen():
     assert "another gradient" in miscomputed(read, model, [L, C])
 
 
+def test_the_trial_of_a_long_recurrence_is_no_chaos():
+    torch.manual_seed(2)
+    cells, head = nn.RNN(4, 64, batch_first=True), nn.Linear(64, 2)
+    model = module(lambda self, x: self.head(self.cells(x)[0][:, -1]), cells=cells, head=head)
+    read = written_of(model.float(), [40, 4])
+    assert isinstance(read, Written)
+    assert miscomputed(read, model, [40, 4]) is None
+
+
 def test_reading_changes_nothing():
     def forward(self, x):
         self.w.add_(1)
