@@ -16,7 +16,14 @@ from fastmeta.backends.looks import described, looks_and_addresses
 from fastmeta.functional.habit import Habit
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.networks import Buffers, as_native, inputs_of, native_network, shapes_of
+from fastmeta.inner_loop.networks import (
+    Buffers,
+    as_native,
+    inputs_of,
+    native_network,
+    output_of,
+    shapes_of,
+)
 
 __all__ = ["BACKENDS", "KERNELS", "Form", "Program", "Samples", "plain", "prepare"]
 
@@ -41,7 +48,7 @@ class Program(NamedTuple):
     rated: tuple[int, ...]  # the indices of those that adapt
     inputs: int
     fewest: int
-    outputs: int
+    output: tuple[int, ...]  # the shape of a sample's predictions
     targets: int  # of a sample
     takes_labels: bool
     dtype: torch.dtype
@@ -67,7 +74,7 @@ class Form(NamedTuple):
     rated: Sequence[int]  # the indices of the parameters that have a tensor of rates
     rate_shapes: tuple[tuple[int, ...], ...]  # of those tensors
     tasks: int
-    predictions: tuple[int, int, int] | None  # their shape
+    predictions: tuple[int, ...] | None  # their shape
 
 
 _most_forms = 256  # of one program; ragged batches have ever new ones
@@ -107,7 +114,7 @@ def _new_program(
         rated=tuple(p for p, adapts_too in enumerate(adapts) if adapts_too),
         inputs=inputs_of(network, sample),
         fewest=network.fewest,
-        outputs=network.outputs,
+        output=output_of(network),
         targets=loop.loss.targets if isinstance(loop.loss, LossProgram) else network.outputs,
         takes_labels=takes_labels(loop.loss),
         dtype=dtype,
@@ -146,7 +153,7 @@ def _new_form(
         rates, one_rate, (x.shape[1], 0 if query is None else query[0].shape[1]),
         program.takes_labels, (weight is not None, query is not None and query[2] is not None),
     )  # fmt: skip
-    predictions = None if query is None else (*query[0].shape[:2], program.outputs)
+    predictions = None if query is None else (*query[0].shape[:2], *program.output)
     rate_shapes = tuple(tuple(rate.shape) for rate in tensors[n : n + len(rated)])
     return Form(
         program, looks, described(tensors), native, rated, rate_shapes, x.shape[0], predictions
@@ -186,7 +193,7 @@ def _check_samples(program: Program, kind: str, samples: Samples, tasks: int) ->
         raise ValueError(f"{kind}_x is {list(x.shape)}, for {program.inputs} inputs")
     if x.shape[1] < program.fewest:
         raise ValueError(
-            f"{kind}_x {list(x.shape)} has one sample a task: batch norm needs two or more"
+            f"{kind}_x {list(x.shape)} has one sample a task: the module needs two or more"
         )
     if y.dtype is torch.int64:
         fits = y.shape == rows and program.takes_labels
@@ -196,7 +203,7 @@ def _check_samples(program: Program, kind: str, samples: Samples, tasks: int) ->
     if not fits or elsewhere or (y.dtype is not torch.int64 and program.takes_labels):
         raise TypeError(
             f"{kind}_y is {y.dtype} {list(y.shape)}, for {kind}_x of {dtype} {list(x.shape)} "
-            f"and {program.outputs} outputs"
+            f"and outputs {list(program.output)} of a sample"
         )
     if weight is not None and (
         weight.dtype is not dtype or weight.shape != rows or weight.device != program.device
@@ -312,7 +319,7 @@ def _key(looks: Hashable, rates: Rates, support: Samples, query: Samples | None)
 def _dense(samples: Samples) -> Samples:
     x, y, weight = samples
     if x.dim() != 3:
-        x = x.flatten(2)
+        x = x.flatten(2) if x.dim() > 3 else x.unsqueeze(2)
     return plain(x), plain(y), None if weight is None else plain(weight)
 
 

@@ -25,21 +25,25 @@ class ForwardRows(Rows):
     samples share.
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
-    transposed.
+    transposed. And "places" are whole numbers one after another, by the first.
+
+    Attributes:
+        fewest: samples that a task must have: a lone one may be squeezed.
     """
 
     def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
         self._names = [*parameters]
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
+        self.fewest = 1
         self._made = 0  # numbers, those that turn out not to be needed among them
         super().__init__(len(x), x.dtype, (x,))
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
-        """The steps that make y [S, O], and the parameters that they read by their index."""
+        """The steps that make y [S, ...], and the parameters that they read by their index."""
         value = self.known(y) if isinstance(y, Tensor) else None
         is_row = value is not None and (value.kind, value.before) == ("samples", 1)
-        if value is None or not is_row or y.dim() != 2 or len(y) != self.samples:
+        if value is None or not is_row or not y.dim() or len(y) != self.samples:
             raise Unreadable("it does not make a row of each sample")
         steps = needed(self.steps, value.row, 1)
         products = [step for step in steps if step[0] == "linear"]
@@ -189,12 +193,15 @@ class ForwardRows(Rows):
         """Side by side in a dimension, of what has these sides then."""
         before, after = prod(sides[:dim]), prod(sides[dim + 1 :])
         counts = [self.widths[row] // (before * after) for row in rows]
-        first, *others = (
-            self.turned(row, before, n, after) for row, n in zip(rows, counts, strict=True)
-        )
-        for other in others:
-            first = self.put("join", first, other, width=self.widths[first] + self.widths[other])
-        return self.turned(first, sum(counts), before, after)
+        parts = [self.turned(row, before, n, after) for row, n in zip(rows, counts, strict=True)]
+        while len(parts) > 1:  # neighbours, again and again, so that few numbers are copied
+            parts = [self._together(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return self.turned(parts[0], sum(counts), before, after)
+
+    def _together(self, rows: Sequence[int]) -> int:
+        return rows[0] if len(rows) == 1 else self.put(
+            "join", *rows, width=sum(self.widths[row] for row in rows)
+        )  # fmt: skip
 
     def sums(self, row: int, parts: int) -> int:
         """Of each of so many parts of a row."""

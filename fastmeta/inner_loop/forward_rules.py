@@ -133,6 +133,8 @@ def _attention(
 
 def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
     value = to.known(x) or to.of_unknown(x)
+    if value.kind == "places":
+        return value
     if value.kind not in ("samples", "task", "constant"):
         return Value("unknown")  # PyTorch makes some for itself
     row = to.put("stop", value.row, width=to.widths[value.row])

@@ -42,8 +42,10 @@ def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
     if out is x and (len(over) != 1 or over[0] < 0):  # its shape is the new one already
         raise Unreadable("it squeezes in place")
     at = to.dim_of_samples(x)
-    if at is not None and (not dims or any(dim % x.dim() == at for dim in over)):
-        raise Unreadable("it would squeeze a lone sample")
+    if at is not None and any(dim % x.dim() == at for dim in over):
+        if out is x:
+            raise Unreadable("it would squeeze a lone sample")
+        to.fewest = 2
     return same(to, out, x)
 
 
@@ -135,6 +137,30 @@ def _select(to: ForwardRows, out: Tensor, x: Tensor, dim: int, index: int) -> Va
     return part(to, x, dim, index % x.shape[dim], 1)
 
 
+def _range(to: ForwardRows, out: Tensor, *bounds: Any, **options: Any) -> Value:
+    """What may choose parts, by its first place."""
+    places = out.tolist()
+    if out.is_floating_point() or not places or places != [*range(places[0], places[-1] + 1)]:
+        raise Unreadable("it makes a range that is not one of neighbours")
+    return Value("places", places[0])
+
+
+def _picked(to: ForwardRows, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> Value:
+    given = [dim for dim, index in enumerate(indices) if index is not None]
+    places = to.known(indices[given[0]]) if len(given) == 1 else None
+    if places is None or places.kind != "places":
+        raise Unreadable("it picks numbers by what is no range")
+    return part(to, x, given[0], places.row, out.shape[given[0]])
+
+
+def _embedded(
+    to: ForwardRows, out: Tensor, weight: Tensor, index: Tensor, padding: int = -1, *options: Any
+) -> Value:
+    if padding >= 0:
+        raise Unreadable("it embeds with a padding that does not learn")
+    return _picked(to, out, weight, [index])
+
+
 def _split(to: ForwardRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
     values, begin = [], 0
     for one in out:
@@ -199,6 +225,22 @@ def _sum(mean: bool) -> Rule:
     return rule
 
 
+def _norm(
+    to: ForwardRows, out: Tensor, x: Tensor, order: float = 2, dims: Any = None,
+    keepdim: bool = False, *, dtype: Any = None,
+) -> Value:  # fmt: skip
+    """The Euclidean one, which PyTorch gives the slope 0 where it is 0."""
+    if order != 2 or dtype is not None:
+        raise Unreadable(f"it takes a norm of order {order}")
+    value, *_, parts = _last(to, x, dims)
+    square = to.step("multiply", value, value, width=to.widths[value.row])
+    total = value._replace(row=to.sums(square.row, parts))
+    nothing = to.step("equal", total, to.number(0.0), width=parts)
+    total = to.step("select", nothing, to.number(1.0), total, width=parts)
+    root = to.step("sqrt", total, width=parts)
+    return to.step("select", nothing, to.number(0.0), root, width=parts)
+
+
 def _log_sum_exp(
     to: ForwardRows, out: Tensor, x: Tensor, dims: Any, keepdim: bool = False
 ) -> Value:
@@ -225,10 +267,10 @@ SHAPE_RULES: dict[str, Rule] = {
     "t": _turned, "transpose": _turned, "permute": _turned, "numpy_T": _turned,
     "alias": same, "clone": same, "view": same, "_unsafe_view": same, "unsqueeze": same,
     "squeeze": _squeezed, "expand": _expanded, "repeat": _repeated,
-    "slice": _slice, "select": _select,
+    "slice": _slice, "select": _select, "arange": _range, "index": _picked, "embedding": _embedded,
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
     "unbind": _unbound, "cat": _joined, "stack": _joined,
     "sum": _sum(mean=False), "mean": _sum(mean=True),
-    "logsumexp": _log_sum_exp, "_log_softmax": _log_softmax, "_softmax": _softmax,
-    "_safe_softmax": _softmax,
+    "linalg_vector_norm": _norm, "logsumexp": _log_sum_exp,
+    "_log_softmax": _log_softmax, "_softmax": _softmax, "_safe_softmax": _softmax,
 }  # fmt: skip

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
-from fastmeta.functional.forward import in_every_place, module_lock
 from fastmeta.functional.loss_programs import LossProgram
 from fastmeta.inner_loop.calls import misread
 from fastmeta.inner_loop.chain import Chain, chain_of
-from fastmeta.inner_loop.differs import is_alike
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
+from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.stages import Stages, never_fits, stages_of
-from fastmeta.inner_loop.written import Written, written_for_some, written_of
+from fastmeta.inner_loop.written import Written, unwritten_for_any, written_of
+from fastmeta.inner_loop.written_trial import miscomputed
 
 __all__ = [
-    "Buffers", "Network", "as_native", "inputs_of", "native_network", "no_network", "shapes_of",
+    "Buffers", "Network", "as_native", "inputs_of", "native_network", "no_network", "output_of",
+    "shapes_of",
 ]  # fmt: skip
 
 Network = Chain | Stages | Written
@@ -33,65 +32,30 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
     """What a module is for samples of a shape, or the reason why the kernels do not know it."""
     key = ("network", sample)
     if key not in loop.memory:
-        network = _network(loop.module, sample)
-        reason = None if isinstance(network, str) else misread(loop.module, sample)
-        if reason is None and isinstance(network, Written):
-            reason = _miscomputed(network, loop, sample)
-        loop.memory[key] = reason or network
+        loop.memory[key] = _network(loop.module, sample)
     return loop.memory[key]
 
 
-def _miscomputed(network: Written, loop: InnerLoop, sample: torch.Size) -> str | None:
-    """A sentence if the kernels make something else of some samples than the module.
-
-    With other parameters and buffers, too: what a gate of 0 hides may come out later. And of fewer
-    samples: some of their numbers might depend on how many there are.
-    """
-    named = (*loop.module.named_parameters(), *loop.module.named_buffers())
-    own = {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
-    others = {name: tensor + _waves(tensor) for name, tensor in own.items()}
-    for tensors, samples in ((own, 5), (others, 5), (others, 2)):
-        if not _computes(network, loop, (samples, *sample), tensors):
-            return "of its forward as arithmetic on each sample's numbers comes something else"
-    return None
-
-
-def _waves(like: Tensor) -> Tensor:
-    return torch.linspace(-2, 2, like.numel(), dtype=like.dtype).sin().view(like.shape)
-
-
-def _computes(
-    network: Written, loop: InnerLoop, shape: Sequence[int], own: Mapping[str, Tensor]
-) -> bool:
-    tensors = [own[name].contiguous() for name in network.names]
-    like, samples = tensors[0], shape[0]
-    x = 3 * _waves(like.new_empty(shape))
-    kernels = cpu.kernels(str(like.dtype).removeprefix("torch."))
-    zeros, rate = x.new_zeros(samples, network.outputs), x.new_zeros(1)
-    call = kernels.call(
-        as_native(network, replace(loop, loss="mse"), kernels), 1, 0, 1, [0] * len(tensors),
-        [None] * len(tensors), True, (samples, samples), False, (False, False),
-    )  # fmt: skip
-    given = [t.data_ptr() for t in (*tensors, x, x, zeros, zeros, rate)]
-    found = torch.empty_like(zeros)
-    kernels.forward(call, x, given, False, found.data_ptr(), 0, ())
-    with torch.no_grad(), module_lock:
-        everywhere = in_every_place(loop.module, own)
-        expected = functional_call(loop.module, everywhere, (x.clone(),), tie_weights=False)
-        return is_alike(expected, found)
-
-
 def _network(module: nn.Module, sample: torch.Size) -> Network | str:
+    layers = _layers(module, sample)
+    if not isinstance(layers, str):
+        return layers
+    with hidden_from_saved_tensor_hooks():
+        written = written_of(module, sample)
+        if isinstance(written, Written):
+            return miscomputed(written, module, sample) or written
+    return _neither(layers, written)
+
+
+def _neither(layers: str, written: str) -> str:
+    return f"{layers}. As arithmetic on each sample's numbers it is not read either: {written}"
+
+
+def _layers(module: nn.Module, sample: torch.Size) -> Chain | Stages | str:
     chain = chain_of(module)
-    if isinstance(chain, Chain) and (chain.flattens or len(sample) == 1):
-        return chain
-    stages = stages_of(module, sample)
-    if isinstance(stages, Stages):
-        return stages
-    written = written_of(module, sample)
-    if isinstance(written, Written):
-        return written
-    return f"{stages}. As arithmetic on each sample's numbers it is not read either: {written}"
+    fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
+    network = chain if fits else stages_of(module, sample)
+    return network if isinstance(network, str) else misread(module, sample) or network
 
 
 def no_network(module: nn.Module, chain: Chain | str) -> str | None:
@@ -99,7 +63,8 @@ def no_network(module: nn.Module, chain: Chain | str) -> str | None:
     if isinstance(chain, Chain):
         return None
     layer = never_fits(module)
-    return None if layer is None or written_for_some(module) else layer
+    written = None if layer is None else unwritten_for_any(module)
+    return None if layer is None or written is None else _neither(layer, written)
 
 
 class Buffers:
@@ -130,6 +95,11 @@ class Buffers:
             None if b is None else (b.shape, b.dtype, first.setdefault(id(b), i))
             for i, b in enumerate(found)
         ]
+
+
+def output_of(network: Network) -> tuple[int, ...]:
+    """The shape of what it makes of a sample."""
+    return network.shape if isinstance(network, Written) else (network.outputs,)
 
 
 def inputs_of(network: Network, sample: torch.Size) -> int:

@@ -25,6 +25,7 @@ from fastmeta.inner_loop.resident_runs import (
     run_meta_loss,
     run_step,
 )
+from fastmeta.inner_loop.written import Written
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["accumulate_gradients", "adapt", "can_run", "meta_loss"]
@@ -52,6 +53,7 @@ def can_run(
     return (
         _unfit_parameters(parameters)
         or _unfit_tasks(loop, tasks)
+        or _unfit_samples(network, tasks)
         or _unfit_network(loop, network, tasks.support_x)
     )
 
@@ -201,6 +203,13 @@ def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
         tensor = getattr(tasks, name)
         if tensor is not None and tensor.requires_grad:
             return f"{name} requires grad, and the native kernels take it as a constant"
+    return None
+
+
+def _unfit_samples(network: Network, tasks: TaskBatch) -> str | None:
+    samples = min(tasks.support_x.shape[1], tasks.query_x.shape[1])
+    if isinstance(network, Written) and samples < network.fewest:
+        return "its forward squeezes a dimension that lone samples would lose"
     return None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import operator
+import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +19,12 @@ from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.rules import LAYERS
 
 __all__ = [
-    "IN_PLACE", "Unknown", "attributes_read", "is_layer", "own_name", "trace", "unwatched",
+    "DRAWS", "IN_PLACE", "Unknown", "attributes_read", "is_layer", "lengths_as_sizes", "own_name",
+    "trace", "unwatched",
 ]  # fmt: skip
+
+
+DRAWS = "its forward draws random numbers, and would draw them once for all calls"
 
 
 class Unknown(Exception):
@@ -30,26 +36,39 @@ def trace(root: nn.Module) -> fx.Graph:
     try:
         for _ in range(3):  # another thread may draw meanwhile
             before = random_state()
-            with torch.enable_grad(), _length_of_proxies():
+            with torch.enable_grad(), lengths_as_sizes(_Proxy):
                 graph = _Tracer().trace(root)
             if random_state() == before:
                 return graph
-        raise Unknown("its forward draws random numbers, and would draw them once for all calls")
+        raise Unknown(DRAWS)
     except Unknown:
         raise
     except Exception as error:  # the forward is the user's, and may do anything to a proxy
-        first_line = (str(error).splitlines() or [""])[0]
-        raise Unknown(
-            f"torch.fx cannot trace its forward: {first_line or type(error).__name__}"
-        ) from error
+        raise Unknown(_untraceable(error)) from error
+
+
+def _untraceable(error: Exception) -> str:
+    """What torch.fx says; of what else stumbles over a proxy, which misleads, the line."""
+    if isinstance(error, fx.proxy.TraceError):
+        return f"torch.fx cannot trace its forward: {str(error).splitlines()[0]}"
+    of_libraries = os.path.dirname(torch.__file__), os.path.dirname(__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [at.line for at in frames if at.line and not at.filename.startswith(of_libraries)]
+    if not lines:
+        return "torch.fx cannot trace its forward"
+    return f"torch.fx cannot trace this line of its forward: {lines[-1]}"
 
 
 @contextmanager
-def _length_of_proxies() -> Iterator[None]:
-    """``len(x)`` is x.size(0); torch.fx has nothing to give for it."""
+def lengths_as_sizes(kind: type[Any]) -> Iterator[None]:
+    """``len(x)`` of what is of a kind is ``x.size(0)``, which need not be a plain int."""
+
+    thread = threading.get_ident()
 
     def length(of: Any) -> Any:
-        return of.size(0) if isinstance(of, _Proxy) else _len(of)
+        if isinstance(of, kind) and threading.get_ident() == thread:
+            return of.size(0)
+        return _len(of)
 
     builtins.len = length  # other threads meet it, too, and get what they would
     try:

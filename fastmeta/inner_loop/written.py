@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from fastmeta.functional.forward import has_hooks, module_lock
-from fastmeta.functional.row_programs import NoRule, Step, Unreadable, read
+from fastmeta.functional.forward import has_hooks, in_every_place, module_lock
+from fastmeta.functional.row_programs import Fails, NoRule, Step, Unreadable, read
 from fastmeta.inner_loop.calls import check_attributes
 from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.layers import unlike_parameters
-from fastmeta.inner_loop.trace import Unknown, trace
+from fastmeta.inner_loop.randomness import random_state
+from fastmeta.inner_loop.trace import DRAWS, Unknown, lengths_as_sizes
 
-__all__ = ["Written", "written_for_some", "written_of"]
+__all__ = ["Written", "unwritten_for_any", "written_of"]
 
 _MOST_TENSORS = 512  # as in csrc/call.h
 
@@ -29,19 +32,25 @@ class Written:
     """A module as the native kernels see it, for samples of one shape.
 
     Attributes:
-        inputs, outputs: numbers of a sample, and of what becomes of it.
+        inputs: numbers of a sample.
+        shape: of what becomes of it.
         steps: row 0 is the sample, row i + 1 what `steps[i]` makes of earlier ones; the last one is
             the result. "linear" and "parameter" name parameters by their index.
         names: the module's parameters and buffers, in the order that those indices mean.
         buffers: those names that are of buffers.
+        fewest: samples that a task must have.
     """
 
     inputs: int
-    outputs: int
+    shape: tuple[int, ...]
     steps: tuple[Step, ...]
     names: tuple[str, ...]
     buffers: tuple[str, ...]
-    fewest: ClassVar[int] = 1  # samples that a task must have
+    fewest: int = 1
+
+    @property
+    def outputs(self) -> int:
+        return math.prod(self.shape)
 
 
 def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
@@ -53,17 +62,13 @@ def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
         return str(reason)
 
 
-def written_for_some(module: nn.Module) -> bool:
-    """Whether there are steps for samples of some shape, a row or several."""
+def unwritten_for_any(module: nn.Module) -> str | None:
+    """Why there are no steps for samples of any shape, a row or several; None if there are some."""
     with module_lock:
         try:
-            reader = _Reader(module)
-        except (Unknown, Unreadable):
-            return False
-        try:
-            return any(map(reader.can_read, _shapes(module)))
-        except NoRule:
-            return False
+            return _Reader(module).unreadable_for_any()
+        except (Unknown, Unreadable) as reason:
+            return str(reason)
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -83,34 +88,72 @@ _MOST_WIDTHS, _MOST_ROWS, _LONGEST = 40, 16, 64
 
 
 class _Reader:
-    """Reads a forward by running what torch.fx traces of it; raises Unknown and Unreadable."""
+    """Reads a forward by running it; raises Unknown and Unreadable.
+
+    It runs with copies of its tensors, so that it changes none, and knows no other ones.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         check_attributes(module)
         if any(has_hooks(part) for part in module.modules()):
             raise Unreadable("it has hooks, which would not be called")
-        root = nn.Sequential(module)
         self._module = module
-        self._run = fx.GraphModule(root, trace(root))
-        self._buffers = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
-        self._own: dict[str, Tensor] = {**dict(module.named_parameters()), **self._buffers}
-        _check_tensors(self._own.values())
+        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        self._buffers = [name for name, buffer in buffers.items() if buffer.is_floating_point()]
+        own = parameters | {name: buffers[name] for name in self._buffers}
+        _check_tensors(own.values())
+        self._copies = {name: _copy(tensor) for name, tensor in (parameters | buffers).items()}
+        self._own = {name: self._copies[name] for name in own}
 
-    def can_read(self, sample: Sequence[int]) -> bool:
+    def unreadable_for_any(self) -> str | None:
         """NoRule where other samples would not change that."""
-        try:
-            return bool(self.read(sample).steps)
-        except NoRule:
-            raise
-        except Unreadable:
-            return False
+        said = ""
+        for sample in _shapes(self._module):
+            try:
+                self.read(sample)
+                return None
+            except (NoRule, Unknown):
+                raise
+            except Fails:
+                continue
+            except Unreadable as reason:
+                said = said or str(reason)
+        return said or "no samples were found that it takes"
 
     def read(self, sample: Sequence[int]) -> Written:
-        sides = {*sample, *(n for tensor in self._own.values() for n in tensor.shape)}
-        first, second = [n for n in _SAMPLES if n not in sides][:2]
-        steps, names = self._steps(first, sample)
-        if self._steps(second, sample) != (steps, names):
+        for _ in range(3):  # another thread may draw meanwhile
+            before = random_state()
+            reading = self._read_twice(sample)
+            if random_state() == before:
+                return self._written(sample, *reading)
+        raise Unreadable(DRAWS)
+
+    def _read_twice(self, sample: Sequence[int]) -> _Reading:
+        """Of two numbers of samples, whose multiples no tensor has."""
+        sides = {*sample, *(n for tensor in self._own.values() for n in tensor.shape)} - {0}
+        first, second = [n for n in _SAMPLES if all(side % n for side in sides)][:2]
+        reading = self._read(first, sample)
+        if self._read(second, sample) != reading:
             raise Unreadable("it depends on the number of samples")
+        return reading
+
+    def _read(self, samples: int, sample: Sequence[int]) -> _Reading:
+        dtype = next(iter(self._own.values())).dtype
+        generator = torch.Generator().manual_seed(samples)
+        x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
+        rows = ForwardRows(x, self._own)
+        with _operations_of_pytorch(), lengths_as_sizes(Tensor):
+            y, _ = read(self._forward, (x,), rows, FORWARD_RULES)
+        return _Reading(*rows.result(y), y.shape[1:], rows.fewest)
+
+    def _forward(self, x: Tensor) -> Any:
+        everywhere = in_every_place(self._module, self._copies)
+        return functional_call(self._module, everywhere, (x,), tie_weights=False)
+
+    def _written(
+        self, sample: Sequence[int], steps: list[Step], names: list[str], shape: torch.Size,
+        fewest: int,
+    ) -> Written:  # fmt: skip
         buffers = [name for name in names if name in self._buffers]
         unlike = unlike_parameters(self._module, [n for n in names if n not in buffers])
         if unlike is not None:
@@ -120,16 +163,31 @@ class _Reader:
         inputs = math.prod(sample)
         if inputs + sum(step[6] for step in steps) > MOST_NUMBERS:
             raise Unreadable(f"it makes more than {MOST_NUMBERS} numbers of a sample")
-        return Written(inputs, steps[-1][6], tuple(steps), tuple(names), tuple(buffers))
+        return Written(
+            inputs, tuple(shape), tuple(steps), tuple(names), tuple(buffers), fewest
+        )
 
-    def _steps(self, samples: int, sample: Sequence[int]) -> tuple[list[Step], list[str]]:
-        dtype = next(iter(self._own.values())).dtype
-        generator = torch.Generator().manual_seed(samples)
-        x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
-        rows = ForwardRows(x, self._own)
-        # forward, not the call, which would print where it raises
-        y, _ = read(self._run.forward, (x,), rows, FORWARD_RULES)
-        return rows.result(y)
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+class _Reading(NamedTuple):
+    steps: list[Step]
+    names: list[str]
+    shape: torch.Size  # of what it makes of a sample
+    fewest: int
+
+
+@contextmanager
+def _operations_of_pytorch() -> Iterator[None]:
+    """No LSTM is one call of oneDNN, as it would be in float32."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # for all threads, which then get the same more slowly
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 _SAMPLES = tuple(n for n in range(211, 2000) if all(n % k for k in range(2, 45)))  # primes

@@ -364,7 +364,7 @@ def test_of_random_expressions(data):
     from fastmeta.functional import loss_programs
 
     model, tasks = chain(), regression_tasks(t=3, outputs=3)
-    look = loss_programs._Look((5,), 3, torch.Size([3]), DOUBLE, False)
+    look = loss_programs._Look((5,), torch.Size([3]), torch.Size([3]), DOUBLE, False)
     program = loss_programs._program(build, look)
     found = []
     for engine in ("resident", "reference"):

@@ -160,6 +160,22 @@ def of_numbers(self, x):
     return self.head(self.a(x) * x.sum(1, keepdim=True) / (1 + x.abs().sum(-1, keepdim=True)))
 
 
+def cosine(self, x):
+    h = F.normalize(torch.relu(self.a(x)), dim=-1)
+    return 3 * h @ F.normalize(self.w, dim=1).T
+
+
+def lengths(self, x):
+    h, none = self.a(x), torch.relu(self.b(x) - 9)  # of length 0
+    places = torch.linalg.vector_norm(h.view(-1, 2, 3), dim=1).repeat(1, 2)
+    return self.head(h * h.norm(dim=-1, keepdim=True) / (1 + places) + none.norm(dim=1)[:, None])
+
+
+def powers(self, x):
+    h = 1 + torch.sigmoid(self.a(x))
+    return self.head(h**5 / 32 + h.pow(-1) + h**-2 + h.pow(-0.5) + torch.tanh(self.b(x)) ** 7)
+
+
 FORWARDS: dict[str, Callable[[], nn.Module]] = {
     "gated": lambda: module(gated, a=linear(), b=linear(), head=head()),
     "film": lambda: module(
@@ -195,6 +211,9 @@ FORWARDS: dict[str, Callable[[], nn.Module]] = {
     "kinds": lambda: module(kinds, a=linear(), b=linear(), head=head()),
     "gru": lambda: module(recurrent, cell=nn.GRUCell(1, 6), head=head()),
     "lstm": lambda: module(remembering, cell=nn.LSTMCell(1, 6), head=head()),
+    "cosine": lambda: module(cosine, a=linear(), w=row(OUTPUTS, 6)),
+    "lengths": lambda: module(lengths, a=linear(), b=linear(), head=head()),
+    "powers": lambda: module(powers, a=linear(), b=linear(), head=head()),
     "numbers": lambda: module(of_numbers, a=linear(), head=head()),
     "prelu": lambda: nn.Sequential(linear(), nn.PReLU(6), head(), nn.PReLU()).double(),
     "glu": lambda: nn.Sequential(linear(INPUTS, 12), nn.GLU(), head(), nn.Softmax(-1)).double(),
@@ -217,6 +236,12 @@ class LastState(Recurrent):
         return self.head(self.cells(x)[1][-1])
 
 
+class BothWays(Recurrent):
+    def forward(self, x):
+        values, _ = self.cells(x)
+        return self.head(values[:, -1, :5] + values[:, 0, 5:])
+
+
 def of_sets(self, x):  # Zaheer et al. 2017
     return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean(1))
 
@@ -224,24 +249,48 @@ def of_sets(self, x):  # Zaheer et al. 2017
 SEQUENCES: dict[str, Callable[[], nn.Module]] = {
     "rnn": lambda: Recurrent(nn.RNN),
     "gru": lambda: Recurrent(nn.GRU, num_layers=2),
-    "lstm": lambda: Recurrent(nn.LSTM, bias=False),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "lstm without bias": lambda: Recurrent(nn.LSTM, bias=False),
+    "two lstms": lambda: Recurrent(nn.LSTM, num_layers=2),
+    "both ways": lambda: BothWays(nn.LSTM, bidirectional=True),
     "state": lambda: LastState(nn.GRU),
     "sets": lambda: module(of_sets, a=linear(), b=linear(6), head=head()),
 }
 
 
-@pytest.mark.parametrize("t", [2, 33])
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_sequences(name, t):
+def test_long_sequences():
+    """Outputs of 40 steps are joined without a copy of all that came before at each."""
+    steps = written_of(Recurrent(nn.RNN).double(), [40, INPUTS])
+    assert isinstance(steps, Written)
+    joined = sum(step[6] for step in steps.steps if step[0] == "join")
+    assert joined <= 40 * 5 * 6
+
+
+def sequences_of(t):
     def samples(n, *shape):
         return torch.randn(t, n, *shape, dtype=torch.float64)
 
-    tasks = fm.TaskBatch(
+    return fm.TaskBatch(
         samples(7, 4, INPUTS), samples(7, OUTPUTS), samples(5, 4, INPUTS), samples(5, OUTPUTS)
     )
+
+
+@pytest.mark.parametrize("t", [2, 33])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences(name, t):
     model = SEQUENCES[name]().double()
     meta = fm.MAML(model, loss="mse", inner_steps=2, inner_lr=0.05, engine="resident")
-    assert_exact(meta, tasks, [*model.parameters()])
+    assert_exact(meta, sequences_of(t), [*model.parameters()])
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_in_float32(name):  # PyTorch has other operations for some
+    model, tasks = SEQUENCES[name]().double(), sequences_of(3)
+    right = _all_gradients(model, tasks, "reference")
+    model = model.float()
+    assert_native(fm.MAML(model, loss="mse", inner_lr=0.05), in_float(tasks), tolerance=1e-5)
+    assert relative_error(_all_gradients(model, in_float(tasks), "cpu"), right) < 1e-5
+    assert torch.backends.mkldnn.enabled
 
 
 def tasks_of(t, s=7, q=5, **kwargs):
@@ -262,6 +311,15 @@ def assert_native(meta, tasks, tolerance=1e-11):
 def test_forwards(name, t):
     meta = fm.MAML(FORWARDS[name](), loss="mse", inner_steps=2, inner_lr=0.05)
     assert_native(meta, tasks_of(t))
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_forwards_in_float32(name):
+    model, tasks = FORWARDS[name](), tasks_of(3)
+    right = _all_gradients(model, tasks, "reference")
+    model = model.float()
+    assert_native(fm.MAML(model, loss="mse", inner_lr=0.05), in_float(tasks), tolerance=1e-5)
+    assert relative_error(_all_gradients(model, in_float(tasks), "cpu"), right) < 1e-5
 
 
 @pytest.mark.parametrize("t", [2, 33])
@@ -444,8 +502,8 @@ def by_count(self, x):
     return self.head(self.a(x)) / x.shape[0]
 
 
-def flat_output(self, x):
-    return (self.a(x) * x.sum(1, keepdim=True)).sum(1)
+def no_sample_left(self, x):
+    return (self.a(x) * x.sum(1, keepdim=True)).sum()
 
 
 def as_matrix_and_row(self, x):
@@ -517,10 +575,10 @@ UNREAD = {
 }
 
 
-@pytest.mark.parametrize("forward", [flat_output, into_the_input, by_size])
+@pytest.mark.parametrize("forward", [no_sample_left, into_the_input, by_size])
 def test_what_is_not_of_each_sample(forward):
     reason = written_of(module(forward, a=linear(), head=head()), [INPUTS])
-    assert any(words in reason for words in ("row of each sample", "in place", "in a set"))
+    assert any(words in reason for words in ("over samples", "in place", "number of samples"))
 
 
 class Added(Recurrent):

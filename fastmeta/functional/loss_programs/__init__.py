@@ -38,7 +38,7 @@ def takes_labels(loss: Any) -> bool:
 def read_loss(
     loss: Any, predictions: Tensor, targets: Tensor, queries: int = 1
 ) -> LossProgram | str:
-    """The name or the program of a loss of one task's predictions [S, O] and its targets.
+    """The name or the program of a loss of one task's predictions, [S, O] or [S], and its targets.
 
     queries: another number of samples that will come.
 
@@ -51,13 +51,16 @@ def read_loss(
     values = values_read(loss)
     if values is None:
         raise Unreadable("it reads what may change unseen")
-    if predictions.dim() != 2 or predictions.dtype not in (torch.float32, torch.float64):
-        raise Unreadable("the predictions are no float32 or float64 [S, O]")
-    labels = targets.dtype is torch.int64 and targets.dim() == 1
+    known = predictions.dtype in (torch.float32, torch.float64)
+    if predictions.dim() not in (1, 2) or not known:
+        raise Unreadable("the predictions are no float32 or float64 [S, O] or [S]")
+    labels = targets.dtype is torch.int64 and targets.dim() == 1 and predictions.dim() == 2
     if not labels and targets.dtype is not predictions.dtype:
         raise Unreadable("the targets are neither of the predictions' dtype nor labels [S]")
-    samples, outputs = predictions.shape
-    look = _Look((samples, queries), outputs, targets.shape[1:], predictions.dtype, labels)
+    look = _Look(
+        (len(predictions), queries), predictions.shape[1:], targets.shape[1:], predictions.dtype,
+        labels,
+    )  # fmt: skip
     found = _name_or_program(loss, values, look)
     if isinstance(found, Unreadable):
         raise found
@@ -66,7 +69,7 @@ def read_loss(
 
 class _Look(NamedTuple):
     samples: tuple[int, ...]  # as many as there may be
-    outputs: int
+    output: torch.Size
     target: torch.Size
     dtype: torch.dtype
     labels: bool
@@ -74,9 +77,9 @@ class _Look(NamedTuple):
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Predictions and targets of n samples."""
         generator = torch.Generator().manual_seed(n)
-        predictions = torch.randn(n, self.outputs, dtype=self.dtype, generator=generator)
+        predictions = torch.randn(n, *self.output, dtype=self.dtype, generator=generator)
         if self.labels:
-            targets = torch.randint(self.outputs, (n, *self.target), generator=generator)
+            targets = torch.randint(self.output[0], (n, *self.target), generator=generator)
         else:
             targets = torch.randn(n, *self.target, dtype=self.dtype, generator=generator)
         return predictions.requires_grad_(), targets
@@ -111,7 +114,7 @@ def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
 
 
 def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
-    sizes = [n for n in _MANY if n not in (look.outputs, *look.target)][:2]
+    sizes = [n for n in _MANY if n not in (*look.output, *look.target)][:2]
     first, second = (_read(loss, look.draw(n)) for n in sizes)
     if (first.steps, first.adds) != (second.steps, second.adds):
         raise Unreadable("it depends on the number of samples, or on values")
@@ -123,7 +126,7 @@ def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
         if len(run) != len(first.operations) or not all(alike):
             raise Unreadable("it does something else for other numbers of samples")
     return LossProgram(
-        loss, look.outputs, look.target.numel(), look.labels, first.adds, tuple(first.steps)
+        loss, look.output.numel(), look.target.numel(), look.labels, first.adds, tuple(first.steps)
     )
 
 

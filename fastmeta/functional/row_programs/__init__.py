@@ -7,9 +7,9 @@ do, so that it does not matter how it is spelled.
 from fastmeta.functional.row_programs.reader import Operation, operations, read
 from fastmeta.functional.row_programs.rows import NO_TOTAL, PAIRS, Rows, Value
 from fastmeta.functional.row_programs.rules import RULES, Rule
-from fastmeta.functional.row_programs.step import NoRule, Step, Unreadable, needed
+from fastmeta.functional.row_programs.step import Fails, NoRule, Step, Unreadable, needed
 
 __all__ = [
-    "NO_TOTAL", "NoRule", "Operation", "PAIRS", "RULES", "Rows", "Rule", "Step",
+    "Fails", "NO_TOTAL", "NoRule", "Operation", "PAIRS", "RULES", "Rows", "Rule", "Step",
     "Unreadable", "Value", "needed", "operations", "read",
 ]  # fmt: skip

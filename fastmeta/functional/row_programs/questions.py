@@ -16,6 +16,7 @@ _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout", "is_cuda
 _REFUSED = (
     "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
     "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",
+    "__dlpack__", "requires_grad_", "register_post_accumulate_grad_hook",
 )  # fmt: skip
 _SIZES = ("shape", "size", "numel", "nelement")
 # What the number of samples may be given to: shapes, and arithmetic, whose rules know it again.
@@ -54,10 +55,13 @@ class Questions(TorchFunctionMode):
         elif name in _REFUSED:
             self._refuse(name)
         if name not in _COUNTED and _has_count((args, *(kwargs or {}).values())):
-            self.refused = Unreadable("it depends on the number of samples")
-            raise self.refused
+            self.refuse_count()
         found = function(*args, **(kwargs or {}))
         return self._marked(found) if name in _SIZES else found
+
+    def refuse_count(self) -> NoReturn:
+        self.refused = Unreadable("it depends on the number of samples")
+        raise self.refused
 
     def _refuse(self, name: str) -> NoReturn:
         self.refused = Unreadable(f"it asks for {name}, which a program does not depend on")
@@ -67,7 +71,7 @@ class Questions(TorchFunctionMode):
         if isinstance(size, torch.Size):
             return tuple(map(self._marked, size))
         is_count = type(size) is int and size and size % self._samples == 0
-        return _Count(size) if is_count else size
+        return _Count(size).asked_of(self) if is_count else size
 
 
 def _has_count(values: Any) -> bool:
@@ -81,15 +85,21 @@ def _has_count(values: Any) -> bool:
 class _Count(int):
     """The number of samples, or of all their numbers."""
 
+    _asked: Questions
+
+    def asked_of(self, questions: Questions) -> _Count:
+        self._asked = questions
+        return self
+
     def _refuse(self, *others: object) -> NoReturn:
-        raise Unreadable("it depends on the number of samples")
+        self._asked.refuse_count()
 
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, Tensor):
             return NotImplemented
         if type(other) is not int:
             self._refuse()
-        return _Count(int.__mul__(self, other))
+        return _Count(int.__mul__(self, other)).asked_of(self._asked)
 
     __rmul__ = __mul__
 
@@ -101,7 +111,9 @@ class _Count(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # a set or a dict would ask for it
+    def __hash__(self) -> int:  # a set or a dict asks for it
+        self._refuse()
+
     __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = _refuse
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _refuse
     __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __neg__ = _refuse

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmeta.functional.row_programs.questions import Questions
 from fastmeta.functional.row_programs.rows import Rows, Value
 from fastmeta.functional.row_programs.rules import Rule
-from fastmeta.functional.row_programs.step import NoRule, Unreadable
+from fastmeta.functional.row_programs.step import Fails, NoRule, Unreadable
 
 __all__ = ["Operation", "operations", "read"]
 
@@ -78,7 +78,8 @@ def _run(function: Callable[..., Any], given: Sequence[Tensor]) -> Any:
     except Unreadable:
         raise
     except Exception as error:  # of the user's code, which other numbers may suit
-        raise Unreadable(f"it does not run: {type(error).__name__}") from error
+        said = "".join(f": {line}" for line in str(error).splitlines()[:1])
+        raise Fails(f"it does not run: {type(error).__name__}{said}") from error
 
 
 _one_at_a_time = threading.RLock()  # filters of warnings are those of all threads
@@ -150,7 +151,7 @@ _LOGIC = ("bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or
 _NOT_FLOATING = (
     *_LOGIC, "gt", "ge", "lt", "le", "eq", "ne", "view", "_unsafe_view", "unsqueeze", "squeeze",
     "alias", "expand", "clone", "_to_copy", "detach", "slice", "select", "split",
-    "split_with_sizes", "sum", "masked_fill_",
+    "split_with_sizes", "sum", "masked_fill_", "arange",
 )  # fmt: skip
 
 

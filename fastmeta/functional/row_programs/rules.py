@@ -67,10 +67,29 @@ def _power(to: Rows, out: Tensor, x: Any, exponent: Any) -> Value:
         raise Unreadable("it takes powers that are not the same for all samples")
     if exponent == 0.5:
         return to.put_all("sqrt", out, x)
-    if exponent not in (1, 2, 3, 4):
+    if exponent == -0.5:
+        return _inverse_sqrt(to, out, x)
+    if abs(exponent) not in range(1, _MOST_FACTORS + 1):
         raise Unreadable(f"it takes the power {exponent}")
-    result = to.put_all("multiply", out, x, x) if exponent > 1 else to.value(x)
-    for _ in range(int(exponent) - 2):
+    result = _whole_power(to, out, x, int(abs(exponent)))
+    if exponent > 0:
+        return result
+    return to.step("divide", to.number(1.0), result, width=to.widths[result.row])
+
+
+_MOST_FACTORS = 16
+
+
+def _whole_power(to: Rows, out: Tensor, x: Tensor, exponent: int) -> Value:
+    """By squares of squares, and x where a half is odd."""
+    if exponent == 1:
+        return to.value(x)
+    half = None if exponent < 4 else _whole_power(to, out, x, exponent // 2)
+    if half is None:
+        result = to.put_all("multiply", out, x, x)
+    else:
+        result = to.step("multiply", half, half, width=to.widths[half.row])
+    if exponent % 2:
         result = to.step("multiply", result, to.value(x), width=to.widths[result.row])
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["NoRule", "Step", "Unreadable", "needed"]
+__all__ = ["Fails", "NoRule", "Step", "Unreadable", "needed"]
 
 Step = tuple[str, int, int, int, float, float, int]  # op, a, b, c, x, y, width: csrc/row_program.h
 
@@ -13,6 +13,10 @@ _MOST_STEPS = 1024  # as in csrc/network/spec.h
 
 class Unreadable(Exception):
     """Why something is no program, as a sentence."""
+
+
+class Fails(Unreadable):
+    """It raises an error of its own."""
 
 
 class NoRule(Unreadable):

@@ -1,0 +1,128 @@
+"""Whether the native kernels make of a forward that was read what the module makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.backends import cpu
+from fastmeta.functional.forward import call_module
+from fastmeta.inner_loop.differs import is_alike
+from fastmeta.inner_loop.written import Written
+
+__all__ = ["miscomputed"]
+
+
+def miscomputed(network: Written, module: nn.Module, sample: Sequence[int]) -> str | None:
+    """A sentence if the kernels make something else of some samples, or another gradient.
+
+    With other parameters and buffers, too: what a gate of 0 hides may come out later.
+    """
+    try:
+        return _what_differs(_Trial(network, module), sample)
+    except Exception as error:  # the forward is the user's, and need not take any parameters
+        said = "".join(f": {line}" for line in str(error).splitlines()[:1])
+        return f"its forward does not run for some samples: {type(error).__name__}{said}"
+
+
+def _what_differs(trial: _Trial, sample: Sequence[int]) -> str | None:
+    trials = [(0.0, 5), *((1.0, n) for n in _SAMPLES if n >= trial.fewest)]
+    if not all(trial.predicts(off, _waves((n, *sample), 3)) for off, n in trials):
+        return "of its forward as arithmetic on each sample's numbers comes something else"
+    if not trial.differentiates(_OFF, _waves((5, *sample), 3)):
+        return "of its forward as arithmetic on each sample's numbers comes another gradient"
+    return None
+
+
+# Some of a sample's numbers might depend on how many samples there are.
+_SAMPLES = 1, 2, 3, 10, 25, 64, 100
+# How far parameters are moved for gradients, which far from where they start may be any size.
+_OFF = 0.1
+
+
+def _waves(shape: Sequence[int], height: float) -> Tensor:
+    return height * torch.linspace(-2, 2, math.prod(shape), dtype=torch.float64).sin().view(shape)
+
+
+class _Trial:
+    def __init__(self, network: Written, module: nn.Module) -> None:
+        named = (*module.named_parameters(), *module.named_buffers())
+        self._own = {n: tensor.detach() for n, tensor in named if tensor.is_floating_point()}
+        self.fewest = network.fewest
+        self._network = network
+        self._module = module
+
+    def predicts(self, off: float, x: Tensor) -> bool:
+        own = self._moved(off)
+        x = x.to(next(iter(own.values())))
+        with torch.no_grad():
+            expected = call_module(self._module, own, x.clone())
+        if expected.shape != (len(x), *self._network.shape):
+            return False
+        found = expected.new_empty(expected.shape)
+        self._run(self._of_network(own), x, [], found.data_ptr(), ())
+        return is_alike(expected, found)
+
+    def differentiates(self, off: float, x: Tensor) -> bool:
+        """Whether a step, for each tensor of a size of about 1, goes where it should."""
+        own = {name: tensor.requires_grad_() for name, tensor in self._moved(off).items()}
+        x = x.to(next(iter(own.values())))
+        before = self._of_network(own)
+        with torch.enable_grad():
+            loss = call_module(self._module, own, x.clone()).square().mean()
+        gradients = _gradients(loss, before)
+        rates = _rates(gradients)
+        after = [torch.empty_like(tensor) for tensor in before]
+        self._run(before, x, rates, 0, [tensor.data_ptr() for tensor in after])
+        return all(
+            torch.allclose(float(rate) * gradient, (old - new).detach(), 1e-3, 1e-3, True)
+            for rate, gradient, old, new in zip(rates, gradients, before, after, strict=True)
+        )
+
+    def _moved(self, off: float) -> dict[str, Tensor]:
+        """The tensors elsewhere; a matrix by less, or a long recurrence were chaos."""
+        heights = {n: off / max(t.shape[1:].numel(), 1) ** 0.5 for n, t in self._own.items()}
+        return {
+            name: (tensor + _waves(tensor.shape, heights[name]).to(tensor)).contiguous()
+            for name, tensor in self._own.items()
+        }
+
+    def _of_network(self, own: Mapping[str, Tensor]) -> list[Tensor]:
+        return [own[name] for name in self._network.names]
+
+    def _run(
+        self, tensors: Sequence[Tensor], x: Tensor, rates: Sequence[Tensor],
+        predictions: int, stepped: Sequence[int],
+    ) -> None:  # fmt: skip
+        """One step with a rate for each tensor, or, without rates, none and the predictions."""
+        network, count, steps = self._network, len(x), 1 if rates else 0
+        kernels = cpu.kernels(str(x.dtype).removeprefix("torch."))
+        sizes = [tensor.numel() for tensor in tensors]
+        chain = kernels.chain(network.inputs, list(network.steps), sizes, "mse")
+        call = kernels.call(
+            chain, 1, steps, 1, [0] * len(sizes), [(0, 1) if steps else None] * len(sizes),
+            not steps, (count, 0 if steps else count), False, (False, False),
+        )  # fmt: skip
+        targets, inputs = x.new_zeros(count, network.outputs), [x] if steps else [x, x]
+        others = [targets] if steps else [targets, targets, x.new_zeros(1)]
+        given = [t.data_ptr() for t in (*tensors, *rates, *inputs, *others)]
+        kernels.forward(call, x, given, False, predictions, 0, stepped)
+
+
+def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not tensors or not loss.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+
+
+def _rates(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """[1] each: larger for smaller gradients, as long as they are no rounding beside the others."""
+    sizes = [float(g.abs().nan_to_num(0, 0, 0).max()) for g in gradients]
+    least = 1e-2 * max(sizes, default=0.0)
+    return [
+        gradient.new_full((1,), 1 / max(size, least) if least else 1.0)
+        for gradient, size in zip(gradients, sizes, strict=True)
+    ]
