@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.layers import called, leaves_of
 from fastmeta.inner_loop.parameter_calls import OF_PARAMETERS, Operands
-from fastmeta.inner_loop.surroundings import MOST_ITEMS
+from fastmeta.inner_loop.surroundings import CONTAINERS, MOST_ITEMS
 from fastmeta.inner_loop.trace import Unknown, attributes_read, is_layer, own_name, trace, unwatched
 from fastmeta.models import Sine
 
@@ -105,16 +106,22 @@ def check_attributes(module: nn.Module) -> None:
 def _is_watched(value: Any) -> bool:
     """Whether a snapshot of the module tells when it changes."""
     if type(value) is tuple:  # which is the same while a list in it changes
-        return all(type(v) is not list and _is_watched(v) for v in value)
-    if type(value) is list:
-        return len(value) <= MOST_ITEMS and all(map(_is_plain, value))
-    return _is_plain(value)
+        return all(type(v) not in CONTAINERS and _is_watched(v) for v in value)
+    if type(value) in CONTAINERS and len(value) > MOST_ITEMS:
+        return False
+    if type(value) is dict:
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    return all(map(_is_plain, value)) if type(value) in CONTAINERS else _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:
     if type(value) in (tuple, list):
         return all(map(_is_plain, value))
-    return type(value) in (bool, int, float, str, type(None))
+    if type(value) is functools.partial:
+        return all(map(_is_plain, (value.func, *value.args, *value.keywords.values())))
+    if type(value) is BuiltinFunctionType:  # one of no object, which might change
+        return value.__self__ is None or type(value.__self__) in (ModuleType, type)
+    return type(value) in (bool, int, float, str, type(None), torch.dtype, FunctionType)
 
 
 # ---- a graph -----------------------------------------------------------------------------------

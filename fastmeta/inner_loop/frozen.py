@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -47,6 +48,8 @@ def frozen(value: Any) -> Any:
         return type(value), value
     if type(value) in (list, tuple):
         return type(value), [frozen(item) for item in value]
+    if type(value) is functools.partial:
+        return functools.partial, frozen([value.func, value.args, value.keywords])
     if type(value) is dict:
         return dict, [(frozen(key), frozen(item)) for key, item in value.items()]
     if type(value) in (set, frozenset):

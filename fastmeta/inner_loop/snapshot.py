@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastmeta.backends import cpu
@@ -97,7 +99,8 @@ def _own_dicts(owner: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
 
 def _plain_attributes(owner: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
     attributes = owner.__dict__
-    return [(attributes, key, v) for key, v in attributes.items() if type(v) in _PLAIN]
+    kinds = (*_PLAIN, FunctionType, BuiltinFunctionType, torch.dtype)
+    return [(attributes, key, v) for key, v in attributes.items() if type(v) in kinds]
 
 
 def _all_same(

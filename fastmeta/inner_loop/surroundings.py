@@ -6,6 +6,7 @@ import dis
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Set
+from itertools import chain
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from fastmeta.inner_loop.frozen import UNFROZEN, frozen
 
-__all__ = ["MOST_ITEMS", "Surroundings"]
+__all__ = ["CONTAINERS", "MOST_ITEMS", "Surroundings"]
 
 _KNOWN = ("torch", "fastmeta")  # packages that do not change while they are used
 _BEGINNINGS = ("forward", "__call__", "__getattr__", "__getattribute__")
+CONTAINERS = (list, dict, set)
+_CHANGING = (*CONTAINERS, functools.partial)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 MOST_ITEMS = 4096  # items of a container that are looked at in each call
 _DEEPEST = 3  # attributes of attributes
 
@@ -36,10 +40,11 @@ class Surroundings:
         places = _NameFollower(module).places.values()
         self.seen = [(owner, name, _kept(owner.get(name))) for owner, name in places]
         for part in module.modules():
-            lists = [name for name, value in vars(part).items() if type(value) is list]
+            held = [n for n, value in vars(part).items() if type(value) in _CHANGING]
+            held = [name for name in held if name not in _OF_EVERY_MODULE]
             if type(part).__module__.startswith("torch."):  # whose own follow its parameters
-                lists = [name for name in lists if not name.startswith("_")]
-            self.seen += [(vars(part), name, _kept(vars(part)[name])) for name in lists]
+                held = [name for name in held if not name.startswith("_")]
+            self.seen += [(vars(part), name, _kept(vars(part)[name])) for name in held]
 
     def are_same(self) -> bool:
         return all(_is_same(owner.get(name), kept) for owner, name, kept in self.seen)
@@ -104,8 +109,7 @@ class _NameFollower:
         self._families = [*_families(module).values()]
         for part in module.modules():
             for value in vars(part).values():
-                if type(value) in _WITH_FUNCTIONS:
-                    self._functions += _functions(value)
+                self._functions += _functions(value)
         for name in _BEGINNINGS:
             self._read_of_classes(name)
         while self._functions:
@@ -125,8 +129,9 @@ class _NameFollower:
             self._add_attributes(value, attributes, deep + 1)
 
     def _add_attributes(self, value: Any, names: Set[str], deep: int) -> None:
-        for owner in _with_attributes(value):
-            for name in names & _own(owner).keys():
+        owners = _with_attributes(value)
+        for name in names & {*chain.from_iterable(map(_own, owners))}:
+            for owner in owners:  # an object may get what so far its class alone has
                 self._add(_Vars(owner), name, names, deep)
 
     def _read_of_classes(self, name: str, attributes: Set[str] = frozenset()) -> None:

@@ -411,6 +411,29 @@ def test_what_a_function_reads_from_its_object_may_change(function):
     assert torch.equal(after, fm.MAML(model, loss="mse")(tasks).loss)
 
 
+SCALE = Scale()
+
+
+class ScaledAround(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return SCALE.factor * self.layer(x)
+
+
+def test_an_object_may_get_what_its_class_has(monkeypatch):
+    x, y = torch.randn(4, 2, 5, 3), torch.randn(4, 2, 5, 2)
+    tasks, model = fm.TaskBatch(x[0], y[0], x[1], y[1]), ScaledAround()
+    meta = fm.MAML(model, loss="mse")
+    before = meta(tasks).loss
+    monkeypatch.setitem(vars(SCALE), "factor", 0.1)
+    after = meta(tasks).loss
+    assert not torch.equal(before, after)
+    assert torch.equal(after, fm.MAML(model, loss="mse")(tasks).loss)
+
+
 def test_a_function_s_closure_is_watched():
     x, y = torch.randn(4, 2, 5, 3, dtype=DOUBLE), torch.randn(4, 2, 5, 2, dtype=DOUBLE)
     tasks, factor = fm.TaskBatch(x[0], y[0], x[1], y[1]), 1.0

@@ -1,5 +1,6 @@
 """Forwards that are arithmetic on each sample's numbers, in the native kernels."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -475,6 +476,69 @@ def test_attributes_are_watched():
     assert_native(meta, tasks)
     model.factor = -1.0
     assert_native(meta, tasks)
+
+
+SHARE = 2.0
+
+
+def swish(x):
+    return SHARE * x * torch.sigmoid(x)
+
+
+def bent_by_attributes(self, x):
+    return self.options["scale"] * self.head(self.ends[0](self.bend(self.a(x))))
+
+
+FUNCTIONS = [
+    F.relu, torch.tanh, F.gelu, F.elu, swish, lambda x: x * x.sigmoid(),
+    functools.partial(F.leaky_relu, negative_slope=0.1),
+]  # fmt: skip
+
+
+def bent_by(function):
+    return module(
+        bent_by_attributes, a=linear(), head=head(), bend=function, ends=[torch.sin],
+        options={"scale": 2.0, "name": "bent", "kind": torch.float64},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_attributes_that_are_functions(function):
+    assert_native(fm.MAML(bent_by(function), loss="mse", inner_lr=0.05), tasks_of(3))
+
+
+def change_a_global(model, monkeypatch):
+    monkeypatch.setitem(globals(), "SHARE", -1.0)
+
+
+def change_the_function(model, monkeypatch):
+    model.bend = torch.cos
+
+
+def change_a_list(model, monkeypatch):
+    model.ends[0] = torch.cos
+
+
+def change_a_dict(model, monkeypatch):
+    model.options["scale"] = -1.0
+
+
+@pytest.mark.parametrize(
+    "change", [change_a_global, change_the_function, change_a_list, change_a_dict]
+)
+def test_functions_and_containers_are_watched(change, monkeypatch):
+    model = bent_by(swish)
+    meta, tasks = fm.MAML(model, loss="mse", inner_lr=0.05), tasks_of(3)
+    assert_native(meta, tasks)
+    change(model, monkeypatch)
+    assert_native(meta, tasks)
+
+
+def test_a_method_of_a_list_is_not_watched():
+    model = bent_by(torch.tanh)
+    model.note = [].append
+    meta = fm.MAML(model, loss="mse", inner_lr=0.05)
+    assert "note is a builtin_function_or_method" in fm.explain(meta).passed_over["resident"]
 
 
 def test_parameters_may_be_replaced():
