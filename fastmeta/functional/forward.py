@@ -248,8 +248,7 @@ class _AsForOneTask(_KeepsNoStatistics):
             self.loses_hooks = True
         if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(2)):
             return _requires_grad(args[0])  # vmap has forgotten
-        call = _embedding if function is F.embedding else function
-        return call(*args, **kwargs)
+        return _FOR_ONE_TASK.get(function, function)(*args, **kwargs)
 
 
 def _embedding(
@@ -265,6 +264,30 @@ def _embedding(
         is_padding = rows == padding_idx % weight.shape[0]
         weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
     return F.embedding(x, weight, None, None, norm_type, False, sparse)
+
+
+def _linear(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return F.linear(_in_rows(input), *args, **kwargs)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    rows = {id(x): _in_rows(x) for x in (query, key, value)}  # of one tensor, one is made
+    query, key, value = rows[id(query)], rows[id(key)], rows[id(value)]
+    return F.multi_head_attention_forward(query, key, value, *args, **kwargs)
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """What F.linear takes as one matrix for each task: of x.transpose(0, 1), as attention has it,
+    vmap makes a product, and a gradient of the weight, for each place in a sequence.
+    """
+    return x.contiguous() if x.dim() > 2 else x
+
+
+_FOR_ONE_TASK: dict[Any, Any] = {
+    F.embedding: _embedding,
+    F.linear: _linear,
+    F.multi_head_attention_forward: _attention,
+}
 
 
 def _linear_chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
