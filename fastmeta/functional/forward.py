@@ -97,10 +97,10 @@ def call_module(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     x: Tensor,
-    mode: _KeepsNoStatistics | None = None,
+    mode: _Corrected | None = None,
 ) -> Tensor:
     """``module(x)`` with other parameters; norms use the statistics of `x` and keep none."""
-    mode = mode or _KeepsNoStatistics()
+    mode = mode or _Corrected()
     with module_lock, _batch_statistics(module), _twice_differentiable_attention(), mode:
         return torch.func.functional_call(
             module, in_every_place(module, parameters), (x,), tie_weights=False
@@ -194,15 +194,17 @@ def _requires_grad(x: Tensor) -> bool:
         return x.requires_grad
 
 
-class _KeepsNoStatistics(TorchFunctionMode):
-    """Norms that a forward calls as functions leave running statistics alone."""
+class _Corrected(TorchFunctionMode):
+    """Norms that a forward calls as functions leave running statistics alone, and weight norms are
+    right at second order.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        own = _OWN_STATISTICS.get(function)
-        if own is not None:
-            return own(*args, **(kwargs or {}))
+        corrected = _CORRECTED.get(function)
+        if corrected is not None:
+            return corrected(*args, **(kwargs or {}))
         return self.call(function, *args, **(kwargs or {}))
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,11 +233,27 @@ def _instance_norm(
     )
 
 
-_OWN_STATISTICS: dict[Any, Any] = {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm}
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """In operations: PyTorch's own takes the norm for a constant in its second derivative."""
+    return v * (g / _norm_except(v, dim))
 
 
-class _AsForOneTask(_KeepsNoStatistics):
-    """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors.
+def _norm_except(v: Tensor, dim: int) -> Tensor:
+    """torch.norm_except_dim, which vmap has no rule for: -1 is none, and not the last dimension."""
+    others = [d for d in range(v.dim()) if dim == -1 or d != dim % v.dim()]
+    return torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()
+
+
+_CORRECTED: dict[Any, Any] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch._weight_norm: _weight_norm,
+}
+
+
+class _AsForOneTask(_Corrected):
+    """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors. And
+    what it makes slow: products with a sequence that was turned.
 
     Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
     padding of the first task alone.

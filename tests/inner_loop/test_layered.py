@@ -1,6 +1,5 @@
 """The layered engine against the reference in float64."""
 
-
 import copy
 
 import pytest
