@@ -5,7 +5,7 @@ Their backward then computes no gradient again, which is a third of a meta-step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,12 +84,26 @@ def _measured(forward: Forward, loop: InnerLoop, inputs: Inputs) -> int:
     try:
         with torch.random.fork_rng([]), saved_tensors_hooks(note, lambda tensor: tensor):
             loss = support_loss(forward, loop, leaves, inputs)
-            torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, list(leaves.values()), create_graph=True, materialize_grads=True
+            )
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):  # torch.func, in a forward, takes none
             raise
         return _MOST_BYTES + 1
+    if not _has_second_derivative(gradients, leaves):
+        return _MOST_BYTES + 1  # the recursion says what to do
     return sum(sizes.values()) // len(inputs.support[0])
+
+
+def _has_second_derivative(gradients: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> bool:
+    curved = [gradient for gradient in gradients if gradient.requires_grad]
+    ones = [torch.ones_like(gradient) for gradient in curved]
+    try:
+        torch.autograd.grad(curved, list(leaves.values()), ones, allow_unused=True)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _address(tensor: Tensor) -> int:

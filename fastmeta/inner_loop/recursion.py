@@ -243,12 +243,13 @@ class _Adjoint:
         curved = [name for name in self.loop.adapted if gradient[name].requires_grad]
         if not curved:  # a loss linear in theta has no curvature
             return
-        products = torch.autograd.grad(
-            [gradient[name] for name in curved],
-            [*leaves.values(), *others.values()],
-            grad_outputs=[direction[name] for name in curved],
-            materialize_grads=True,
-        )
+        with _telling_of_first_order():
+            products = torch.autograd.grad(
+                [gradient[name] for name in curved],
+                [*leaves.values(), *others.values()],
+                grad_outputs=[direction[name] for name in curved],
+                materialize_grads=True,
+            )
         self.lambdas = subtract(self.lambdas, list(products[: len(leaves)]))
         for key, product in zip(others, products[len(leaves) :], strict=True):
             self.of_others[key] -= product
@@ -276,6 +277,18 @@ def _support_gradient(
             loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True
         )
     return leaves, dict(zip(leaves, gradients, strict=True))
+
+
+@contextmanager
+def _telling_of_first_order() -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{error} The exact meta-gradient (order=2) needs this derivative of an operation of "
+            "the module or the loss. order=1 does without it, and so do other operations for the "
+            "same, such as nn.Embedding and a mean for nn.EmbeddingBag"
+        ) from error
 
 
 def _wanted(values: Mapping[Any, Any], needs: Mapping[Any, bool]) -> dict[Any, Tensor]:
