@@ -6,14 +6,17 @@ Their backward then computes no gradient again, which is a third of a meta-step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from fastmeta.functional.eager import Function, runs_eagerly
 from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_batched, refuse_graph
 from fastmeta.inner_loop.steps import Forward, Inputs, support_loss
+from fastmeta.inner_loop.updates import sum_over_weights
 
 __all__ = ["descend_keeping", "steps_to_keep"]
 
@@ -113,10 +116,27 @@ def _address(tensor: Tensor) -> int:
 def _stepped(
     theta: Mapping[str, Tensor], gradients: tuple[Tensor, ...], rates: Rates, step: int
 ) -> dict[str, Tensor]:
-    return {
-        name: p - rate_at(rates, name, step) * gradient
-        for (name, p), gradient in zip(theta.items(), gradients, strict=True)
-    }
+    stepped = {}
+    for (name, p), gradient in zip(theta.items(), gradients, strict=True):
+        rate = rate_at(rates, name, step)
+        if isinstance(rate, Tensor):
+            rate = _Spread.apply(rate, p.shape)
+        stepped[name] = p - rate * gradient
+    return stepped
+
+
+class _Spread(Function):
+    """A rate for all numbers of a weight, its gradient with the same bits for any threads."""
+
+    @staticmethod
+    def forward(ctx: Any, rate: Tensor, shape: torch.Size) -> Tensor:
+        ctx.shape = rate.shape
+        return rate.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        of_tasks = gradient.sum(0, keepdim=True)
+        return sum_over_weights(of_tasks, (1, *ctx.shape))[0], None
 
 
 def _as_variable(parameter: Tensor) -> Tensor:
@@ -125,11 +145,12 @@ def _as_variable(parameter: Tensor) -> Tensor:
 
 def _refuse_more_derivatives(engine: str, gradients: tuple[Tensor, ...]) -> None:
     """As the recursion does, which runs where the same tasks are a few more."""
-
-    def refuse(outer_gradient: Any) -> None:
-        refuse_graph(engine)
-        refuse_batched(engine, outer_gradient)
-
     for gradient in gradients:
         if gradient.requires_grad:
-            gradient.register_hook(refuse)
+            gradient.register_hook(partial(_refuse, engine))
+
+
+@runs_eagerly
+def _refuse(engine: str, outer_gradient: Tensor) -> None:
+    refuse_graph(engine)
+    refuse_batched(engine, outer_gradient)
