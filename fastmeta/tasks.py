@@ -349,10 +349,22 @@ def _check_forms(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y:
     _sound_forms.add(form)
 
 
+def _one_of_several(value: Any) -> str:
+    """What makes one tensor of a list or tuple of them."""
+    several = isinstance(value, (list, tuple)) and len(value) > 0
+    if not several or not all(isinstance(each, Tensor) for each in value):
+        return ""
+    return (
+        ": torch.stack makes one of those of tasks; several inputs of a module are joined in one "
+        "(torch.cat), which its forward takes apart"
+    )
+
+
 def _check_samples(kind: str, x: Tensor, y: Tensor) -> None:
     for name, value in ((f"{kind}_x", x), (f"{kind}_y", y)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {kind_of(value)}")
+            way = _one_of_several(value)
+            raise TypeError(f"{name} must be a tensor, not {kind_of(value)}{way}")
         if value.layout is not torch.strided or value.is_nested:
             raise TypeError(f"{name} must be a dense tensor, not one of layout {value.layout}")
     x_shape, y_shape = x.shape, y.shape

@@ -31,6 +31,15 @@ def test_the_first_block_is_equivalent_to_the_second():
 
 
 def test_every_other_block_runs_by_itself():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     for block in BLOCKS[2:]:
         run(block.replace("range(5000)", "range(20)"), {})
+
+
+def test_the_penalty_is_of_the_fast_weights():
+    names = {}
+    run(next(block for block in BLOCKS if "Penalised" in block), names)
+    fast = names["meta"].adapt(names["x"], names["x"]).parameters.values()
+    size = sum(weights.flatten(1).square().sum(1) for weights in fast)
+    torch.testing.assert_close(names["out"].predictions[..., -1], size[:, None].expand(25, 10))
+    assert size.std() > 0

@@ -27,6 +27,7 @@ def batch(t=3, s=4, q=2, **changes):
         ({"support_y": torch.zeros(3, 5, dtype=torch.int64)}, ValueError, r"\[3, 5\]"),
         ({"query_y": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "query_y"),
         ({"support_x": [[1.0]]}, TypeError, "support_x must be a tensor, not list"),
+        ({"query_x": (torch.zeros(3, 2, 5),) * 2}, TypeError, "not tuple: .*are joined in one"),
         ({"support_x": torch.zeros(3, 4, 5).to_sparse()}, TypeError, "support_x must be a dense"),
         ({"query_y": torch.zeros(3, 2, 1).to_sparse()}, TypeError, "query_y must be a dense"),
         (

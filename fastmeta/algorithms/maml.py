@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.algorithms.learner import Learner
+from fastmeta.algorithms.options import Names, check_options, chosen_names
 from fastmeta.algorithms.plan import (
     Plan,
     above,
@@ -28,14 +29,13 @@ from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.loss_programs import values_read
 from fastmeta.functional.losses import Loss, named
-from fastmeta.functional.precision import PRECISIONS
 from fastmeta.inner_loop.checks import (
     check_dropout,
     check_labels,
     check_model,
     loss_as_explained,
 )
-from fastmeta.inner_loop.choose import Choice, check_engine, choose
+from fastmeta.inner_loop.choose import Choice, choose
 from fastmeta.inner_loop.loop import (
     InnerLoop,
     Rates,
@@ -49,7 +49,6 @@ from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 
 __all__ = ["MAML", "Names"]
 
-Names = Iterable[str] | Callable[[str], bool]
 Result = TypeVar("Result")
 
 
@@ -120,7 +119,7 @@ class MAML(Learner):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, not {type(model).__name__}")
-        _check_options(learn_inner_lr, per_step_lr, engine, precision, randomness)
+        check_options(learn_inner_lr, per_step_lr, engine, precision, randomness)
         if isinstance(inner_lr, Mapping):
             raise TypeError(
                 "inner_lr must be a number: learn_inner_lr makes rates by parameter, inner_rates, "
@@ -133,7 +132,7 @@ class MAML(Learner):
         self.order = order
         self.learn_inner_lr = learn_inner_lr
         self.per_step_lr = per_step_lr
-        self.adapt_parameters = _chosen_names(model, adapt_parameters)
+        self.adapt_parameters = chosen_names(model, adapt_parameters)
         self.engine = engine
         self.precision = precision
         self.randomness = randomness
@@ -220,14 +219,34 @@ class MAML(Learner):
         fast = self._run(adapt, tasks, inner_steps)
         return Adapted(self.model, fast, len(tasks), self.randomness)
 
-    def choice(self, device: torch.device | str | None = None) -> Choice:
-        """Which engine would run this, here or on another device, and why not the others.
+    def choice(
+        self, device: torch.device | str | None = None, tasks: TaskBatch | None = None
+    ) -> Choice:
+        """Which engine runs this, and why not the others.
 
-        What only a call can find out, such as control flow on values, is not seen.
+        With tasks, what runs them. Without, what ran the tasks of the latest kind, if some ran with
+        these settings; or what would run most, here or on another device: what only tasks can tell,
+        such as the shape of the targets or control flow on values, is not seen then.
 
         Raises:
-            ValueError: a demand that cannot be met, or dropout that a call would refuse.
+            ValueError: a demand that cannot be met, dropout that a call would refuse, tasks that do
+                not fit, or both tasks and a device.
         """
+        if tasks is not None:
+            if device is not None:
+                raise ValueError("device is where the tasks are: give one of the two")
+            return self._prepare(_checked(tasks), None)[0].choice
+        with module_lock:
+            return (self._choice_of_calls() if device is None else None) or self._guess(device)
+
+    def _choice_of_calls(self) -> Choice | None:
+        """Of the latest kind of tasks that ran as the settings and the module are now."""
+        self._parameters_now()
+        settings = self._settings(self.inner_steps)
+        known = [plan.choice for key, plan in self._plans.items() if key[0] == settings]
+        return known[-1] if known else None
+
+    def _guess(self, device: torch.device | str | None) -> Choice:
         parameters = {
             name: p if device is None else torch.empty_like(p, device=device)
             for name, p in self.model.named_parameters()
@@ -343,8 +362,8 @@ class MAML(Learner):
         renames_loss = found.loss is not loop.loss and self._may_rename_loss()
         loop = replace(loop, module=rest, loss=found.loss if renames_loss else loop.loss)
         inner, tasks = above(prefix, loop, parameters, tasks)
-        engine = choose(loop, tasks, inner, rates, self.engine).engine
-        return Plan(loop, engine, prefix, found.outputs, rate_kinds(rates), renames_loss)
+        choice = choose(loop, tasks, inner, rates, self.engine)
+        return Plan(loop, choice, prefix, found.outputs, rate_kinds(rates), renames_loss)
 
     def _loop(
         self, parameters: Mapping[str, Tensor], steps: int, targets: Tensor | None = None
@@ -405,43 +424,3 @@ def _checked(tasks: TaskBatch) -> TaskBatch:
     if not isinstance(tasks, TaskBatch):
         raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
     return tasks
-
-
-def _chosen_names(model: nn.Module, chosen: Names | None) -> tuple[str, ...] | None:
-    if chosen is None:
-        return None
-    own = dict(model.named_parameters())
-    if callable(chosen):
-        return tuple(name for name in own if chosen(name))
-    if isinstance(chosen, str):
-        raise TypeError(f"adapt_parameters must be several names or a predicate, not {chosen!r}")
-    names = tuple(chosen)
-    unknown = [name for name in names if name not in own]
-    if unknown:
-        raise ValueError(f"adapt_parameters names {unknown}; the model has {list(own)}")
-    frozen = [name for name in names if not own[name].requires_grad]
-    if frozen:
-        raise ValueError(f"adapt_parameters names {frozen}, which do not require grad")
-    return names
-
-
-def _check_options(
-    learn_inner_lr: str | None,
-    per_step_lr: bool,
-    engine: str,
-    precision: str,
-    randomness: str | None,
-) -> None:
-    if learn_inner_lr not in (None, "tensor", "element"):
-        raise ValueError(
-            f'learn_inner_lr must be None, "tensor" or "element", not {learn_inner_lr!r}'
-        )
-    if per_step_lr not in (True, False):
-        raise ValueError(f"per_step_lr must be True or False, not {per_step_lr!r}")
-    if per_step_lr and learn_inner_lr is None:
-        raise ValueError('per_step_lr needs rates to learn: learn_inner_lr="tensor" or "element"')
-    check_engine(engine)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {[*PRECISIONS]}, not {precision!r}")
-    if randomness is not None and engine != "vmap":
-        raise ValueError(f'randomness needs engine="vmap", not "{engine}"')

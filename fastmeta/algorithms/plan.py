@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends.looks import looks
-from fastmeta.inner_loop.choose import Engine
+from fastmeta.inner_loop.choose import Choice, Engine
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix
@@ -27,11 +27,15 @@ class Plan:
     """How to run every batch like one that was looked at."""
 
     loop: InnerLoop
-    engine: Engine
+    choice: Choice
     prefix: Prefix | None  # the layers below the inner loop, run once a batch
     outputs: int
     rate_kinds: Any
     renames_loss: bool  # a function that writes it out goes by its name
+
+    @property
+    def engine(self) -> Engine:
+        return self.choice.engine
 
 
 def meta_gradient(

@@ -97,10 +97,10 @@ def call_module(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     x: Tensor,
-    mode: _KeepsNoStatistics | None = None,
+    mode: _Corrected | None = None,
 ) -> Tensor:
     """``module(x)`` with other parameters; norms use the statistics of `x` and keep none."""
-    mode = mode or _KeepsNoStatistics()
+    mode = mode or _Corrected()
     with module_lock, _batch_statistics(module), _twice_differentiable_attention(), mode:
         return torch.func.functional_call(
             module, in_every_place(module, parameters), (x,), tie_weights=False
@@ -194,15 +194,17 @@ def _requires_grad(x: Tensor) -> bool:
         return x.requires_grad
 
 
-class _KeepsNoStatistics(TorchFunctionMode):
-    """Norms that a forward calls as functions leave running statistics alone."""
+class _Corrected(TorchFunctionMode):
+    """Norms that a forward calls as functions leave running statistics alone, and weight norms are
+    right at second order.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        own = _OWN_STATISTICS.get(function)
-        if own is not None:
-            return own(*args, **(kwargs or {}))
+        corrected = _CORRECTED.get(function)
+        if corrected is not None:
+            return corrected(*args, **(kwargs or {}))
         return self.call(function, *args, **(kwargs or {}))
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,11 +233,27 @@ def _instance_norm(
     )
 
 
-_OWN_STATISTICS: dict[Any, Any] = {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm}
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """In operations: PyTorch's own takes the norm for a constant in its second derivative."""
+    return v * (g / _norm_except(v, dim))
 
 
-class _AsForOneTask(_KeepsNoStatistics):
-    """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors.
+def _norm_except(v: Tensor, dim: int) -> Tensor:
+    """torch.norm_except_dim, which vmap has no rule for: -1 is none, and not the last dimension."""
+    others = [d for d in range(v.dim()) if dim == -1 or d != dim % v.dim()]
+    return torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()
+
+
+_CORRECTED: dict[Any, Any] = {
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch._weight_norm: _weight_norm,
+}
+
+
+class _AsForOneTask(_Corrected):
+    """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors. And
+    what it makes slow: products with a sequence that was turned.
 
     Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
     padding of the first task alone.
@@ -248,8 +266,7 @@ class _AsForOneTask(_KeepsNoStatistics):
             self.loses_hooks = True
         if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(2)):
             return _requires_grad(args[0])  # vmap has forgotten
-        call = _embedding if function is F.embedding else function
-        return call(*args, **kwargs)
+        return _FOR_ONE_TASK.get(function, function)(*args, **kwargs)
 
 
 def _embedding(
@@ -265,6 +282,30 @@ def _embedding(
         is_padding = rows == padding_idx % weight.shape[0]
         weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
     return F.embedding(x, weight, None, None, norm_type, False, sparse)
+
+
+def _linear(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return F.linear(_in_rows(input), *args, **kwargs)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    rows = {id(x): _in_rows(x) for x in (query, key, value)}  # of one tensor, one is made
+    query, key, value = rows[id(query)], rows[id(key)], rows[id(value)]
+    return F.multi_head_attention_forward(query, key, value, *args, **kwargs)
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """What F.linear takes as one matrix for each task: of x.transpose(0, 1), as attention has it,
+    vmap makes a product, and a gradient of the weight, for each place in a sequence.
+    """
+    return x.contiguous() if x.dim() > 2 else x
+
+
+_FOR_ONE_TASK: dict[Any, Any] = {
+    F.embedding: _embedding,
+    F.linear: _linear,
+    F.multi_head_attention_forward: _attention,
+}
 
 
 def _linear_chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:

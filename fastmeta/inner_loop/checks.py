@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
@@ -49,12 +50,43 @@ def check_model(
         check_dropout(loop)
         if tasks.support_weight is not None or tasks.query_weight is not None:
             _check_weights(loop)
-        theta, predictions = probe(loop, parameters, tasks)
+        theta, predictions = _probed(loop, parameters, tasks)
         _check_task_dimension(loop, theta, tasks)
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
     _check_loss(loop, predictions, tasks)
     return Checked(predictions.shape[-1], _as_read(loop.loss, predictions, tasks))
+
+
+def _probed(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`probe`, which tells the ways out where a module has not one input and one output."""
+    try:
+        return probe(loop, parameters, tasks)
+    except TypeError as error:
+        inputs = _inputs_needed(loop.module)
+        if len(inputs) > 1:
+            raise TypeError(
+                f"the module's forward needs {', '.join(inputs)}, and a task has one input, "
+                "support_x: join them along a dimension of the samples (torch.cat), and let the "
+                "forward take them apart"
+            ) from error
+        if str(error).startswith("the module must return a tensor"):
+            raise TypeError(
+                f"{error}: let its forward join what it makes, [S, ...] each, along a dimension of "
+                "the samples (torch.cat), and a loss of your own take it apart"
+            ) from error
+        raise
+
+
+def _inputs_needed(module: nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # of native code
+        return []
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind in by_position]
 
 
 def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> Loss:

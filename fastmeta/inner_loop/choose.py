@@ -58,15 +58,23 @@ class Choice:
         name: of the engine.
         engine: its module.
         passed_over: a sentence for each other engine.
+        depends: whether certain tasks may run on another, since none were looked at.
     """
 
     name: str
     engine: Engine
     passed_over: dict[str, str]
+    depends: bool = False
 
     def __str__(self) -> str:
-        others = (f"  not {name}: {reason}" for name, reason in self.passed_over.items())
-        return "\n".join([f"engine: {self.name}", *others])
+        lines = [f"engine: {self.name}"]
+        lines += [f"  not {name}: {reason}" for name, reason in self.passed_over.items()]
+        if self.depends:
+            lines.append(
+                "  without tasks: their shapes, and what the loss makes of them, may need another "
+                "engine; fastmeta.explain(meta, tasks) looks at them"
+            )
+        return "\n".join(lines)
 
 
 def check_engine(engine: str) -> None:
@@ -120,7 +128,7 @@ def _fastest(
         if reason is None:
             slower = [other for other in (*ENGINES, "reference") if other not in passed_over]
             passed_over |= {other: f"{name} is faster" for other in slower if other != name}
-            return Choice(name, engine, passed_over)
+            return Choice(name, engine, passed_over, depends=tasks is None)
         passed_over[name] = reason
     if loop.precision != "fp32":
         raise ValueError(

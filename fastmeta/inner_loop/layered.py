@@ -18,6 +18,7 @@ from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.rewrite import Program, rewrite
+from fastmeta.inner_loop.steps import Forward, split_parameters
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["adapt", "can_run", "meta_loss"]
@@ -64,7 +65,7 @@ def _run(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor
     if at_once >= len(x):
         return program.run(parameters, x)
     xs = x.split(at_once)
-    parts = recursion.split_parameters(loop, parameters, at_once, len(xs))
+    parts = split_parameters(loop, parameters, at_once, len(xs))
     return torch.cat([program.run(*part) for part in zip(parts, xs, strict=True)])
 
 
@@ -83,7 +84,7 @@ def _at_once(loop: InnerLoop, x: Tensor) -> int:
 
 _AT_ONCE_BYTES = 2**24
 
-_LAYERED = recursion.Forward("layered", _forward, _at_once)
+_LAYERED = Forward("layered", _forward, _at_once)
 adapt = partial(recursion.adapt, _LAYERED)
 meta_loss = partial(recursion.meta_loss, _LAYERED)
 

@@ -1,23 +1,26 @@
 """The inner loop and its exact meta-gradient, one step's autograd at a time.
 
 What the engines that run PyTorch operations have in common: they differ in how a module's forward
-is computed for all tasks at once. Between the steps nothing is kept but theta_k.
+is computed for all tasks at once. Between the steps nothing is kept but theta_k, or the graphs of
+the last steps while they are small (`kept`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
+from fastmeta.inner_loop.kept import descend_keeping, steps_to_keep
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.probe import leaves_of_graph, uses_others
+from fastmeta.inner_loop.steps import Forward, Inputs, Layout, support_loss
 from fastmeta.inner_loop.updates import (
     room_for_path,
     scaled,
@@ -27,22 +30,7 @@ from fastmeta.inner_loop.updates import (
 )
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["Forward", "adapt", "meta_loss", "split_parameters", "unknown_tensors"]
-
-
-class Forward(NamedTuple):
-    """How an engine runs the module.
-
-    Attributes:
-        engine: its name.
-        run: (loop, parameters by name, x [T, S, ...]) -> predictions [T, S, O...], twice
-            differentiable; a parameter is [T, *shape] or, shared by the tasks, [*shape].
-        at_once: (loop, x [T, S, ...]) -> of how many tasks to run the inner loop together.
-    """
-
-    engine: str
-    run: Callable[[InnerLoop, Mapping[str, Tensor], Tensor], Tensor]
-    at_once: Callable[[InnerLoop, Tensor], int] = lambda loop, x: len(x)
+__all__ = ["adapt", "meta_loss", "unknown_tensors"]
 
 
 def unknown_tensors(
@@ -89,16 +77,22 @@ def _adapted(
     theta = {name: parameters[name].expand(len(tasks), *loop.shapes[name]) for name in loop.adapted}
     if loop.steps > 0:
         support = (tasks.support_x, tasks.support_y, tasks.support_weight)
-        inputs = _Inputs(theta, constant, rates, support)
+        inputs = Inputs(theta, constant, rates, support)
+        keep = steps_to_keep(forward, loop, inputs)
         at_once = forward.at_once(loop, tasks.support_x)
         parts = [inputs] if at_once >= len(tasks) else inputs.split(loop, at_once)
-        theta = _joined([_descend(forward, loop, part) for part in parts])
+        theta = _joined([_descend(forward, loop, part, keep) for part in parts])
     return {**parameters, **theta}
 
 
-def _descend(forward: Forward, loop: InnerLoop, inputs: _Inputs) -> dict[str, Tensor]:
-    layout, tensors = inputs.flatten()
-    return dict(zip(loop.adapted, _Descent.apply(forward, loop, layout, *tensors), strict=True))
+def _descend(forward: Forward, loop: InnerLoop, inputs: Inputs, keep: int) -> dict[str, Tensor]:
+    """theta_K; only the last `keep` steps are not computed again in the backward."""
+    again = loop.steps - keep
+    if again:
+        layout, tensors = inputs.flatten()
+        theta = _Descent.apply(forward, loop, again, layout, *tensors)
+        inputs = inputs._replace(theta=dict(zip(loop.adapted, theta, strict=True)))
+    return descend_keeping(forward, loop, inputs, again) if keep else inputs.theta
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -120,71 +114,6 @@ def meta_loss(
     return task_loss(loop.loss, predictions, tasks.query_y, tasks.query_weight), predictions
 
 
-def split_parameters(
-    loop: InnerLoop, parameters: Mapping[str, Tensor], size: int, parts: int
-) -> list[dict[str, Tensor]]:
-    """Parameters by name for `size` tasks at a time; those shared by all tasks as they are."""
-    split = {
-        name: p.split(size) if p.dim() > len(loop.shapes[name]) else (p,) * parts
-        for name, p in parameters.items()
-    }
-    return [{name: pieces[i] for name, pieces in split.items()} for i in range(parts)]
-
-
-class _Inputs(NamedTuple):
-    """All that the inner loop reads, [T, ...] but for `constant` ones shared by the tasks."""
-
-    theta: dict[str, Tensor]
-    constant: dict[str, Tensor]
-    rates: Rates
-    support: tuple[Tensor, Tensor, Tensor | None]
-
-    def split(self, loop: InnerLoop, size: int) -> list[_Inputs]:
-        """The same for `size` tasks at a time."""
-        x, y, weight = self.support
-        xs, ys = x.split(size), y.split(size)
-        weights = [None] * len(xs) if weight is None else weight.split(size)
-        theta = split_parameters(loop, self.theta, size, len(xs))
-        constant = split_parameters(loop, self.constant, size, len(xs))
-        supports = zip(xs, ys, weights, strict=True)
-        rows = zip(theta, constant, supports, strict=True)
-        return [_Inputs(t, c, self.rates, support) for t, c, support in rows]
-
-    def detached(self) -> _Inputs:
-        """The same numbers, so that theta alone is a variable."""
-        constant = {name: p.detach() for name, p in self.constant.items()}
-        x, y, weight = self.support
-        support = (x.detach(), y.detach(), None if weight is None else weight.detach())
-        return self._replace(constant=constant, support=support)
-
-    def flatten(self) -> tuple[_Layout, list[Tensor | None]]:
-        rate, rates = None, []
-        if isinstance(self.rates, Mapping):
-            rates = [self.rates[name] for name in self.theta]
-        else:
-            rate = self.rates
-        layout = _Layout(tuple(self.theta), tuple(self.constant), rate, torch.is_grad_enabled())
-        return layout, [*self.theta.values(), *self.constant.values(), *rates, *self.support]
-
-
-class _Layout(NamedTuple):
-    """How the flat tensors of `_Inputs` are read back."""
-
-    adapted: tuple[str, ...]
-    constant: tuple[str, ...]
-    rate: float | None  # None: a tensor by adapted name
-    grad_mode: bool  # of the caller
-
-    def unflatten(self, flat: Sequence[Any]) -> _Inputs:
-        rest = iter(flat)
-        theta = {name: next(rest) for name in self.adapted}
-        constant = {name: next(rest) for name in self.constant}
-        rates: Any = self.rate
-        if rates is None:
-            rates = {name: next(rest) for name in self.adapted}
-        return _Inputs(theta, constant, rates, (next(rest), next(rest), next(rest)))
-
-
 class _Descent(torch.autograd.Function):
     """theta_{k+1} = theta_k - alpha_k g_k, and in the backward, from lambda_K:
 
@@ -195,14 +124,19 @@ class _Descent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, forward: Forward, loop: InnerLoop, layout: _Layout, *tensors: Tensor | None
+        ctx: Any,
+        forward: Forward,
+        loop: InnerLoop,
+        steps: int,  # the first ones of the loop
+        layout: Layout,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         inputs = layout.unflatten(tensors)
         theta, wants_gradient = inputs.theta, layout.grad_mode and loop.order == 2
-        room = room_for_path(theta, loop.steps)
+        room = room_for_path(theta, steps)
         path: list[Tensor] = []
         ctx.replays = []
-        for step in range(loop.steps):
+        for step in range(steps):
             replay = _Replay(loop, inputs.support[0].device)
             ctx.replays.append(replay)
             with replay.precision():
@@ -226,15 +160,15 @@ class _Descent(torch.autograd.Function):
         kept = ctx.saved_tensors  # asked for once: hooks may compute them again, or refuse to
         tensors, path = kept[: ctx.n_inputs], kept[ctx.n_inputs :]
         inputs = ctx.layout.unflatten(tensors)
-        needs = ctx.layout.unflatten(ctx.needs_input_grad[3:])
+        needs = ctx.layout.unflatten(ctx.needs_input_grad[4:])
         adjoint = _Adjoint(ctx.forward, loop, inputs, needs, outer_gradient)
         with telling_how_to_shrink(loop, inputs.support[0]):
-            for step in reversed(range(loop.steps)):
+            for step in reversed(range(len(ctx.replays))):
                 at = (step - 1) * len(loop.adapted)
                 points = path[at : at + len(loop.adapted)] if step else inputs.theta.values()
                 with ctx.replays[step].again():
                     adjoint.step_back(step, dict(zip(loop.adapted, points, strict=True)))
-        return None, None, None, *adjoint.gradients()
+        return None, None, None, None, *adjoint.gradients()
 
 
 class _Adjoint:
@@ -244,7 +178,7 @@ class _Adjoint:
         self,
         forward: Forward,
         loop: InnerLoop,
-        inputs: _Inputs,
+        inputs: Inputs,
         needs: Any,  # as `inputs`, with whether each needs a gradient
         outer_gradient: Sequence[Tensor | None],
     ) -> None:
@@ -287,7 +221,7 @@ class _Adjoint:
             *(self.of_others.get(position) for position in range(3)),
         ]
 
-    def _with(self, others: dict[Any, Tensor]) -> _Inputs:
+    def _with(self, others: dict[Any, Tensor]) -> Inputs:
         constant = {name: others.get(name, p) for name, p in self.inputs.constant.items()}
         x, y, weight = self.inputs.support
         support = (others.get(0, x), others.get(1, y), others.get(2, weight))
@@ -309,12 +243,13 @@ class _Adjoint:
         curved = [name for name in self.loop.adapted if gradient[name].requires_grad]
         if not curved:  # a loss linear in theta has no curvature
             return
-        products = torch.autograd.grad(
-            [gradient[name] for name in curved],
-            [*leaves.values(), *others.values()],
-            grad_outputs=[direction[name] for name in curved],
-            materialize_grads=True,
-        )
+        with _telling_of_first_order():
+            products = torch.autograd.grad(
+                [gradient[name] for name in curved],
+                [*leaves.values(), *others.values()],
+                grad_outputs=[direction[name] for name in curved],
+                materialize_grads=True,
+            )
         self.lambdas = subtract(self.lambdas, list(products[: len(leaves)]))
         for key, product in zip(others, products[len(leaves) :], strict=True):
             self.of_others[key] -= product
@@ -324,7 +259,7 @@ def _support_gradient(
     forward: Forward,
     loop: InnerLoop,
     theta: Mapping[str, Tensor],
-    inputs: _Inputs,
+    inputs: Inputs,
     create_graph: bool,
     whole: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -333,17 +268,27 @@ def _support_gradient(
     Raises:
         UnknownTensors: `whole`, and the loss depends on variables other than theta.
     """
-    x, y, weight = inputs.support
     with torch.enable_grad():
         leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-        predictions = forward.run(loop, {**inputs.constant, **leaves}, x)
-        loss = task_loss(loop.loss, predictions, y, weight).sum()
+        loss = support_loss(forward, loop, leaves, inputs)
         if whole and {*map(id, leaves_of_graph(loss))} - {*map(id, leaves.values())}:
             raise UnknownTensors(f"{_UNKNOWN}. The way out: {_WAY_OUT}")
         gradients = torch.autograd.grad(
             loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True
         )
     return leaves, dict(zip(leaves, gradients, strict=True))
+
+
+@contextmanager
+def _telling_of_first_order() -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"{error} The exact meta-gradient (order=2) needs this derivative of an operation of "
+            "the module or the loss. order=1 does without it, and so do other operations for the "
+            "same, such as nn.Embedding and a mean for nn.EmbeddingBag"
+        ) from error
 
 
 def _wanted(values: Mapping[Any, Any], needs: Mapping[Any, bool]) -> dict[Any, Tensor]:

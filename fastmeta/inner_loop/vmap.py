@@ -16,6 +16,7 @@ from fastmeta.functional.forward import task_forward
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.inner_loop.steps import Forward
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["adapt", "can_run", "meta_loss"]
@@ -38,6 +39,6 @@ def _forward(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Te
     return task_forward(loop.module, parameters, x, loop.randomness)
 
 
-_VMAP = recursion.Forward("vmap", _forward)
+_VMAP = Forward("vmap", _forward)
 adapt = partial(recursion.adapt, _VMAP)
 meta_loss = partial(recursion.meta_loss, _VMAP)

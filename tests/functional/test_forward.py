@@ -4,6 +4,7 @@ import pytest
 import torch
 from oracle import DOUBLE
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmeta.functional.forward import (
     _linear_chain,
@@ -87,6 +88,45 @@ def test_norms_use_the_task_and_keep_their_buffers(training):
     torch.testing.assert_close(normed.mean(1), torch.zeros(T, 3, dtype=DOUBLE))
     assert out.shape == (T, 50, 2)
     assert module[0].track_running_stats and module[0].running_mean is not None
+
+
+class Turned(nn.Module):
+    """A layer that reads the places of a sequence as rows of another dimension."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        turned = x.transpose(0, 1)
+        if isinstance(self.layer, nn.MultiheadAttention):
+            turned, _ = self.layer(turned, turned, turned, need_weights=False)
+        else:
+            turned = self.layer(turned)
+        return turned.transpose(0, 1)
+
+
+class Products(TorchDispatchMode):
+    """Of how many matrices of this many rows a product was taken, at most."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.most = rows, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.bmm.default and self.rows in args[1].shape[1:]:
+            self.most = max(self.most, len(args[1]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 18), nn.MultiheadAttention(6, 2)])
+def test_a_turned_sequence_is_one_matrix_a_task(layer):
+    module = Turned(layer).double()
+    parameters, x = per_task(module), torch.randn(T, S, 5, 6, dtype=DOUBLE)
+    with Products(rows=18) as products:
+        out = task_forward(module, parameters, x)
+    assert products.most == T
+    assert torch.allclose(out, one_by_one(module, parameters, x), rtol=0, atol=1e-12)
 
 
 def test_a_layer_with_two_names_keeps_its_parameters():

@@ -40,6 +40,54 @@ def test_what_does_not_fit_the_model_is_refused(backend, model, loss, error, sai
         classify(model, loss, engine=backend)(tasks)
 
 
+class Heads(nn.Linear):
+    def __init__(self, kind):
+        super().__init__(2, 6)
+        self.kind = kind
+
+    def forward(self, x):
+        mean, spread = super().forward(x).chunk(2, -1)
+        return self.kind([("mean", mean), ("spread", spread)])
+
+
+class Sides(nn.Linear):
+    def forward(self, left, right):
+        return super().forward(left + right)
+
+
+class Late(nn.Linear):
+    def forward(self, x, scale=1.0):
+        return super().forward(x) * None
+
+
+@pytest.mark.parametrize("backend", ["auto", "vmap", "reference"])
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Heads(dict), r"not dict: let its forward join .*torch.cat.* take it apart"),
+        (Heads(tuple), r"not tuple: let its forward join"),
+        (Sides(2, 3), r"forward needs left, right, .* one input, support_x: join them"),
+        (Late(2, 3), r"unsupported operand"),
+    ],
+)
+def test_the_way_out_of_several_inputs_and_outputs_is_told(backend, model, said):
+    with pytest.raises(TypeError, match=said):
+        classify(model, engine=backend)(classification_tasks([2]))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_operation_with_one_derivative_is_told_of_order_1(steps):
+    bag = nn.Sequential(nn.EmbeddingBag(7, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = torch.randint(7, (2, 5, 3)), torch.randint(3, (2, 5))
+    tasks = fm.TaskBatch(x, y, x, y)
+    meta = classify(bag, inner_steps=steps, engine="vmap")
+    loss = meta(tasks).loss.sum()  # which needs no second derivative
+    with pytest.raises(NotImplementedError, match="_embedding_bag_backward.* order=1 does") as told:
+        loss.backward()
+    assert isinstance(told.value.__cause__, NotImplementedError)
+    classify(bag, inner_steps=steps, order=1)(tasks).loss.sum().backward()
+
+
 def test_targets_must_be_shaped_like_the_predictions():
     tasks = regression_tasks(outputs=1)
     flat = fm.TaskBatch(

@@ -1,0 +1,156 @@
+"""The last inner steps by plain autograd, where the graphs of them are small enough to be kept.
+
+Their backward then computes no gradient again, which is a third of a meta-step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from fastmeta.functional.eager import Function, runs_eagerly
+from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_batched, refuse_graph
+from fastmeta.inner_loop.steps import Forward, Inputs, support_loss
+from fastmeta.inner_loop.updates import sum_over_weights
+
+__all__ = ["descend_keeping", "steps_to_keep"]
+
+_MOST_BYTES = 256 << 20  # of the graphs of all steps and tasks; README.md states it
+
+
+def steps_to_keep(forward: Forward, loop: InnerLoop, inputs: Inputs) -> int:
+    """Of how many last steps the graphs fit; 0 too where a step is to be computed again as it was:
+    under autocast and saved-tensor hooks, which see the fast weights alone.
+    """
+    if loop.order == 1 or not torch.is_grad_enabled() or not _is_plain(inputs):
+        return 0
+    size = len(inputs.support[0]) * _bytes_of_a_task(forward, loop, inputs)
+    return min(loop.steps, _MOST_BYTES // max(size, 1))
+
+
+def descend_keeping(
+    forward: Forward, loop: InnerLoop, inputs: Inputs, first: int
+) -> dict[str, Tensor]:
+    """theta_K of the steps from `first` on, differentiable once through all of them."""
+    theta = {name: _as_variable(p) for name, p in inputs.theta.items()}
+    for step in range(first, loop.steps):
+        loss = support_loss(forward, loop, theta, inputs)
+        gradients = torch.autograd.grad(
+            loss, list(theta.values()), create_graph=True, materialize_grads=True
+        )
+        if step == loop.steps - 1:
+            _refuse_more_derivatives(forward.engine, gradients)
+        theta = _stepped(theta, gradients, inputs.rates, step)
+    return theta
+
+
+def _is_plain(inputs: Inputs) -> bool:
+    tensors = [t for t in inputs.flatten()[1] if t is not None]
+    return (
+        all(t.device.type == "cpu" for t in tensors)
+        and any(t.requires_grad for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
+
+
+def _bytes_of_a_task(forward: Forward, loop: InnerLoop, inputs: Inputs) -> int:
+    """What the graph of one step keeps for a task, measured once for the most samples seen."""
+    x = inputs.support[0]
+    key = ("bytes of a step", x.shape[2:], x.dtype)
+    samples, size = loop.memory.get(key, (0, 0))
+    if x.shape[1] > samples:
+        size = _measured(forward, loop, inputs.split(loop, _MEASURED_TASKS)[0])
+        loop.memory[key] = x.shape[1], size
+    return int(size)
+
+
+_MEASURED_TASKS = 2  # of one task, PyTorch skips copies that it makes of several
+
+
+def _measured(forward: Forward, loop: InnerLoop, inputs: Inputs) -> int:
+    """The bytes for each of these tasks; more than may be kept where nothing can be measured."""
+    given = {_address(t) for t in inputs.flatten()[1] if t is not None}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _address(tensor) not in given:
+            sizes[_address(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    leaves = {name: p.detach().requires_grad_() for name, p in inputs.theta.items()}
+    try:
+        with torch.random.fork_rng([]), saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = support_loss(forward, loop, leaves, inputs)
+            gradients = torch.autograd.grad(
+                loss, list(leaves.values()), create_graph=True, materialize_grads=True
+            )
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # torch.func, in a forward, takes none
+            raise
+        return _MOST_BYTES + 1
+    if not _has_second_derivative(gradients, leaves):
+        return _MOST_BYTES + 1  # the recursion says what to do
+    return sum(sizes.values()) // len(inputs.support[0])
+
+
+def _has_second_derivative(gradients: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> bool:
+    curved = [gradient for gradient in gradients if gradient.requires_grad]
+    ones = [torch.ones_like(gradient) for gradient in curved]
+    try:
+        torch.autograd.grad(curved, list(leaves.values()), ones, allow_unused=True)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _stepped(
+    theta: Mapping[str, Tensor], gradients: tuple[Tensor, ...], rates: Rates, step: int
+) -> dict[str, Tensor]:
+    stepped = {}
+    for (name, p), gradient in zip(theta.items(), gradients, strict=True):
+        rate = rate_at(rates, name, step)
+        if isinstance(rate, Tensor):
+            rate = _Spread.apply(rate, p.shape)
+        stepped[name] = p - rate * gradient
+    return stepped
+
+
+class _Spread(Function):
+    """A rate for all numbers of a weight, its gradient with the same bits for any threads."""
+
+    @staticmethod
+    def forward(ctx: Any, rate: Tensor, shape: torch.Size) -> Tensor:
+        ctx.shape = rate.shape
+        return rate.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        of_tasks = gradient.sum(0, keepdim=True)
+        return sum_over_weights(of_tasks, (1, *ctx.shape))[0], None
+
+
+def _as_variable(parameter: Tensor) -> Tensor:
+    return parameter if parameter.requires_grad else parameter.detach().requires_grad_()
+
+
+def _refuse_more_derivatives(engine: str, gradients: tuple[Tensor, ...]) -> None:
+    """As the recursion does, which runs where the same tasks are a few more."""
+    for gradient in gradients:
+        if gradient.requires_grad:
+            gradient.register_hook(partial(_refuse, engine))
+
+
+@runs_eagerly
+def _refuse(engine: str, outer_gradient: Tensor) -> None:
+    refuse_graph(engine)
+    refuse_batched(engine, outer_gradient)

@@ -1,0 +1,50 @@
+"""Weight norm, of which PyTorch's second derivative is wrong and which vmap runs task by task."""
+
+import warnings
+
+import pytest
+import torch
+from oracle import assert_exact, assert_slope, classification_tasks, outer_loss
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import fastmeta as fm
+
+NORMS = {
+    "rows": lambda layer: parametrizations.weight_norm(layer),
+    "columns": lambda layer: parametrizations.weight_norm(layer, dim=1),
+    "whole": lambda layer: parametrizations.weight_norm(layer, dim=None),
+    "bias": lambda layer: parametrizations.weight_norm(layer, name="bias"),
+}
+
+
+def maml(engine, norm="rows"):
+    torch.manual_seed(2)
+    layers = [NORMS[norm](nn.Conv2d(1, 3, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)]
+    model = nn.Sequential(*layers).double()
+    return fm.MAML(model, engine=engine, inner_steps=2, inner_lr=0.3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("engine", ["vmap", "reference"])
+def test_the_meta_gradient_is_that_of_finite_differences(engine, norm):
+    meta, tasks = maml(engine, norm), classification_tasks([1, 4, 4])
+    assert_slope(lambda: outer_loss(meta, tasks), list(meta.parameters()))
+
+
+def test_both_ways_to_have_it_equal_the_reference():
+    tasks = classification_tasks([1, 4, 4])
+    assert_exact(maml("vmap"), tasks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        old = nn.utils.weight_norm(nn.Linear(16, 3))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), old).double()
+    assert_exact(fm.MAML(model, inner_steps=2, inner_lr=0.3), tasks)
+
+
+def test_no_operation_runs_for_one_task_after_another():
+    meta, tasks = maml("vmap"), classification_tasks([1, 4, 4])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        outer_loss(meta, tasks).backward()
+    assert not [warning for warning in told if "batching rule" in str(warning.message)]
