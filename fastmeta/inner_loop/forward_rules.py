@@ -57,6 +57,30 @@ def _affine(
     return to.step("add", product, to.operand(out, bias), width=to.widths[product.row])
 
 
+def _convolved(
+    to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], transposed: bool,
+    *others: Any,
+) -> Value:  # fmt: skip
+    """Patches side by side, each of them a row of a product; a single pixel is one too."""
+    kernel, groups, index = [*weight.shape[2:]], others[-1], to.index(weight)
+    apart = kernel == [*stride] and not any(padding) and max(dilation) == 1
+    if transposed or groups != 1 or not apart:
+        raise Unreadable("it convolves, and not with patches side by side")
+    if index is None or (bias is not None and to.index(bias) is None):
+        raise Unreadable("it convolves with what is no parameter")
+    if to.dim_of_samples(x) != 0 or any(n % k for n, k in zip(x.shape[2:], kernel, strict=True)):
+        raise Unreadable("it convolves, and leaves out some pixels or mixes samples")
+    value, places, own = to.value(x), math.prod(out.shape[2:]), to.index(bias)
+    sides = [x.shape[1], *(n for pair in zip(out.shape[2:], kernel, strict=True) for n in pair)]
+    dims = range(len(sides))
+    row = to.permuted(value.row, sides, [*dims[1::2], *dims[::2]])
+    row = to.put(
+        "linear", row, index, -1 if own is None else own, y=float(places), width=to.columns(out)
+    )
+    return value._replace(row=to.permuted(row, (places, weight.shape[0]), (1, 0)))
+
+
 def _batched(to: ForwardRows, out: Tensor, x: Tensor, y: Tensor) -> Value:
     (left, sides), (right, _) = of_rows(to, x), of_rows(to, y)
     places = to.dim_of_samples(x), to.dim_of_samples(y)
@@ -270,7 +294,8 @@ def _biased(to: ForwardRows, out: Tensor, x: Any, bias: Any) -> Value | None:
 
 FORWARD_RULES: dict[str, Rule] = {
     **RULES, **SHAPE_RULES, "add": _added, "detach": _detached, "_to_copy": _cast,
-    "mm": _multiplied, "addmm": _affine, "bmm": _batched, "baddbmm": _added_batched,
+    "convolution": _convolved, "mm": _multiplied, "addmm": _affine, "bmm": _batched,
+    "baddbmm": _added_batched,
     "_trilinear": _bilinear, "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "relu": _activation("relu"), "silu": _activation("silu"), "mish": _activation("mish"),
     "gelu": _gelu, "leaky_relu": _leaky_relu, "elu": _elu, "hardtanh": _hardtanh,

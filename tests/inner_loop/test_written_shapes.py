@@ -232,6 +232,25 @@ def test_forwards(name, t):
     assert_exact(meta, tasks_of(t, L, C), [*model.parameters()])
 
 
+def patched(self, x):  # a vision transformer's beginning
+    h = self.patches(x).flatten(2).transpose(1, 2)
+    return self.head(torch.tanh(self.pixels(h.mT).sigmoid().flatten(1)) * 2.0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_patches_side_by_side(bias):
+    model = module(
+        patched, patches=nn.Conv2d(2, 3, (2, 3), (2, 3), bias=bias),
+        pixels=nn.Conv1d(3, 2, 1, bias=bias), head=nn.Linear(8, OUTPUTS),
+    ).double()  # fmt: skip
+    tasks = tasks_of(3, 2, 4, 6)
+    assert isinstance(written_of(model, (2, 4, 6)), Written)
+    assert_exact(fm.MAML(model, loss="mse", inner_lr=0.05), tasks)
+    for other in (nn.Conv2d(2, 3, 2), nn.Conv2d(2, 3, 2, 2, padding=2), nn.Conv2d(2, 3, 3, 3)):
+        model.patches = other.double()
+        assert "convolves" in str(written_of(model, (2, 4, 6)))
+
+
 def test_gradients_of_inputs_and_rates():
     model = FORWARDS["attention"]()
     tasks = tasks_of(3, L, C)
