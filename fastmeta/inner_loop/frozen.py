@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["UNFROZEN", "frozen"]
+__all__ = ["UNFROZEN", "Same", "frozen"]
 
 _ATOMS = (
     bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
@@ -20,7 +20,7 @@ UNFROZEN = (TypeError, ValueError, RecursionError)
 _BY_IDENTITY = (type, FunctionType, BuiltinFunctionType, MethodType, nn.Module)
 
 
-class _Same:
+class Same:
     """Equal to another of the very same object, and keeps it: addresses are given out again."""
 
     __slots__ = ("of",)
@@ -29,7 +29,7 @@ class _Same:
         self.of = of
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.of is self.of
+        return isinstance(other, Same) and other.of is self.of
 
     def __hash__(self) -> int:
         return id(self.of)
@@ -41,9 +41,9 @@ def frozen(value: Any) -> Any:
         raise TypeError("what its object holds may change unseen")
     if isinstance(value, FunctionType) and value.__closure__:
         contents = [cell.cell_contents for cell in value.__closure__]
-        return _Same(value), [frozen(each) for each in contents if each is not value]
+        return Same(value), [frozen(each) for each in contents if each is not value]
     if isinstance(value, _BY_IDENTITY):
-        return _Same(value)
+        return Same(value)
     if type(value) in _ATOMS:
         return type(value), value
     if type(value) in (list, tuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from fastmeta.inner_loop.frozen import UNFROZEN, frozen
+from fastmeta.inner_loop.frozen import UNFROZEN, Same, frozen
 
 __all__ = ["CONTAINERS", "MOST_ITEMS", "Surroundings"]
 
@@ -23,6 +23,7 @@ _CHANGING = (*CONTAINERS, functools.partial)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 MOST_ITEMS = 4096  # items of a container that are looked at in each call
 _DEEPEST = 3  # attributes of attributes
+_UNNAMED = {"__call__", "__getitem__", "__float__", "__enter__"}  # which no name calls
 
 
 class _Owner(Protocol):
@@ -67,7 +68,16 @@ def _like(value: Any) -> Any:
     try:
         return frozen(value)
     except (*UNFROZEN, RuntimeError, AttributeError, LookupError):  # proxies may raise anything
-        return None
+        return _like_items(value)
+
+
+def _like_items(value: Any) -> Any:
+    """Of a container that holds what cannot be frozen: that is the same as itself."""
+    if type(value) in (list, tuple):
+        return type(value), [Same(item) if _like(item) is None else _like(item) for item in value]
+    if type(value) is dict and all(type(key) in _BUILT_IN for key in value):
+        return dict, [*value], _like_items([*value.values()])
+    return None
 
 
 def _is_same(found: Any, kept: _Kept) -> bool:
@@ -104,35 +114,37 @@ class _NameFollower:
 
     def __init__(self, module: nn.Module) -> None:
         self.places: dict[tuple[int, str], tuple[_Owner, str]] = {}
-        self._functions: list[FunctionType] = []
-        self._seen: set[int] = set()
+        self._functions: list[tuple[FunctionType, Any]] = []  # with the object that has it
+        self._seen: set[tuple[int, int]] = set()
         self._families = [*_families(module).values()]
         for part in module.modules():
             for value in vars(part).values():
-                self._functions += _functions(value)
+                self._functions += [(function, None) for function in _functions(value)]
         for name in _BEGINNINGS:
             self._read_of_classes(name)
         while self._functions:
-            function = self._functions.pop()
-            if id(function) not in self._seen and not _is_known(function.__module__):
-                self._seen.add(id(function))
-                self._read(function)
+            function, of = self._functions.pop()
+            if (id(function), id(of)) not in self._seen and not _is_known(function.__module__):
+                self._seen.add((id(function), id(of)))
+                self._read(function, of)
 
-    def _add(self, owner: _Owner, name: str, attributes: Set[str], deep: int = 0) -> None:
-        of = id(owner.of if isinstance(owner, _Attribute) else owner)
-        if (of, name) in self.places:
-            return
-        self.places[of, name] = owner, name
+    def _add(
+        self, owner: _Owner, name: str, attributes: Set[str], deep: int = 0, of: Any = None
+    ) -> None:
+        place = id(owner.of if isinstance(owner, _Attribute) else owner), name
         value = owner.get(name)
-        self._functions += _functions(value)
+        self._functions += [(function, of) for function in _functions(value)]
+        if place in self.places:
+            return
+        self.places[place] = owner, name
         if deep < _DEEPEST:
             self._add_attributes(value, attributes, deep + 1)
 
     def _add_attributes(self, value: Any, names: Set[str], deep: int) -> None:
         owners = _with_attributes(value)
-        for name in names & {*chain.from_iterable(map(_own, owners))}:
+        for name in (names | _UNNAMED) & {*chain.from_iterable(map(_own, owners))}:
             for owner in owners:  # an object may get what so far its class alone has
-                self._add(_Vars(owner), name, names, deep)
+                self._add(_Vars(owner), name, names, deep, value)
 
     def _read_of_classes(self, name: str, attributes: Set[str] = frozenset()) -> None:
         """What an attribute of a module may be: also of a class that does not have it yet."""
@@ -141,8 +153,9 @@ class _NameFollower:
                 for cls in family:
                     self._add(_Vars(cls), name, attributes)
 
-    def _read(self, function: FunctionType) -> None:
+    def _read(self, function: FunctionType, of: Any) -> None:
         variables, attributes, imports = _names(function.__code__)
+        self._add_attributes(of, attributes, 1)
         own: Any = function.__globals__
         for module in imports & sys.modules.keys():
             self._add_attributes(sys.modules[module], attributes, 1)
@@ -172,7 +185,7 @@ def _is_known(name: Any) -> bool:
     return str(name or "").partition(".")[0] in _KNOWN
 
 
-def _functions(value: Any) -> Iterator[FunctionType]:
+def _functions(value: Any, deep: int = _DEEPEST) -> Iterator[FunctionType]:
     """Those behind a function, a method or a property, what they wrap, and those in containers."""
     kind = type(value)
     if kind is FunctionType:
@@ -183,7 +196,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
     elif kind is property:
         inner = [value.fget]
     elif kind in (functools.partial, functools.partialmethod):
-        inner = [value.func]
+        inner = [value.func, *value.args, *value.keywords.values()]
     elif kind is functools._lru_cache_wrapper:
         inner = [value.__wrapped__]
     elif kind in (list, tuple) and len(value) <= MOST_ITEMS:
@@ -193,8 +206,8 @@ def _functions(value: Any) -> Iterator[FunctionType]:
     else:
         inner = []
     for each in inner:
-        if type(each) in _WITH_FUNCTIONS:
-            yield from _functions(each)
+        if type(each) in _WITH_FUNCTIONS or (deep and type(each) in (list, tuple, dict)):
+            yield from _functions(each, deep - 1)
 
 
 _WITH_FUNCTIONS = (

@@ -1,6 +1,7 @@
 """What changes between two calls, or between forward and backward, is seen or refused."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -432,6 +433,55 @@ def test_an_object_may_get_what_its_class_has(monkeypatch):
     after = meta(tasks).loss
     assert not torch.equal(before, after)
     assert torch.equal(after, fm.MAML(model, loss="mse")(tasks).loss)
+
+
+class Schedule:
+    def __init__(self):
+        self.t = 1.0
+
+    def apply(self, x):
+        return self.t * x
+
+    @property
+    def scale(self):
+        return self.t
+
+    def __call__(self, x):
+        return self.apply(x)
+
+    def __getitem__(self, key):
+        return self.t
+
+
+SCHEDULE, CONSTANT = Schedule(), Schedule()
+HELD = {"scale": 1.0, "w": torch.ones(2), "o": object()}
+NESTED = {"a": {"f": [lambda x: SCHEDULE.t * x]}}
+
+AROUND = {
+    "a method": lambda x: SCHEDULE.apply(x),
+    "a property": lambda x: SCHEDULE.scale * x,
+    "one of two objects": lambda x: CONSTANT.apply(x) + SCHEDULE.apply(x),
+    "a call": lambda x: SCHEDULE(x),
+    "an item": lambda x: SCHEDULE[0] * x,
+    "a dict with what cannot be frozen": lambda x: HELD["scale"] * x,
+    "a function in containers": lambda x: NESTED["a"]["f"][0](x),
+    "a partial's function": functools.partial(lambda f, x: f(x), lambda x: SCHEDULE.t * x),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "layered"])
+@pytest.mark.parametrize("name", AROUND)
+def test_what_objects_and_containers_hold_is_watched(name, engine, monkeypatch):
+    x, y = torch.randn(4, 2, 5, 3), torch.randn(4, 2, 5, 2)
+    tasks, model = fm.TaskBatch(x[0], y[0], x[1], y[1]), Ends(AROUND[name]).float()
+    meta = fm.MAML(model, loss="mse", engine=engine)
+    before = meta(tasks).loss
+    monkeypatch.setattr(SCHEDULE, "t", 0.1)
+    monkeypatch.setitem(HELD, "scale", 0.1)
+    after = meta(tasks).loss
+    assert not torch.equal(before, after)
+    with fm.use_backend("reference"):
+        torch.testing.assert_close(after, meta(tasks).loss)
 
 
 def test_a_function_s_closure_is_watched():
