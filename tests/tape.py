@@ -49,8 +49,8 @@ def is_mask(value):
 
 
 CAPTURE_CHECKS = (
-    "fastmeta.tasks", "fastmeta.functional.labels", "fastmeta.functional.losses",
-    "fastmeta.algorithms.classes",
+    "fastmeta.tasks.batch", "fastmeta.tasks.padding", "fastmeta.functional.labels",
+    "fastmeta.functional.losses", "fastmeta.algorithms.classes",
 )  # fmt: skip
 
 
