@@ -45,6 +45,7 @@ from fastmeta.inner_loop.loop import (
 )
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
+from fastmeta.inner_loop.target_labels import NoSuchClass
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 
 __all__ = ["MAML", "Names"]
@@ -305,8 +306,8 @@ class MAML(Learner):
                 plan = self._plan_for(key, parameters, rates, tasks, steps)
         try:
             check_labels(plan.loop, plan.outputs, tasks)
-        except ValueError:
-            if not plan.renames_loss:
+        except ValueError as error:
+            if not plan.renames_loss or isinstance(error, NoSuchClass):
                 raise
             self._loss_as_written = self.loss  # as a function it may ignore such labels
             return self._prepare_anew(plan, tasks, inner_steps)

@@ -24,6 +24,7 @@ from fastmeta.inner_loop.probe import (
     support_loss,
     takes,
 )
+from fastmeta.inner_loop.target_labels import NoSuchClass, check_target_labels
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
@@ -54,8 +55,9 @@ def check_model(
         _check_task_dimension(loop, theta, tasks)
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
+    loss = _as_read(loop.loss, predictions, tasks)
     _check_loss(loop, predictions, tasks)
-    return Checked(predictions.shape[-1], _as_read(loop.loss, predictions, tasks))
+    return Checked(predictions.shape[-1], loss)
 
 
 def _probed(
@@ -99,7 +101,7 @@ def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> Loss:
             read = read_loss(loss, predictions, tasks.support_y[0], queries)
     except Unreadable:
         return loss
-    return read if not takes_labels(read) or _in_range(tasks, predictions) else loss
+    return read if _takes(read, predictions, tasks) else loss
 
 
 def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> Loss:
@@ -113,17 +115,27 @@ def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> Loss:
     return loss
 
 
-def _in_range(tasks: TaskBatch, predictions: Tensor) -> bool:
+def _takes(read: Loss, predictions: Tensor, tasks: TaskBatch) -> bool:
+    """Whether labels are such that the loss as it was read does as the loss as it came."""
     try:
-        tasks.check_labels(predictions.shape[-1])
-    except ValueError:  # for the loss as it came to treat
+        _check_labels(read, predictions.shape[-1], tasks)
+    except NoSuchClass:
+        raise
+    except ValueError:
         return False
     return True
 
 
 def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
-    """ValueError for a label outside [0, n_way) where the loss takes labels."""
-    if takes_labels(loop.loss):
+    """ValueError for a label outside [0, n_way) where the loss takes labels, and as
+    `check_target_labels`.
+    """
+    _check_labels(loop.loss, n_way, tasks)
+
+
+def _check_labels(loss: Loss, n_way: int, tasks: TaskBatch) -> None:
+    check_target_labels(loss, tasks)
+    if takes_labels(loss):
         tasks.check_labels(n_way)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_losses import assert_native, chain
 from oracle import DOUBLE, assert_exact, classification_tasks, outer_loss, regression_tasks
 from torch import nn
 
@@ -105,22 +106,11 @@ OF_LABELS = {
 }
 
 
-def chain(outputs=3):
-    return nn.Sequential(
-        nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, outputs)
-    ).double()
-
-
 def images(outputs=3):
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, track_running_stats=False),
         nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, outputs),
     ).double()  # fmt: skip
-
-
-def assert_native(meta, tasks, inputs=None, **options):
-    assert_exact(meta, tasks, inputs, **options)
-    assert "resident" in {plan.engine.__name__.split(".")[-1] for plan in meta._plans.values()}
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 19])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from fastmeta.functional.forward import hook_dicts
 
@@ -27,7 +28,7 @@ def values_read(loss: Callable[..., Any]) -> Hashable:
     replaced.
     """
     try:
-        return _of(loss, 0), torch.get_default_dtype()
+        return _of(loss, 0), torch.get_default_dtype(), Distribution._validate_args
     except _Unknown:
         return None
 
