@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmeta.functional.loss_programs.program import Label, LossProgram
 from fastmeta.functional.loss_programs.rows import LossRows
 from fastmeta.functional.loss_programs.rules import LOSS_RULES
-from fastmeta.functional.loss_programs.values import values_read
+from fastmeta.functional.loss_programs.values import unknown_value, values_read
 from fastmeta.functional.row_programs import (
     Operation,
     Step,
@@ -51,7 +51,7 @@ def read_loss(
     """
     values = values_read(loss)
     if values is None:
-        raise Unreadable("it reads what may change unseen")
+        raise Unreadable(f"it reads what may change unseen: {unknown_value(loss)}")
     known = predictions.dtype in (torch.float32, torch.float64)
     if predictions.dim() not in (1, 2) or not known:
         raise Unreadable("the predictions are no float32 or float64 [S, O] or [S]")
