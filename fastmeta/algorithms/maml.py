@@ -255,7 +255,8 @@ class MAML(Learner):
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
         if self._may_rename_loss():
-            loop = replace(loop, loss=loss_as_explained(loop.loss, *_likely_outputs(parameters)))
+            loss, unread = loss_as_explained(loop.loss, *_likely_outputs(parameters))
+            loop = replace(loop, loss=loss, unread=unread)
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
@@ -361,7 +362,9 @@ class MAML(Learner):
         found = check_model(loop, parameters, rates, tasks)
         prefix, rest = self._cut(loop) or (None, self.model)
         renames_loss = found.loss is not loop.loss and self._may_rename_loss()
-        loop = replace(loop, module=rest, loss=found.loss if renames_loss else loop.loss)
+        unread = found.unread or (_EARLIER_LABELS if found.loss is not loop.loss else None)
+        loss = found.loss if renames_loss else loop.loss
+        loop = replace(loop, module=rest, loss=loss, unread=None if renames_loss else unread)
         inner, tasks = above(prefix, loop, parameters, tasks)
         choice = choose(loop, tasks, inner, rates, self.engine)
         return Plan(loop, choice, prefix, found.outputs, rate_kinds(rates), renames_loss)
@@ -407,6 +410,9 @@ class MAML(Learner):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+_EARLIER_LABELS = "earlier tasks had labels that it alone knows what to do with"
 
 
 def _likely_outputs(parameters: Mapping[str, Tensor]) -> tuple[int, torch.dtype]:

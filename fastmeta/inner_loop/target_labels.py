@@ -54,4 +54,7 @@ def _check(name: str, label: Label, values: Tensor) -> None:
             f"{float(values[task, sample]):.7g} for sample {sample} of task {task}, at place "
             f"{label.column} of its targets"
         )
-    raise ValueError(f"{name} has other numbers than labels at place {label.column}")
+    raise ValueError(
+        f"{name} has numbers that the loss cuts off, or labels below 0, at place {label.column} of "
+        "its targets"
+    )
