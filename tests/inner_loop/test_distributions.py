@@ -145,3 +145,12 @@ def test_a_broadcast_by_mistake_is_run_as_it_came():
 
     meta = fm.MAML(chain(), loss=loss, inner_lr=0.05)
     assert_exact(meta, regression_tasks(outputs=3))
+
+
+def test_probabilities_add_up_as_far_as_float32_can_tell():
+    """PyTorch wants their sum within 1e-6: of many classes, a matter of how it is taken."""
+    meta = fm.MAML(chain(), loss=OF_LABELS["categorical of probabilities"], inner_lr=0.1)
+    assert_native(meta, classification_tasks([2]))
+    steps = next(iter(meta._plans.values())).loop.loss.steps
+    numbers = {step[4] for step in steps if step[0] == "constant"}
+    assert 1e-6 not in numbers and 1e-4 in numbers

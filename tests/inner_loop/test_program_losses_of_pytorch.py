@@ -105,6 +105,9 @@ OF_NUMBERS |= {
     "stack, sums first": lambda p, y: torch.stack(
         [(p[:, i] - y[:, i]).abs() for i in range(3)]
     ).sum(0).square().mean(),
+    "stack, totals first": lambda p, y: (
+        torch.stack([p[:, 0] * y[:, 0], p[:, 1] ** 2]).mean(1).sum()
+    ),
     "one behind another": lambda p, y: torch.cat([(p[:, 0] - y[:, 0]).abs(), p[:, 1] ** 2]).mean(),
     "columns": lambda p, y: sum(
         (a - b).abs() for a, b in zip(p.unbind(1), y.unbind(1), strict=True)

@@ -56,6 +56,8 @@ def _of_stack(
         return Value(total, own(value.row))
     if x.dim() == 2 and x.shape[1] == samples and over == {0}:
         return Value("samples", own(value.row))
+    if x.dim() == 2 and x.shape[1] == samples and over == {1}:
+        return Value(total, value.row)
     raise Unreadable(NO_TOTAL)
 
 

@@ -34,10 +34,15 @@ class Spelled(TorchFunctionMode):
         if function is Tensor.__bool__ and asked_by_distributions():
             self.assumed.append(args[0])
             return True
+        if function is Tensor.lt and args[1:] == (_FROM_ONE,) and asked_by_distributions():
+            return args[0] < _FARTHER  # sums of many numbers round in another order
         other = _SPELLED.get(function)
         if other is not None:
             return other(self.assumed.append, *args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+_FROM_ONE, _FARTHER = 1e-6, 1e-4  # probabilities may add up to, and may here
 
 
 def asked_by_distributions() -> bool:
