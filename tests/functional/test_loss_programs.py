@@ -127,6 +127,7 @@ def test_sums_and_means_over_samples():
         (lambda p, y: torch.cat([p, y])[:, 0].mean(), "part of a total"),
         (lambda p, y: torch.cat([p, y]).abs().mean(), "mean or a sum"),
         (lambda p, y: torch.stack([p[:, 0], y[:, 0]]).softmax(0).mean(), "over samples"),
+        (lambda p, y: (torch.zeros(5) + p.sum()).sum(), "other numbers"),
         (lambda p, y: torch.stack([p, y]).mean(), "more than one dimension"),
         (lambda p, y: torch.stack([p.mean(), y.sum()]).mean(), "mean or a sum"),
         (lambda p, y: torch.cat([p, p.new_tensor([[1.0]])], 1).mean(), "does not run|no native"),

@@ -47,6 +47,18 @@ class LossRows(Rows):
         labels = tuple(self.whole[column] for column in sorted(self.whole))
         return needed(self.steps, row, 2), value.kind == "sum", labels
 
+    def know(self, tensor: Tensor, value: Value) -> None:
+        if value.row >= 0 and not self._holds(tensor, value):
+            raise Unreadable("it makes other numbers than those of each sample")
+        super().know(tensor, value)
+
+    def _holds(self, x: Tensor, value: Value) -> bool:
+        """Whether a tensor has as many numbers as what it is known to be."""
+        if value.kind in ("constant", "task"):
+            return self.is_broadcast(x, value)
+        each = self.samples if value.kind in ("samples", "stacked") else 1
+        return x.numel() == self.widths[value.row] * each
+
     def assume(self, truth: Tensor) -> None:
         value = self.value(truth)
         if value.kind not in ("every", "samples", "task", "constant"):
@@ -121,7 +133,7 @@ class LossRows(Rows):
         """Whether a tensor holds what is the same for all samples, again and again."""
         width = self.widths[value.row]
         if width == 1:
-            return out.numel() > 0
+            return True
         return width == (self.columns(out) if self.has_samples(out, value) else out.numel())
 
     def is_zero(self, x: Any) -> bool:

@@ -89,7 +89,8 @@ def _squeezed(to: LossRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
 
 def _detached(to: LossRows, out: Tensor, x: Tensor) -> Value:
     value = to.value(x)
-    if value.row in to.columns_of or value.kind in ("order", "constant", "task"):
+    of_targets = value.row in to.columns_of or value.row == to.labels
+    if of_targets or value.kind in ("order", "constant", "task"):
         return value
     if value.kind == "samples":
         return to.put_all("stop", out, x)
