@@ -236,6 +236,11 @@ class Generic(nn.CrossEntropyLoss):
         return super().forward(p, y)
 
 
+class Parts(Module):
+    def forward(self, p, y):
+        return sum(part(p, y) for part in self.children())
+
+
 HOOKED = Module()
 HOOKED.register_forward_hook(lambda *args: None)
 REPLACED = Module()
@@ -263,6 +268,7 @@ REPLACED.forward = lambda p, y: p.mean()
         (Within({1, 2}), "set"),
         (Keeping(), "reads a list, and may change one"),
         (Generic(), "super|Generic"),
+        (Parts(), "asks a module for its children"),
         (HOOKED, "hooks"),
         (REPLACED, "hooks or a forward"),
         (lambda p, y: CFG.update(b=2.0) or (p - y).abs().mean(), "dict, and may change"),

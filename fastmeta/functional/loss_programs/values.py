@@ -288,6 +288,8 @@ class _Look:
         """Of the object and of its classes, whichever is found first by Python."""
         if name == "__dict__":
             raise _Unknown("it reads a __dict__")
+        if name in _PARTS and isinstance(value, nn.Module):
+            raise _Unknown(f"it asks a module for its {name}")
         kind, own = type(value), _held_by(value)
         classes = [] if kind in _NAMESPACES else classes_of(kind)
         found = [vars(cls)[name] for cls in classes if name in vars(cls)]
@@ -318,6 +320,11 @@ def _held_by(value: Any) -> dict[str, Any]:
     return {**plain, **value._buffers, **value._modules, "training": value.training}
 
 
+_PARTS = {
+    "children", "modules", "parameters", "buffers", "state_dict", "named_children", "named_modules",
+    "named_parameters", "named_buffers", "_modules", "_parameters", "_buffers", "load_state_dict",
+    "add_module", "register_module", "register_buffer", "register_parameter",
+}  # fmt: skip
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
