@@ -34,7 +34,8 @@ class Spelled(TorchFunctionMode):
         if function is Tensor.__bool__ and asked_by_distributions():
             self.assumed.append(args[0])
             return True
-        if function is Tensor.lt and args[1:] == (_FROM_ONE,) and asked_by_distributions():
+        compares = function in (Tensor.lt, Tensor.__lt__) and args[1:] == (_FROM_ONE,)
+        if compares and asked_by_distributions():
             return args[0] < _FARTHER  # sums of many numbers round in another order
         other = _SPELLED.get(function)
         if other is not None:
