@@ -45,6 +45,7 @@ from fastmeta.inner_loop.loop import (
 )
 from fastmeta.inner_loop.prefix import Prefix, split
 from fastmeta.inner_loop.snapshot import Snapshot
+from fastmeta.inner_loop.target_labels import NoSuchClass
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 
 __all__ = ["MAML", "Names"]
@@ -73,9 +74,12 @@ class MAML(Learner):
         loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
             `F.cross_entropy`), or a callable (predictions [S, O], targets) -> scalar, with a third
             argument `weight` [S] if padded tasks are to work. On a CPU the native kernels run a
-            function, too, if it is a mean or a sum over samples of what arithmetic and PyTorch's
-            losses make of each sample's own predictions and targets; the numbers and functions
-            that it names may change between calls.
+            function, method or module, too, if it is a mean or a sum over samples of what
+            arithmetic, PyTorch's losses and torch.distributions make of each sample's own
+            predictions and targets; what it names may change between calls. Where PyTorch would
+            refuse values there (a scale below 0, a sample outside of a support), the task's loss
+            and gradients are NaN then; labels among floating targets, `y[:, 0].long()`, are checked
+            before.
         order: 2 for the exact meta-gradient, 1 for first-order MAML (section 5.2 of the paper).
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
@@ -254,7 +258,8 @@ class MAML(Learner):
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
         if self._may_rename_loss():
-            loop = replace(loop, loss=loss_as_explained(loop.loss, *_likely_outputs(parameters)))
+            loss, unread = loss_as_explained(loop.loss, *_likely_outputs(parameters))
+            loop = replace(loop, loss=loss, unread=unread)
         parts = self._cut(loop)
         if parts is not None:
             loop = replace(loop, module=parts[1])
@@ -305,8 +310,8 @@ class MAML(Learner):
                 plan = self._plan_for(key, parameters, rates, tasks, steps)
         try:
             check_labels(plan.loop, plan.outputs, tasks)
-        except ValueError:
-            if not plan.renames_loss:
+        except ValueError as error:
+            if not plan.renames_loss or isinstance(error, NoSuchClass):
                 raise
             self._loss_as_written = self.loss  # as a function it may ignore such labels
             return self._prepare_anew(plan, tasks, inner_steps)
@@ -360,7 +365,9 @@ class MAML(Learner):
         found = check_model(loop, parameters, rates, tasks)
         prefix, rest = self._cut(loop) or (None, self.model)
         renames_loss = found.loss is not loop.loss and self._may_rename_loss()
-        loop = replace(loop, module=rest, loss=found.loss if renames_loss else loop.loss)
+        unread = found.unread or (_EARLIER_LABELS if found.loss is not loop.loss else None)
+        loss = found.loss if renames_loss else loop.loss
+        loop = replace(loop, module=rest, loss=loss, unread=None if renames_loss else unread)
         inner, tasks = above(prefix, loop, parameters, tasks)
         choice = choose(loop, tasks, inner, rates, self.engine)
         return Plan(loop, choice, prefix, found.outputs, rate_kinds(rates), renames_loss)
@@ -406,6 +413,9 @@ class MAML(Learner):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+_EARLIER_LABELS = "earlier tasks had labels that it alone knows what to do with"
 
 
 def _likely_outputs(parameters: Mapping[str, Tensor]) -> tuple[int, torch.dtype]:

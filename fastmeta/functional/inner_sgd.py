@@ -71,6 +71,7 @@ def inner_sgd(
     adapted = tuple(lr if isinstance(lr, Mapping) else parameters)
     loop = InnerLoop(module, named(loss, support_y), steps, order, adapted)
     tasks = TaskBatch.of_support(support_x, support_y, support_weight)
-    loop = replace(loop, loss=check_model(loop, parameters, lr, tasks).loss)
+    found = check_model(loop, parameters, lr, tasks)
+    loop = replace(loop, loss=found.loss, unread=found.unread)
     engine = choose(loop, tasks, parameters, lr).engine
     return engine.adapt(loop, parameters, lr, tasks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from fastmeta.inner_loop.probe import (
     support_loss,
     takes,
 )
+from fastmeta.inner_loop.target_labels import NoSuchClass, check_target_labels
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
 class Checked(NamedTuple):
     outputs: int  # a sample: n_way for a classifier
     loss: Loss  # by its name or as a program, where a function is one that can be read
+    unread: str | None  # why it is none, as a sentence
 
 
 def check_model(
@@ -54,8 +55,9 @@ def check_model(
         _check_task_dimension(loop, theta, tasks)
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
+    loss, unread = _as_read(loop.loss, predictions, tasks)
     _check_loss(loop, predictions, tasks)
-    return Checked(predictions.shape[-1], _as_read(loop.loss, predictions, tasks))
+    return Checked(predictions.shape[-1], loss, unread)
 
 
 def _probed(
@@ -89,41 +91,57 @@ def _inputs_needed(module: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind in by_position]
 
 
-def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> Loss:
-    """A function as what it can be read as, if with such targets it means the same."""
-    if isinstance(loss, str) or tasks.support_weight is not None or tasks.query_weight is not None:
-        return loss
+def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> tuple[Loss, str | None]:
+    """A function as what it can be read as, if with such targets it means the same; or why not."""
+    if isinstance(loss, str):
+        return loss, None
+    if tasks.support_weight is not None or tasks.query_weight is not None:
+        return loss, "with weights of samples it is run as it is"
     try:
         with hidden_from_saved_tensor_hooks():
             queries = tasks.query_x.shape[1]
             read = read_loss(loss, predictions, tasks.support_y[0], queries)
-    except Unreadable:
-        return loss
-    return read if not takes_labels(read) or _in_range(tasks, predictions) else loss
+    except Unreadable as reason:
+        return loss, str(reason)
+    unfit = _unfit_labels(read, predictions, tasks)
+    return (read, None) if unfit is None else (loss, unfit)
 
 
-def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> Loss:
+def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> tuple[Loss, str | None]:
     """As `_as_read` would have it for the targets that are most likely, where none are there."""
     if isinstance(loss, str):
-        return loss
-    predictions = torch.empty(2, outputs, dtype=dtype)
+        return loss, None
+    predictions, unread = torch.empty(2, outputs, dtype=dtype), ""
     for targets in (torch.empty_like(predictions), torch.zeros(2, dtype=torch.int64)):
-        with suppress(Unreadable):
-            return read_loss(loss, predictions, targets)
-    return loss
+        try:
+            return read_loss(loss, predictions, targets), None
+        except Unreadable as reason:
+            kind = "labels [S]" if unread else f"targets {list(targets.shape[1:])} of a sample"
+            unread += f"{'; ' if unread else ''}for {kind}, {reason}"
+    return loss, unread
 
 
-def _in_range(tasks: TaskBatch, predictions: Tensor) -> bool:
+def _unfit_labels(read: Loss, predictions: Tensor, tasks: TaskBatch) -> str | None:
+    """Why labels are such that the loss as it was read would not do as the loss as it came."""
     try:
-        tasks.check_labels(predictions.shape[-1])
-    except ValueError:  # for the loss as it came to treat
-        return False
-    return True
+        _check_labels(read, predictions.shape[-1], tasks)
+    except NoSuchClass:
+        raise
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
-    """ValueError for a label outside [0, n_way) where the loss takes labels."""
-    if takes_labels(loop.loss):
+    """ValueError for a label outside [0, n_way) where the loss takes labels, and as
+    `check_target_labels`.
+    """
+    _check_labels(loop.loss, n_way, tasks)
+
+
+def _check_labels(loss: Loss, n_way: int, tasks: TaskBatch) -> None:
+    check_target_labels(loss, tasks)
+    if takes_labels(loss):
         tasks.check_labels(n_way)
 
 

@@ -46,6 +46,7 @@ class InnerLoop:
         order: 2 for the exact meta-gradient, 1 to take inner gradients as constants (FOMAML).
         adapted: names of the parameters that take the steps.
         randomness: what random layers do over tasks, "same" or "different"; None: an error.
+        unread: why the loss, a function, is run as it is, as a sentence; where that is known.
         precision: of products: "fp32", "tf32x3", "tf32" or "bf16"; see `products_in`.
         shapes: of the module's parameters, by name.
         memory: what the engines find out about this loop and want to know again.
@@ -61,6 +62,7 @@ class InnerLoop:
     adapted: tuple[str, ...]
     randomness: str | None = None
     precision: str = "fp32"
+    unread: str | None = None
     shapes: Mapping[str, torch.Size] = field(init=False, repr=False)
     memory: dict[Any, Any] = field(init=False, repr=False, default_factory=dict)
 

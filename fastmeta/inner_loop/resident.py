@@ -42,7 +42,7 @@ def can_run(
     if unavailable is not None:
         return unavailable
     if not isinstance(loop.loss, (str, LossProgram)):
-        return _UNREAD_LOSS
+        return f"{_UNREAD_LOSS}: {loop.unread}" if loop.unread else _UNREAD_LOSS
     if loop.randomness is not None:
         return "the native kernels draw no random numbers"
     if tasks is None:

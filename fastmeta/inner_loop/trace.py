@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import builtins
 import operator
 import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
+from fastmeta.functional.row_programs import lengths_as_sizes
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.rules import LAYERS
 
 __all__ = [
-    "DRAWS", "IN_PLACE", "Unknown", "attributes_read", "is_layer", "lengths_as_sizes", "own_name",
-    "trace", "unwatched",
+    "DRAWS", "IN_PLACE", "Unknown", "attributes_read", "is_layer", "own_name", "trace",
+    "unwatched",
 ]  # fmt: skip
 
 
@@ -57,27 +56,6 @@ def _untraceable(error: Exception) -> str:
     if not lines:
         return "torch.fx cannot trace its forward"
     return f"torch.fx cannot trace this line of its forward: {lines[-1]}"
-
-
-@contextmanager
-def lengths_as_sizes(kind: type[Any]) -> Iterator[None]:
-    """``len(x)`` of what is of a kind is ``x.size(0)``, which need not be a plain int."""
-
-    thread = threading.get_ident()
-
-    def length(of: Any) -> Any:
-        if isinstance(of, kind) and threading.get_ident() == thread:
-            return of.size(0)
-        return _len(of)
-
-    builtins.len = length  # other threads meet it, too, and get what they would
-    try:
-        yield
-    finally:
-        builtins.len = _len
-
-
-_len = len
 
 
 def _modes() -> tuple[Any, ...]:

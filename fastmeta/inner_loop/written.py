@@ -14,13 +14,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmeta.functional.forward import has_hooks, in_every_place, module_lock
-from fastmeta.functional.row_programs import Fails, NoRule, Step, Unreadable, read
+from fastmeta.functional.row_programs import (
+    Fails,
+    NoRule,
+    Step,
+    Unreadable,
+    lengths_as_sizes,
+    read,
+)
 from fastmeta.inner_loop.calls import check_attributes
 from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.layers import unlike_parameters
 from fastmeta.inner_loop.randomness import random_state
-from fastmeta.inner_loop.trace import DRAWS, Unknown, lengths_as_sizes
+from fastmeta.inner_loop.trace import DRAWS, Unknown
 
 __all__ = ["Written", "unwritten_for_any", "written_of"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -50,7 +50,7 @@ class TaskBatch:
 
     __slots__ = (
         "support_x", "support_y", "query_x", "query_y", "support_weight", "query_weight",
-        "_labels_seen",
+        "_labels_seen", "_known_labels",
     )  # fmt: skip
 
     support_x: Tensor
@@ -60,6 +60,7 @@ class TaskBatch:
     support_weight: Tensor | None
     query_weight: Tensor | None
     _labels_seen: tuple[int, ...] | None  # n_way and the versions of the labels found inside it
+    _known_labels: tuple[Any, ...]  # what was found of targets, and their versions
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class TaskBatch:
         _set(self, "support_weight", support_weight)
         _set(self, "query_weight", query_weight)
         _set(self, "_labels_seen", None)
+        _set(self, "_known_labels", ())
 
     @classmethod
     def of_support(
@@ -97,6 +99,7 @@ class TaskBatch:
         for name, tensor in zip(_TENSORS, tensors, strict=True):
             _set(tasks, name, tensor)
         _set(tasks, "_labels_seen", None)
+        _set(tasks, "_known_labels", ())
         return tasks
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -183,6 +186,14 @@ class TaskBatch:
         if self._labels_seen is None or -1 in versions or self._labels_seen[1:] != versions:
             return None
         return self._labels_seen[0]
+
+    def note_labels(self, labels: Hashable) -> None:
+        """That was found to hold of the targets, which `knows_labels` tells until they change."""
+        _set(self, "_known_labels", (labels, _version(self.support_y), _version(self.query_y)))
+
+    def knows_labels(self, labels: Hashable) -> bool:
+        versions = _version(self.support_y), _version(self.query_y)
+        return -1 not in versions and self._known_labels == (labels, *versions)
 
     def with_inputs(self, support_x: Tensor, query_x: Tensor) -> TaskBatch:
         """The same tasks seen through features: [T, S, ...] and [T, Q, ...]."""

@@ -1,5 +1,7 @@
 """fm.explain names the engine that runs."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,3 +102,44 @@ def test_tasks_that_a_call_would_refuse_are_refused():
         fm.explain(mlp([3, 1]).double(), regression_tasks(), loss="mse")
     with pytest.raises(ValueError, match="give one of the two"):
         fm.explain(mlp([2, 2]).double(), regression_tasks(), loss="mse", device="cpu")
+
+
+CFG = {"net": nn.Linear(2, 2), "b": 1.0}
+
+
+@pytest.mark.parametrize(
+    "loss, words",
+    [
+        (lambda p, y: torch.erf(p - y).mean(), "it calls erf"),
+        (lambda p, y: (p - y).square().mean().sqrt(), "not a mean or a sum over the samples"),
+        (lambda p, y: CFG["b"] * p.mean(), r"CFG.\['net'\], .*Linear with parameters"),
+        (lambda p, y: p.mean() * min(1.0, len(p) / 8), "number of samples"),
+        (lambda p, y: (p.double() - y.double()).mean().to(p.dtype), "computes in torch.float64"),
+    ],
+)
+def test_what_keeps_a_loss_from_being_read_is_named(loss, words):
+    meta = fm.MAML(mlp([2, 4, 3]), loss=loss)
+    tasks = regression_tasks(outputs=3).to(dtype=torch.float32)
+    for choice in (fm.explain(meta), fm.explain(meta, tasks), fm.explain(meta)):
+        assert choice.name != "resident"
+        assert re.search(words, choice.passed_over["resident"])
+
+
+def test_labels_and_weights_that_keep_a_loss_from_being_read_are_named():
+    meta = fm.MAML(mlp([2, 4, 3]).double(), loss=lambda p, y: 2 * F.cross_entropy(p, y))
+    tasks = classification_tasks([2])
+    assert fm.explain(meta, tasks).name == "resident"
+    tasks.support_y[0, 0] = -100
+    assert "labels below 0" in fm.explain(meta, tasks).passed_over["resident"]
+    meta.inner_steps = 2  # of another plan
+    good = fm.explain(meta, classification_tasks([2]))
+    assert "earlier tasks" in good.passed_over["resident"]
+
+    def weighted(p, y, weight):
+        return (weight * F.l1_loss(p, y, reduction="none").mean(1)).sum() / weight.sum()
+
+    ones = torch.ones(3, 5, dtype=DOUBLE)
+    choice = fm.explain(
+        fm.MAML(mlp([2, 4, 2]).double(), loss=weighted), regression_tasks(support_weight=ones)
+    )
+    assert "weights of samples" in choice.passed_over["resident"]

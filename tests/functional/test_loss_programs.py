@@ -121,11 +121,15 @@ def test_sums_and_means_over_samples():
         (lambda p, y: (p[1:] - y[:-1]).mean(), "picks samples"),
         (lambda p, y: F.softmax(p, 0).mean(), "over samples"),
         (lambda p, y: (p @ y.T).mean(), "of which there is no native form"),
-        (lambda p, y: (p - torch.zeros(3)).abs().mean(), "of which there is no native form"),
-        (lambda p, y: (QUANTILES * p).mean() + QUANTILES.sum(), "it counts"),
+        (lambda p, y: (p - torch.linspace(0, 1, 3)).abs().mean(), "there is no native form"),
+        (lambda p, y: (p * y).sum() / (y > 0).sum(), "it counts"),
         (lambda p, y: (p - QUANTILES[:, None]).mean(), "does not run|tensor of its own"),
-        (lambda p, y: torch.cat([p, y]).abs().mean(), "picks samples"),
-        (lambda p, y: torch.stack([p[:, 0], y[:, 0]]).abs().mean(), "stacks samples"),
+        (lambda p, y: torch.cat([p, y])[:, 0].mean(), "part of a total"),
+        (lambda p, y: torch.cat([p, y]).abs().mean(), "mean or a sum"),
+        (lambda p, y: torch.stack([p[:, 0], y[:, 0]]).softmax(0).mean(), "over samples"),
+        (lambda p, y: (torch.zeros(5) + p.sum()).sum(), "other numbers"),
+        (lambda p, y: torch.stack([p, y]).mean(), "more than one dimension"),
+        (lambda p, y: torch.stack([p.mean(), y.sum()]).mean(), "mean or a sum"),
         (lambda p, y: torch.cat([p, p.new_tensor([[1.0]])], 1).mean(), "does not run|no native"),
         (lambda p, y: (p[:, :, None] - y[:, None]).abs().mean(), "pairs the numbers"),
         (lambda p, y: (p * y).mean() if p.sum() > 0 else p.mean(), "mean or a sum|no native form"),
@@ -133,7 +137,9 @@ def test_sums_and_means_over_samples():
         (lambda p, y: (p * y).mean() * max(y.tolist()[0]), "asks for tolist"),
         (lambda p, y: (p * y).mean() if p.requires_grad else p.mean(), "asks for requires_grad"),
         (lambda p, y: (p * y).mean() if p.is_leaf else p.mean(), "asks for is_leaf|unseen"),
-        (lambda p, y: (p * y).sum() / len(p), "asks for __len__"),
+        (lambda p, y: (p * y).mean() * min(1.0, len(p) / 16), "number of samples"),
+        (lambda p, y: (p * y).mean() if len(p) > 1000 else p.mean(), "number of samples"),
+        (lambda p, y: (p * y).sum() / p.__len__(), "asks for __len__"),
         (lambda p, y: (p * y).mean() / p.shape[0], "divides by the number of samples"),
         (lambda p, y: (p * y).mean() * (1 / p.shape[0]), "number of samples"),
         (lambda p, y: (p * y).mean() * min(1.0, p.size(0) / 16), "number of samples"),
@@ -151,9 +157,23 @@ def test_sums_and_means_over_samples():
         (lambda p, y: sum(p[:, i % 3] for i in range(2000)).mean(), "unseen|steps"),
         (lambda p, y: (p - y).double().abs().mean(), "float64"),
         (lambda p, y: (p - y).long().float().mean(), "rounds"),
+        (lambda p, y: (p - y.view(torch.int32)).abs().mean(), "bits"),
         (lambda p, y: (p - y).pow(1.5).mean(), "power"),
-        (lambda p, y: torch.cosh(p - y).mean(), "of which there is no native form"),
-        (lambda p, y: (p - y).abs_().mean(), "of which there is no native form"),
+        (lambda p, y: torch.erf(p - y).mean(), "of which there is no native form"),
+        (lambda p, y: (p - y.abs_()).mean(), "in place"),
+        (lambda p, y: (p.detach().mul_(2) * y).mean(), "in place"),
+        (lambda p, y: ((p * 2)[:, 0].mul_(2) * y[:, 0]).mean(), "in place"),
+        (lambda p, y: F.one_hot(y[:, 0].long()).sum(1).mul(p[:, 0]).mean(), "as many classes"),
+        (lambda p, y: p.gather(1, y[:, :1].long().clamp(0, 2)).mean(), "whole numbers"),
+        (lambda p, y: p.gather(1, (y[:, :1] + 0.5).long()).mean(), "rounds"),
+        (lambda p, y: p.gather(1, y[:, :2].long()).mean(), "no label"),
+        (lambda p, y: p.gather(1, p[:, :1].long().abs()).mean(), "rounds|whole"),
+        (lambda p, y: p[torch.arange(5), y[:5, 0].long()].mean(), "does not run|picks samples"),
+        (lambda p, y: p[y[:, 0].long()].mean(), "picks"),
+        (lambda p, y: torch.norm(p - y, dim=0).mean(), "over samples"),
+        (lambda p, y: torch.norm(p - y), "over samples"),
+        (lambda p, y: torch.norm(p - y, p=3, dim=1).mean(), "order 3"),
+        (lambda p, y: (p * y).mean() if (p > 0).all() else p.mean(), "no native form"),
         (
             lambda p, y: (p.register_hook(torch.neg), (p - y).abs().mean())[1],
             "hooks|asks for register_hook",
@@ -168,6 +188,13 @@ def test_sums_and_means_over_samples():
 def test_what_is_no_program(loss, words):
     with pytest.raises(Unreadable, match=words):
         read(loss)
+
+
+def test_tensors_of_the_user_stay():
+    before = QUANTILES.clone()
+    with pytest.raises(Unreadable, match="in place"):
+        read(lambda p, y: (p * QUANTILES.mul_(2)).mean())
+    assert torch.equal(QUANTILES, before)
 
 
 def test_weighted_classes_are_no_mean_over_samples():
@@ -273,7 +300,7 @@ def test_a_reason_counts_that_a_loss_has_caught():
 
     def another(p, y):
         try:
-            return torch.cosh(p).mean()
+            return torch.erf(p).mean()
         except Exception:
             return p.mean()
 
@@ -311,18 +338,6 @@ def wrapping(function):
     return wrapped
 
 
-class Stateful:
-    factor = 1.0
-
-    def __call__(self, p, y):
-        return self.factor * (p - y).mean()
-
-
-class Own(nn.Module):
-    def forward(self, p, y):
-        return (p - y).mean()
-
-
 STATE = [1.0]
 LEARNED = torch.ones(3, requires_grad=True)
 LARGE = torch.ones(65)
@@ -343,7 +358,6 @@ def imports_inside(p, y):
         lambda p, y: sum([STATE.pop() for _ in range(2)]) * (p - y).mean(),
         lambda p, y: (LEARNED * (p - y)).mean(),
         lambda p, y: (LARGE * (p - y)).mean(),
-        lambda p, y: Stateful.factor * (p - y).mean(),
         lambda p, y: getattr(F, "mse_loss")(p, y),  # noqa: B009
         lambda p, y: eval("p - y").mean(),
         lambda p, y: (lambda q: q.mean())(p - y),
@@ -356,14 +370,10 @@ def imports_inside(p, y):
         lambda p, y: (p - y).mean() * torch.get_num_threads(),
         lambda p, y: (p - y).mean() * torch.is_grad_enabled(),
         torch.ones(3).tolist,
-        Stateful(),
-        Stateful().__call__,
-        Own(),
         HOOKED,
         nn.CrossEntropyLoss(weight=torch.ones(65)),
         imports_inside,
         functools.partial(F.cross_entropy, weight=torch.ones(3, requires_grad=True)),
-        functools.partial(Stateful()),
     ],
 )
 def test_values_that_nobody_can_tell(loss):

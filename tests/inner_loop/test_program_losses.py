@@ -1,5 +1,6 @@
 """Losses of users in the native kernels: as the reference has them, whatever the network."""
 
+import argparse
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_losses import assert_native, chain
 from oracle import DOUBLE, assert_exact, classification_tasks, outer_loss, regression_tasks
 from torch import nn
 
@@ -105,22 +107,11 @@ OF_LABELS = {
 }
 
 
-def chain(outputs=3):
-    return nn.Sequential(
-        nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, outputs)
-    ).double()
-
-
 def images(outputs=3):
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, track_running_stats=False),
         nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, outputs),
     ).double()  # fmt: skip
-
-
-def assert_native(meta, tasks, inputs=None, **options):
-    assert_exact(meta, tasks, inputs, **options)
-    assert "resident" in {plan.engine.__name__.split(".")[-1] for plan in meta._plans.values()}
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 19])
@@ -216,6 +207,47 @@ def test_what_a_loss_reads_may_change(monkeypatch):
     for beta in (0.5, 1.5):
         module.beta = beta
         assert_native(meta, tasks)
+
+
+class Balanced(nn.Module):
+    """A loss with a state, as users write them."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.options = options
+        self.register_buffer("weights", torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE))
+
+    def forward(self, p, y):
+        return self.options["power"] * self._distances(p - y).mean()
+
+    def _distances(self, error):
+        return self.weights * F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
+
+
+class Agent:
+    def __init__(self):
+        self.options, self.net = argparse.Namespace(bonus=0.1), chain()
+
+    def loss(self, p, y):
+        return self.distance(p, y) + self.options.bonus * p.square().mean()
+
+    @staticmethod
+    def distance(p, y):
+        return (p - y).abs().mean()
+
+
+def test_what_objects_hold_may_change():
+    options, tasks = {"power": 1.0}, regression_tasks(outputs=3)
+    loss, agent = Balanced(options), Agent()
+    meta, other = (fm.MAML(chain(), loss=own, inner_lr=0.05) for own in (loss, agent.loss))
+    for value in (1.0, 2.5):
+        options["power"] = agent.options.bonus = value
+        assert_native(meta, tasks)
+        assert_native(other, tasks)
+    loss.weights[1] = 7.0
+    assert_native(meta, tasks)
+    agent.distance = lambda p, y: (p * y).square().mean()
+    assert_native(other, tasks)
 
 
 def test_labels_to_ignore_are_for_the_loss_as_it_came():

@@ -15,19 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.functional.loss_programs.program import LossProgram
+from fastmeta.functional.loss_programs.program import Label, LossProgram
 from fastmeta.functional.loss_programs.rows import LossRows
 from fastmeta.functional.loss_programs.rules import LOSS_RULES
-from fastmeta.functional.loss_programs.values import values_read
+from fastmeta.functional.loss_programs.values import unknown_value, values_read
 from fastmeta.functional.row_programs import (
     Operation,
     Step,
     Unreadable,
+    lengths_as_sizes,
     operations,
     read,
 )
 
-__all__ = ["LossProgram", "Unreadable", "read_loss", "takes_labels", "values_read"]
+__all__ = ["Label", "LossProgram", "Unreadable", "read_loss", "takes_labels", "values_read"]
 
 
 def takes_labels(loss: Any) -> bool:
@@ -50,7 +51,7 @@ def read_loss(
     """
     values = values_read(loss)
     if values is None:
-        raise Unreadable("it reads what may change unseen")
+        raise Unreadable(f"it reads what may change unseen: {unknown_value(loss)}")
     known = predictions.dtype in (torch.float32, torch.float64)
     if predictions.dim() not in (1, 2) or not known:
         raise Unreadable("the predictions are no float32 or float64 [S, O] or [S]")
@@ -79,9 +80,10 @@ class _Look(NamedTuple):
         generator = torch.Generator().manual_seed(n)
         predictions = torch.randn(n, *self.output, dtype=self.dtype, generator=generator)
         if self.labels:
-            targets = torch.randint(self.output[0], (n, *self.target), generator=generator)
+            targets = torch.zeros(n, *self.target, dtype=torch.int64)  # of any number of classes
         else:
-            targets = torch.randn(n, *self.target, dtype=self.dtype, generator=generator)
+            # Above 0 and below 1: cut off, they are labels of any number of classes.
+            targets = torch.rand(n, *self.target, dtype=self.dtype, generator=generator)
         return predictions.requires_grad_(), targets
 
 
@@ -116,7 +118,7 @@ def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
 def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
     sizes = [n for n in _MANY if n not in (*look.output, *look.target)][:2]
     first, second = (_read(loss, look.draw(n)) for n in sizes)
-    if (first.steps, first.adds) != (second.steps, second.adds):
+    if first[:3] != second[:3]:
         raise Unreadable("it depends on the number of samples, or on values")
     # What is done for few samples must be the same, whatever it is.
     for n in (*_FEW, *look.samples):
@@ -126,19 +128,22 @@ def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
         if len(run) != len(first.operations) or not all(alike):
             raise Unreadable("it does something else for other numbers of samples")
     return LossProgram(
-        loss, look.output.numel(), look.target.numel(), look.labels, first.adds, tuple(first.steps)
-    )
+        loss, look.output.numel(), look.target.numel(), look.labels, first.adds,
+        tuple(first.steps), first.labels,
+    )  # fmt: skip
 
 
 class _Reading(NamedTuple):
     steps: list[Step]
     adds: bool
+    labels: tuple[Label, ...]
     operations: list[Operation]
 
 
 def _read(loss: Callable[..., Tensor], given: tuple[Tensor, Tensor]) -> _Reading:
     rows = LossRows(*given)
-    result, operations = read(loss, given, rows, LOSS_RULES)
+    with lengths_as_sizes(Tensor):
+        result, operations = read(loss, given, rows, LOSS_RULES)
     return _Reading(*rows.result(result), operations)
 
 

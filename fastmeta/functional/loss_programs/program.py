@@ -9,7 +9,26 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import Step
 
-__all__ = ["LossProgram"]
+__all__ = ["Label", "LossProgram"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A number of the targets that a loss takes for a whole one, in [least, below).
+
+    Attributes:
+        column: where it is among a sample's targets.
+        strict: whether PyTorch raises an error for whole numbers below that; above it does anyway.
+    """
+
+    column: int
+    least: int = -(1 << 24)
+    below: int = 1 << 24  # of float32 all whole numbers are exact up to there
+    strict: bool = False
+
+    @property
+    def is_class(self) -> bool:
+        return self.below < 1 << 24
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class LossProgram:
         predictions, targets: numbers in the rows of a sample.
         takes_labels: whether the target is an int64 label.
         adds: whether the samples' losses are added up instead of averaged.
+        labels: what the targets must hold for the steps to be the loss.
     """
 
     loss: Callable[..., Tensor]
@@ -32,13 +52,14 @@ class LossProgram:
     takes_labels: bool
     adds: bool
     steps: tuple[Step, ...]
+    labels: tuple[Label, ...] = ()
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self.loss(predictions, targets)
 
     def does_as(self, other: LossProgram | None) -> bool:
-        """Whether it takes the same steps on the same rows."""
-        return other is not None and replace(self, loss=other.loss) == other
+        """Whether it takes the same steps on the same rows, whatever it does with other labels."""
+        return other is not None and replace(self, loss=other.loss, labels=other.labels) == other
 
     @property
     def __name__(self) -> str:

@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from fastmeta.functional.row_programs.spelled import Spelled, asked_by_distributions
 from fastmeta.functional.row_programs.step import Unreadable
 
 __all__ = ["Questions"]
@@ -22,7 +22,7 @@ _SIZES = ("shape", "size", "numel", "nelement")
 # What the number of samples may be given to: shapes, and arithmetic, whose rules know it again.
 _SHAPED = (
     "view", "reshape", "expand", "repeat", "tile", "broadcast_to", "unflatten", "zeros", "ones",
-    "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty",
+    "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "arange",
 )  # fmt: skip
 _ARITHMETIC = ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "rsub")
 _COUNTED = {
@@ -31,17 +31,19 @@ _COUNTED = {
 }  # fmt: skip
 
 
-class Questions(TorchFunctionMode):
+class Questions(Spelled):
     """Marks the number of samples, so that nothing but a mean comes of it, and refuses to tell what
     else a program does not depend on.
 
     Attributes:
-        refused: why, also where the loss has caught it.
+        refused: why, also where it was caught.
+        asked: the name of the latest function.
     """
 
     def __init__(self, samples: int) -> None:
         super().__init__()
         self.refused: Unreadable | None = None
+        self.asked = ""
         self._samples = samples
 
     def __torch_function__(
@@ -56,7 +58,12 @@ class Questions(TorchFunctionMode):
             self._refuse(name)
         if name not in _COUNTED and _has_count((args, *(kwargs or {}).values())):
             self.refuse_count()
-        found = function(*args, **(kwargs or {}))
+        self.asked = name
+        try:
+            found = super().__torch_function__(function, types, args, kwargs)
+        except Unreadable as reason:
+            self.refused = reason
+            raise
         return self._marked(found) if name in _SIZES else found
 
     def refuse_count(self) -> NoReturn:
@@ -105,6 +112,8 @@ class _Count(int):
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Count):
+            if asked_by_distributions():  # what would broadcast, which operations tell as well
+                return False
             self._refuse()
         return int.__eq__(self, other)
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmeta.functional.row_programs.questions import Questions
 from fastmeta.functional.row_programs.rows import Rows, Value
 from fastmeta.functional.row_programs.rules import Rule
+from fastmeta.functional.row_programs.spelled import Spelled
 from fastmeta.functional.row_programs.step import Fails, NoRule, Unreadable
 
 __all__ = ["Operation", "operations", "read"]
@@ -53,19 +54,22 @@ def read(
     Raises:
         Unreadable: it does what there are no rules for.
     """
-    questions, reader = Questions(rows.samples), _Reader(rows, rules)
+    questions = Questions(rows.samples)
+    reader = _Reader(rows, rules, questions)
     with torch.enable_grad(), reader, questions:
         result = _run(function, given)
     refused = questions.refused or reader.refused
     if refused is not None:
         raise refused
+    for truth in questions.assumed:
+        rows.assume(truth)
     return result, reader.operations
 
 
 def operations(function: Callable[..., Any], given: Sequence[Tensor]) -> list[Operation]:
     """Which operations run, and on which numbers."""
     names = _Names()
-    with torch.enable_grad(), names:
+    with torch.enable_grad(), names, Spelled():
         _run(function, given)
     return names.operations
 
@@ -107,12 +111,13 @@ class _Names(_Mode):
 class _Reader(_Mode):
     """Makes steps of each operation that runs."""
 
-    def __init__(self, rows: Rows, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, rows: Rows, rules: Mapping[str, Rule], questions: Questions) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         self.refused: Unreadable | None = None  # also where the function has caught it
         self._rows = rows
         self._rules = rules
+        self._questions = questions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -131,13 +136,20 @@ class _Reader(_Mode):
             raise NoRule(f"it calls {name}, of which there is no native form")
         if not torch.is_grad_enabled():
             raise Unreadable("it switches gradients off")
+        if func._schema.is_mutable and rows.known(args[0]) is None:
+            raise Unreadable("it changes a tensor of its own in place")
         _check_whole_numbers(name, args)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.is_floating_point() and out.dtype is not rows.dtype:
-            raise Unreadable(f"it computes in {out.dtype}")
+            if name not in _MOVING:
+                raise Unreadable(f"it computes in {out.dtype}")
         if isinstance(out, Tensor) and not out.is_floating_point() and name not in _NOT_FLOATING:
             raise Unreadable(f"it computes {name} of whole numbers or truths")
+        if name == "view" and out.dtype is not args[0].dtype:
+            raise Unreadable("it takes bits for those of another dtype")
         value = rule(rows, out, *args, **kwargs)
+        if _is_of_autograd(func) and self._questions.asked != "detach":
+            rows.know_again(out, args[0])
         if isinstance(value, Value):
             rows.know(out, value)
         else:
@@ -151,7 +163,15 @@ _LOGIC = ("bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or
 _NOT_FLOATING = (
     *_LOGIC, "gt", "ge", "lt", "le", "eq", "ne", "view", "_unsafe_view", "unsqueeze", "squeeze",
     "alias", "expand", "clone", "_to_copy", "detach", "slice", "select", "split",
-    "split_with_sizes", "sum", "masked_fill_", "arange",
+    "split_with_sizes", "unbind", "sum", "masked_fill_", "arange", "zeros", "new_zeros",
+    "scatter", "scatter_", "remainder", "all", "_is_all_true", "lift_fresh",
+)  # fmt: skip
+
+
+# What leaves numbers as they are, of whatever precision.
+_MOVING = (
+    "view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "expand", "detach", "slice", "select",
+    "lift_fresh",
 )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ class Rows:
         self._numbers: dict[float, int] = {}
         self.kept: list[Tensor] = []  # so that no id is that of another
         self._values: dict[int, Value] = {}
+        self._same: dict[int, int] = {}
+        self._given = len(given)
         for row, tensor in enumerate(given):
             self.know(tensor, Value("samples", row))
 
@@ -54,6 +56,25 @@ class Rows:
     def of_unknown(self, x: Tensor) -> Value:
         """What a tensor is that no operation has made."""
         raise Unreadable("it reads a tensor of its own")
+
+    def assume(self, truth: Tensor) -> None:
+        """PyTorch raises an error where the truth is none."""
+        raise Unreadable("it depends on values")
+
+    def check_own(self, x: Tensor) -> None:
+        """Unreadable if what is changed in place may be read elsewhere."""
+        memory, same = x.untyped_storage().data_ptr(), self._same.get(id(x), id(x))
+        others = [
+            t for i, t in enumerate(self.kept)
+            if self._same.get(id(t), id(t)) != same or i < self._given
+        ]  # fmt: skip
+        shared = any(t.untyped_storage().data_ptr() == memory for t in others)
+        if shared or self.known(x) is None:
+            raise Unreadable("it changes in place what it reads elsewhere")
+
+    def know_again(self, tensor: Tensor, other: Tensor) -> None:
+        """That autograd has made of another one, which nobody is given beside it."""
+        self._same[id(tensor)] = self._same.get(id(other), id(other))
 
     def know(self, tensor: Tensor, value: Value) -> None:
         self.kept.append(tensor)
@@ -77,6 +98,9 @@ class Rows:
         if len(shape) == 1 and shape[0] % self.samples == 0:
             return shape[0] // self.samples
         raise Unreadable("it mixes the samples")
+
+    def has_samples(self, x: Tensor, value: Value) -> bool:
+        return value.kind == "samples"
 
     def put(
         self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,
@@ -109,7 +133,7 @@ class Rows:
             like, width = Value("constant"), 1
         else:
             like = self.like(op, values)
-            width = self.columns(out) if like.kind == "samples" else out.numel()
+            width = self.columns(out) if self.has_samples(out, like) else out.numel()
         if any(self.widths[value.row] not in (1, width) for value in values):
             raise Unreadable(PAIRS)
         return like._replace(row=self.put(op, *(v.row for v in values), x=x, y=y, width=width))
