@@ -273,6 +273,13 @@ def texts():
     return namespace(rate_1=2.0)
 
 
+def or_two(x):
+    try:
+        return STATE.a * x.tanh()
+    except AttributeError:
+        return 2 * x.tanh()
+
+
 def of_another(x):
     return STATE.b * x.tanh()
 
@@ -328,6 +335,13 @@ OBJECTS = {
     "one that was not there": (
         texts, lambda x: (STATE.rate if hasattr(STATE, "rate") else 2.0) * x.tanh(),
         set_to("rate", 0.5),
+    ),
+    "one that a class did not have": (
+        lambda: type("Has", (), {}), lambda x: getattr(STATE, "a", 2.0) * x.tanh(),
+        set_to("a", 0.5),
+    ),
+    "one that a module did not have": (
+        lambda: types.ModuleType("settings"), or_two, set_to("a", 0.5),
     ),
     "two functions' attributes": (
         lambda: namespace(a=2.0, b=2.0), lambda x: of_a(x) + of_another(x), set_to("b", 0.5),

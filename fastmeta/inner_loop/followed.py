@@ -117,6 +117,9 @@ class Followed:
             for owner in family.owners:  # an object may get what so far its class alone has
                 own = vars(owner.of) if type(owner.of) is ModuleType else owner
                 self._add(own, name, f"{family.called}.{name}")
+        if "" in self._texts or self.catches is not None:  # it may ask what is not there yet
+            for owner in family.owners:
+                self._add(Whole(owner.of), "", family.called)
 
     def _add_part(self, part: nn.Module) -> None:
         called, own = type(part).__name__, Vars(part)

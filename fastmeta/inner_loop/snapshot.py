@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ class Snapshot:
         owners = [*module.modules()]
         hooks = [hooks for owner in owners for hooks in hook_dicts(owner)]
         # A new attribute may stand before one of its class, of which a forward has read.
-        dicts = [own for owner in owners for own in (owner._parameters, owner.__dict__)]
-        counted: list[Any] = [*_GLOBAL_HOOKS, *hooks, *dicts]
+        dicts = [(owner._parameters, owner._buffers, owner.__dict__) for owner in owners]
+        counted: list[Any] = [*_GLOBAL_HOOKS, *hooks, *chain.from_iterable(dicts)]
         self._seen = (
             flat((owner, type(owner), owner.__dict__) for owner in owners),
             flat(own for owner in owners for own in _own_dicts(owner)),

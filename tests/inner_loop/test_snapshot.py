@@ -78,6 +78,7 @@ CHANGES = {
     "parameter gone": lambda m: setattr(m[0], "bias", None),
     "parameter added": lambda m: m[0].register_parameter("scale", nn.Parameter(torch.ones(1))),
     "tied": lambda m: setattr(m[1][1], "bias", m[0].bias),
+    "buffer added": lambda m: m[0].register_buffer("scale", torch.ones(1)),
     "hook": lambda m: m[0].register_forward_hook(lambda *_: None),
     "pre-hook": lambda m: m.register_forward_pre_hook(lambda *_: None),
 }
