@@ -72,3 +72,23 @@ def test_an_error_says_what_sizes_it_likes():
         return x
 
     assert "it does not run: ValueError: 4 features of" in written_of(Bent(bend), [3])
+
+
+# ---- numbers that only tensors tell, and not what torch.fx traces with ---------------------------
+
+
+def of_a_tensor(x):
+    return 2 * x if isinstance(x, torch.Tensor) and (x > 10).any() else x.tanh()
+
+
+def of_a_size(x):
+    return 2 * x if isinstance(x.shape[0], int) and float(x.detach().amax()) > 10 else x.tanh()
+
+
+@pytest.mark.parametrize("bend", [of_a_tensor, of_a_size])
+def test_a_branch_on_numbers_that_a_proxy_does_not_come_to(bend):
+    meta = fm.MAML(Bent(bend), loss="mse", inner_lr=0.1)
+    for factor in (0.1, 100):
+        x, y = factor * torch.randn(3, 7, 3), torch.randn(3, 7, 2)
+        assert_as_the_reference(meta, fm.TaskBatch(x, y, x, y))
+    assert "asks for numbers" in fm.explain(meta, tasks_of()).passed_over["layered"]
