@@ -23,7 +23,7 @@ _TELL_ANYTHING = ("sys", "builtins", "gc", "inspect", "ctypes", "importlib")  # 
 _BY_TEXT = {"__dict__", "attrgetter", "getattr", "hasattr", "methodcaller", "vars"}
 _MADE = frozenset(("__init__", "__new__", "__post_init__"))  # called where an object is made
 _UNCALLED = _MADE | {"__del__", "__reduce__", "__reduce_ex__", "__repr__", "__setstate__"}
-_MOST_PLACES = 2048
+_MOST_PLACES = 1024  # beside attributes of the module's parts
 
 
 class Followed:
@@ -58,7 +58,8 @@ class Followed:
 
     def _follow(self) -> None:
         known: tuple[int, ...] = ()
-        while known != (known := self._size()) and len(self.places) < _MOST_PLACES:
+        most = len(self.places) + _MOST_PLACES
+        while known != (known := self._size()) and len(self.places) < most:
             while self._read < len(self.functions):
                 self._read += 1
                 self._read_function(self.functions[self._read - 1])
@@ -67,7 +68,7 @@ class Followed:
             for part, name in self._hidden:
                 if name in self._names - OF_EVERY_MODULE:
                     self._add(vars(part), name, f"{type(part).__name__}.{name}")
-        if len(self.places) >= _MOST_PLACES:
+        if len(self.places) >= most:
             self._give_up("its forward reads too much of Python to be watched")
 
     def _size(self) -> tuple[int, ...]:

@@ -393,3 +393,4 @@ def test_a_module_of_pytorch_s_own_has_no_surroundings():
     layers = nn.Sequential(nn.Linear(2, 2), nn.TransformerEncoderLayer(2, 1))
     assert not Surroundings(layers).seen
     assert not Surroundings(fm.models.conv4(5, image_size=16)).seen
+    assert Surroundings(nn.Sequential(*(nn.Linear(2, 2) for _ in range(500)))).unwatched is None
