@@ -18,6 +18,7 @@ from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.layers import called, leaves_of
 from fastmeta.inner_loop.parameter_calls import OF_PARAMETERS, Operands
+from fastmeta.inner_loop.surroundings import Surroundings
 from fastmeta.inner_loop.trace import (
     Unknown,
     check_traceable,
@@ -28,7 +29,7 @@ from fastmeta.inner_loop.trace import (
 )
 from fastmeta.models import Sine
 
-__all__ = ["Call", "Reshaped", "calls_of", "misread"]
+__all__ = ["Call", "Reshaped", "asks_types", "calls_of", "misread"]
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,22 @@ def calls_of(module: nn.Module) -> list[Call] | str:
     )
 
 
-def misread(module: nn.Module, sample: Sequence[int]) -> str | None:
+def asks_types(module: nn.Module) -> bool:
+    """Whether a forward written by hand does, to which a size that torch.fx gives is no number."""
+    by_hand = not all(is_layer(layer) for _, layer in leaves_of(module))
+    return by_hand and Surroundings(module).asks_types
+
+
+def misread(module: nn.Module, sample: Sequence[int], samples: int = 2) -> str | None:
     """A sentence if a forward written by hand was read as what it is not."""
     if all(is_layer(layer) for _, layer in leaves_of(module)):
         return None
     own = dict(module.named_parameters())
     like = next(iter(own.values()), torch.empty(()))
-    x = torch.linspace(-2, 2, 2 * math.prod(sample), dtype=like.dtype, device=like.device).sin()
+    numbers = samples * math.prod(sample)
+    x = torch.linspace(-2, 2, numbers, dtype=like.dtype, device=like.device).sin()
     try:
-        return differs(module, own, x.reshape(2, *sample))
+        return differs(module, own, x.reshape(samples, *sample))
     except RuntimeError as error:
         return f"its forward has no gradient: {str(error).splitlines()[0]}"
 

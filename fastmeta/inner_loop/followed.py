@@ -20,6 +20,7 @@ __all__ = ["OF_EVERY_MODULE", "Followed"]
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _TELL_ANYTHING = ("sys", "builtins", "gc", "inspect", "ctypes", "importlib")  # modules
+_OF_TYPES = {"callable", "hasattr", "isinstance", "issubclass", "type"}
 _BY_TEXT = {"__dict__", "attrgetter", "getattr", "hasattr", "methodcaller", "vars"}
 _MADE = frozenset(("__init__", "__new__", "__post_init__"))  # called where an object is made
 _UNCALLED = _MADE | {"__del__", "__reduce__", "__reduce_ex__", "__repr__", "__setstate__"}
@@ -39,6 +40,7 @@ class Followed:
         functions: that were followed.
         unwatched: a sentence if there is something of which nobody could tell that it changes.
         catches: the name of a function that catches exceptions, if one does.
+        asks_types: whether one asks for a type, which a proxy is none of.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -46,6 +48,7 @@ class Followed:
         self.functions: list[FunctionType] = []
         self.unwatched: str | None = None
         self.catches: str | None = None
+        self.asks_types = False
         self._seen: dict[int, Any] = {id(part): part for part in module.modules()}
         self._hidden: list[tuple[nn.Module, str]] = []  # attributes that follow the parameters
         self._kinds = {*map(type, module.modules())}
@@ -92,6 +95,8 @@ class Followed:
         self._names |= names.attributes
         if not _BY_TEXT.isdisjoint(names.attributes | names.variables):
             self._texts |= names.texts | {""}
+        if not _OF_TYPES.isdisjoint(names.variables):
+            self.asks_types = True
         if names.catches:
             self.catches = function.__qualname__
         named = names.variables | names.attributes - {"eval"}  # which each module has

@@ -25,6 +25,7 @@ class Program:
 
     Attributes:
         largest: elements a sample in the largest tensor of the first run; 0 before it.
+        asks_types: whether the forward does, which takes a size of a proxy for no number.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, surroundings: Surroundings) -> None:
@@ -32,6 +33,7 @@ class Program:
         self._steps = _steps(_Names(root), nodes, _last_uses(graph))
         self._output = _output(output)
         self._surroundings = surroundings
+        self.asks_types = surroundings.asks_types
         self.largest = 0
 
     def is_current(self) -> bool:

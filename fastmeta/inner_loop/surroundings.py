@@ -23,11 +23,13 @@ class Surroundings:
         unwatched: a sentence if there is something of which nobody could tell that it changes:
             what was made of the forwards must not be kept.
         catches: the name of a function of theirs that catches exceptions, if one does.
+        asks_types: whether one of theirs asks for a type.
     """
 
     def __init__(self, module: nn.Module) -> None:
         followed = Followed(module)
         self.unwatched, self.catches = followed.unwatched, followed.catches
+        self.asks_types = followed.asks_types
         self._dtype = torch.get_default_dtype() if followed.functions else None
         objects, items, keys = [], [], []
         self.seen: list[tuple[Owner, str, _Kept]] = []
