@@ -167,6 +167,9 @@ def _vmap_forward(
         predictions = call_module(module, task_parameters, task_x, mode)
         if mode.loses_hooks:
             raise RuntimeError("vmap calls no hooks of tensors")
+        if mode.failed is not None:
+            name = type(module).__name__
+            raise NotForManyTasks(f"{name} goes on after an error: {mode.failed}") from mode.failed
         return predictions
 
     all_tasks = torch.func.vmap(
@@ -260,11 +263,19 @@ class _AsForOneTask(_Corrected):
     """
 
     loses_hooks = False
+    failed: Exception | None = None  # which vmap alone may raise, also where it is caught
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._call(function, *args, **kwargs)
+        except Exception as error:
+            self.failed = error
+            raise
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         if function in _HOOKS:
             self.loses_hooks = True
-        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(2)):
+        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(3)):
             return _requires_grad(args[0])  # vmap has forgotten
         return _FOR_ONE_TASK.get(function, function)(*args, **kwargs)
 

@@ -7,7 +7,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -19,11 +18,18 @@ from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.differs import differs
 from fastmeta.inner_loop.layers import called, leaves_of
 from fastmeta.inner_loop.parameter_calls import OF_PARAMETERS, Operands
-from fastmeta.inner_loop.surroundings import CONTAINERS, MOST_ITEMS
-from fastmeta.inner_loop.trace import Unknown, attributes_read, is_layer, own_name, trace, unwatched
+from fastmeta.inner_loop.surroundings import Surroundings
+from fastmeta.inner_loop.trace import (
+    Unknown,
+    check_traceable,
+    is_layer,
+    own_name,
+    trace,
+    watched,
+)
 from fastmeta.models import Sine
 
-__all__ = ["Call", "Reshaped", "calls_of", "check_attributes", "misread"]
+__all__ = ["Call", "Reshaped", "asks_types", "calls_of", "misread"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ def calls_of(module: nn.Module) -> list[Call] | str:
             for index, (prefix, layer) in enumerate(leaves)
         ]  # fmt: skip
     try:
-        check_attributes(module)
-        with module_lock:
+        with module_lock, watched(module) as surroundings:
+            check_traceable(surroundings)
             return _GraphReader(nn.Sequential(module)).read()
     except Unknown as unknown:
         reason = str(unknown)
@@ -75,15 +81,22 @@ def calls_of(module: nn.Module) -> list[Call] | str:
     )
 
 
-def misread(module: nn.Module, sample: Sequence[int]) -> str | None:
+def asks_types(module: nn.Module) -> bool:
+    """Whether a forward written by hand does, to which a size that torch.fx gives is no number."""
+    by_hand = not all(is_layer(layer) for _, layer in leaves_of(module))
+    return by_hand and Surroundings(module).asks_types
+
+
+def misread(module: nn.Module, sample: Sequence[int], samples: int = 2) -> str | None:
     """A sentence if a forward written by hand was read as what it is not."""
     if all(is_layer(layer) for _, layer in leaves_of(module)):
         return None
     own = dict(module.named_parameters())
     like = next(iter(own.values()), torch.empty(()))
-    x = torch.linspace(-2, 2, 2 * math.prod(sample), dtype=like.dtype, device=like.device).sin()
+    numbers = samples * math.prod(sample)
+    x = torch.linspace(-2, 2, numbers, dtype=like.dtype, device=like.device).sin()
     try:
-        return differs(module, own, x.reshape(2, *sample))
+        return differs(module, own, x.reshape(samples, *sample))
     except RuntimeError as error:
         return f"its forward has no gradient: {str(error).splitlines()[0]}"
 
@@ -94,34 +107,6 @@ def _parameters(layer: nn.Module, prefix: str) -> dict[str, str]:
 
 def _works_in_place(layer: nn.Module) -> bool:
     return bool(getattr(layer, "inplace", False))
-
-
-def check_attributes(module: nn.Module) -> None:
-    """Unknown if a forward may read an attribute of which a later change would not be seen."""
-    for owner, name, value in attributes_read(module):
-        if not _is_watched(value):
-            raise unwatched(owner, name, value)
-
-
-def _is_watched(value: Any) -> bool:
-    """Whether a snapshot of the module tells when it changes."""
-    if type(value) is tuple:  # which is the same while a list in it changes
-        return all(type(v) not in CONTAINERS and _is_watched(v) for v in value)
-    if type(value) in CONTAINERS and len(value) > MOST_ITEMS:
-        return False
-    if type(value) is dict:
-        return all(map(_is_plain, (*value.keys(), *value.values())))
-    return all(map(_is_plain, value)) if type(value) in CONTAINERS else _is_plain(value)
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) in (tuple, list):
-        return all(map(_is_plain, value))
-    if type(value) is functools.partial:
-        return all(map(_is_plain, (value.func, *value.args, *value.keywords.values())))
-    if type(value) is BuiltinFunctionType:  # one of no object, which might change
-        return value.__self__ is None or type(value.__self__) in (ModuleType, type)
-    return type(value) in (bool, int, float, str, type(None), torch.dtype, FunctionType)
 
 
 # ---- a graph -----------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
@@ -32,7 +34,11 @@ def differs(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> s
         root = nn.Sequential(module)
         traced = fx.GraphModule(root, trace(root))
         own = {name: theta[own_name(name)] for name, _ in traced.named_parameters()}
-        expected = _with_gradients(call_module(module, theta, x.clone()), theta)
+        with _Asked() as asked:
+            y = call_module(module, theta, x.clone())
+        if asked.name is not None:
+            return f"its forward asks for numbers ({asked.name}), which may be others later"
+        expected = _with_gradients(y, theta)
         found = _with_gradients(call_module(traced, own, x.clone()), theta)
         if _alike(expected, found, [0.0] * len(found)):
             return None
@@ -45,6 +51,31 @@ def differs(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> s
         "its forward computes something else when torch.fx traces it: does it ask for types, or "
         "call an autograd.Function?"
     )
+
+
+class _Asked(TorchFunctionMode):
+    """Notes what turns numbers of a tensor into Python's: of a proxy a forward may not ask for it.
+
+    Attributes:
+        name: of the latest such function, or None.
+    """
+
+    name: str | None = None
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in _OF_NUMBERS:
+            self.name = name
+        return function(*args, **(kwargs or {}))
+
+
+_OF_NUMBERS = (
+    "__array__", "__bool__", "__complex__", "__contains__", "__dlpack__", "__float__", "__index__",
+    "__int__", "allclose", "argwhere", "data_ptr", "equal", "is_nonzero", "item", "nonzero",
+    "numpy", "tolist", "unique",
+)  # fmt: skip
 
 
 def _with_gradients(y: Tensor, theta: Mapping[str, Tensor]) -> list[Tensor]:

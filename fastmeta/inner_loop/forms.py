@@ -15,7 +15,7 @@ from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
 from fastmeta.functional.habit import Habit
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
-from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors
 from fastmeta.inner_loop.networks import (
     Buffers,
     as_native,
@@ -23,6 +23,7 @@ from fastmeta.inner_loop.networks import (
     native_network,
     output_of,
     shapes_of,
+    unlike_others,
 )
 
 __all__ = ["BACKENDS", "KERNELS", "Form", "Program", "Samples", "plain", "prepare"]
@@ -260,6 +261,7 @@ def _prepare_new(
         key = key, support[0].shape[2:]
     form = program.forms.get(key)
     if form is None:
+        _check_counts(loop, support, query)
         one_rate = not isinstance(rates, Mapping)
         everything = tensors + constants
         form = _new_form(program, looks, everything, dense_support, dense_query, one_rate)
@@ -267,6 +269,14 @@ def _prepare_new(
             program.forms.clear()
         program.forms[key] = form
     return form, addresses, tensors, constants
+
+
+def _check_counts(loop: InnerLoop, support: Samples, query: Samples | None) -> None:
+    sample = support[0].shape[2:]
+    counts = [x[0].shape[1] for x in (support, query) if x is not None]
+    network = native_network(loop, sample)
+    if not isinstance(network, str) and (unlike := unlike_others(loop, network, sample, counts)):
+        raise UnknownTensors(unlike)
 
 
 def _gather(

@@ -16,7 +16,7 @@ from fastmeta.backends import requested_backend, triton
 from fastmeta.functional.precision import products_in
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.differs import differs
-from fastmeta.inner_loop.loop import InnerLoop, Rates
+from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors
 from fastmeta.inner_loop.rewrite import Program, rewrite
 from fastmeta.inner_loop.steps import Forward, split_parameters
 from fastmeta.tasks import TaskBatch
@@ -61,6 +61,8 @@ def _run(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor
             f"the module has changed since the engine was chosen, and the layered engine cannot "
             f'run it now: {program}. The way out: engine="vmap"'
         )
+    if program.asks_types and (unlike := _unlike(loop, parameters, x)):
+        raise UnknownTensors(unlike)
     at_once = _at_once(loop, x)
     if at_once >= len(x):
         return program.run(parameters, x)
@@ -105,15 +107,30 @@ def _trial(
     if tasks is None:
         return None
     first = tasks.support_x[:1].detach()
-    per_task = {}
-    for name, shape in loop.shapes.items():
-        own = parameters[name].detach()
-        one = own if own.dim() == len(shape) else own[0]
-        per_task[name] = one.expand(2, *shape) if name in loop.adapted else one
+    of_one = _of_one(loop, parameters)
+    per_task = {
+        name: p.expand(2, *p.shape) if name in loop.adapted else p for name, p in of_one.items()
+    }
     try:
         with torch.no_grad(), products_in(loop.precision):
             program.run(per_task, first.expand(2, *first.shape[1:]))
-        of_one = {name: p if p.shape == loop.shapes[name] else p[0] for name, p in per_task.items()}
-        return differs(loop.module, of_one, first[0])
+        unlike = differs(loop.module, of_one, first[0])
+        if unlike is None and program.asks_types:
+            unlike = _unlike(loop, parameters, tasks.query_x)
+        return unlike
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"its forward does not run for several tasks: {str(error).splitlines()[0]}"
+
+
+def _unlike(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:
+    """`differs` for as many samples as these are, which such a forward may ask for."""
+    key = ("unlike", x.shape[1:])
+    if key not in loop.memory:
+        loop.memory[key] = differs(loop.module, _of_one(loop, parameters), x[0].detach())
+    return loop.memory[key]
+
+
+def _of_one(loop: InnerLoop, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of the first task."""
+    own = {name: parameters[name].detach() for name in loop.shapes}
+    return {name: p if p.shape == loop.shapes[name] else p[0] for name, p in own.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
+from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
-from fastmeta.inner_loop.calls import misread
+from fastmeta.inner_loop.calls import asks_types, misread
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.stages import Stages, never_fits, stages_of
 from fastmeta.inner_loop.written import Written, unwritten_for_any, written_of
-from fastmeta.inner_loop.written_trial import miscomputed
+from fastmeta.inner_loop.written_trial import miscomputed, miscounted
 
 __all__ = [
     "Buffers", "Network", "as_native", "inputs_of", "native_network", "no_network", "output_of",
-    "shapes_of",
+    "shapes_of", "unlike_others",
 ]  # fmt: skip
 
 Network = Chain | Stages | Written
@@ -34,6 +35,30 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
     if key not in loop.memory:
         loop.memory[key] = _network(loop.module, sample)
     return loop.memory[key]
+
+
+def unlike_others(
+    loop: InnerLoop, network: Network, sample: torch.Size, counts: Iterable[int]
+) -> str | None:
+    """A sentence if of such a number of samples something else becomes than of others."""
+    if "asks types" not in loop.memory:
+        loop.memory["asks types"] = asks_types(loop.module)
+    if not isinstance(network, Written) and not loop.memory["asks types"]:
+        return None
+    for count in counts:
+        key = ("count", sample, count)
+        if key not in loop.memory:
+            with module_lock, hidden_from_saved_tensor_hooks():
+                loop.memory[key] = _unlike(network, loop.module, sample, count)
+        if loop.memory[key] is not None:
+            return str(loop.memory[key])
+    return None
+
+
+def _unlike(network: Network, module: nn.Module, sample: torch.Size, count: int) -> str | None:
+    if isinstance(network, Written):
+        return miscounted(network, module, sample, count)
+    return misread(module, sample, count)
 
 
 def _network(module: nn.Module, sample: torch.Size) -> Network | str:

@@ -15,7 +15,7 @@ from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.forms import BACKENDS, KERNELS, Form, prepare
 from fastmeta.inner_loop.loop import InnerLoop, Rates
-from fastmeta.inner_loop.networks import Network, native_network, no_network
+from fastmeta.inner_loop.networks import Network, native_network, no_network, unlike_others
 from fastmeta.inner_loop.resident_autograd import Adapt, MetaLoss
 from fastmeta.inner_loop.resident_runs import (
     beside_rates,
@@ -53,7 +53,7 @@ def can_run(
     return (
         _unfit_parameters(parameters)
         or _unfit_tasks(loop, tasks)
-        or _unfit_samples(network, tasks)
+        or _unfit_samples(loop, network, tasks)
         or _unfit_network(loop, network, tasks.support_x)
     )
 
@@ -206,11 +206,11 @@ def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
     return None
 
 
-def _unfit_samples(network: Network, tasks: TaskBatch) -> str | None:
-    samples = min(tasks.support_x.shape[1], tasks.query_x.shape[1])
-    if isinstance(network, Written) and samples < network.fewest:
+def _unfit_samples(loop: InnerLoop, network: Network, tasks: TaskBatch) -> str | None:
+    counts = tasks.support_x.shape[1], tasks.query_x.shape[1]
+    if isinstance(network, Written) and min(counts) < network.fewest:
         return "its forward squeezes a dimension that lone samples would lose"
-    return None
+    return unlike_others(loop, network, tasks.support_x.shape[2:], counts)
 
 
 def _unfit_network(loop: InnerLoop, network: Network | str, x: Tensor) -> str | None:

@@ -11,9 +11,9 @@ from torch.fx.node import Node, map_arg
 
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
-from fastmeta.inner_loop.frozen import UNFROZEN, frozen
 from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
-from fastmeta.inner_loop.trace import IN_PLACE, Unknown, attributes_read, own_name, trace, unwatched
+from fastmeta.inner_loop.surroundings import Surroundings
+from fastmeta.inner_loop.trace import IN_PLACE, Unknown, check_traceable, own_name, trace, watched
 
 __all__ = ["Program", "rewrite"]
 
@@ -21,27 +21,24 @@ __all__ = ["Program", "rewrite"]
 class Program:
     """The steps of a module's forward on tensors [T, ...].
 
-    What the forward read from Python is as it was when it was traced. Attributes of modules are
-    watched, and what their functions close over, see `is_current`; a `Snapshot` of the module tells
-    of global variables and of attributes of classes.
+    What the forward read from Python is as it was when it was traced, see `is_current`.
 
     Attributes:
         largest: elements a sample in the largest tensor of the first run; 0 before it.
+        asks_types: whether the forward does, which takes a size of a proxy for no number.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, state: list[_State]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, surroundings: Surroundings) -> None:
         *nodes, output = graph.nodes
         self._steps = _steps(_Names(root), nodes, _last_uses(graph))
         self._output = _output(output)
-        self._state = state
+        self._surroundings = surroundings
+        self.asks_types = surroundings.asks_types
         self.largest = 0
 
     def is_current(self) -> bool:
-        """Whether the attributes that a forward may have read are as they were."""
-        try:
-            return all(frozen(s.owner.get(s.name)) == s.value for s in self._state)
-        except UNFROZEN:  # one is of another kind now
-            return False
+        """Whether all that a forward may have read from Python is as it was."""
+        return self._surroundings.are_same()
 
     def run(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The predictions [T, S, O...].
@@ -76,28 +73,11 @@ def rewrite(module: nn.Module) -> Program | str:
     root = nn.Sequential(module)  # around it, since torch.fx traces into a root that is a layer
     with module_lock:
         try:
-            state = _state(module)
-            return Program(root, trace(root), state)
+            with watched(module) as surroundings:
+                check_traceable(surroundings)
+                return Program(root, trace(root), surroundings)
         except Unknown as unknown:
             return str(unknown)
-
-
-class _State(NamedTuple):
-    """An attribute that a traced forward may have read."""
-
-    owner: dict[str, Any]
-    name: str
-    value: Any  # frozen
-
-
-def _state(module: nn.Module) -> list[_State]:
-    states = []
-    for owner, name, value in attributes_read(module):
-        try:
-            states.append(_State(vars(owner), name, frozen(value)))
-        except UNFROZEN:
-            raise unwatched(owner, name, value) from None
-    return states
 
 
 class _Step(NamedTuple):

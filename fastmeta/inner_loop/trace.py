@@ -1,4 +1,4 @@
-"""What a module's forward does, as torch.fx traces it, and which attributes it may have read."""
+"""What a module's forward does, as torch.fx traces it, and whether what it read is watched."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch.fx.node import Node
 from fastmeta.functional.row_programs import lengths_as_sizes
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.rules import LAYERS
+from fastmeta.inner_loop.surroundings import Surroundings
 
 __all__ = [
-    "DRAWS", "IN_PLACE", "Unknown", "attributes_read", "is_layer", "own_name", "trace",
-    "unwatched",
+    "DRAWS", "IN_PLACE", "Unknown", "check_traceable", "is_layer", "own_name", "trace", "watched",
 ]  # fmt: skip
 
 
@@ -109,11 +109,30 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
 
-class _Proxy(fx.Proxy):
-    """Keeps `x += y` apart from `x = x + y`, which torch.fx does not."""
+class _Strict:
+    """Keeps `x += y` apart from `x = x + y`, which torch.fx does not, and tells no other numbers
+    than a tensor or its size would.
+    """
 
     def __hash__(self) -> int:  # in a set or a dict it would never be found
         raise Unknown("its forward looks for a tensor or its size in a set or a dict")
+
+    def __repr__(self) -> str:
+        raise Unknown("its forward makes a text of a tensor or its size")
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+
+class _Attribute(_Strict, fx.proxy.Attribute):
+    pass
+
+
+class _Proxy(_Strict, fx.Proxy):
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
 
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +150,7 @@ IN_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.ipow: operator.pow,
 }
 for _function in IN_PLACE:
-    setattr(_Proxy, f"__{_function.__name__}__", _in_place(_function))
+    setattr(_Strict, f"__{_function.__name__}__", _in_place(_function))
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -146,23 +165,21 @@ def own_name(target: Any) -> str:
     return str(target).removeprefix("0").removeprefix(".")
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+def check_traceable(surroundings: Surroundings) -> None:
+    if surroundings.catches is not None:  # and those of torch.fx with them
+        raise Unknown(f"{surroundings.catches} catches exceptions, or cleans up after them")
 
 
-def attributes_read(module: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Owner, name and value of each attribute that a traced forward may have read."""
-    for owner in module.modules():
-        of_torch = is_layer(owner) or type(owner) is nn.Sequential
-        for name, value in vars(owner).items():
-            # Of PyTorch's own modules what a user has hung on them.
-            own = not name.startswith("_") and type(value) in (list, dict, set)
-            if name not in _OF_EVERY_MODULE and (own or not of_torch):
-                yield owner, name, value
+@contextmanager
+def watched(module: nn.Module) -> Iterator[Surroundings]:
+    """For a block that reads a module's forward: what the reading depends on.
 
-
-def unwatched(owner: nn.Module, name: str, value: object) -> Unknown:
-    """What to raise where nothing would tell that such an attribute has changed."""
-    return Unknown(
-        f"{type(owner).__name__}.{name} is a {type(value).__name__}, of which a later change would "
-        "not be seen"
-    )
+    Raises:
+        Unknown: nobody could tell later that all of it is as it was, or the forward changes it.
+    """
+    surroundings = Surroundings(module)
+    yield surroundings  # what keeps it from being read at all says more
+    if surroundings.unwatched is not None:
+        raise Unknown(surroundings.unwatched)
+    if not surroundings.are_same():
+        raise Unknown("its forward changes what it reads beside its input")

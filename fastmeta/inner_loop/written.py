@@ -22,12 +22,11 @@ from fastmeta.functional.row_programs import (
     lengths_as_sizes,
     read,
 )
-from fastmeta.inner_loop.calls import check_attributes
 from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.layers import unlike_parameters
 from fastmeta.inner_loop.randomness import random_state
-from fastmeta.inner_loop.trace import DRAWS, Unknown
+from fastmeta.inner_loop.trace import DRAWS, Unknown, watched
 
 __all__ = ["Written", "unwritten_for_any", "written_of"]
 
@@ -63,7 +62,7 @@ class Written:
 def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
     """The steps that a forward takes with samples of a shape, or a sentence why there are none."""
     try:
-        with module_lock:
+        with module_lock, watched(module):
             return _Reader(module).read(sample)
     except (Unknown, Unreadable) as reason:
         return str(reason)
@@ -71,11 +70,11 @@ def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
 
 def unwritten_for_any(module: nn.Module) -> str | None:
     """Why there are no steps for samples of any shape, a row or several; None if there are some."""
-    with module_lock:
-        try:
+    try:
+        with module_lock, watched(module):
             return _Reader(module).unreadable_for_any()
-        except (Unknown, Unreadable) as reason:
-            return str(reason)
+    except (Unknown, Unreadable) as reason:
+        return str(reason)
 
 
 def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -101,7 +100,6 @@ class _Reader:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        check_attributes(module)
         if any(has_hooks(part) for part in module.modules()):
             raise Unreadable("it has hooks, which would not be called")
         self._module = module

@@ -13,7 +13,7 @@ from fastmeta.functional.forward import call_module
 from fastmeta.inner_loop.differs import is_alike
 from fastmeta.inner_loop.written import Written
 
-__all__ = ["miscomputed"]
+__all__ = ["miscomputed", "miscounted"]
 
 
 def miscomputed(network: Written, module: nn.Module, sample: Sequence[int]) -> str | None:
@@ -26,6 +26,20 @@ def miscomputed(network: Written, module: nn.Module, sample: Sequence[int]) -> s
     except Exception as error:  # the forward is the user's, and need not take any parameters
         said = "".join(f": {line}" for line in str(error).splitlines()[:1])
         return f"its forward does not run for some samples: {type(error).__name__}{said}"
+
+
+def miscounted(
+    network: Written, module: nn.Module, sample: Sequence[int], samples: int
+) -> str | None:
+    """`miscomputed` for a number of samples: C tells it to a forward that counts with it there."""
+    if samples in _SAMPLES:
+        return None
+    try:
+        x = _waves((samples, *sample), 3)
+        is_alike = _Trial(network, module).predicts(1.0, x)
+    except Exception:  # of the user's code
+        is_alike = False
+    return None if is_alike else f"of {samples} samples its forward makes something else"
 
 
 def _what_differs(trial: _Trial, sample: Sequence[int]) -> str | None:

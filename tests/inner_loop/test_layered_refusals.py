@@ -1,5 +1,6 @@
 """What the layered engine must refuse, and with which words."""
 
+import threading
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_hooks_are_not_bypassed():
 
 
 def test_an_object_whose_change_would_not_be_seen():
-    class Settings:
+    class Settings(threading.local):
         slope = 0.1
 
     class Configured(nn.Linear):

@@ -67,8 +67,11 @@ class Questions(Spelled):
         return self._marked(found) if name in _SIZES else found
 
     def refuse_count(self) -> NoReturn:
+        raise self.note_count()
+
+    def note_count(self) -> Unreadable:
         self.refused = Unreadable("it depends on the number of samples")
-        raise self.refused
+        return self.refused
 
     def _refuse(self, name: str) -> NoReturn:
         self.refused = Unreadable(f"it asks for {name}, which a program does not depend on")
@@ -101,6 +104,19 @@ class _Count(int):
     def _refuse(self, *others: object) -> NoReturn:
         self._asked.refuse_count()
 
+    def __str__(self) -> str:
+        return self._text(int.__repr__(self))
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return self._text(int.__format__(self, spec))
+
+    def _text(self, text: str) -> str:
+        """It may be that of an error, which says more."""
+        self._asked.note_count()
+        return text
+
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, Tensor):
             return NotImplemented
@@ -130,3 +146,5 @@ class _Count(int):
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _refuse
     __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = _refuse
     __abs__ = __round__ = __divmod__ = __rdivmod__ = _refuse
+    conjugate = as_integer_ratio = bit_count = _refuse
+    real = imag = numerator = denominator = property(_refuse)

@@ -41,7 +41,7 @@ class Rows:
         self.dtype = dtype
         self.steps: list[Step] = []
         self.widths = [self.columns(tensor) for tensor in given]
-        self._numbers: dict[float, int] = {}
+        self._numbers: dict[str, int] = {}
         self.kept: list[Tensor] = []  # so that no id is that of another
         self._values: dict[int, Value] = {}
         self._same: dict[int, int] = {}
@@ -139,9 +139,10 @@ class Rows:
         return like._replace(row=self.put(op, *(v.row for v in values), x=x, y=y, width=width))
 
     def number(self, x: float) -> Value:
-        row = self._numbers.get(x)
+        key = float(x).hex()  # 0.0 equals -0.0, but divides otherwise
+        row = self._numbers.get(key)
         if row is None:
-            row = self._numbers[x] = self.put("constant", x=x, width=1)
+            row = self._numbers[key] = self.put("constant", x=x, width=1)
         return Value("constant", row)
 
     def step(self, op: str, *values: Value, width: int) -> Value:
