@@ -137,7 +137,7 @@ class LossRows(Rows):
         return width == (self.columns(out) if self.has_samples(out, value) else out.numel())
 
     def is_zero(self, x: Any) -> bool:
-        return self.value(x) == Value("constant", self._numbers.get(0.0, -1))
+        return self.value(x) == Value("constant", self._numbers.get((0.0).hex(), -1))
 
     def has_samples(self, x: Tensor, value: Value) -> bool:
         """What is the same for all samples may have been expanded to them."""
