@@ -203,7 +203,7 @@ def test_the_same_bits_for_any_number_of_threads(tasks, network):
 
 @pytest.mark.parametrize("network", [lambda: conv4(32), layer_normed], ids=["conv4", "layer norm"])
 def test_float32_is_within_twice_the_error_of_pytorch(network):
-    """In the median: of one draw alone a ReLU near its kink may decide."""
+    """In the median of nine draws: of few a ReLU near its kink may decide."""
 
     def errors(model, batch, dtype, backend):
         meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
@@ -211,7 +211,7 @@ def test_float32_is_within_twice_the_error_of_pytorch(network):
             return gradients(meta, batch.to(dtype=dtype), list(meta.parameters()))
 
     ratios = []
-    for seed in range(5):
+    for seed in range(9):
         torch.manual_seed(seed)
         model = network()
         batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
