@@ -11,8 +11,9 @@ from torch.fx.node import Node, map_arg
 
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
+from fastmeta.inner_loop.call_rules import FUNCTIONS, METHODS
 from fastmeta.inner_loop.frozen import UNFROZEN, frozen
-from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
+from fastmeta.inner_loop.layer_rules import LAYERS, unfit
 from fastmeta.inner_loop.trace import IN_PLACE, Unknown, attributes_read, own_name, trace, unwatched
 
 __all__ = ["Program", "rewrite"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
+from fastmeta.inner_loop.layer_rules import LAYERS
 from fastmeta.inner_loop.randomness import random_state
-from fastmeta.inner_loop.rules import LAYERS
 
 __all__ = [
     "DRAWS", "IN_PLACE", "Unknown", "attributes_read", "is_layer", "lengths_as_sizes", "own_name",
