@@ -16,7 +16,9 @@ from fastmeta.inner_loop.layers import (
     unknown,
     unlike_parameters,
 )
-from fastmeta.inner_loop.stage_builder import ADDERS, StageBuilder, unfit
+from fastmeta.inner_loop.shape_layers import OfSizes
+from fastmeta.inner_loop.stage_builder import ADDERS, StageBuilder
+from fastmeta.inner_loop.stage_limits import unfit
 
 __all__ = ["Stages", "stages_of", "never_fits"]
 
@@ -33,6 +35,7 @@ class Stages:
         sample: the shape of one sample, (C, H, W), (C, L) or (I,).
         outputs: the width of the predictions.
         fewest: samples that a task must have: batch norm of one value a channel means nothing.
+        squeezes: lone samples would lose their dimension.
     """
 
     stages: tuple[dict[str, Any], ...]
@@ -40,6 +43,7 @@ class Stages:
     sample: tuple[int, ...]
     outputs: int
     fewest: int
+    squeezes: bool = False
     buffers: ClassVar[tuple[str, ...]] = ()  # of the names
 
 
@@ -68,7 +72,8 @@ def never_fits(module: nn.Module) -> str | None:
         return calls
     layers = [(call, call.layer) for call in calls if call.layer is not None]
     for call, layer in layers:
-        if type(layer) not in ADDERS and not is_idle(layer) and activation_of(layer) is None:
+        known = type(layer) in (*ADDERS, OfSizes) or is_idle(layer)
+        if not known and activation_of(layer) is None:
             return unknown(call.name)
         if (reason := unfit(layer, call.name)) is not None:
             return reason
@@ -88,7 +93,7 @@ def _finished(builder: StageBuilder) -> Stages | str:
         own = [stage[key] for key in ("in_c", "in_h", "in_w")]
         if -1 in (stage["input"], stage["added"]) and own != whole:
             return "samples are read as they are and flattened"
-    if not builder.flat:
+    if builder.rank > 1:
         return f"the module's outputs are {list(builder.shape)}, not flattened"
     if builder.shape[1:] != (1, 1):
         return f"the last layer flattens {list(builder.shape)} without a linear layer after it"
@@ -100,5 +105,5 @@ def _finished(builder: StageBuilder) -> Stages | str:
     lone = any(s["norm"] == "batch" and s["h"] * s["w"] == 1 for s in builder.stages)
     return Stages(
         tuple(builder.stages), tuple(builder.names), builder.sample, builder.shape[0],
-        2 if lone else 1,
+        2 if lone or builder.squeezes else 1, builder.squeezes,
     )  # fmt: skip
