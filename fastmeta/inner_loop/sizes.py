@@ -62,11 +62,12 @@ def _size(node: Node, sizes: Container[Node], shape_of: Callable[[Node], Sequenc
     if is_rows(node):
         return ROWS
     if asks(node):
-        shape, dims = tuple(shape_of(node.args[0])), _asked_dims(node)
+        of: Any = node.args[0]
+        shape, dims = tuple(shape_of(of)), _asked_dims(node)
         return shape[dims[0]] if dims else shape
     given = evaluated(node.args, sizes, shape_of)
     if node.target in _ARITHMETIC:
-        return node.target(*given)  # type: ignore[operator]
+        return node.target(*given)
     if node.target == "numel" and all(type(n) is int for n in given[0]):
         return math.prod(given[0])
     raise ValueError("a size that it computes")

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from fastmeta.functional.forward import has_hooks, in_every_place, module_lock
 from fastmeta.functional.row_programs import Fails, NoRule, Step, Unreadable, read
 from fastmeta.inner_loop.calls import check_attributes
-from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
+from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, BothWays, ForwardRows
 from fastmeta.inner_loop.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.layers import unlike_parameters
 from fastmeta.inner_loop.randomness import random_state
@@ -141,7 +141,16 @@ class _Reader:
         dtype = next(iter(self._own.values())).dtype
         generator = torch.Generator().manual_seed(samples)
         x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
-        rows = ForwardRows(x, self._own)
+        by_numbers: list[str] = []
+        while True:
+            try:
+                return self._read_rows(x, ForwardRows(x, self._own, by_numbers))
+            except BothWays as both:
+                if {*both.names} <= {*by_numbers}:
+                    raise
+                by_numbers += both.names
+
+    def _read_rows(self, x: Tensor, rows: ForwardRows) -> _Reading:
         with _operations_of_pytorch(), lengths_as_sizes(Tensor):
             y, _ = read(self._forward, (x,), rows, FORWARD_RULES)
         return _Reading(*rows.result(y), y.shape[1:], rows.fewest)

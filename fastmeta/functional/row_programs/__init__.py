@@ -4,6 +4,7 @@ What a function does is read by running it once and looking at what PyTorch's di
 do, so that it does not matter how it is spelled.
 """
 
+from fastmeta.functional.row_programs.functions import held
 from fastmeta.functional.row_programs.reader import Operation, operations, read
 from fastmeta.functional.row_programs.rows import NO_TOTAL, PAIRS, Rows, Value
 from fastmeta.functional.row_programs.rules import RULES, Rule
@@ -11,5 +12,5 @@ from fastmeta.functional.row_programs.step import Fails, NoRule, Step, Unreadabl
 
 __all__ = [
     "Fails", "NO_TOTAL", "NoRule", "Operation", "PAIRS", "RULES", "Rows", "Rule", "Step",
-    "Unreadable", "Value", "needed", "operations", "read",
+    "Unreadable", "Value", "held", "needed", "operations", "read",
 ]  # fmt: skip

@@ -129,8 +129,11 @@ class _Reader(_Mode):
         rule = self._rules.get(name)
         if rule is None:
             raise NoRule(f"it calls {name}, of which there is no native form")
-        if not torch.is_grad_enabled():
+        # Also in the forward of an autograd.Function, whose backward nobody knows.
+        is_off = not torch.is_grad_enabled()
+        if is_off and name != "clamp_min_":  # which moves the lengths that make cosines
             raise Unreadable("it switches gradients off")
+        before = rows.value(args[0]) if is_off else None
         _check_whole_numbers(name, args)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.is_floating_point() and out.dtype is not rows.dtype:
@@ -138,6 +141,8 @@ class _Reader(_Mode):
         if isinstance(out, Tensor) and not out.is_floating_point() and name not in _NOT_FLOATING:
             raise Unreadable(f"it computes {name} of whole numbers or truths")
         value = rule(rows, out, *args, **kwargs)
+        if before is not None:
+            value = rows.moved(before, value)
         if isinstance(value, Value):
             rows.know(out, value)
         else:
@@ -151,7 +156,7 @@ _LOGIC = ("bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or
 _NOT_FLOATING = (
     *_LOGIC, "gt", "ge", "lt", "le", "eq", "ne", "view", "_unsafe_view", "unsqueeze", "squeeze",
     "alias", "expand", "clone", "_to_copy", "detach", "slice", "select", "split",
-    "split_with_sizes", "sum", "masked_fill_", "arange",
+    "split_with_sizes", "sum", "masked_fill_", "arange", "lift_fresh",
 )  # fmt: skip
 
 

@@ -55,6 +55,12 @@ class Rows:
         """What a tensor is that no operation has made."""
         raise Unreadable("it reads a tensor of its own")
 
+    def moved(self, before: Value, value: Value) -> Value:
+        """What a tensor is that changes in place where gradients are off: its slope stays."""
+        width = self.widths[value.row]
+        way = self.step("stop", self.step("subtract", value, before, width=width), width=width)
+        return self.step("add", before, way, width=width)
+
     def know(self, tensor: Tensor, value: Value) -> None:
         self.kept.append(tensor)
         self._values[id(tensor)] = value
