@@ -264,13 +264,14 @@ def _layer_norm(
 def _group_norm(
     to: ForwardRows, out: Any, x: Tensor, weight: Any, bias: Any, samples: int, channels: int,
     pixels: int, groups: int, eps: float,
-) -> tuple[Value]:  # fmt: skip
+) -> tuple[Value, ...]:  # fmt: skip
     """Wu and He 2018, equation 1, of [S, C, ...]."""
     value, _ = of_rows(to, x)
     if to.dim_of_samples(x) != 0 or samples != to.samples or len(x) != samples:
         raise Unreadable("it normalises over samples")
     normed = _normed(to, value, groups, eps)
-    return (_scaled(to, normed, weight, bias, 1, channels, pixels),)
+    statistics = Value("unknown")  # which PyTorch keeps
+    return _scaled(to, normed, weight, bias, 1, channels, pixels), statistics, statistics
 
 
 def _normed(to: ForwardRows, value: Value, parts: int, eps: float) -> Value:

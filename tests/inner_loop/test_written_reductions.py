@@ -58,6 +58,8 @@ REDUCTIONS = {
     "cosine": lambda m, a, b: F.cosine_similarity(a, b, dim=1)[:, None],
     "cosine of parameters": lambda m, a, b: F.cosine_similarity(a, m.own[None], -1).unsqueeze(1),
     "group norm": lambda m, a, b: F.group_norm(a, 2) * torch.sigmoid(b),
+    "group norm alone": lambda m, a, b: F.group_norm(arrays(a), 1).flatten(1),
+    "short cosines": lambda m, a, b: F.cosine_similarity(a, b, dim=1, eps=2.0)[:, None],
     "group norm of arrays": lambda m, a, b: F.group_norm(a.view(-1, 2, 3), 2, m.own[:2]).flatten(1),
 }  # fmt: skip
 ORDERS = {
