@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx.node import Node
 
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.differs import differs
+from fastmeta.inner_loop.layer_calls import layers_of_call, name_of
 from fastmeta.inner_loop.layers import called, leaves_of
-from fastmeta.inner_loop.parameter_calls import OF_PARAMETERS, Operands
+from fastmeta.inner_loop.shape_layers import OfSizes
+from fastmeta.inner_loop.sizes import ROWS, asked_of, asks, evaluated, is_rows, is_size
 from fastmeta.inner_loop.surroundings import Surroundings
 from fastmeta.inner_loop.trace import (
     Unknown,
@@ -29,7 +29,7 @@ from fastmeta.inner_loop.trace import (
 )
 from fastmeta.models import Sine
 
-__all__ = ["Call", "Reshaped", "asks_types", "calls_of", "misread"]
+__all__ = ["Call", "asks_types", "calls_of", "is_by_hand", "misread"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Call:
         parameters: the module's names of the layer's parameters, by the layer's own.
         inputs: the calls whose results it takes, -1 for the module's input.
         alone: at most one call reads its result.
+        sizes: the calls whose results' shapes tell which layers it is, see `OfSizes`.
         in_place: it writes its result over its first input.
     """
 
@@ -51,6 +52,7 @@ class Call:
     inputs: tuple[int, ...]
     alone: bool = True
     in_place: bool = False
+    sizes: tuple[int, ...] = ()
 
 
 def calls_of(module: nn.Module) -> list[Call] | str:
@@ -81,16 +83,18 @@ def calls_of(module: nn.Module) -> list[Call] | str:
     )
 
 
+def is_by_hand(module: nn.Module) -> bool:
+    """Whether there is a forward besides those of layers and of Sequentials."""
+    return not all(is_layer(layer) for _, layer in leaves_of(module))
+
+
 def asks_types(module: nn.Module) -> bool:
     """Whether a forward written by hand does, to which a size that torch.fx gives is no number."""
-    by_hand = not all(is_layer(layer) for _, layer in leaves_of(module))
-    return by_hand and Surroundings(module).asks_types
+    return is_by_hand(module) and Surroundings(module).asks_types
 
 
 def misread(module: nn.Module, sample: Sequence[int], samples: int = 2) -> str | None:
-    """A sentence if a forward written by hand was read as what it is not."""
-    if all(is_layer(layer) for _, layer in leaves_of(module)):
-        return None
+    """A sentence if a forward written by hand was traced as what it is not."""
     own = dict(module.named_parameters())
     like = next(iter(own.values()), torch.empty(()))
     numbers = samples * math.prod(sample)
@@ -119,6 +123,7 @@ class _GraphReader:
         self.root = root
         self.calls: list[Call] = []
         self.results: dict[Node, int] = {}
+        self.sizes: set[Node] = set()
         self.multiples: dict[Node, tuple[Node, float]] = {}  # of results, for sines
 
     def read(self) -> list[Call]:
@@ -128,7 +133,9 @@ class _GraphReader:
             elif node.op == "output":
                 if self.results.get(node.args[0]) != len(self.calls) - 1:
                     raise Unknown("it returns something else than the last layer's result")
-            elif not _is_size(node) and node.op != "get_attr":
+            elif is_size(node, self.sizes):
+                self.sizes.add(node)
+            elif node.op != "get_attr":
                 if not node.users:
                     raise Unknown("it computes something that it does not return")
                 self._read(node)
@@ -159,32 +166,52 @@ class _GraphReader:
 
     def _read_function(self, node: Node) -> None:
         inputs = self._inputs(node, node.args[:1], {})
-        for layer, parameters in _layers_of_call(node, self.root):
-            self._add(node, f"the call of {_name_of(node)}", layer, parameters, inputs)
+        sizes = [each for each in node.all_input_nodes if each in self.sizes]
+        asked = [*dict.fromkeys(of for size in sizes for of in asked_of(size))]
+        if not all(of in self.results for of in asked):
+            raise Unknown(f"it calls {name_of(node)} with a size of what is no layer's result")
+        if not all(map(is_rows, sizes)):
+            self._add_sized(node, inputs, asked)
+            return
+        for layer, parameters in self._layers(node, {}):
+            self._add(node, f"the call of {name_of(node)}", layer, parameters, inputs)
             inputs = (self.results[node],)
+
+    def _add_sized(self, node: Node, inputs: tuple[int, ...], asked: Sequence[Node]) -> None:
+        """A call whose layers wait for the shapes of results."""
+
+        def layers(shapes: Sequence[Sequence[int]]) -> list[tuple[nn.Module, Mapping[str, str]]]:
+            return self._layers(node, dict(zip(asked, shapes, strict=True)))
+
+        parameters = [own_name(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        self._add(
+            node, f"the call of {name_of(node)}", OfSizes(layers),
+            {name: name for name in parameters}, inputs,
+            sizes=tuple(self.results[of] for of in asked),
+        )  # fmt: skip
+
+    def _layers(
+        self, node: Node, shapes: Mapping[Node, Sequence[int]]
+    ) -> list[tuple[nn.Module, Mapping[str, str]]]:
+        given = (node.args[1:], node.kwargs)
+        args, kwargs = evaluated(given, self.sizes, lambda of: (ROWS, *shapes[of]))
+        return layers_of_call(node, self.root, args, kwargs)
 
     def _inputs(self, node: Node, args: Any, kwargs: Any) -> tuple[int, ...]:
         if kwargs or not args or not all(isinstance(a, Node) and a in self.results for a in args):
-            raise Unknown(f"it calls {_name_of(node)} with what is no layer's result")
+            raise Unknown(f"it calls {name_of(node)} with what is no layer's result")
         return tuple(self.results[a] for a in args)
 
     def _add(
         self, node: Node, name: str, layer: Any, parameters: Mapping[str, str],
-        inputs: tuple[int, ...], in_place: bool = False,
+        inputs: tuple[int, ...], in_place: bool = False, sizes: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         self.results[node] = len(self.calls)
         in_place = in_place or _works_in_place(layer)
         if in_place and inputs[0] < 0:
             raise Unknown("it changes its input in place")
-        self.calls.append(Call(name, layer, parameters, inputs, _readers(node) <= 1, in_place))
-
-
-def _readers(node: Node) -> int:
-    return sum(not _is_size(user) for user in node.users)
-
-
-def _name_of(node: Node) -> str:
-    return getattr(node.target, "__name__", str(node.target))
+        alone = sum(not asks(user) for user in node.users) <= 1
+        self.calls.append(Call(name, layer, parameters, inputs, alone, in_place, sizes))
 
 
 _SUMS_IN_PLACE = (operator.iadd, "add_")
@@ -206,123 +233,3 @@ def _multiple(node: Node) -> tuple[Node, float] | None:
     if not isinstance(of, Node) or type(by) not in (int, float):
         return None
     return of, float(by)  # type: ignore[arg-type]
-
-
-# ---- the number of samples, which a forward needs to flatten them --------------------------------
-
-
-def _is_size(node: Node) -> bool:
-    """x.shape, x.size(0) or x.shape[0], of which no layer is made."""
-    return _is_shape(node) or _is_rows(node)
-
-
-def _is_shape(node: Any) -> bool:
-    return isinstance(node, Node) and node.target is getattr and node.args[1:] == ("shape",)
-
-
-def _is_rows(node: Any) -> bool:
-    if not isinstance(node, Node):
-        return False
-    if node.target == "size":
-        return node.args[1:] == (0,) and not node.kwargs
-    return node.target is operator.getitem and _is_shape(node.args[0]) and node.args[1:] == (0,)
-
-
-class Reshaped(nn.Module):
-    """The numbers of each sample in another shape."""
-
-    def __init__(self, sample: Sequence[int]) -> None:
-        super().__init__()
-        self.sample = tuple(sample)
-
-
-def _of_shape(*shape: Any) -> nn.Module:
-    rows, *sample = shape[0] if len(shape) == 1 and not isinstance(shape[0], Node) else shape
-    if _is_rows(rows) and sample == [-1]:
-        return nn.Flatten()
-    if not (_is_rows(rows) or rows == -1) or not all(type(n) is int and n > 0 for n in sample):
-        raise ValueError("a shape that is not one of samples")
-    return Reshaped(sample)
-
-
-# ---- calls of functions and methods that are those of a layer ------------------------------------
-
-
-def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
-    return nn.Flatten(start_dim, end_dim)
-
-
-def _mean(dim: Any, keepdim: bool = False) -> nn.Module:
-    if dim in (2, -1, (2,), (-1,), [2], [-1]):
-        pool: nn.Module = nn.AdaptiveAvgPool1d(1)
-    elif isinstance(dim, (tuple, list)) and sorted(d % 4 for d in dim) == [2, 3]:
-        pool = nn.AdaptiveAvgPool2d(1)
-    else:
-        raise ValueError("a mean over something else than all pixels")
-    return pool if keepdim else nn.Sequential(pool, nn.Flatten())
-
-
-def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
-    return nn.Dropout(p, inplace).train(training)
-
-
-def _max_pool(kind: type[nn.MaxPool1d] | type[nn.MaxPool2d]) -> Callable[..., nn.Module]:
-    def make(
-        kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-        ceil_mode: bool = False, return_indices: bool = False,
-    ) -> nn.Module:  # fmt: skip
-        return kind(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
-
-    return make
-
-
-_METHODS: dict[str, Callable[..., nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "sin": Sine,
-    "flatten": _flatten,
-    "mean": _mean,
-    "view": _of_shape,
-    "reshape": _of_shape,
-}
-_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
-    **{getattr(torch, name): make for name, make in _METHODS.items() if name != "view"},
-    F.relu: nn.ReLU,
-    F.leaky_relu: nn.LeakyReLU,
-    F.tanh: nn.Tanh,
-    F.sigmoid: nn.Sigmoid,
-    F.gelu: nn.GELU,
-    F.softplus: nn.Softplus,
-    F.silu: nn.SiLU,
-    F.elu: nn.ELU,
-    F.selu: nn.SELU,
-    F.mish: nn.Mish,
-    F.relu6: nn.ReLU6,
-    F.hardtanh: nn.Hardtanh,
-    F.dropout: _dropout,
-    F.max_pool1d: _max_pool(nn.MaxPool1d),
-    torch.max_pool1d: _max_pool(nn.MaxPool1d),
-    F.max_pool2d: _max_pool(nn.MaxPool2d),
-    torch.max_pool2d: _max_pool(nn.MaxPool2d),
-    F.avg_pool1d: nn.AvgPool1d,
-    F.avg_pool2d: nn.AvgPool2d,
-    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
-    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-}
-
-
-def _layers_of_call(node: Node, root: nn.Module) -> list[tuple[nn.Module, Mapping[str, str]]]:
-    """The layers that do the same as a function or method with a tensor as its first argument."""
-    given: dict[str, str] = {}
-    table: Any = _METHODS if node.op == "call_method" else _FUNCTIONS
-    make = table.get(node.target) if node.op in ("call_method", "call_function") else None
-    if node.op == "call_function" and node.target in OF_PARAMETERS:
-        make = functools.partial(OF_PARAMETERS[node.target], Operands(root, given))
-    if make is None:
-        raise Unknown(f"it calls {_name_of(node)}, which is none of their layers")
-    try:
-        layer = make(*node.args[1:], **node.kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise Unknown(f"its call of {_name_of(node)} is none of their layers: {error}") from error
-    return [(own, given) for _, own in leaves_of(layer)]

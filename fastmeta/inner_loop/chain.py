@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fastmeta.inner_loop.calls import Reshaped, calls_of
+from fastmeta.inner_loop.calls import calls_of
 from fastmeta.inner_loop.layers import (
     activation_of,
     is_idle,
@@ -15,6 +15,7 @@ from fastmeta.inner_loop.layers import (
     unknown,
     unlike_parameters,
 )
+from fastmeta.inner_loop.shape_layers import Reshaped
 
 __all__ = ["Chain", "chain_of"]
 

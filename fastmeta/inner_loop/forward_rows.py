@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
 
-__all__ = ["GONE", "MOST_NUMBERS", "ForwardRows"]
+__all__ = ["GONE", "MOST_NUMBERS", "MOST_SHARED", "BothWays", "ForwardRows"]
 
 # Numbers that a sample may have in all rows: more would not stay in any cache.
 MOST_NUMBERS = 1 << 15
@@ -20,22 +20,42 @@ _OF_ROWS = ("samples", "task")
 GONE = Value("gone")  # of a tensor that nobody is going to read again
 
 
+# Of a matrix that is a row of numbers: of more, other engines make a product in less time.
+MOST_SHARED = 256
+
+_BOTH_WAYS = "it reads a parameter both as a matrix and number by number"
+
+
+class BothWays(Unreadable):
+    """Parameters, by their names, are read as matrices and number by number."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(_BOTH_WAYS)
+        self.names = names
+
+
 class ForwardRows(Rows):
     """Row 0 is a sample. A parameter, or a buffer, is the weight of products, or a row that all
     samples share.
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
-    transposed. And "places" are whole numbers one after another, by the first.
+    transposed. And "places" are whole numbers one after another, by the first, "list" others.
 
     Attributes:
         fewest: samples that a task must have: a lone one may be squeezed.
+        lists: of whole numbers, that a "list" names by its row.
     """
 
-    def __init__(self, x: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, x: Tensor, parameters: Mapping[str, Tensor], by_numbers: Sequence[str] = ()
+    ) -> None:
         self._names = [*parameters]
+        self._sizes = [p.numel() for p in parameters.values()]
+        self._by_numbers = {id(parameters[name]) for name in by_numbers}
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
         self.fewest = 1
+        self.lists: list[list[int]] = []
         self._made = 0  # numbers, those that turn out not to be needed among them
         super().__init__(len(x), x.dtype, (x,))
 
@@ -50,11 +70,16 @@ class ForwardRows(Rows):
         rows = [step[2] for step in steps if step[0] == "parameter"]
         rows += [step[3] for step in products if step[3] >= 0]
         matrices = [step[2] for step in products]
-        if {*rows} & {*matrices}:
-            raise Unreadable("it reads a parameter both as a matrix and number by number")
+        if both := sorted({*rows} & {*matrices}):
+            self.refuse_matrices(both)
         read = dict.fromkeys([*matrices, *rows])
         places = {index: place for place, index in enumerate(read)}
         return [_with_places(step, places) for step in steps], [self._names[i] for i in read]
+
+    def refuse_matrices(self, indices: Sequence[int]) -> NoReturn:
+        """Of parameters that are read number by number: another reading may do without."""
+        few = sum(self._sizes[i] for i in indices) <= MOST_SHARED
+        raise BothWays([self._names[i] for i in indices]) if few else Unreadable(_BOTH_WAYS)
 
     def put(
         self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,
@@ -89,6 +114,8 @@ class ForwardRows(Rows):
         return own > 0 and left == 0 and x.shape[at] % (self.samples * own) == 0
 
     def like(self, op: str, values: Sequence[Value]) -> Value:
+        if matrices := [value.row for value in values if value.kind in ("weight", "turned")]:
+            self.refuse_matrices(matrices)
         if not {value.kind for value in values} <= {"samples", "task", "constant"}:
             raise Unreadable("it computes with a weight")
         of_samples = [value for value in values if value.kind == "samples"]
@@ -223,9 +250,13 @@ class ForwardRows(Rows):
             raise Unreadable("it changes in place what it reads elsewhere")
 
     def weight(self, x: Any) -> tuple[int, bool] | None:
-        """The parameter that a matrix is, and whether it is as the parameter is; or None."""
+        """The parameter that a matrix is, and whether it is as the parameter is; or None.
+
+        One that is read number by number elsewhere is a row of numbers here, too: the kernels know
+        one shape of it.
+        """
         index = self.index(x)
-        if index is not None and x.dim() == 2:
+        if index is not None and x.dim() == 2 and id(x) not in self._by_numbers:
             return index, True
         value = self.known(x)
         of = value is not None and value.kind in ("weight", "turned")

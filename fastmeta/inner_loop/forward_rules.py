@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
-from fastmeta.inner_loop.forward_rows import ForwardRows
+from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value, held
+from fastmeta.inner_loop.forward_reductions import REDUCTION_RULES
+from fastmeta.inner_loop.forward_rows import MOST_SHARED, ForwardRows
 from fastmeta.inner_loop.forward_shapes import SHAPE_RULES, of_rows, part, same
 
 __all__ = ["FORWARD_RULES"]
@@ -30,10 +31,8 @@ def _multiplied(to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: i
     of, value = to.weight(weight), to.value(x)
     if value.kind not in ("samples", "task") or x.dim() != 2 or to.dim_of_samples(x) == 1:
         raise Unreadable("it multiplies what is no row of each sample")
-    if of is None and bias < 0:
-        return _product(to, value, to.value(weight), 1, *x.shape[1:], *out.shape[1:])
     if of is None:
-        raise Unreadable("it multiplies by a matrix that is no parameter")
+        return _product(to, value, to.value(weight), 1, *x.shape[1:], *out.shape[1:])
     (index, as_it_is), (inputs, outputs) = of, (x.shape[1], out.shape[1])
     count = to.widths[value.row] // inputs
     if to.widths[value.row] % inputs:
@@ -50,9 +49,11 @@ def _affine(
 ) -> Value:  # fmt: skip
     if (alpha, beta) != (1, 1):
         raise Unreadable("it scales a product")
-    index = to.index(bias)
-    if index is not None and bias.shape == out.shape[1:]:
+    index, is_own = to.index(bias), to.weight(weight) is not None
+    if index is not None and is_own and bias.shape == out.shape[1:]:
         return _multiplied(to, out, x, weight, index)
+    if index is not None and not is_own and weight.numel() > MOST_SHARED:
+        raise Unreadable("it multiplies by a large matrix that is no parameter")
     product = _multiplied(to, out, x, weight)
     return to.step("add", product, to.operand(out, bias), width=to.widths[product.row])
 
@@ -221,6 +222,14 @@ def _hardtanh(to: ForwardRows, out: Tensor, x: Tensor, least: float = -1, most: 
     return _activated(to, x, "clamp", least, most)
 
 
+def _celu(to: ForwardRows, out: Tensor, x: Tensor, alpha: float = 1) -> Value:
+    if alpha <= 0:
+        raise Unreadable("it has a CELU that falls")
+    scaled = held(to, out, to.put_all("multiply", out, x, 1 / alpha))
+    unit = held(to, out, _activated(to, scaled, "elu", 1.0, 1.0))
+    return to.put_all("multiply", out, unit, float(alpha))
+
+
 def _softplus(
     to: ForwardRows, out: Tensor, x: Tensor, beta: float = 1, threshold: float = 20
 ) -> Value:
@@ -245,10 +254,30 @@ def _layer_norm(
     to: ForwardRows, out: Any, x: Tensor, shape: Sequence[int], weight: Any, bias: Any, eps: float
 ) -> tuple[Value]:
     """Ba et al. 2016, equation 4."""
-    (value, sides), width, n = of_rows(to, x), to.columns(x), math.prod(shape)
+    (value, sides), n = of_rows(to, x), math.prod(shape)
     if [*sides[-len(shape) :]] != [*shape] or x.shape[-len(shape) :] != torch.Size(shape):
         raise Unreadable("it normalises over samples")
-    parts = width // n
+    parts = to.columns(x) // n
+    return (_scaled(to, _normed(to, value, parts, eps), weight, bias, parts, n),)
+
+
+def _group_norm(
+    to: ForwardRows, out: Any, x: Tensor, weight: Any, bias: Any, samples: int, channels: int,
+    pixels: int, groups: int, eps: float,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Wu and He 2018, equation 1, of [S, C, ...]."""
+    value, _ = of_rows(to, x)
+    if to.dim_of_samples(x) != 0 or samples != to.samples or len(x) != samples:
+        raise Unreadable("it normalises over samples")
+    normed = _normed(to, value, groups, eps)
+    statistics = Value("unknown")  # which PyTorch keeps
+    return _scaled(to, normed, weight, bias, 1, channels, pixels), statistics, statistics
+
+
+def _normed(to: ForwardRows, value: Value, parts: int, eps: float) -> Value:
+    """Each of so many parts less its mean, over its deviation."""
+    width = to.widths[value.row]
+    n = width // parts
 
     def spread(row: int) -> Value:
         return value._replace(row=to.repeated(row, n, 1) if parts > 1 else row)
@@ -258,12 +287,19 @@ def _layer_norm(
     variance = value._replace(row=to.means(square.row, parts))
     variance = to.step("add", variance, to.number(eps), width=parts)
     root = to.step("sqrt", variance, width=parts)
-    result = to.step("divide", off, spread(root.row), width=width)
+    return to.step("divide", off, spread(root.row), width=width)
+
+
+def _scaled(
+    to: ForwardRows, value: Value, weight: Any, bias: Any, parts: int, n: int, pixels: int = 1
+) -> Value:
+    """Of so many parts each of n numbers, or of the pixels that share it, times its own one."""
+    width = to.widths[value.row]
     for op, own in (("multiply", weight), ("add", bias)):
         if own is not None:
-            row = to.repeated(to.value(own).row, parts, n)
-            result = to.step(op, result, Value("task", row), width=width)
-    return (result,)
+            row = to.repeated(to.repeated(to.value(own).row, pixels, 1), parts, n * pixels)
+            value = to.step(op, value, Value("task", row), width=width)
+    return value
 
 
 def _filled(number: float) -> Rule:
@@ -293,13 +329,14 @@ def _biased(to: ForwardRows, out: Tensor, x: Any, bias: Any) -> Value | None:
 
 
 FORWARD_RULES: dict[str, Rule] = {
-    **RULES, **SHAPE_RULES, "add": _added, "detach": _detached, "_to_copy": _cast,
-    "convolution": _convolved, "mm": _multiplied, "addmm": _affine, "bmm": _batched,
-    "baddbmm": _added_batched,
+    **RULES, **SHAPE_RULES, **REDUCTION_RULES,
+    "add": _added, "detach": _detached, "_to_copy": _cast, "convolution": _convolved,
+    "mm": _multiplied, "addmm": _affine, "bmm": _batched, "baddbmm": _added_batched,
     "_trilinear": _bilinear, "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "relu": _activation("relu"), "silu": _activation("silu"), "mish": _activation("mish"),
     "gelu": _gelu, "leaky_relu": _leaky_relu, "elu": _elu, "hardtanh": _hardtanh,
-    "softplus": _softplus, "_prelu_kernel": _prelu, "glu": _glu, "native_layer_norm": _layer_norm,
+    "softplus": _softplus, "celu": _celu, "_prelu_kernel": _prelu, "glu": _glu,
+    "native_layer_norm": _layer_norm, "native_group_norm": _group_norm,
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _filled(0.0)),
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1.0)),
 }  # fmt: skip

@@ -17,8 +17,10 @@ __all__ = ["SHAPE_RULES", "of_rows", "part", "same"]
 def of_rows(to: ForwardRows, x: Tensor) -> tuple[Value, tuple[int, ...]]:
     """What a tensor is, and the dimensions that each sample has in it."""
     value = to.value(x)
+    if value.kind in ("weight", "turned"):
+        to.refuse_matrices([value.row])
     if value.kind not in ("samples", "task"):
-        raise Unreadable("it reshapes a weight")
+        raise Unreadable("it reshapes what is of no sample")
     return value, to.sides(x)
 
 
@@ -115,10 +117,44 @@ def part(to: ForwardRows, x: Tensor, dim: int, begin: int, count: int) -> Value:
     dim, at = dim % x.dim(), to.dim_of_samples(x)
     if dim == at:
         raise Unreadable("it picks samples")
-    row, before = to.part(value.row, sides, dim, begin, count), value.before
-    if at is not None and dim < at:
-        before = before // sides[dim] * count
-    return Value(value.kind, row, before)
+    row = to.part(value.row, sides, dim, begin, count)
+    return _resized(to, x, value, dim, count)._replace(row=row)
+
+
+def gathered(to: ForwardRows, x: Tensor, dim: int, places: Sequence[int]) -> Value:
+    """Of a dimension those places, in that order: runs of neighbours side by side."""
+    value, sides = of_rows(to, x)
+    dim, at = dim % x.dim(), to.dim_of_samples(x)
+    if dim == at:
+        raise Unreadable("it picks samples")
+    if not places or len(places) > _MOST_PLACES:
+        raise Unreadable(f"it picks nothing, or more than {_MOST_PLACES} numbers one by one")
+    runs = _runs(places)
+    rows = [to.part(value.row, sides, dim, begin, count) for begin, count in runs]
+    row = to.join(rows, [*sides[:dim], len(places), *sides[dim + 1 :]], dim)
+    return _resized(to, x, value, dim, len(places))._replace(row=row)
+
+
+_MOST_PLACES = 64
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours among places, by the first of them and how many they are."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and place == sum(runs[-1]):
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((place, 1))
+    return runs
+
+
+def _resized(to: ForwardRows, x: Tensor, value: Value, dim: int, size: int) -> Value:
+    """What a tensor is with another size of a dimension."""
+    at, own = to.dim_of_samples(x), to.sides(x)[dim]
+    if at is None or dim > at:
+        return value
+    return value._replace(before=value.before // own * size)
 
 
 def _slice(
@@ -127,10 +163,10 @@ def _slice(
 ) -> Value:  # fmt: skip
     if out.shape == x.shape and step == 1:
         return to.value(x)
+    places = range(x.shape[dim])[start:end:step]  # as Python counts from the end
     if step != 1:
-        raise Unreadable("it takes every few of a sample's numbers")
-    begin = range(x.shape[dim])[start:].start  # as Python counts from the end
-    return part(to, x, dim, begin, out.shape[dim])
+        return gathered(to, x, dim, places)
+    return part(to, x, dim, places.start, out.shape[dim])
 
 
 def _select(to: ForwardRows, out: Tensor, x: Tensor, dim: int, index: int) -> Value:
@@ -147,10 +183,75 @@ def _range(to: ForwardRows, out: Tensor, *bounds: Any, **options: Any) -> Value:
 
 def _picked(to: ForwardRows, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> Value:
     given = [dim for dim, index in enumerate(indices) if index is not None]
-    places = to.known(indices[given[0]]) if len(given) == 1 else None
-    if places is None or places.kind != "places":
+    index = indices[given[0]] if len(given) == 1 else None
+    places = to.known(index)
+    if index is None or places is None or places.kind not in ("places", "list"):
         raise Unreadable("it picks numbers by what is no range")
-    return part(to, x, given[0], places.row, out.shape[given[0]])
+    if places.kind == "places":
+        return part(to, x, given[0], places.row, out.shape[given[0]])
+    size = x.shape[given[0]]
+    return gathered(to, x, given[0], [place % size for place in to.lists[places.row]])
+
+
+def _literal(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
+    """Numbers that the forward has written down, or keeps where changes are seen."""
+    if x.dim() > 1 or not 1 <= x.numel() <= _MOST_PLACES:
+        raise Unreadable("it reads a tensor of its own")
+    numbers = x.detach().reshape(-1).tolist()
+    if x.is_floating_point():
+        rows = [to.number(number).row for number in numbers]
+        return Value("task", to.join(rows, (len(rows),), 0))
+    to.lists.append(numbers)
+    return Value("list", len(to.lists) - 1)
+
+
+def _flipped(to: ForwardRows, out: Tensor, x: Tensor, dims: Sequence[int]) -> Value:
+    return _one_by_one(to, x, [(dim, range(x.shape[dim])[::-1]) for dim in dims])
+
+
+def _rolled(
+    to: ForwardRows, out: Tensor, x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()
+) -> Value:
+    if len(dims) != len(shifts):
+        raise Unreadable("it rolls all samples at once")
+    given = zip(dims, shifts, strict=True)
+    turned = [(dim, [(i - by) % x.shape[dim] for i in range(x.shape[dim])]) for dim, by in given]
+    return _one_by_one(to, x, turned)
+
+
+def _one_by_one(
+    to: ForwardRows, x: Tensor, orders: Sequence[tuple[int, Sequence[int]]]
+) -> Value:
+    """The numbers of one dimension after another in another order."""
+    for dim, places in orders:
+        value = gathered(to, x, dim, places)
+        x = x.clone()
+        to.know(x, value)
+    return to.value(x)
+
+
+def _padded(
+    to: ForwardRows, out: Tensor, x: Tensor, pad: Sequence[int], number: float = 0
+) -> Value:
+    value, given = of_rows(to, x)
+    sides, at = [*given], to.dim_of_samples(x)
+    for i, (left, right) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        dim = x.dim() - 1 - i
+        if (left or right) and dim == at:
+            raise Unreadable("it pads the samples")
+        kept = sides[dim] + min(left, 0) + min(right, 0)
+        row = to.part(value.row, sides, dim, -min(left, 0), kept)
+        sides[dim] = kept + max(left, 0) + max(right, 0)
+        each = prod(sides) // sides[dim]
+        rows = [
+            to.put("constant", x=float(number), width=n * each) for n in (left, right) if n > 0
+        ]
+        rows.insert(int(left > 0), row)
+        value = _resized(to, x, value, dim, sides[dim])
+        value = value._replace(row=to.join(rows, sides, dim))
+    return value
+
+
 
 
 def _embedded(
@@ -194,75 +295,6 @@ def _joined(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0)
     return Value(kinds.pop(), row, sum(befores) if adds_up else befores[0])
 
 
-# ---- sums --------------------------------------------------------------------------------------
-
-
-def _last(to: ForwardRows, x: Tensor, dims: Any) -> tuple[Value, list[int], list[int], int]:
-    """A tensor with some dimensions behind the others: its sides then, the order of what were
-    dimensions, and how many parts the others make, which is what the value is of.
-    """
-    value, sides = of_rows(to, x)
-    dims, at = [dims] if isinstance(dims, int) else dims, to.dim_of_samples(x)
-    over = {d % x.dim() for d in dims} if dims else {*range(x.dim())}
-    if at in over or not over:
-        raise Unreadable("it sums or normalises over samples")
-    order = sorted(range(x.dim()), key=lambda d: (d in over, d))
-    row = to.permuted(value.row, sides, order)
-    kept = [sides[d] for d in range(x.dim()) if d not in over]
-    gone = prod(sides[d] for d in over if at is not None and d < at)
-    value = Value(value.kind, row, value.before // gone)
-    return value, [sides[d] for d in order], order, prod(kept)
-
-
-def _sum(mean: bool) -> Rule:
-    def rule(
-        to: ForwardRows, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False,
-        dtype: Any = None,
-    ) -> Value:  # fmt: skip
-        value, *_, parts = _last(to, x, dims)
-        return value._replace(row=(to.means if mean else to.sums)(value.row, parts))
-
-    return rule
-
-
-def _norm(
-    to: ForwardRows, out: Tensor, x: Tensor, order: float = 2, dims: Any = None,
-    keepdim: bool = False, *, dtype: Any = None,
-) -> Value:  # fmt: skip
-    """The Euclidean one, which PyTorch gives the slope 0 where it is 0."""
-    if order != 2 or dtype is not None:
-        raise Unreadable(f"it takes a norm of order {order}")
-    value, *_, parts = _last(to, x, dims)
-    square = to.step("multiply", value, value, width=to.widths[value.row])
-    total = value._replace(row=to.sums(square.row, parts))
-    nothing = to.step("equal", total, to.number(0.0), width=parts)
-    total = to.step("select", nothing, to.number(1.0), total, width=parts)
-    root = to.step("sqrt", total, width=parts)
-    return to.step("select", nothing, to.number(0.0), root, width=parts)
-
-
-def _log_sum_exp(
-    to: ForwardRows, out: Tensor, x: Tensor, dims: Any, keepdim: bool = False
-) -> Value:
-    value, *_, parts = _last(to, x, dims)
-    return value._replace(row=to.put("log_sum_exp", value.row, width=parts))
-
-
-def _log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    value, sides, order, parts = _last(to, x, [dim])
-    width = to.widths[value.row]
-    total = to.put("log_sum_exp", value.row, width=parts)
-    if parts > 1:
-        total = to.repeated(total, width // parts, 1)
-    row = to.put("subtract", value.row, total, width=width)
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return to.value(x)._replace(row=to.permuted(row, sides, back))
-
-
-def _softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    return to.step("exp", _log_softmax(to, out, x, dim), width=to.columns(x))
-
-
 SHAPE_RULES: dict[str, Rule] = {
     "t": _turned, "transpose": _turned, "permute": _turned, "numpy_T": _turned,
     "alias": same, "clone": same, "view": same, "_unsafe_view": same, "unsqueeze": same,
@@ -270,7 +302,5 @@ SHAPE_RULES: dict[str, Rule] = {
     "slice": _slice, "select": _select, "arange": _range, "index": _picked, "embedding": _embedded,
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
     "unbind": _unbound, "cat": _joined, "stack": _joined,
-    "sum": _sum(mean=False), "mean": _sum(mean=True),
-    "linalg_vector_norm": _norm, "logsumexp": _log_sum_exp,
-    "_log_softmax": _log_softmax, "_softmax": _softmax, "_safe_softmax": _softmax,
+    "flip": _flipped, "roll": _rolled, "constant_pad_nd": _padded, "lift_fresh": _literal,
 }  # fmt: skip

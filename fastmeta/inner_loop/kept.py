@@ -18,7 +18,7 @@ from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_batched, 
 from fastmeta.inner_loop.steps import Forward, Inputs, support_loss
 from fastmeta.inner_loop.updates import sum_over_weights
 
-__all__ = ["descend_keeping", "steps_to_keep"]
+__all__ = ["descend_keeping", "is_underived", "steps_to_keep"]
 
 _MOST_BYTES = 256 << 20  # of the graphs of all steps and tasks; README.md states it
 
@@ -104,9 +104,17 @@ def _has_second_derivative(gradients: Sequence[Tensor], leaves: Mapping[str, Ten
     ones = [torch.ones_like(gradient) for gradient in curved]
     try:
         torch.autograd.grad(curved, list(leaves.values()), ones, allow_unused=True)
-    except NotImplementedError:
+    except RuntimeError as error:
+        if not is_underived(error):
+            raise
         return False
     return True
+
+
+def is_underived(error: RuntimeError) -> bool:
+    """Whether PyTorch says that an operation has no further derivative, as it does in two ways."""
+    said = str(error)
+    return "derivative for " in said and "is not implemented" in said
 
 
 def _address(tensor: Tensor) -> int:

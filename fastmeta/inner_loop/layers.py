@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import has_hooks
 from fastmeta.models import Sine
@@ -30,7 +31,7 @@ def leaves_of(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
 
 def is_idle(layer: nn.Module) -> bool:
     """Whether a layer hands on what it gets."""
-    if isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d)):
+    if isinstance(layer, _DropoutNd):
         return not layer.training or layer.p == 0
     return type(layer) is nn.Identity
 

@@ -13,13 +13,13 @@ from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
-from fastmeta.inner_loop.calls import asks_types, misread
+from fastmeta.inner_loop.calls import asks_types, is_by_hand, misread
 from fastmeta.inner_loop.chain import Chain, chain_of
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.stages import Stages, never_fits, stages_of
 from fastmeta.inner_loop.written import Written, unwritten_for_any, written_of
-from fastmeta.inner_loop.written_trial import miscomputed, miscounted
+from fastmeta.inner_loop.written_trial import miscomputed, miscounted, mispredicted
 
 __all__ = [
     "Buffers", "Network", "as_native", "inputs_of", "native_network", "no_network", "output_of",
@@ -80,7 +80,9 @@ def _layers(module: nn.Module, sample: torch.Size) -> Chain | Stages | str:
     chain = chain_of(module)
     fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
     network = chain if fits else stages_of(module, sample)
-    return network if isinstance(network, str) else misread(module, sample) or network
+    if isinstance(network, str) or not is_by_hand(module):
+        return network
+    return misread(module, sample) or mispredicted(network, module, sample) or network
 
 
 def no_network(module: nn.Module, chain: Chain | str) -> str | None:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmeta.inner_loop.trace import own_name
 
-__all__ = ["OF_PARAMETERS", "BatchNormOfAny", "Operands"]
+__all__ = ["OF_PARAMETERS", "BatchNormOfAny", "InstanceNormOfAny", "Operands"]
 
 
 class BatchNormOfAny(_BatchNorm):
@@ -21,6 +21,15 @@ class BatchNormOfAny(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         return None
+
+
+class InstanceNormOfAny(nn.Module):
+    """Of samples with any number of sides; without a weight of any number of channels."""
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = weight, bias, eps
+        self.num_features = None if weight is None else len(weight)
 
 
 class Operands:
@@ -74,9 +83,22 @@ def _batch_norm(
     if training is not True:
         raise ValueError("it norms by running statistics")
     scale, shift = of.take("weight", weight), of.take("bias", bias)
-    if scale is None or shift is None:
-        raise ValueError("it has no weight and bias")
-    return BatchNormOfAny(len(scale), eps, track_running_stats=False, device="meta")
+    if (scale is None) != (shift is None):
+        raise ValueError("it has a weight or a bias alone")
+    channels, affine = 0 if scale is None else len(scale), scale is not None
+    return BatchNormOfAny(channels, eps, affine=affine, track_running_stats=False, device="meta")
+
+
+def _instance_norm(
+    of: Operands, running_mean: Any = None, running_var: Any = None, weight: Any = None,
+    bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> nn.Module:  # fmt: skip
+    if use_input_stats is not True:
+        raise ValueError("it norms by running statistics")
+    scale, shift = of.take("weight", weight), of.take("bias", bias)
+    if (scale is None) != (shift is None):
+        raise ValueError("it has a weight or a bias alone")
+    return InstanceNormOfAny(scale, shift, eps)
 
 
 def _layer_norm(
@@ -106,6 +128,7 @@ OF_PARAMETERS: dict[Any, Callable[..., nn.Module]] = {
     torch.conv1d: _convolution(nn.Conv1d),
     torch.conv2d: _convolution(nn.Conv2d),
     F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
 }

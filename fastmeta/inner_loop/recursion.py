@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
-from fastmeta.inner_loop.kept import descend_keeping, steps_to_keep
+from fastmeta.inner_loop.kept import descend_keeping, is_underived, steps_to_keep
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.probe import leaves_of_graph, uses_others
@@ -283,12 +283,22 @@ def _support_gradient(
 def _telling_of_first_order() -> Iterator[None]:
     try:
         yield
-    except NotImplementedError as error:
+    except RuntimeError as error:
+        if not is_underived(error):
+            raise
+        hints = [hint for part, hint in _HINTS.items() if part in str(error)]
         raise NotImplementedError(
-            f"{error} The exact meta-gradient (order=2) needs this derivative of an operation of "
-            "the module or the loss. order=1 does without it, and so do other operations for the "
-            "same, such as nn.Embedding and a mean for nn.EmbeddingBag"
+            f"{str(error).rstrip('.')}. The exact meta-gradient (order=2) needs this derivative of "
+            "an operation of the module or the loss. order=1 does without it, and so "
+            f"{hints[0] if hints else 'may other operations for the same'}"
         ) from error
+
+
+_HINTS = {  # by part of the operation's name
+    "embedding_bag": "do nn.Embedding and a mean for nn.EmbeddingBag",
+    "cdist": "does (x[..., :, None, :] - y[..., None, :, :]).norm(dim=-1) for torch.cdist",
+    "multi_margin": "does torch.relu of the margins for F.multi_margin_loss",
+}
 
 
 def _wanted(values: Mapping[Any, Any], needs: Mapping[Any, bool]) -> dict[Any, Tensor]:

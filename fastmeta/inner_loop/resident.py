@@ -25,6 +25,7 @@ from fastmeta.inner_loop.resident_runs import (
     run_meta_loss,
     run_step,
 )
+from fastmeta.inner_loop.stages import Stages
 from fastmeta.inner_loop.written import Written
 from fastmeta.tasks import TaskBatch
 
@@ -208,7 +209,8 @@ def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
 
 def _unfit_samples(loop: InnerLoop, network: Network, tasks: TaskBatch) -> str | None:
     counts = tasks.support_x.shape[1], tasks.query_x.shape[1]
-    if isinstance(network, Written) and min(counts) < network.fewest:
+    squeezes = isinstance(network, Written) or (isinstance(network, Stages) and network.squeezes)
+    if squeezes and min(counts) < network.fewest:
         return "its forward squeezes a dimension that lone samples would lose"
     return unlike_others(loop, network, tasks.support_x.shape[2:], counts)
 

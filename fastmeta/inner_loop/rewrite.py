@@ -11,7 +11,8 @@ from torch.fx.node import Node, map_arg
 
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.blocks import Block, block_at, run_at_once
-from fastmeta.inner_loop.rules import FUNCTIONS, LAYERS, METHODS, unfit
+from fastmeta.inner_loop.call_rules import FUNCTIONS, METHODS
+from fastmeta.inner_loop.layer_rules import LAYERS, unfit
 from fastmeta.inner_loop.surroundings import Surroundings
 from fastmeta.inner_loop.trace import IN_PLACE, Unknown, check_traceable, own_name, trace, watched
 

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from fastmeta.functional.row_programs import lengths_as_sizes
+from fastmeta.inner_loop.layer_rules import LAYERS
 from fastmeta.inner_loop.randomness import random_state
-from fastmeta.inner_loop.rules import LAYERS
 from fastmeta.inner_loop.surroundings import Surroundings
 
 __all__ = [

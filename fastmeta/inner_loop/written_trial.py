@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.backends import cpu
+from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import call_module
+from fastmeta.inner_loop.chain import Chain
 from fastmeta.inner_loop.differs import is_alike
+from fastmeta.inner_loop.stages import Stages
 from fastmeta.inner_loop.written import Written
 
-__all__ = ["miscomputed", "miscounted"]
+__all__ = ["miscomputed", "miscounted", "mispredicted"]
+
+
+def mispredicted(
+    network: Chain | Stages, module: nn.Module, sample: Sequence[int]
+) -> str | None:
+    """A sentence if the kernels make something else of a few samples, in float64.
+
+    None where there are no kernels, or where they cannot have the module's tensors.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if cpu.native is None or any(t.device.type != "cpu" or t.is_complex() for t in tensors):
+        return None
+    try:
+        trial = _Trial(network, module, torch.float64)
+        if trial.predicts(1.0, _waves((5, *sample), 3)):
+            return None
+    except Exception as error:  # the forward is the user's
+        return _fails(error)
+    return "its forward, read as layers, gives something else"
 
 
 def miscomputed(network: Written, module: nn.Module, sample: Sequence[int]) -> str | None:
@@ -24,8 +47,12 @@ def miscomputed(network: Written, module: nn.Module, sample: Sequence[int]) -> s
     try:
         return _what_differs(_Trial(network, module), sample)
     except Exception as error:  # the forward is the user's, and need not take any parameters
-        said = "".join(f": {line}" for line in str(error).splitlines()[:1])
-        return f"its forward does not run for some samples: {type(error).__name__}{said}"
+        return _fails(error)
+
+
+def _fails(error: Exception) -> str:
+    said = "".join(f": {line}" for line in str(error).splitlines()[:1])
+    return f"its forward does not run for some samples: {type(error).__name__}{said}"
 
 
 def miscounted(
@@ -45,9 +72,9 @@ def miscounted(
 def _what_differs(trial: _Trial, sample: Sequence[int]) -> str | None:
     trials = [(0.0, 5), *((1.0, n) for n in _SAMPLES if n >= trial.fewest)]
     if not all(trial.predicts(off, _waves((n, *sample), 3)) for off, n in trials):
-        return "of its forward as arithmetic on each sample's numbers comes something else"
+        return "its forward, read as arithmetic on each sample's numbers, gives something else"
     if not trial.differentiates(_OFF, _waves((5, *sample), 3)):
-        return "of its forward as arithmetic on each sample's numbers comes another gradient"
+        return "its forward, read as arithmetic on each sample's numbers, has another gradient"
     return None
 
 
@@ -62,9 +89,14 @@ def _waves(shape: Sequence[int], height: float) -> Tensor:
 
 
 class _Trial:
-    def __init__(self, network: Written, module: nn.Module) -> None:
+    """In the module's dtype, or in another one."""
+
+    def __init__(
+        self, network: Chain | Stages | Written, module: nn.Module, dtype: Any = None
+    ) -> None:
         named = (*module.named_parameters(), *module.named_buffers())
-        self._own = {n: tensor.detach() for n, tensor in named if tensor.is_floating_point()}
+        real = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+        self._own = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in real}
         self.fewest = network.fewest
         self._network = network
         self._module = module
@@ -74,7 +106,8 @@ class _Trial:
         x = x.to(next(iter(own.values())))
         with torch.no_grad():
             expected = call_module(self._module, own, x.clone())
-        if expected.shape != (len(x), *self._network.shape):
+        own_shape = getattr(self._network, "shape", (self._network.outputs,))
+        if expected.shape != (len(x), *own_shape):
             return False
         found = expected.new_empty(expected.shape)
         self._run(self._of_network(own), x, [], found.data_ptr(), ())
@@ -115,15 +148,22 @@ class _Trial:
         network, count, steps = self._network, len(x), 1 if rates else 0
         kernels = cpu.kernels(str(x.dtype).removeprefix("torch."))
         sizes = [tensor.numel() for tensor in tensors]
-        chain = kernels.chain(network.inputs, list(network.steps), sizes, "mse")
+        rates_of = [(0, 1) if steps else None] * len(sizes)
         call = kernels.call(
-            chain, 1, steps, 1, [0] * len(sizes), [(0, 1) if steps else None] * len(sizes),
+            self._chain(kernels, sizes), 1, steps, 1, [0] * len(sizes), rates_of,
             not steps, (count, 0 if steps else count), False, (False, False),
         )  # fmt: skip
         targets, inputs = x.new_zeros(count, network.outputs), [x] if steps else [x, x]
         others = [targets] if steps else [targets, targets, x.new_zeros(1)]
         given = [t.data_ptr() for t in (*tensors, *rates, *inputs, *others)]
         kernels.forward(call, x, given, False, predictions, 0, stepped)
+
+    def _chain(self, kernels: Kernels, sizes: list[int]) -> Any:
+        network = self._network
+        if isinstance(network, Written):
+            return kernels.chain(network.inputs, list(network.steps), sizes, "mse")
+        layers = network.nodes if isinstance(network, Chain) else network.stages
+        return kernels.chain(list(layers), "mse", len(network.names))
 
 
 def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -88,6 +88,34 @@ def test_an_operation_with_one_derivative_is_told_of_order_1(steps):
     classify(bag, inner_steps=steps, order=1)(tasks).loss.sum().backward()
 
 
+class Distances(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.prototypes = nn.Linear(2, 4), nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return -torch.cdist(self.layer(x), self.prototypes)
+
+
+def ctc(predictions, y):
+    log = predictions.log_softmax(-1)[:, None]
+    return F.ctc_loss(log, y[None, :2] % 2 + 1, [len(predictions)], [2])
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "said"),
+    [
+        (Distances(), "cross_entropy", "_cdist_backward.* so does .*norm.* for torch.cdist$"),
+        (mlp([2, 8, 3]), F.multi_margin_loss, "multi_margin.* so does torch.relu of the margins"),
+        (mlp([2, 8, 3]), ctc, "_ctc_loss_backward.* order=1 .*other operations for the same$"),
+    ],
+)
+def test_the_way_around_an_operation_is_its_own(model, loss, said):
+    meta = classify(model.double(), loss)
+    with pytest.raises(NotImplementedError, match=said):
+        meta(classification_tasks([2])).loss.sum().backward()
+
+
 def test_targets_must_be_shaped_like_the_predictions():
     tasks = regression_tasks(outputs=1)
     flat = fm.TaskBatch(

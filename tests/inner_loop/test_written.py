@@ -571,7 +571,7 @@ def no_sample_left(self, x):
 
 
 def as_matrix_and_row(self, x):
-    return self.head((x @ self.w) * self.w.view(-1)[:6])
+    return self.head((x @ self.w)[:, :6] * self.w.view(-1)[:6])
 
 
 def overwriting(self, x):
@@ -633,7 +633,7 @@ UNREAD = {
     "statistics of samples": (over_samples, {}),
     "attention over samples": (between_samples, {}),
     "the number of samples": (by_count, {}),
-    "two ways": (as_matrix_and_row, {"w": row(INPUTS, 6), "a": nn.Identity()}),
+    "two ways": (as_matrix_and_row, {"w": row(INPUTS, 100), "a": nn.Identity()}),
     "views that change": (overwriting, {}),
     "another dtype": (doubled, {}),
 }

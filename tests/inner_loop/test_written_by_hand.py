@@ -288,9 +288,7 @@ LEFT = {
     "a padding mode": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "overlap": nn.MaxPool2d(3, 2),
     "padding": nn.MaxPool2d(2, padding=1),
-    "ceil_mode": nn.MaxPool2d(2, ceil_mode=True),
     "its divisor": nn.AvgPool2d(2, divisor_override=3),
-    "more than one pixel": nn.AdaptiveAvgPool2d(2),
 }
 
 

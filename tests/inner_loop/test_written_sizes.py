@@ -338,11 +338,11 @@ def test_drawn_numbers_are_not_kept():
 def test_what_is_not_read_is_said():
     def forward(self, x):
         state = torch.zeros(x.shape[0], D, dtype=x.dtype)
-        return self.head((state + self.a(x).sum(1)).cumsum(1))
+        return self.head((state + self.a(x).sum(1)).atan())
 
     said = fm.explain(maml(module(forward, a=linear()))).passed_over
     assert "state = torch.zeros(x.shape[0], D, dtype=x.dtype)" in said["layered"]
-    assert "cumsum" in said["resident"] and "positional" not in said["resident"]
+    assert "atan" in said["resident"] and "positional" not in said["resident"]
     narrow = written_of(module(checked, a=linear()), [L, C + 1])
     assert "AssertionError: samples of another width" in narrow
 

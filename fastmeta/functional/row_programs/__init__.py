@@ -4,6 +4,7 @@ What a function does is read by running it once and looking at what PyTorch's di
 do, so that it does not matter how it is spelled.
 """
 
+from fastmeta.functional.row_programs.functions import held
 from fastmeta.functional.row_programs.lengths import lengths_as_sizes
 from fastmeta.functional.row_programs.reader import Operation, operations, read
 from fastmeta.functional.row_programs.rows import NO_TOTAL, PAIRS, Rows, Value
@@ -12,5 +13,5 @@ from fastmeta.functional.row_programs.step import Fails, NoRule, Step, Unreadabl
 
 __all__ = [
     "Fails", "NO_TOTAL", "NoRule", "Operation", "PAIRS", "RULES", "Rows", "Rule", "Step",
-    "Unreadable", "Value", "lengths_as_sizes", "needed", "operations", "read",
+    "Unreadable", "Value", "held", "lengths_as_sizes", "needed", "operations", "read",
 ]  # fmt: skip

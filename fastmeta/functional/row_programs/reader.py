@@ -134,10 +134,13 @@ class _Reader(_Mode):
         rule = self._rules.get(name)
         if rule is None:
             raise NoRule(f"it calls {name}, of which there is no native form")
-        if not torch.is_grad_enabled():
+        # Also in the forward of an autograd.Function, whose backward nobody knows.
+        is_off = not torch.is_grad_enabled()
+        if is_off and name != "clamp_min_":  # which moves the lengths that make cosines
             raise Unreadable("it switches gradients off")
         if func._schema.is_mutable and rows.known(args[0]) is None:
             raise Unreadable("it changes a tensor of its own in place")
+        before = rows.value(args[0]) if is_off else None
         _check_whole_numbers(name, args)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.is_floating_point() and out.dtype is not rows.dtype:
@@ -150,6 +153,8 @@ class _Reader(_Mode):
         value = rule(rows, out, *args, **kwargs)
         if _is_of_autograd(func) and self._questions.asked != "detach":
             rows.know_again(out, args[0])
+        if before is not None:
+            value = rows.moved(before, value)
         if isinstance(value, Value):
             rows.know(out, value)
         else:

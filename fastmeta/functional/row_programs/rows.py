@@ -76,6 +76,12 @@ class Rows:
         """That autograd has made of another one, which nobody is given beside it."""
         self._same[id(tensor)] = self._same.get(id(other), id(other))
 
+    def moved(self, before: Value, value: Value) -> Value:
+        """What a tensor is that changes in place where gradients are off: its slope stays."""
+        width = self.widths[value.row]
+        way = self.step("stop", self.step("subtract", value, before, width=width), width=width)
+        return self.step("add", before, way, width=width)
+
     def know(self, tensor: Tensor, value: Value) -> None:
         self.kept.append(tensor)
         self._values[id(tensor)] = value

@@ -5,19 +5,20 @@ A rule is (rows, the result, the arguments) -> what the result is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastmeta.functional.row_programs.functions import (
+    FUNCTION_RULES,
+    Rule,
+    held,
+    inverse_sqrt,
+)
 from fastmeta.functional.row_programs.rows import Rows, Value
 from fastmeta.functional.row_programs.step import Unreadable
 
 __all__ = ["RULES", "Rule"]
-
-Rule = Callable[..., Any]
-
 
 def _unary(op: str) -> Rule:
     return lambda to, out, x: to.put_all(op, out, x)
@@ -35,9 +36,7 @@ def _scaled(to: Rows, y: Any, alpha: float) -> Any:
         return y
     if not isinstance(y, Tensor):
         return y * alpha
-    out = torch.empty_like(y)
-    to.know(out, to.put_all("multiply", out, y, alpha))
-    return out
+    return held(to, y, to.put_all("multiply", y, y, alpha))
 
 
 def _reversed_subtract(to: Rows, out: Tensor, x: Any, y: Any, alpha: float = 1) -> Value:
@@ -62,61 +61,14 @@ def _divide(to: Rows, out: Tensor, x: Any, y: Any, **options: Any) -> Value:
     return to.put_all("divide", out, x, y)
 
 
-def _power(to: Rows, out: Tensor, x: Any, exponent: Any) -> Value:
-    if isinstance(exponent, Tensor) or not isinstance(x, Tensor):
-        raise Unreadable("it takes powers that are not the same for all samples")
-    if exponent == 0.5:
-        return to.put_all("sqrt", out, x)
-    if exponent == -0.5:
-        return _inverse_sqrt(to, out, x)
-    if abs(exponent) not in range(1, _MOST_FACTORS + 1):
-        raise Unreadable(f"it takes the power {exponent}")
-    result = _whole_power(to, out, x, int(abs(exponent)))
-    if exponent > 0:
-        return result
-    return to.step("divide", to.number(1.0), result, width=to.widths[result.row])
-
-
-_MOST_FACTORS = 16
-
-
-def _whole_power(to: Rows, out: Tensor, x: Tensor, exponent: int) -> Value:
-    """By squares of squares, and x where a half is odd."""
-    if exponent == 1:
-        return to.value(x)
-    half = None if exponent < 4 else _whole_power(to, out, x, exponent // 2)
-    if half is None:
-        result = to.put_all("multiply", out, x, x)
-    else:
-        result = to.step("multiply", half, half, width=to.widths[half.row])
-    if exponent % 2:
-        result = to.step("multiply", result, to.value(x), width=to.widths[result.row])
-    return result
-
-
 def _reciprocal(to: Rows, out: Tensor, x: Tensor) -> Value:
     return to.put_all("divide", out, 1.0, x)
-
-
-def _inverse_sqrt(to: Rows, out: Tensor, x: Tensor) -> Value:
-    root = to.put_all("sqrt", out, x)
-    return to.step("divide", to.number(1.0), root, width=to.widths[root.row])
 
 
 def _log_sigmoid(to: Rows, out: Any, x: Tensor) -> tuple[Value]:
     width = to.columns(x)
     soft = to.step("softplus", to.put_all("negative", x, x), width=width)
     return (to.step("negative", soft, width=width),)
-
-
-def _clamp(to: Rows, out: Tensor, x: Tensor, least: Any = None, most: Any = None) -> Value:
-    if isinstance(least, Tensor) or isinstance(most, Tensor):
-        raise Unreadable("it clamps by a tensor")
-    low = -torch.inf if least is None else float(least)
-    high = torch.inf if most is None else float(most)
-    if not low <= high:
-        raise Unreadable("it clamps between bounds in disorder")
-    return to.put_all("clamp", out, x, x=low, y=high)
 
 
 def _compared(op: str, swapped: bool = False) -> Rule:
@@ -167,17 +119,16 @@ def _scalar(to: Rows, out: Tensor, number: float, **options: Any) -> Value:
 
 
 RULES: dict[str, Rule] = {
+    **FUNCTION_RULES,
     **{name: _unary(op) for name, op in {
         "neg": "negative", "abs": "absolute", "exp": "exp", "log": "log", "log1p": "log1p",
         "sqrt": "sqrt", "sin": "sine", "cos": "cosine", "tanh": "tanh", "sigmoid": "sigmoid",
         "sign": "sign", "sgn": "sign",
     }.items()},
     "add": _binary("add"), "sub": _binary("subtract"), "rsub": _reversed_subtract,
-    "mul": _multiply, "div": _divide, "reciprocal": _reciprocal, "rsqrt": _inverse_sqrt,
+    "mul": _multiply, "div": _divide, "reciprocal": _reciprocal, "rsqrt": inverse_sqrt,
     "maximum": _compared("larger"), "minimum": _compared("smaller"),
-    "pow": _power, "log_sigmoid_forward": _log_sigmoid,
-    "clamp": _clamp, "clamp_min": _clamp,
-    "clamp_max": lambda to, out, x, most: _clamp(to, out, x, None, most),
+    "log_sigmoid_forward": _log_sigmoid,
     "gt": _compared("greater"), "ge": _compared("greater_equal"),
     "lt": _compared("greater", swapped=True), "le": _compared("greater_equal", swapped=True),
     "eq": _compared("equal"), "ne": _not_equal, "bitwise_not": _not, "logical_not": _not,

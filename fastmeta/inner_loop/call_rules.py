@@ -1,173 +1,20 @@
-"""What the layers and calls of a module's forward are on many tasks' tensors at once.
-
-Every tensor has the tasks first, T of them or 1 where all share it; the module's own dimensions
-come after. A dimension counted from the front moves by one, one counted from the back stays.
-"""
+"""What the calls in a module's forward are on many tasks' tensors at once, as in layer_rules.py."""
 
 from __future__ import annotations
 
 import builtins
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta import functional as fmF
-from fastmeta.functional.forward import ELEMENTWISE
+from fastmeta.inner_loop.layer_rules import several, shifted
 
-__all__ = ["FUNCTIONS", "LAYERS", "METHODS", "unfit"]
-
-# (layer, its parameters by their own names, x) -> y
-Layer = Callable[[Any, Mapping[str, Tensor], Tensor], Tensor]
-
-
-# ---- layers ------------------------------------------------------------------------------------
-
-
-def _conv2d(layer: nn.Conv2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.conv2d(x, own["weight"], own.get("bias"), layer.stride, _padding(layer))
-
-
-def _conv1d(layer: nn.Conv1d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    stride, padding = (1, *layer.stride), (0, *_padding(layer))
-    weight, x = own["weight"].unsqueeze(-2), x.unsqueeze(-2)
-    return fmF.conv2d(x, weight, own.get("bias"), stride, padding).squeeze(-2)
-
-
-def _padding(layer: nn.Conv1d | nn.Conv2d) -> Sequence[int]:
-    if isinstance(layer.padding, str):
-        return [k // 2 if layer.padding == "same" else 0 for k in layer.kernel_size]
-    return layer.padding
-
-
-def _linear(layer: nn.Linear, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.linear(x, own["weight"], own.get("bias"))
-
-
-def _batch_norm(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.batch_norm(x, own.get("weight"), own.get("bias"), layer.eps)
-
-
-def _instance_norm(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.instance_norm(x, own.get("weight"), own.get("bias"), layer.eps)
-
-
-def _layer_norm(layer: nn.LayerNorm, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    shape = layer.normalized_shape
-    return fmF.layer_norm(x, shape, own.get("weight"), own.get("bias"), layer.eps)
-
-
-def _group_norm(layer: nn.GroupNorm, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.group_norm(x, layer.num_groups, own.get("weight"), own.get("bias"), layer.eps)
-
-
-def _max_pool2d(layer: nn.MaxPool2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.max_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
-
-
-def _max_pool1d(layer: nn.MaxPool1d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.max_pool2d(x.unsqueeze(-2), *_of_one_row(layer)).squeeze(-2)
-
-
-def _avg_pool1d(layer: nn.AvgPool1d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.avg_pool2d(x.unsqueeze(-2), *_of_one_row(layer)).squeeze(-2)
-
-
-def _of_one_row(layer: Any) -> list[tuple[int, int]]:
-    """Kernel, stride and padding of a pool of sequences over images one pixel high."""
-    kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
-    given = ((1, kernel), (1, kernel if stride is None else stride), (0, padding))
-    return [(height, _several(width)[0]) for height, width in given]
-
-
-def _adaptive_avg_pool1d(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    (size,) = _several(layer.output_size)
-    return fmF.adaptive_avg_pool2d(x.unsqueeze(-2), (1, size)).squeeze(-2)
-
-
-def _avg_pool2d(layer: nn.AvgPool2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding)
-
-
-def _adaptive_avg_pool2d(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.adaptive_avg_pool2d(x, layer.output_size)
-
-
-def _flatten(layer: nn.Flatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return _flat(x, layer.start_dim, layer.end_dim)
-
-
-def _prelu(layer: nn.PReLU, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """One slope for all, or one a channel: [n] of all tasks or [T, n]."""
-    weight = own["weight"]
-    channels = [1] * max(0, x.dim() - 3)
-    slope = weight.reshape(-1, 1, layer.num_parameters, *channels)
-    return torch.where(x > 0, x, slope * x)
-
-
-def _alone(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """A layer that treats each element by itself."""
-    return layer.forward(x)
-
-
-def _nothing(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return x
-
-
-_OTHER_ELEMENTWISE = (
-    nn.ReLU6, nn.Hardtanh, nn.SELU, nn.Mish, nn.CELU, nn.Hardswish, nn.LogSigmoid,
-    nn.Softsign, nn.Tanhshrink,
-)  # fmt: skip
-LAYERS: dict[type, Layer] = {
-    nn.Conv1d: _conv1d,
-    nn.Conv2d: _conv2d,
-    nn.Linear: _linear,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.InstanceNorm1d: _instance_norm,
-    nn.InstanceNorm2d: _instance_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.GroupNorm: _group_norm,
-    nn.MaxPool1d: _max_pool1d,
-    nn.MaxPool2d: _max_pool2d,
-    nn.AvgPool1d: _avg_pool1d,
-    nn.AvgPool2d: _avg_pool2d,
-    nn.AdaptiveAvgPool1d: _adaptive_avg_pool1d,
-    nn.AdaptiveAvgPool2d: _adaptive_avg_pool2d,
-    nn.PReLU: _prelu,
-    nn.Flatten: _flatten,
-    nn.Dropout: _nothing,
-    nn.Dropout2d: _nothing,
-    **dict.fromkeys((*ELEMENTWISE, *_OTHER_ELEMENTWISE), _alone),
-}
-
-
-def unfit(layer: Any) -> str | None:
-    """Why a layer of a known type is not one that its rule can run, or None."""
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        if layer.padding_mode != "zeros" or layer.groups != 1 or {*layer.dilation} != {1}:
-            return "is padded with something else than zeros, grouped or dilated"
-        if layer.padding == "same" and not all(k % 2 for k in layer.kernel_size):
-            return "has even kernels with padding on one side"
-    elif isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d)):
-        if layer.ceil_mode or layer.return_indices or {*_several(layer.dilation)} != {1}:
-            return "is dilated, rounds up or returns indices"
-    elif isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d)):
-        divisor = getattr(layer, "divisor_override", None)
-        if layer.ceil_mode or not layer.count_include_pad or divisor is not None:
-            return "rounds up or divides by something else than the size of its kernel"
-    elif isinstance(layer, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)):
-        if layer.output_size is None or None in _several(layer.output_size):
-            return "keeps a size of its input"
-    elif isinstance(layer, (nn.Dropout, nn.Dropout2d)) and layer.training and layer.p > 0:
-        return "draws random numbers"
-    return None
-
-
-# ---- calls -------------------------------------------------------------------------------------
+__all__ = ["FUNCTIONS", "METHODS"]
 
 
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +40,7 @@ def _along(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function along `dim`, a number or several."""
 
     def run(x: Tensor, dim: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(x, _shifted(dim), *args, **kwargs)
+        return function(x, shifted(dim), *args, **kwargs)
 
     return run
 
@@ -203,15 +50,9 @@ def _over(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
         every = tuple(range(1, x.dim()))
-        return function(x, every if dim is None else _shifted(dim), *args, **kwargs)
+        return function(x, every if dim is None else shifted(dim), *args, **kwargs)
 
     return run
-
-
-def _shifted(dim: Any) -> Any:
-    if isinstance(dim, (tuple, list)):
-        return tuple(map(_shifted, dim))
-    return dim + 1 if dim >= 0 else dim
 
 
 def _joined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,7 +60,7 @@ def _joined(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(tensors: Any, dim: int = 0) -> Tensor:
         tasks = max(len(z) for z in tensors)
-        return function([z.expand(tasks, *z.shape[1:]) for z in tensors], dim=_shifted(dim))
+        return function([z.expand(tasks, *z.shape[1:]) for z in tensors], dim=shifted(dim))
 
     return run
 
@@ -261,17 +102,17 @@ def _view(x: Tensor, *shape: Any) -> Tensor:
 
 
 def _flat(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    return x.flatten(_shifted(start_dim), _shifted(end_dim))
+    return x.flatten(shifted(start_dim), shifted(end_dim))
 
 
 def _permute(x: Tensor, *dims: Any) -> Tensor:
     if len(dims) == 1 and isinstance(dims[0], (tuple, list)):
         (dims,) = dims
-    return x.permute(0, *_shifted(dims))
+    return x.permute(0, *shifted(dims))
 
 
 def _transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
-    return x.transpose(_shifted(dim0), _shifted(dim1))
+    return x.transpose(shifted(dim0), shifted(dim1))
 
 
 def _same_tensor(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -300,7 +141,7 @@ def _conv2d_call(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    if groups != 1 or _several(dilation) not in ((1,), (1, 1)) or isinstance(padding, str):
+    if groups != 1 or several(dilation) not in ((1,), (1, 1)) or isinstance(padding, str):
         raise ValueError("a conv2d that is grouped, dilated or padded by name")
     return fmF.conv2d(
         x, _given(weight), _parameter(bias), _one_or_pair(stride), _one_or_pair(padding)
@@ -366,7 +207,7 @@ def _max_pool2d_call(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
-    if ceil_mode or return_indices or _several(dilation) not in ((1,), (1, 1)):
+    if ceil_mode or return_indices or several(dilation) not in ((1,), (1, 1)):
         raise ValueError("a max_pool2d that is dilated, rounds up or returns indices")
     return fmF.max_pool2d(x, kernel_size, stride or None, padding)
 
@@ -391,12 +232,8 @@ def _dropout_call(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     return x
 
 
-def _several(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
 def _one_or_pair(value: Any) -> Any:
-    values = _several(value)
+    values = several(value)
     return values[0] if len(values) == 1 else values
 
 
@@ -422,8 +259,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     **{name: _along(getattr(Tensor, name)) for name in ("softmax", "log_softmax", "logsumexp")},
     **{name: _along(getattr(Tensor, name)) for name in ("unsqueeze", "squeeze")},
     **{name: _over(getattr(torch, name)) for name in ("mean", "sum", "amax", "amin")},
-    "chunk": lambda x, chunks, dim=0: x.chunk(chunks, _shifted(dim)),
-    "split": lambda x, split_size, dim=0: x.split(split_size, _shifted(dim)),
+    "chunk": lambda x, chunks, dim=0: x.chunk(chunks, shifted(dim)),
+    "split": lambda x, split_size, dim=0: x.split(split_size, shifted(dim)),
     "clone": Tensor.clone,
     "contiguous": _same_tensor,
     "dim": lambda x: x.dim() - 1,
@@ -447,9 +284,9 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.mm: _matmul,
     torch.cat: _joined(torch.cat),
     torch.stack: _joined(torch.stack),
-    F.softmax: lambda x, dim, _stacklevel=3, dtype=None: x.softmax(_shifted(dim), dtype),
-    F.log_softmax: lambda x, dim, _stacklevel=3, dtype=None: x.log_softmax(_shifted(dim), dtype),
-    F.normalize: lambda x, p=2.0, dim=1, eps=1e-12, out=None: F.normalize(x, p, _shifted(dim), eps),
+    F.softmax: lambda x, dim, _stacklevel=3, dtype=None: x.softmax(shifted(dim), dtype),
+    F.log_softmax: lambda x, dim, _stacklevel=3, dtype=None: x.log_softmax(shifted(dim), dtype),
+    F.normalize: lambda x, p=2.0, dim=1, eps=1e-12, out=None: F.normalize(x, p, shifted(dim), eps),
     F.linear: _linear_call,
     F.conv2d: _conv2d_call,
     F.batch_norm: _batch_norm_call,
