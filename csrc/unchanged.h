@@ -89,7 +89,7 @@ inline int has_key(Items i) {
   return found < 0 ? -1 : found == (i[2] == Py_True);
 }
 
-// Flat tuples of the groups above -> bool. fastmeta/inner_loop/snapshot.py makes them.
+// Flat tuples of the groups above -> bool. fastmeta/inner_loop/reading/snapshot.py makes them.
 inline PyObject* unchanged(PyObject*, PyObject* const* groups, Py_ssize_t n) {
   static constexpr struct {
     Py_ssize_t stride;

@@ -10,7 +10,7 @@ from torch import nn
 
 import fastmeta as fm
 
-layered = importlib.import_module("fastmeta.inner_loop.layered")
+layered = importlib.import_module("fastmeta.inner_loop.engines.layered")
 
 REFERENCE = 'use_backend\\("reference"\\)'
 

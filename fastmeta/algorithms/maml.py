@@ -44,7 +44,7 @@ from fastmeta.inner_loop.loop import (
     check_rates,
 )
 from fastmeta.inner_loop.prefix import Prefix, split
-from fastmeta.inner_loop.snapshot import Snapshot
+from fastmeta.inner_loop.reading.snapshot import Snapshot
 from fastmeta.inner_loop.target_labels import NoSuchClass
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 

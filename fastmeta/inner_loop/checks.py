@@ -14,7 +14,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from fastmeta.functional.forward import GLOBAL_BACKWARD_HOOKS, module_lock
 from fastmeta.functional.loss_programs import Unreadable, read_loss, takes_labels
 from fastmeta.functional.losses import Loss, takes_weight
-from fastmeta.inner_loop.layers import called
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.inner_loop.probe import (
     as_one_task,
@@ -23,6 +22,7 @@ from fastmeta.inner_loop.probe import (
     support_loss,
     takes,
 )
+from fastmeta.inner_loop.reading.layers import called
 from fastmeta.inner_loop.target_labels import NoSuchClass, check_target_labels
 from fastmeta.tasks import TaskBatch
 

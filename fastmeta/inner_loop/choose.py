@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from fastmeta.backends import requested_backend
-from fastmeta.inner_loop import layered, reference, resident, vmap
 from fastmeta.inner_loop.checks import backward_hooks
+from fastmeta.inner_loop.engines import layered, reference, resident, vmap
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.tasks import TaskBatch
 from fastmeta.words import one_of

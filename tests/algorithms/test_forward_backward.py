@@ -23,7 +23,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop import resident
+from fastmeta.inner_loop.engines import resident
 from fastmeta.models import conv4, mlp
 
 # ---- the same bits -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 import fastmeta as fm
-from fastmeta.inner_loop import resident
+from fastmeta.inner_loop.engines import resident
 from fastmeta.models import mlp
 
 # ---- where autograd has to do it ---------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from stale_cases import Bent, assert_as_the_reference, tasks_of
 
 import fastmeta as fm
-from fastmeta.inner_loop.written import written_of
+from fastmeta.inner_loop.arithmetic.written import written_of
 
 
 def with_an_error(x):

@@ -7,7 +7,8 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop import InnerLoop, choose, networks, resident
+from fastmeta.inner_loop import InnerLoop, choose
+from fastmeta.inner_loop.engines import networks, resident
 from fastmeta.models import mlp
 
 

@@ -8,7 +8,7 @@ import pytest
 from stale_cases import Bent, assert_as_the_reference, tasks_of
 
 import fastmeta as fm
-from fastmeta.inner_loop import networks
+from fastmeta.inner_loop.engines import networks
 
 TABLE = [1.0] * 7 + [2.0] + [1.0] * 2000
 

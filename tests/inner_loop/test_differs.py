@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import fastmeta as fm
-from fastmeta.inner_loop import differs as comparison
-from fastmeta.inner_loop.differs import differs
+from fastmeta.inner_loop.reading import differs as comparison
+from fastmeta.inner_loop.reading.differs import differs
 
 
 class Net(nn.Module):

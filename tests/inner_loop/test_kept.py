@@ -7,7 +7,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import fastmeta as fm
-from fastmeta.inner_loop import kept, recursion, vmap
+from fastmeta.inner_loop import kept, recursion
+from fastmeta.inner_loop.engines import vmap
 
 ENGINES = ["layered", "vmap"]
 STEPS = 3

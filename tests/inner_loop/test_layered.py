@@ -20,7 +20,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.inner_loop import kept
-from fastmeta.inner_loop.rewrite import Program, rewrite
+from fastmeta.inner_loop.reading.rewrite import Program, rewrite
 from fastmeta.models import conv4, mlp, omniglot_fc, resnet12, siren
 
 # ---- the models --------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from oracle import (
 from torch import nn
 
 import fastmeta as fm
-from fastmeta.inner_loop.rewrite import Program
-from fastmeta.inner_loop.trace import trace
+from fastmeta.inner_loop.reading.rewrite import Program
+from fastmeta.inner_loop.reading.trace import trace
 from fastmeta.models import conv4
 
 

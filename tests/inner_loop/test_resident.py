@@ -18,7 +18,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop.chain import chain_of
+from fastmeta.inner_loop.reading.chain import chain_of
 from fastmeta.models import Sine
 
 pytestmark = pytest.mark.skipif(

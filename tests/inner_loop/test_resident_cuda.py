@@ -14,8 +14,8 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu, cuda
-from fastmeta.inner_loop import forms, resident
 from fastmeta.inner_loop.choose import choose
+from fastmeta.inner_loop.engines import forms, resident
 from fastmeta.inner_loop.loop import InnerLoop
 from fastmeta.models import mlp
 

@@ -9,9 +9,9 @@ from oracle import regression_tasks
 from torch import nn
 
 import fastmeta as fm
-from fastmeta.inner_loop import unchanged
-from fastmeta.inner_loop.snapshot import Snapshot
-from fastmeta.inner_loop.surroundings import Surroundings
+from fastmeta.inner_loop.reading.snapshot import Snapshot
+from fastmeta.watching import unchanged
+from fastmeta.watching.surroundings import Surroundings
 
 
 @pytest.fixture(params=["native", "plain"], autouse=True)

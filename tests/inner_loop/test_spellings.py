@@ -8,8 +8,8 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop import networks
-from fastmeta.inner_loop.stages import never_fits, stages_of
+from fastmeta.inner_loop.engines import networks
+from fastmeta.inner_loop.reading.stages import never_fits, stages_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 

@@ -20,7 +20,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop.stages import never_fits, stages_of
+from fastmeta.inner_loop.reading.stages import never_fits, stages_of
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"

@@ -12,9 +12,9 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop import networks
-from fastmeta.inner_loop.forward_rules import FORWARD_RULES
-from fastmeta.inner_loop.written import Written, written_of
+from fastmeta.inner_loop.arithmetic.forward_rules import FORWARD_RULES
+from fastmeta.inner_loop.arithmetic.written import Written, written_of
+from fastmeta.inner_loop.engines import networks
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop.written import written_of
+from fastmeta.inner_loop.arithmetic.written import written_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 

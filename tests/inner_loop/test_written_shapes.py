@@ -11,8 +11,8 @@ from torch import nn
 import fastmeta as fm
 from fastmeta.backends import cpu
 from fastmeta.functional.row_programs import Unreadable
-from fastmeta.inner_loop.forward_rows import MOST_NUMBERS, ForwardRows
-from fastmeta.inner_loop.written import Written, written_of
+from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, ForwardRows
+from fastmeta.inner_loop.arithmetic.written import Written, written_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop.written import Written, written_of
-from fastmeta.inner_loop.written_trial import miscomputed
+from fastmeta.inner_loop.arithmetic.written import Written, written_of
+from fastmeta.inner_loop.arithmetic.written_trial import miscomputed
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 

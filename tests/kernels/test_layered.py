@@ -9,7 +9,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.inner_loop import kept
-from fastmeta.inner_loop.rewrite import rewrite
+from fastmeta.inner_loop.reading.rewrite import rewrite
 from fastmeta.kernels.aot import launches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

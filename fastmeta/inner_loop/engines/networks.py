@@ -1,0 +1,159 @@
+"""Modules as the native kernels know them: chains, stages, or arithmetic on samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.backends import cpu
+from fastmeta.backends.kernels import Kernels
+from fastmeta.functional.forward import module_lock
+from fastmeta.functional.loss_programs import LossProgram
+from fastmeta.inner_loop.arithmetic.written import Written, unwritten_for_any, written_of
+from fastmeta.inner_loop.arithmetic.written_trial import miscomputed, miscounted, mispredicted
+from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
+from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
+from fastmeta.inner_loop.reading.calls import asks_types, is_by_hand, misread
+from fastmeta.inner_loop.reading.chain import Chain, chain_of
+from fastmeta.inner_loop.reading.stages import Stages, never_fits, stages_of
+
+__all__ = [
+    "Buffers", "Network", "as_native", "inputs_of", "native_network", "no_network", "output_of",
+    "shapes_of", "unlike_others",
+]  # fmt: skip
+
+Network = Chain | Stages | Written
+
+
+def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
+    """What a module is for samples of a shape, or the reason why the kernels do not know it."""
+    key = ("network", sample)
+    if key not in loop.memory:
+        loop.memory[key] = _network(loop.module, sample)
+    return loop.memory[key]
+
+
+def unlike_others(
+    loop: InnerLoop, network: Network, sample: torch.Size, counts: Iterable[int]
+) -> str | None:
+    """A sentence if of such a number of samples something else becomes than of others."""
+    if "asks types" not in loop.memory:
+        loop.memory["asks types"] = asks_types(loop.module)
+    if not isinstance(network, Written) and not loop.memory["asks types"]:
+        return None
+    for count in counts:
+        key = ("count", sample, count)
+        if key not in loop.memory:
+            with module_lock, hidden_from_saved_tensor_hooks():
+                loop.memory[key] = _unlike(network, loop.module, sample, count)
+        if loop.memory[key] is not None:
+            return str(loop.memory[key])
+    return None
+
+
+def _unlike(network: Network, module: nn.Module, sample: torch.Size, count: int) -> str | None:
+    if isinstance(network, Written):
+        return miscounted(network, module, sample, count)
+    return misread(module, sample, count)
+
+
+def _network(module: nn.Module, sample: torch.Size) -> Network | str:
+    layers = _layers(module, sample)
+    if not isinstance(layers, str):
+        return layers
+    with hidden_from_saved_tensor_hooks():
+        written = written_of(module, sample)
+        if isinstance(written, Written):
+            return miscomputed(written, module, sample) or written
+    return _neither(layers, written)
+
+
+def _neither(layers: str, written: str) -> str:
+    return f"{layers}. As arithmetic on each sample's numbers it is not read either: {written}"
+
+
+def _layers(module: nn.Module, sample: torch.Size) -> Chain | Stages | str:
+    chain = chain_of(module)
+    fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
+    network = chain if fits else stages_of(module, sample)
+    if isinstance(network, str) or not is_by_hand(module):
+        return network
+    return misread(module, sample) or mispredicted(network, module, sample) or network
+
+
+def no_network(module: nn.Module, chain: Chain | str) -> str | None:
+    """Why a module, which may be a chain, is no network for any samples, or None."""
+    if isinstance(chain, Chain):
+        return None
+    layer = never_fits(module)
+    written = None if layer is None else unwritten_for_any(module)
+    return None if layer is None or written is None else _neither(layer, written)
+
+
+class Buffers:
+    """Those of a module that a network reads, as they are now.
+
+    Raises:
+        UnknownTensors: one of the module's buffers has another shape or dtype, or is the same as
+            another one or no longer so.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self._places = {
+            f"{prefix}.{key}" if prefix else key: (owner._buffers, key)
+            for prefix, owner in module.named_modules() for key in owner._buffers
+        }  # fmt: skip
+        self._names = names
+        self._looks = self._look()
+
+    def now(self) -> dict[str, Tensor]:
+        if self._look() != self._looks:
+            raise UnknownTensors("a buffer of the module is of another kind than before")
+        return {name: own[key] for name in self._names for own, key in [self._places[name]]}
+
+    def _look(self) -> list[Any]:
+        first: dict[int, int] = {}
+        found = (own.get(key) for own, key in self._places.values())
+        return [
+            None if b is None else (b.shape, b.dtype, first.setdefault(id(b), i))
+            for i, b in enumerate(found)
+        ]
+
+
+def output_of(network: Network) -> tuple[int, ...]:
+    """The shape of what it makes of a sample."""
+    return network.shape if isinstance(network, Written) else (network.outputs,)
+
+
+def inputs_of(network: Network, sample: torch.Size) -> int:
+    """Numbers of a sample."""
+    return network.nodes[0][4] if isinstance(network, Chain) else math.prod(sample)
+
+
+def shapes_of(network: Network, loop: InnerLoop) -> tuple[tuple[int, ...], ...]:
+    """Of the tensors that it names."""
+    buffers = {name: loop.module.get_buffer(name).shape for name in network.buffers}
+    shapes = {**loop.shapes, **buffers}
+    return tuple(tuple(shapes[name]) for name in network.names)
+
+
+def as_native(network: Network, loop: InnerLoop, kernels: Kernels) -> Any:
+    """The same for the kernels, with the loss."""
+    loss = _native_loss(loop.loss)
+    if isinstance(network, Written):
+        sizes = [math.prod(shape) for shape in shapes_of(network, loop)]
+        return kernels.chain(network.inputs, list(network.steps), sizes, loss)
+    layers = network.nodes if isinstance(network, Chain) else network.stages
+    return kernels.chain(list(layers), loss, len(network.names))
+
+
+def _native_loss(loss: Any) -> Any:
+    """A name, or a program as the CPU kernels take it."""
+    if not isinstance(loss, LossProgram):
+        return loss
+    assert cpu.native is not None
+    return cpu.native.Loss(loss.predictions, loss.targets, loss.adds, loss.steps)

@@ -1,0 +1,411 @@
+"""The calls of a forward as stages of the native kernels, one after another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from fastmeta.inner_loop.reading.calls import Call
+from fastmeta.inner_loop.reading.layer_rules import several
+from fastmeta.inner_loop.reading.layers import activation_of, is_idle, unknown
+from fastmeta.inner_loop.reading.parameter_calls import BatchNormOfAny, InstanceNormOfAny
+from fastmeta.inner_loop.reading.shape_layers import (
+    Mean,
+    OfSizes,
+    Reshaped,
+    Viewed,
+    inferred,
+    place_of,
+    unflattened,
+    whole,
+)
+from fastmeta.inner_loop.reading.stage_limits import (
+    stride_as_seen,
+    unfit,
+    unfit_windows,
+    windows_of,
+)
+from fastmeta.inner_loop.reading.trace import Unknown
+
+__all__ = ["ADDERS", "StageBuilder"]
+
+Names = Mapping[str, str]  # the module's, of a layer's parameters by its own
+_NO_STAGE = -2
+
+
+class _Value(NamedTuple):
+    """What a call gives.
+
+    Attributes:
+        at: the stage that gives it, -1 for the module's input.
+        shape: C, H, W.
+        rank: dimensions that the module sees: C, H, W; or C and all pixels; or all in one.
+        open: no call but the next one reads it, so that one may become a part of the stage.
+    """
+
+    at: int
+    shape: tuple[int, ...]
+    rank: int
+    open: bool
+
+    @property
+    def seen(self) -> list[int]:
+        """The shape of a sample as PyTorch has it."""
+        return [*self.shape[: self.rank - 1], math.prod(self.shape[self.rank - 1 :])]
+
+
+@dataclass
+class StageBuilder:
+    """Sequences [C, L] are images one pixel high, or one wide where they come of other images.
+
+    Attributes:
+        squeezes: a lone sample would lose its dimension.
+    """
+
+    module: nn.Module
+    sample: tuple[int, ...]
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    values: list[_Value] = field(default_factory=list)
+    squeezes: bool = False
+
+    def __post_init__(self) -> None:
+        self.input = self._input_of(self.sample)
+        self._go_to(self.input)
+
+    def _input_of(self, sample: Sequence[int]) -> _Value:
+        """The module's input, read in that shape."""
+        channels, *sides = sample
+        missing = (1,) * (2 - len(sides))
+        return _Value(-1, (channels, *missing, *sides), len(sample), True)
+
+    def add(self, call: Call) -> str | None:
+        """Take one more call, or say why not."""
+        sources = [self.values[i] if i >= 0 else self.input for i in call.inputs]
+        source = sources[0]
+        if call.in_place and not source.open:
+            return f"{call.name} changes in place what others read"
+        self._go_to(source)
+        if call.layer is None:
+            reason = self._sum(sources[1])
+        elif type(call.layer) is OfSizes:
+            reason = self._sized(call.layer, call)
+        else:
+            reason = self._layer(call.parameters, call.layer, call.name)
+        open_still = source.open or self.at != source.at
+        self.values.append(self._here(call.alone and open_still))
+        return reason
+
+    def _sized(self, sized: OfSizes, call: Call) -> str | None:
+        shapes = [(self.values[i] if i >= 0 else self.input).seen for i in call.sizes]
+        try:
+            layers = sized.layers(shapes)
+        except Unknown as unreadable:
+            return str(unreadable)
+        for layer, names in layers:
+            reason = self._layer(names, layer, call.name)
+            if reason is not None:
+                return reason
+        return None
+
+    def _layer(self, names: Names, layer: nn.Module, name: str) -> str | None:
+        if is_idle(layer):
+            return None
+        add = ADDERS.get(type(layer))
+        if add is not None:
+            try:
+                return unfit(layer, name) or add(self, names, layer, name)
+            except ValueError as error:
+                return f"{name} is of {error}"
+        activation = activation_of(layer)
+        if activation is None:
+            return unknown(name)
+        self._stage_before("activation", "pool")["activation"] = activation
+        return None
+
+    def _go_to(self, value: _Value) -> None:
+        self.at, self.shape, self.rank, self.open = value
+
+    def _here(self, is_open: bool) -> _Value:
+        return _Value(self.at, self.shape, self.rank, is_open)
+
+    def _sum(self, other: _Value) -> str | None:
+        if (self.shape, self.rank) != (other.shape, other.rank):
+            return f"a sum is of samples {self._said()} and {other.seen}"
+        added, self.at = sorted((self.at, other.at))
+        self._new_stage()["added"] = added
+        return None
+
+    # ---- products ------------------------------------------------------------------------------
+
+    def _conv(self, names: Names, layer: nn.Conv1d | nn.Conv2d, name: str) -> str | None:
+        unlike = self._unlike(layer, name, nn.Conv1d)
+        if unlike is not None:
+            return unlike
+        if layer.in_channels != self.shape[0]:
+            return f"{name} takes {layer.in_channels} channels but gets {self.shape[0]}"
+        padding: Any = layer.padding
+        if padding == "valid":
+            padding = 0
+        if padding == "same":
+            padding = tuple(k // 2 for k in layer.kernel_size)
+        kernel, stride = self._sides(layer.kernel_size), self._sides(layer.stride)
+        return self._product(names, layer, name, kernel, stride, self._sides(padding, 0))
+
+    def _linear(self, names: Names, layer: nn.Linear, name: str) -> str | None:
+        if self.rank > 1:
+            return f"{name} gets samples {self._said()} that were not flattened"
+        if layer.in_features != math.prod(self.shape):
+            return f"{name} takes {layer.in_features} inputs but gets {math.prod(self.shape)}"
+        return self._product(names, layer, name, self.shape[1:], (1, 1), (0, 0))
+
+    def _product(
+        self, names: Names, layer: Any, name: str, kernel: Any, stride: Any, padding: Any
+    ) -> str | None:
+        c = layer.weight.shape[0]
+        size = [
+            (n + 2 * p - k) // s + 1 if n + 2 * p >= k else 0
+            for n, p, k, s in zip(self.shape[1:], padding, kernel, stride, strict=True)
+        ]
+        if min(c, *size) < 1:
+            return f"{name} leaves nothing of samples {list(self.shape)}"
+        stage = self._new_stage()
+        stage.update(
+            product=True, kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
+            weight=self._parameter(names["weight"]),
+            bias=-1 if layer.bias is None else self._parameter(names["bias"]),
+        )  # fmt: skip
+        self._shape_of_product(stage, c, *size)
+        return None
+
+    # ---- norms, pools ----------------------------------------------------------------------------
+
+    def _batch_norm(self, names: Names, layer: Any, name: str) -> str | None:
+        for_images = isinstance(layer, nn.BatchNorm2d)
+        if type(layer) is not BatchNormOfAny and for_images != (self.rank == 3):
+            return f"{name} gets samples {self._said()}"
+        if layer.affine and layer.num_features != self.shape[0]:
+            return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
+        return self._norm(names, layer, name, "batch", 1)
+
+    def _group_norm(self, names: Names, layer: nn.GroupNorm, name: str) -> str | None:
+        if layer.num_channels != self.shape[0]:
+            return f"{name} takes {layer.num_channels} channels but gets {self.shape[0]}"
+        return self._norm(names, layer, name, "group", layer.num_groups)
+
+    def _instance_norm(self, names: Names, layer: Any, name: str) -> str | None:
+        unlike = self._unlike(layer, name, nn.InstanceNorm1d)
+        if type(layer) is not InstanceNormOfAny and unlike is not None:
+            return unlike
+        if layer.num_features not in (self.shape[0], None):
+            return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
+        if self.rank == 1 or self.shape[1:] == (1, 1):
+            return f"{name} is over single pixels"
+        return self._norm(names, layer, name, "group", self.shape[0])
+
+    def _layer_norm(self, names: Names, layer: nn.LayerNorm, name: str) -> str | None:
+        over, whole, samples = [*layer.normalized_shape], math.prod(self.shape), self._said()
+        if over == samples:
+            groups, scale = 1, "elements"
+        elif over == samples[1:]:
+            groups, scale = self.shape[0], "pixels"
+        else:
+            return f"{name} is over {over} of samples {samples}"
+        if whole == self.shape[0] and groups == 1:  # as many parameters as channels
+            return self._put_norm(names, layer, name, "group", groups)
+        reason = self._put_statistics(layer, name, "group", groups)
+        if reason is None and layer.weight is not None:
+            self._put_scale(names, layer, scale)
+        return reason
+
+    def _put_scale(self, names: Names, layer: nn.LayerNorm, scale: str) -> None:
+        stage = self._new_stage()
+        stage.update(product=True, scale=scale, weight=self._parameter(names["weight"]))
+        if layer.bias is not None:
+            stage["bias"] = self._parameter(names["bias"])
+
+    def _norm(self, names: Names, layer: Any, name: str, kind: str, groups: int) -> str | None:
+        if self.rank == 1 and self.shape[1:] != (1, 1):
+            return f"{name} is over flattened samples {list(self.shape)}"
+        return self._put_norm(names, layer, name, kind, groups)
+
+    def _put_norm(self, names: Names, layer: Any, name: str, kind: str, groups: int) -> str | None:
+        reason = self._put_statistics(layer, name, kind, groups)
+        if reason is not None:
+            return reason
+        for key, own in (("gamma", "weight"), ("beta", "bias")):
+            if getattr(layer, own) is not None:
+                self.stages[self.at][key] = self._parameter(names[own])
+        return None
+
+    def _put_statistics(self, layer: Any, name: str, kind: str, groups: int) -> str | None:
+        if type(layer.eps) is not float:
+            return f"{name} has an eps that is not a number"
+        stage = self._stage_before("norm", "activation", "pool")
+        stage.update(norm=kind, groups=groups, eps=layer.eps)
+        return None
+
+    def _max_pool(self, names: Names, layer: nn.MaxPool1d | nn.MaxPool2d, name: str) -> str | None:
+        return self._unlike(layer, name, nn.MaxPool1d) or self._pool(layer, name, "max")
+
+    def _average_pool(self, names: Names, layer: Any, name: str) -> str | None:
+        return self._unlike(layer, name, nn.AvgPool1d) or self._pool(layer, name, "average")
+
+    def _adaptive_pool(self, names: Names, layer: Any, name: str) -> str | None:
+        of_sequences = (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)
+        unlike = self._unlike(layer, name, of_sequences)
+        if unlike is not None:
+            return unlike
+        largest = isinstance(layer, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d))
+        pixels, sides = self.shape[1:], self._sides(layer.output_size)
+        wanted = [n if k is None else k for k, n in zip(sides, pixels, strict=True)]
+        if any(k < 1 or n % k for k, n in zip(wanted, pixels, strict=True)):
+            return f"{name} makes {wanted} of {[*pixels]} pixels, in windows that are not alike"
+        window = [n // k for k, n in zip(wanted, pixels, strict=True)]
+        self._put_pool("max" if largest else "average", window, window)
+        return None
+
+    def _mean(self, names: Names, layer: Mean, name: str) -> str | None:
+        dims = {place_of(dim, self.rank) for dim in layer.dims}
+        if not dims or 1 in dims:
+            return f"{name} is over something else than all pixels of a row, a column or an image"
+        sides = {2, 3} if self.rank == 2 else dims
+        window = [n if d in sides else 1 for d, n in enumerate(self.shape[1:], start=2)]
+        self._put_pool("average", window, window)
+        self.rank -= 0 if layer.keepdim else len(dims)
+        return None
+
+    def _pool(self, layer: Any, name: str, kind: str) -> str | None:
+        window, given = map(self._sides, windows_of(layer))
+        stride = stride_as_seen(self.shape[1:], window, given)
+        reason = unfit_windows(name, self.shape[1:], window, stride, layer.ceil_mode)
+        if reason is None:
+            self._put_pool(kind, window, stride)
+        return reason
+
+    def _put_pool(self, kind: str, window: Sequence[int], stride: Sequence[int]) -> None:
+        if {*window, *stride} == {1}:
+            return
+        stage = self._stage_before("pool")
+        out = [(n - w) // s + 1 for n, w, s in zip(self.shape[1:], window, stride, strict=True)]
+        stage.update(pool=kind, window=tuple(window), pool_stride=tuple(stride))
+        stage.update(out_h=out[0], out_w=out[1])
+        self.shape = (self.shape[0], *out)
+
+    # ---- shapes ----------------------------------------------------------------------------------
+
+    def _flatten(self, names: Names, layer: nn.Flatten, name: str) -> str | None:
+        return self._view(whole(self._said(), layer.start_dim, layer.end_dim), name)
+
+    def _reshape(self, names: Names, layer: Reshaped, name: str) -> str | None:
+        return self._view(inferred(layer.sample, math.prod(self.shape)), name)
+
+    def _viewed(self, names: Names, layer: Viewed, name: str) -> str | None:
+        self.squeezes = self.squeezes or layer.squeezes
+        return self._view(layer.shape(self._said()), name)
+
+    def _unflatten(self, names: Names, layer: nn.Unflatten, name: str) -> str | None:
+        return self._viewed(names, unflattened(layer.dim, layer.unflattened_size), name)
+
+    def _view(self, wanted: Sequence[int], name: str) -> str | None:
+        given = self._said()
+        if wanted == given:
+            return None
+        if not 1 <= len(wanted) <= 3:
+            return f"{name} makes {wanted} of samples {given}"
+        if self.at < 0:
+            self._go_to(self._input_of(wanted))
+            return None
+        seen = self._here(True)._replace(rank=len(wanted)).seen
+        if seen != wanted:
+            return f"{name} makes {wanted} of what a layer gives, {given}"
+        self.rank = len(wanted)
+        return None
+
+    # ---- samples ---------------------------------------------------------------------------------
+
+    def _said(self) -> list[int]:
+        """The shape of a sample as PyTorch has it."""
+        return self._here(True).seen
+
+    def _unlike(
+        self, layer: nn.Module, name: str, of_sequences: type | tuple[type, ...]
+    ) -> str | None:
+        """A sentence if a layer is not for samples of as many sides as these."""
+        if self.rank == 1:
+            return f"{name} gets flat samples"
+        in_a_row = self.rank == 2 and 1 in self.shape[1:]
+        if isinstance(layer, of_sequences) != in_a_row or (self.rank == 2) != in_a_row:
+            return f"{name} gets samples {self._said()}"
+        return None
+
+    def _sides(self, value: Any, other: int = 1) -> tuple[Any, Any]:
+        """Height and width of what a layer says of its sides; of sequences one is another."""
+        given = several(value)
+        if self.rank == 3:
+            return given[0], given[-1]
+        return (other, given[0]) if self.shape[1] == 1 else (given[0], other)
+
+    # ---- stages ----------------------------------------------------------------------------------
+
+    def _stage_before(self, *later: str) -> dict[str, Any]:
+        """The stage that gives what is here, or a new one if it has any of these already."""
+        if self.at < 0 or not self.open:
+            return self._new_stage()
+        stage = self.stages[self.at]
+        taken = any(stage[key] not in ("none", None) for key in later)
+        return self._new_stage() if taken else stage
+
+    def _new_stage(self) -> dict[str, Any]:
+        c, h, w = self.shape
+        stage: dict[str, Any] = dict(
+            input=self.at, added=_NO_STAGE, in_c=c, in_h=h, in_w=w,
+            product=False, scale="none", weight=-1, bias=-1,
+            kernel=(1, 1), stride=(1, 1), padding=(0, 0),
+            norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
+            pool="none", window=(1, 1), pool_stride=(1, 1),
+        )  # fmt: skip
+        self._shape_of_product(stage, c, h, w)
+        self.stages.append(stage)
+        self.at, self.open = len(self.stages) - 1, True
+        return stage
+
+    def _shape_of_product(self, stage: dict[str, Any], c: int, h: int, w: int) -> None:
+        stage.update(c=c, h=h, w=w, out_h=h, out_w=w)
+        self.shape = (c, h, w)
+
+    def _parameter(self, name: str) -> int:
+        self.names.append(name)
+        return len(self.names) - 1
+
+
+ADDERS: dict[type, Any] = {
+    nn.Conv1d: StageBuilder._conv,
+    nn.Conv2d: StageBuilder._conv,
+    nn.Linear: StageBuilder._linear,
+    nn.BatchNorm1d: StageBuilder._batch_norm,
+    nn.BatchNorm2d: StageBuilder._batch_norm,
+    BatchNormOfAny: StageBuilder._batch_norm,
+    nn.GroupNorm: StageBuilder._group_norm,
+    nn.LayerNorm: StageBuilder._layer_norm,
+    nn.InstanceNorm1d: StageBuilder._instance_norm,
+    nn.InstanceNorm2d: StageBuilder._instance_norm,
+    InstanceNormOfAny: StageBuilder._instance_norm,
+    nn.MaxPool1d: StageBuilder._max_pool,
+    nn.MaxPool2d: StageBuilder._max_pool,
+    nn.AvgPool1d: StageBuilder._average_pool,
+    nn.AvgPool2d: StageBuilder._average_pool,
+    nn.AdaptiveAvgPool1d: StageBuilder._adaptive_pool,
+    nn.AdaptiveAvgPool2d: StageBuilder._adaptive_pool,
+    nn.AdaptiveMaxPool1d: StageBuilder._adaptive_pool,
+    nn.AdaptiveMaxPool2d: StageBuilder._adaptive_pool,
+    nn.Flatten: StageBuilder._flatten,
+    nn.Unflatten: StageBuilder._unflatten,
+    Mean: StageBuilder._mean,
+    Reshaped: StageBuilder._reshape,
+    Viewed: StageBuilder._viewed,
+}
