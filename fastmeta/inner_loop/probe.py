@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -38,7 +38,7 @@ def probe(
     x = tasks.support_x[0].detach()
     try:
         with torch.enable_grad():
-            predictions = _predict_hidden(loop, theta, x)
+            predictions = _hidden(lambda: _predict(loop, theta, x))
     except (RuntimeError, IndexError) as error:
         raise ValueError(
             f"the module cannot take a task's support_x {list(x.shape)} {x.dtype}: {error}"
@@ -88,9 +88,13 @@ def support_loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tens
     """[1]: the support loss of the first task."""
     weight = None if tasks.support_weight is None else tasks.support_weight[:1].detach()
     targets = tasks.support_y[:1].detach()
-    with torch.enable_grad(), hidden_from_saved_tensor_hooks(), _same_random_state(predictions):
-        with _no_random_numbers(loop, "the loss"):
+
+    def run() -> Tensor:
+        with _same_random_state(predictions), _no_random_numbers(loop, "the loss"):
             return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
+
+    with torch.enable_grad():
+        return _hidden(run)
 
 
 def uses_others(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> bool:
@@ -115,14 +119,14 @@ def leaves_of_graph(root: Tensor) -> Iterator[Tensor]:
         stack += [following for following, _ in node.next_functions]
 
 
-def _predict_hidden(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _hidden(run: Callable[[], Tensor]) -> Tensor:
     try:
         with hidden_from_saved_tensor_hooks():
-            return _predict(loop, theta, x)
+            return run()
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):  # torch.func takes none
             raise
-    return _predict(loop, theta, x)
+    return run()
 
 
 def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:

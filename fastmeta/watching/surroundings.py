@@ -33,8 +33,10 @@ class Surroundings:
         self._dtype = torch.get_default_dtype() if followed.functions else None
         objects, items, keys = [], [], []
         self.seen: list[tuple[Owner, str, _Kept]] = []
+        self._all: list[tuple[Owner, str, _Kept]] = []
         for owner, name in followed.places.values():
             value, kept = owner.get(name), _kept(owner.get(name))
+            self._all.append((owner, name, kept))
             if type(owner) is not dict:
                 self.seen.append((owner, name, kept))
             elif name not in owner:
@@ -53,6 +55,11 @@ class Surroundings:
         if self._dtype is not None and torch.get_default_dtype() is not self._dtype:
             return False
         return all([_is_same(owner.get(name), kept) for owner, name, kept in self.seen])
+
+    def changed(self) -> list[str]:
+        """Names of what is not as it was, where it has some."""
+        names = [name for owner, name, kept in self._all if not _is_same(owner.get(name), kept)]
+        return [*dict.fromkeys(filter(None, names))]
 
 
 class _Kept(NamedTuple):

@@ -37,6 +37,10 @@ def with_an_import_of_its_own():
     return lambda p, y: own.mse_loss(p, y)
 
 
+def slope_of(p):
+    return torch.autograd.grad((p**3).sum(), p, create_graph=True)[0]
+
+
 def half(x):
     return 0.5 * x
 
@@ -171,6 +175,7 @@ def test_sums_and_means_over_samples():
         (lambda p, y: p[torch.arange(5), y[:5, 0].long()].mean(), "does not run|picks samples"),
         (lambda p, y: p[y[:, 0].long()].mean(), "picks"),
         (lambda p, y: torch.norm(p - y, dim=0).mean(), "over samples"),
+        (lambda p, y: slope_of(p).square().mean() + (p - y).abs().mean(), "gradient of its own"),
         (lambda p, y: torch.norm(p - y), "over samples"),
         (lambda p, y: torch.norm(p - y, p=3, dim=1).mean(), "order 3"),
         (lambda p, y: (p * y).mean() if (p > 0).all() else p.mean(), "no native form"),

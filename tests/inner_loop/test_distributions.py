@@ -22,6 +22,15 @@ from fastmeta.backends import cpu
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 
 
+@pytest.fixture(autouse=True)
+def validating():
+    """As it is by default; torch.compile, which other tests use, switches it off for good."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)
+
+
 def gaussian(p):
     return Normal(p[:, :1], p[:, 1:2].exp())
 

@@ -51,7 +51,7 @@ def test_any_number_of_kept_steps_is_exact(monkeypatch, engine, steps):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_few_tasks_at_a_time_with_kept_steps_are_exact(monkeypatch, engine):
-    forward = getattr(fm.inner_loop, engine).__dict__[f"_{engine.upper()}"]
+    forward = getattr(fm.inner_loop.engines, engine).__dict__[f"_{engine.upper()}"]
     few = forward._replace(at_once=lambda loop, x: 2)
     tasks = classification_tasks([2, 6, 6])
     meta = maml(engine)
@@ -117,7 +117,7 @@ def test_graphs_beyond_the_budget_are_not_kept(monkeypatch, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_a_step_keeps_is_measured(monkeypatch, engine):
-    forward = getattr(fm.inner_loop, engine).__dict__[f"_{engine.upper()}"]
+    forward = getattr(fm.inner_loop.engines, engine).__dict__[f"_{engine.upper()}"]
     meta, sizes = maml(engine), {}
     tasks = classification_tasks([2, 6, 6], t=16, s=40)
     meta(tasks)

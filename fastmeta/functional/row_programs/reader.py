@@ -118,6 +118,7 @@ class _Reader(_Mode):
         self._rows = rows
         self._rules = rules
         self._questions = questions
+        self._backward = torch._C._current_graph_task_id()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -129,6 +130,8 @@ class _Reader(_Mode):
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         if not _is_of_autograd(func):
             self.operations.append(_operation(func, args, kwargs))
+        if torch._C._current_graph_task_id() != self._backward:  # whose tensors are other ones
+            raise Unreadable("it takes a gradient of its own")
         rows = self._rows
         name = func.overloadpacket.__name__
         rule = self._rules.get(name)

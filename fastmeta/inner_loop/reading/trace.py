@@ -183,4 +183,5 @@ def watched(module: nn.Module) -> Iterator[Surroundings]:
     if surroundings.unwatched is not None:
         raise Unknown(surroundings.unwatched)
     if not surroundings.are_same():
-        raise Unknown("its forward changes what it reads beside its input")
+        names = ", ".join(surroundings.changed())
+        raise Unknown(f"its forward changes what it reads beside its input: {names}")
