@@ -21,7 +21,7 @@ def explain(
     loss: Loss | None = None,
     device: torch.device | str | None = None,
 ) -> Choice:
-    """Which engine runs an algorithm, or MAML on a module; print it.
+    """Which engine runs an algorithm, or MAML on a module: `print(fm.explain(meta, tasks))`.
 
     Args:
         meta_or_module: an algorithm such as `MAML`, or any other module to put under MAML.

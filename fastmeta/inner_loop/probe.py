@@ -189,8 +189,8 @@ def _no_random_numbers(loop: InnerLoop, name: str) -> Iterator[None]:
         )
     if after.of_torch != before.of_torch and loop.randomness is None:
         raise ValueError(
-            f"{name} draws random numbers: call .eval() on dropout layers, or choose "
-            'engine="vmap" with randomness="different" or "same"'
+            f"{name} draws random numbers: call .eval() on dropout layers, draw them outside and "
+            'join them to the inputs, or choose engine="vmap" with randomness="different" or "same"'
         )
 
 
