@@ -141,7 +141,6 @@ class MAML(Learner):
         self.precision = precision
         self.randomness = randomness
         self._snapshot: Snapshot | None = None
-        self._loss_as_written: Loss | None = None
         self._plans: dict[Any, Plan] = {}
         parameters = dict(model.named_parameters())
         loop = self._loop(parameters, inner_steps)
@@ -257,7 +256,7 @@ class MAML(Learner):
         }
         loop = self._loop(dict(self.model.named_parameters()), self.inner_steps)
         check_dropout(loop)
-        if self._may_rename_loss():
+        if not self._runs_plainly():
             loss, unread = loss_as_explained(loop.loss, *_likely_outputs(parameters))
             loop = replace(loop, loss=loss, unread=unread)
         parts = self._cut(loop)
@@ -295,8 +294,9 @@ class MAML(Learner):
             return part(*self._prepare_anew(plan, tasks, inner_steps), tasks)
 
     def _prepare(
-        self, tasks: TaskBatch, inner_steps: int | None
+        self, tasks: TaskBatch, inner_steps: int | None, as_written: bool = False
     ) -> tuple[Plan, dict[str, Tensor], Rates]:
+        """as_written: run the loss as it came, even if it can be read."""
         check_grad_mode()
         steps = self.inner_steps if inner_steps is None else inner_steps
         if type(steps) is not int:  # a tensor might change
@@ -304,17 +304,16 @@ class MAML(Learner):
         with module_lock:
             parameters = self._parameters_now()
             rates = self._rates(steps)
-            key = self._settings(steps), *looks_of(parameters, rates, tasks)
+            key = self._settings(steps), as_written, *looks_of(parameters, rates, tasks)
             plan = self._plans.get(key)
             if plan is None:
-                plan = self._plan_for(key, parameters, rates, tasks, steps)
+                plan = self._plan_for(key, parameters, rates, tasks, steps, as_written)
         try:
             check_labels(plan.loop, plan.outputs, tasks)
         except ValueError as error:
             if not plan.renames_loss or isinstance(error, NoSuchClass):
                 raise
-            self._loss_as_written = self.loss  # as a function it may ignore such labels
-            return self._prepare_anew(plan, tasks, inner_steps)
+            return self._prepare(tasks, inner_steps, as_written=True)  # it may ignore such labels
         return plan, parameters, rates
 
     def _prepare_anew(
@@ -346,28 +345,28 @@ class MAML(Learner):
 
     def _plan_for(
         self, key: Hashable, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch,
-        steps: int,
+        steps: int, as_written: bool,
     ) -> Plan:  # fmt: skip
         """The plan of batches that differ from these in T, S and Q only, found by `key` next."""
-        general = self._settings(steps), *kinds_of(parameters, tasks)
+        general = self._settings(steps), as_written, *kinds_of(parameters, tasks)
         plan = self._plans.get(general)
         if plan is None or plan.rate_kinds != rate_kinds(rates):
-            plan = self._plan(parameters, rates, tasks, steps)
+            plan = self._plan(parameters, rates, tasks, steps, as_written)
         if len(self._plans) >= _most_plans:
             self._plans.clear()
         self._plans[general] = self._plans[key] = plan
         return plan
 
     def _plan(
-        self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int
-    ) -> Plan:
+        self, parameters: dict[str, Tensor], rates: Rates, tasks: TaskBatch, steps: int,
+        as_written: bool,
+    ) -> Plan:  # fmt: skip
         loop = self._loop(parameters, steps, tasks.support_y)
         found = check_model(loop, parameters, rates, tasks)
         prefix, rest = self._cut(loop) or (None, self.model)
-        renames_loss = found.loss is not loop.loss and self._may_rename_loss()
-        unread = found.unread or (_EARLIER_LABELS if found.loss is not loop.loss else None)
+        renames_loss = found.loss is not loop.loss and not as_written and not self._runs_plainly()
         loss = found.loss if renames_loss else loop.loss
-        loop = replace(loop, module=rest, loss=loss, unread=None if renames_loss else unread)
+        loop = replace(loop, module=rest, loss=loss, unread=found.unread or found.unfit)
         inner, tasks = above(prefix, loop, parameters, tasks)
         choice = choose(loop, tasks, inner, rates, self.engine)
         return Plan(loop, choice, prefix, found.outputs, rate_kinds(rates), renames_loss)
@@ -388,9 +387,6 @@ class MAML(Learner):
         """The model as the layers below the inner loop and those in it, where that is exact."""
         whole = self._runs_plainly() or loop.randomness
         return None if whole else split(self.model, loop.adapted)
-
-    def _may_rename_loss(self) -> bool:
-        return not self._runs_plainly() and self._loss_as_written is not self.loss
 
     def _runs_plainly(self) -> bool:
         return "reference" in (self.engine, requested_backend())
@@ -413,9 +409,6 @@ class MAML(Learner):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
-
-
-_EARLIER_LABELS = "earlier tasks had labels that it alone knows what to do with"
 
 
 def _likely_outputs(parameters: Mapping[str, Tensor]) -> tuple[int, torch.dtype]:

@@ -72,6 +72,7 @@ def inner_sgd(
     loop = InnerLoop(module, named(loss, support_y), steps, order, adapted)
     tasks = TaskBatch.of_support(support_x, support_y, support_weight)
     found = check_model(loop, parameters, lr, tasks)
-    loop = replace(loop, loss=found.loss, unread=found.unread)
+    as_read = found.loss if found.unfit is None else loop.loss
+    loop = replace(loop, loss=as_read, unread=found.unread or found.unfit)
     engine = choose(loop, tasks, parameters, lr).engine
     return engine.adapt(loop, parameters, lr, tasks)

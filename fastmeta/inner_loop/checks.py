@@ -35,6 +35,7 @@ class Checked(NamedTuple):
     outputs: int  # a sample: n_way for a classifier
     loss: Loss  # by its name or as a program, where a function is one that can be read
     unread: str | None  # why it is none, as a sentence
+    unfit: str | None  # why these tasks' labels are for the loss as it came all the same
 
 
 def check_model(
@@ -56,8 +57,9 @@ def check_model(
     _check_targets(loop, predictions, tasks)
     check_labels(loop, predictions.shape[-1], tasks)
     loss, unread = _as_read(loop.loss, predictions, tasks)
+    unfit = None if loss is loop.loss else _unfit_labels(loss, predictions, tasks)
     _check_loss(loop, predictions, tasks)
-    return Checked(predictions.shape[-1], loss, unread)
+    return Checked(predictions.shape[-1], loss, unread, unfit)
 
 
 def _probed(
@@ -92,7 +94,7 @@ def _inputs_needed(module: nn.Module) -> list[str]:
 
 
 def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> tuple[Loss, str | None]:
-    """A function as what it can be read as, if with such targets it means the same; or why not."""
+    """A function as what it can be read as, with labels inside of their classes; or why not."""
     if isinstance(loss, str):
         return loss, None
     if tasks.support_weight is not None or tasks.query_weight is not None:
@@ -100,11 +102,9 @@ def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> tuple[Loss, s
     try:
         with hidden_from_saved_tensor_hooks():
             queries = tasks.query_x.shape[1]
-            read = read_loss(loss, predictions, tasks.support_y[0], queries)
+            return read_loss(loss, predictions, tasks.support_y[0], queries), None
     except Unreadable as reason:
         return loss, str(reason)
-    unfit = _unfit_labels(read, predictions, tasks)
-    return (read, None) if unfit is None else (loss, unfit)
 
 
 def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> tuple[Loss, str | None]:

@@ -121,6 +121,17 @@ def test_what_is_no_class_is_for_the_loss_as_it_came(name, label):
         assert isinstance(found, type)
     else:
         torch.testing.assert_close(found, right, equal_nan=True)
+    assert meta.choice(tasks=packed_tasks(classes=classes_of(name))).name == "resident"
+
+
+def test_after_a_label_for_the_loss_as_it_came_others_are_checked():
+    """PyTorch's own one_hot does not look at labels under vmap."""
+    meta, tasks = fm.MAML(chain(), loss=LOSSES["by_one_hot"], inner_lr=0.05), packed_tasks()
+    tasks.query_y[1, 1, 0] = 2.9
+    meta(tasks)
+    tasks.query_y[1, 1, 0] = 3.0
+    with pytest.raises(ValueError, match="query_y has a label"):
+        meta(tasks)
 
 
 def test_labels_changed_in_place_are_seen():

@@ -214,7 +214,7 @@ def test_float32_is_within_twice_the_error_of_pytorch(network):
     for seed in range(9):
         torch.manual_seed(seed)
         model = network()
-        batch = classification_tasks((1, 12, 12), t=4, s=10, q=20)
+        batch = classification_tasks((1, 12, 12), t=2, s=6, q=10)
         right = errors(copy.deepcopy(model).double(), batch, DOUBLE, "reference")
         ours = [g.double() for g in errors(model, batch, torch.float32, "cpu")]
         plain = [g.double() for g in errors(model, batch, torch.float32, "reference")]
