@@ -131,7 +131,7 @@ def test_weights_of_padding_have_a_finite_gradient(make):
 
 @pytest.mark.parametrize("make", NETS)
 def test_gradcheck(make):
-    net, tasks = build(make, nn.Identity()), episodes(t=2, s=4, q=2, shape=(2,))
+    net, tasks = build(make, nn.Identity()), episodes(t=2, s=4, q=2, shape=(3,))
 
     def outputs(support_x, query_x):
         out = net(fm.TaskBatch(support_x, tasks.support_y, query_x, tasks.query_y))
