@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from native_losses import assert_native, chain, packed_tasks
-from oracle import DOUBLE, assert_exact
+from oracle import DOUBLE, assert_exact, regression_tasks
 from torch import nn
 from torch.distributions import Categorical
 
@@ -215,3 +215,20 @@ def test_labels_of_networks_that_are_no_chain():
             return self.second(torch.cat([x, self.first(x).tanh()], -1))
 
     assert_native(fm.MAML(Joined().double(), loss=ppo, inner_lr=0.05), packed_tasks())
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_that_a_loss_takes_itself(order):
+    """Which are none of a reader's constants; torch.func refuses the hooks that hide a trial."""
+
+    def by_autograd(p, y):
+        slope = torch.autograd.grad((p**3).sum(), p, create_graph=True)[0]
+        return F.mse_loss(p, y) + 0.01 * slope.square().mean()
+
+    def by_func(p, y):
+        slope = torch.func.grad(lambda q: (q**3).sum())(p)
+        return F.mse_loss(p, y) + 0.01 * slope.square().mean()
+
+    for loss in (by_autograd, by_func):
+        meta = fm.MAML(chain(), loss=loss, inner_steps=2, inner_lr=0.05, order=order)
+        assert_exact(meta, regression_tasks(outputs=3))

@@ -63,10 +63,11 @@ def miscounted(
         return None
     try:
         x = _waves((samples, *sample), 3)
-        is_alike = _Trial(network, module).predicts(1.0, x)
-    except Exception:  # of the user's code
-        is_alike = False
-    return None if is_alike else f"of {samples} samples its forward makes something else"
+        if _Trial(network, module).predicts(1.0, x):
+            return None
+    except Exception as error:  # of the user's code
+        return _fails(error)
+    return f"of {samples} samples its forward makes something else"
 
 
 def _what_differs(trial: _Trial, sample: Sequence[int]) -> str | None:
