@@ -44,8 +44,8 @@ def resources(report):
 def test_products_do_not_spill_and_blocks_fit_an_sm(build_native, nvcc, tmp_path):
     command = [
         *nvcc, *build_native.CUDA_FLAGS, "-arch=sm_90", "-Xptxas", "-v", "-DFASTMETA_REAL=float",
-        f"-I{ROOT / 'csrc'}", "-c", str(ROOT / "csrc/cuda/launch.cu"),
-        "-o", str(tmp_path / "launch.o"),
+        f"-I{ROOT / 'csrc'}", "-cubin", str(ROOT / "csrc/cuda/launch.cu"),
+        "-o", str(tmp_path / "launch.cubin"),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -21,6 +21,7 @@ GPU architectures, say "90": quick builds for one's own machine.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -89,8 +90,8 @@ ISAS = (
 )
 REALS = ("float", "double")
 KERNELS = (
-    "kernels", "stages", "written", "convolution", "norm", "max_pool", "pixels", "prototypes",
-    "prototype_loss", "prototype_gradient", "nearest",
+    "kernels", "stages", "written", "products", "row_machine", "convolution", "norm", "max_pool",
+    "pixels", "prototypes", "prototype_loss", "prototype_gradient", "nearest",
 )  # fmt: skip
 
 
@@ -282,10 +283,11 @@ def kernel_flags(isa: Isa, real: str) -> list[str]:
     ]
 
 
-def add_library(
-    ninja: NinjaBuild, isas: Iterable[Isa], wide_doubles: bool = True
-) -> list[str]:
-    """Add everything of csrc but the binding; return the objects in link order."""
+def add_library(ninja: NinjaBuild, variants: Iterable[tuple[Isa, str]]) -> list[str]:
+    """Add everything of csrc but the binding, the kernels of each (instruction set, real type).
+
+    Returns the objects in link order.
+    """
     dispatch = ninja.compile(ROOT / "csrc/cpu/dispatch.cpp", "dispatch.o")
     kernels = [
         ninja.compile(
@@ -293,9 +295,7 @@ def add_library(
             f"{name}.{isa.name}.{real}.o",
             kernel_flags(isa, real),
         )
-        for isa in isas
-        for real in REALS
-        if wide_doubles or real == "float" or not isa.flags
+        for isa, real in variants
         for name in KERNELS
     ]
     return [dispatch, *kernels]
@@ -314,7 +314,8 @@ def compile_module(destination: Path) -> dict:
     ]
     ninja = NinjaBuild(ROOT / "build/native", compiler, flags, link_flags)
     binding = ninja.compile(ROOT / "csrc/bindings.cpp", "bindings.o", binding_flags())
-    module = ninja.link([binding, *add_library(ninja, isas)], module_name())
+    library = add_library(ninja, itertools.product(isas, REALS))
+    module = ninja.link([binding, *library], module_name())
     ninja.run()
     replace(module, destination / module.name)
     return {

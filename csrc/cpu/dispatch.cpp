@@ -24,30 +24,29 @@ namespace {
 
 bool always() { return true; }
 #ifdef FASTMETA_HAS_AVX2
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 #ifdef FASTMETA_HAS_AVX512
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
-// A build for tests may leave out the wide kernels of doubles, which take minutes under a sanitizer.
-#ifdef FASTMETA_WIDE_FLOATS_ALONE
-#define FASTMETA_DOUBLES_OF(isa) portable
-#else
-#define FASTMETA_DOUBLES_OF(isa) isa
-#endif
-
 const Variant all_variants[] = {
+#ifdef FASTMETA_FLOATS_OF
+    // A build for tests, where each set of kernels takes minutes to compile: the widest floats, and the
+    // doubles of the fewest lanes.
+    {"mixed", &FASTMETA_FLOATS_OF::kernels_float, &portable::kernels_double, always},
+#else
 #ifdef FASTMETA_HAS_AVX512
-    {"avx512", &avx512::kernels_float, &FASTMETA_DOUBLES_OF(avx512)::kernels_double, has_avx512},
+    {"avx512", &avx512::kernels_float, &avx512::kernels_double, has_avx512},
 #endif
 #ifdef FASTMETA_HAS_AVX2
-    {"avx2", &avx2::kernels_float, &FASTMETA_DOUBLES_OF(avx2)::kernels_double, has_avx2},
+    {"avx2", &avx2::kernels_float, &avx2::kernels_double, has_avx2},
 #endif
     {"portable", &portable::kernels_float, &portable::kernels_double, always},
+#endif
     {nullptr, nullptr, nullptr, nullptr},
 };
 

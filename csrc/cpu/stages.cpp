@@ -11,6 +11,7 @@
 #include "team.h"
 //
 #include "correlation.h"
+#include "product_finish.h"
 #include "simd_math.h"
 #include "program_loss.h"
 //

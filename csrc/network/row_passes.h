@@ -156,7 +156,7 @@ class RowPasses : RowProducts<Team> {
     for (i64 r = 0; r < records_; ++r) {
       typename Numbers::Row rows, adjoint_rows;
       point_to(rows, adjoint_rows, r);
-      f(RowMachine<Numbers>(plan_.program, wanted_, rows, adjoint_rows));
+      f(RowMachine<Numbers>{plan_.program, wanted_, rows, adjoint_rows});
     }
   }
 

@@ -25,15 +25,15 @@ def run(out, stages, **variables):
 
 
 def test_a_cpu_runs_through_and_says_what_needs_a_gpu(tmp_path):
-    answer = run(tmp_path, "machine sanitize bench compiled", LIMIT="880")
+    answer = run(tmp_path, "machine sanitize bench", LIMIT="880")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     ends = answer.stdout[answer.stdout.index("== results") :]
     assert "sinusoid-T1-K1" in ends and "FAILED" not in ends
     assert "skipped: memcheck,racecheck,initcheck: compute-sanitizer needs a GPU" in ends
     (results,) = tmp_path.glob("*.json")
     assert results.name.startswith("cpu-")
-    points = json.loads(results.read_text())["points"]
-    assert [entry["status"] for entry in points[0]["entries"]] == ["timed"] * 4
+    entries = json.loads(results.read_text())["points"][0]["entries"]
+    assert len(entries) > 1 and {entry["status"] for entry in entries} == {"timed"}
     assert (tmp_path / "sanitize.log").read_text().count("meta-gradient off by") == 9
 
 

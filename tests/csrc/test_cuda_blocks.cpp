@@ -87,7 +87,7 @@ void check_cluster(const Case<double>& c, const Outputs<double>& expected,
 
 void check_one_rate(const Case<double>& given, const std::string& where) {
   const Case<double> c = with_one_rate(given);
-  const auto expected = forward_and_backward(*find_variant("portable")->f64, c, 1);
+  const auto expected = forward_and_backward(*find_variant(nullptr)->f64, c, 1);
   const auto out = on_host(c, {8, plenty, 2, 1, true});
   expect(agree(out, expected), where, "with one rate a block does not compute what the CPU does");
   expect(same_bits(on_host(c, {4, plenty, 2, 1, true}, Wanted::Few), out), where,
@@ -98,7 +98,7 @@ void check_one_rate(const Case<double>& given, const std::string& where) {
 
 void check(const Case<double>& c, const std::string& where) {
   check_one_rate(c, where);
-  const Variant& cpu = *find_variant("portable");
+  const Variant& cpu = *find_variant(nullptr);
   const auto expected = forward_and_backward(*cpu.f64, c, 1);
   const auto out = on_host(c, {8});
   expect(agree(out, expected), where, "a block does not compute what the CPU does");
@@ -223,7 +223,7 @@ int main() {
               "cuda block, seed " + std::to_string(seed));
   check(make_wide(100), "cuda block, 530 features");
   const Case<double> many = make_long(101);
-  expect(agree(on_host(many, {16}), forward_and_backward(*find_variant("portable")->f64, many, 1)),
+  expect(agree(on_host(many, {16}), forward_and_backward(*find_variant(nullptr)->f64, many, 1)),
          "cuda block, 300 samples", "a block does not compute what the CPU does");
   check_labels_out_of_range();
   release_memory();

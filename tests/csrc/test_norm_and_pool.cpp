@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -112,23 +113,31 @@ struct Case {
     return r;
   }
 
-  // The result of plain loops, at one place.
-  double plain(const Point<R>& p, i64 t, i64 s, i64 c, i64 i, i64 j) const {
+  // Mean and variance of a channel, by plain loops.
+  std::pair<double, double> moments(const Point<R>& p, i64 t, i64 c) const {
     const Batch<R> x = image(p.x);
-    const auto at = [&](i64 sample, i64 h, i64 w) {
-      return double(x.data[t * x.task + sample * x.sample + c * x.channel + h * x.row + w * x.pixel]);
-    };
+    const double n = double(S * H * W);
+    double mean = 0, variance = 0;
     const auto over = [&](auto f) {
-      double sum = 0;
-      for (i64 k = 0; k < S * H * W; ++k) sum += f(at(k / (H * W), k / W % H, k % W));
-      return sum / double(S * H * W);
+      for (i64 s = 0; s < S; ++s)
+        for (i64 h = 0; h < H; ++h)
+          for (i64 w = 0; w < W; ++w) f(pixel(x, t, s, c, h, w));
     };
-    const double mean = over([](double v) { return v; });
-    const double variance = over([&](double v) { return (v - mean) * (v - mean); });
+    over([&](double v) { mean += v / n; });
+    over([&](double v) { variance += (v - mean) * (v - mean) / n; });
+    return {mean, variance};
+  }
+  static double pixel(const Batch<R>& x, i64 t, i64 s, i64 c, i64 h, i64 w) {
+    return double(x.data[t * x.task + s * x.sample + c * x.channel + h * x.row + w * x.pixel]);
+  }
+
+  // The result at one place.
+  double plain(const Point<R>& p, std::pair<double, double> of, i64 t, i64 s, i64 c, i64 i, i64 j) const {
+    const Batch<R> x = image(p.x);
     double best = -INFINITY;
     for (i64 h = i * pool; h < (i + 1) * pool; ++h)
       for (i64 w = j * pool; w < (j + 1) * pool; ++w) {
-        const double z = (at(s, h, w) - mean) / std::sqrt(variance + 0.01) *
+        const double z = (pixel(x, t, s, c, h, w) - of.first) / std::sqrt(of.second + 0.01) *
                              double(p.weight[size_t(t * C + c)]) +
                          double(p.bias[size_t(t * C + c)]);
         best = std::fmax(best, z > 0 ? z : z * slope);
@@ -152,13 +161,15 @@ void check(const Case<R>& c, const std::string& where) {
   const Batch<R> y = c.pooled(r.y);
   double worst = 0;
   for (i64 t = 0; t < c.T; ++t)
-    for (i64 s = 0; s < c.S; ++s)
-      for (i64 k = 0; k < c.C; ++k)
+    for (i64 k = 0; k < c.C; ++k) {
+      const auto moments = c.moments(p, t, k);
+      for (i64 s = 0; s < c.S; ++s)
         for (i64 i = 0; i < c.H / c.pool; ++i)
           for (i64 j = 0; j < c.W / c.pool; ++j) {
             const R found = y.data[t * y.task + s * y.sample + k * y.channel + i * y.row + j * y.pixel];
-            worst = std::fmax(worst, std::fabs(double(found) - c.plain(p, t, s, k, i, j)));
+            worst = std::fmax(worst, std::fabs(double(found) - c.plain(p, moments, t, s, k, i, j)));
           }
+    }
   expect(worst < (sizeof(R) == 4 ? 1e-5 : 1e-12), where, "the result is not that of plain loops");
   if (sizeof(R) == 4) return;
 

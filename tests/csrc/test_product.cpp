@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/product.h"
+#include "cpu/product_tiles.h"
 #include "expect.h"
 #include "random_case.h"
 

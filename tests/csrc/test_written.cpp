@@ -222,7 +222,7 @@ Case<double> make_long(unsigned seed, i64 tasks) {
 void check_variant(const Variant& variant) {
   std::set<std::string> teams;
   const i64 crowd = 16 * processors() + 1;
-  for (unsigned seed = 1; seed <= 48; ++seed) {
+  for (unsigned seed = 1; seed <= 32; ++seed) {
     const i64 tasks = std::vector<i64>{1, 5, 17, crowd}[seed % 4];
     const auto c = make_written(seed, LossKind(seed % (int(LossKind::Program) + 1)), tasks);
     check_case(variant, c, std::string(variant.name) + ", written, seed " + std::to_string(seed));
@@ -230,9 +230,8 @@ void check_variant(const Variant& variant) {
     teams.insert(variant.f32->team(Call<float>(in_float(c), 1).loop));
   }
   for (unsigned seed = 1; seed <= 2; ++seed)
-    for (i64 tasks : {1, 19})
-      check_case(variant, make_long(seed, tasks),
-                 std::string(variant.name) + ", long, seed " + std::to_string(seed));
+    check_case(variant, make_long(seed, seed == 1 ? 1 : 17),
+               std::string(variant.name) + ", long, seed " + std::to_string(seed));
   expect(teams.size() == 2, variant.name, "a team was never chosen");
 }
 

@@ -20,8 +20,8 @@ kept._MOST_BYTES = 1 << 20  # less than the graph of a step
 torch.set_num_threads(1)
 model = fm.models.conv4(5, filters=16, image_size=14, layers=3)
 meta = fm.MAML(model, engine=engine, inner_steps=steps)
-# Enough samples that what one step keeps outweighs 45 more lists of tensors and the luck of malloc
-# (up to 5 MB).
+# Enough samples that what one step keeps outweighs more lists of tensors and the luck of malloc (up
+# to 5 MB).
 x, y = torch.randn(4, 200, 1, 14, 14), torch.randint(5, (4, 200))
 tasks = fm.TaskBatch(x, y, x, y)
 
@@ -51,6 +51,6 @@ def peak_beyond_the_weights(engine, steps):
 @pytest.mark.skipif(not PEAK.exists(), reason="this system does not tell peak memory")
 @pytest.mark.parametrize("engine", ["layered", "vmap"])
 def test_the_peak_does_not_grow_with_the_steps(engine):
-    # The allocator's luck only ever adds: the least of three runs is what a step needs.
-    few, many = (min(peak_beyond_the_weights(engine, steps) for _ in range(3)) for steps in (5, 50))
+    # The allocator's luck only ever adds: the least of two runs is what a step needs.
+    few, many = (min(peak_beyond_the_weights(engine, steps) for _ in range(2)) for steps in (3, 12))
     assert 0 < many <= 1.3 * few

@@ -1,0 +1,63 @@
+// What becomes of a tile of sums.
+#pragma once
+
+#include <type_traits>
+
+#include "product.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+// Puts a tile of sums where it belongs. The kind of the end is asked once a tile and not once a
+// vector: at a depth of ten the asking took as long as the multiply-adds.
+template <class Lane, int MR, int NR, class R>
+FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> (&acc)[MR][NR]) {
+  using V = Vec<R>;
+  constexpr int W = lanes<R>;
+  const i64 c_m = target.c_m, offset = m * c_m + n * W;
+  R* c = target.c + offset;
+  // f(i, j, where the vector lies from the first one)
+  const auto each = [&](auto f) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int j = 0; j < NR; ++j) store(c + i * c_m + j * W, f(i, j, i * c_m + j * W));
+  };
+  switch (target.finish) {
+    case Finish::Store:
+    case Finish::Bias:
+      return each([&](int i, int j, i64) -> V { return acc[i][j]; });
+    case Finish::Add:
+      return each([&](int i, int j, i64 at) -> V {
+        return load(c + at) + acc[i][j];
+      });
+    case Finish::Subtract:
+      return each([&](int i, int j, i64 at) -> V {
+        return load(c + at) - acc[i][j];
+      });
+    case Finish::Descend: {
+      const R* from = target.from + offset;
+      const V scale = splat(target.scale);
+      return each([&](int i, int j, i64 at) -> V { return load(from + at) - scale * acc[i][j]; });
+    }
+    case Finish::Step: {
+      constexpr bool a_vector = std::is_same_v<Lane, Broadcast>;
+      const R* from = target.from + offset;
+      const i64 rate_m = target.rate_m;
+      const R* rate = target.rate + m * rate_m + n * (a_vector ? W : 1);
+      return each([&](int i, int j, i64 at) -> V {
+        if constexpr (a_vector)
+          return load(from + at) - load(rate + i * rate_m + j * W) * acc[i][j];
+        else
+          return load(from + at) - splat(rate[i * rate_m + j]) * acc[i][j];
+      });
+    }
+    case Finish::RateGrad: {
+      const R* from = target.from + offset;
+      return each([&](int i, int j, i64 at) -> V {
+        return load(c + at) - load(from + at) * acc[i][j];
+      });
+    }
+  }
+}
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,20 @@
+// The products, compiled once for all that call them: their tiles are a third of all code.
+#include <cstdint>
+#include <cstring>
+
+#include "dispatch.h"
+#include "product_tiles.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+using Real = FASTMETA_REAL;
+
+#define FASTMETA_PRODUCTS(lane)                                                                      \
+  template void product<lane>(const Term<Real>*, int, const Target<Real>&, i64, i64);                \
+  template void product_at_once<lane>(const Term<Real>*, int, const Target<Real>&, i64, i64);
+
+FASTMETA_PRODUCTS(Broadcast)
+FASTMETA_PRODUCTS(Direct)
+FASTMETA_PRODUCTS(Shared)
+
+}  // namespace fastmeta::FASTMETA_ISA
