@@ -22,6 +22,14 @@
 
 namespace fastmeta::test {
 
+// ThreadSanitizer is slow, and looks at what is the same for all activations and losses: one case in so
+// many is enough for it.
+#ifdef __SANITIZE_THREAD__
+constexpr int every = 4;
+#else
+constexpr int every = 1;
+#endif
+
 // ---- one call -----------------------------------------------------------------------------------
 
 template <class T>

@@ -204,13 +204,6 @@ void check_choice() {
     check_least(std::to_string(widths[0]) + " features", make_layers(256, 25, widths));
 }
 
-// ThreadSanitizer looks at barriers, which are the same for all activations and losses, and is slow.
-#ifdef __SANITIZE_THREAD__
-constexpr int every = 4;
-#else
-constexpr int every = 1;
-#endif
-
 }  // namespace
 
 int main() {
