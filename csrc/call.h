@@ -106,7 +106,8 @@ class Chain {
         {"sine", ActivationKind::Sine},     {"gelu", ActivationKind::GELU},
         {"gelu_tanh", ActivationKind::GELUTanh}, {"softplus", ActivationKind::Softplus},
         {"silu", ActivationKind::SiLU},     {"elu", ActivationKind::ELU},
-        {"clamp", ActivationKind::Clamp},   {"mish", ActivationKind::Mish}};
+        {"clamp", ActivationKind::Clamp},   {"mish", ActivationKind::Mish},
+        {"affine", ActivationKind::Affine}};
     for (const auto& [known_name, kind] : known)
       if (name == known_name) return kind;
     throw std::invalid_argument("unknown activation: " + name);

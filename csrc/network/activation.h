@@ -45,6 +45,14 @@ struct Clamp : PiecewiseLinear {
   }
 };
 
+// scale z + shift
+template <class R>
+struct Affine : PiecewiseLinear {
+  R scale, shift;
+  FASTMETA_INLINE Vec<R> apply(Vec<R> z, Vec<R>&, Vec<R>&) const { return scale * z + shift; }
+  FASTMETA_INLINE Vec<R> first(Vec<R>, Vec<R>) const { return splat(scale); }
+};
+
 template <class R>
 struct Tanh {
   static constexpr bool keeps_s1 = false, keeps_s2 = false, curved = true;
@@ -210,6 +218,10 @@ FASTMETA_INLINE_BOTH auto activation_of([[maybe_unused]] const Node& node) {
     Clamp<R> clamp;
     clamp.least = R(node.a), clamp.most = R(node.b);
     return clamp;
+  } else if constexpr (kind == ActivationKind::Affine) {
+    Affine<R> affine;
+    affine.scale = R(node.a), affine.shift = R(node.b);
+    return affine;
   } else {
     return Mish<R>{};
   }
@@ -243,6 +255,8 @@ FASTMETA_INLINE_BOTH auto with_activation(const Node& node, F&& f) {
       return f(activation_of<Kind::ELU, R>(node));
     case Kind::Clamp:
       return f(activation_of<Kind::Clamp, R>(node));
+    case Kind::Affine:
+      return f(activation_of<Kind::Affine, R>(node));
     case Kind::Mish:
       return f(activation_of<Kind::Mish, R>(node));
   }

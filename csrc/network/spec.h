@@ -10,17 +10,18 @@ using i64 = std::int64_t;
 
 enum class NodeKind { Linear, Activation };
 enum class ActivationKind {
-  ReLU, LeakyReLU, Tanh, Sigmoid, Sine, GELU, GELUTanh, Softplus, SiLU, ELU, Clamp, Mish
+  ReLU, LeakyReLU, Tanh, Sigmoid, Sine, GELU, GELUTanh, Softplus, SiLU, ELU, Clamp, Mish,
+  Affine
 };
-constexpr int activation_kinds = int(ActivationKind::Mish) + 1;
+constexpr int activation_kinds = int(ActivationKind::Affine) + 1;
 enum class LossKind { MeanSquaredError, CrossEntropy, BinaryCrossEntropy, Program };
 
 // One step of a chain. A Linear owns up to two parameter tensors: weight [O, I] and bias [O].
 struct Node {
   NodeKind kind;
   ActivationKind activation;
-  double a;       // leaky slope | sine frequency | softplus beta | ELU alpha | least
-  double b;       // softplus threshold | ELU slope | most
+  double a;       // leaky slope | sine frequency | softplus beta | ELU alpha | least | scale
+  double b;       // softplus threshold | ELU slope | most | shift
   i64 in, out;    // widths
   int weight;     // index into the parameter list, -1 where there is none
   int bias;

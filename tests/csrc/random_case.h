@@ -88,7 +88,8 @@ inline Node activation(ActivationKind kind, i64 width) {
   node.kind = NodeKind::Activation;
   node.activation = kind;
   node.a = kind == ActivationKind::LeakyReLU ? 0.1 : kind == ActivationKind::Clamp ? -0.7 : 1.3;
-  node.b = kind == ActivationKind::ELU ? 1.1 : kind == ActivationKind::Clamp ? 0.9 : 20;
+  node.b = kind == ActivationKind::ELU ? 1.1 : kind == ActivationKind::Clamp ? 0.9
+           : kind == ActivationKind::Affine ? -0.4 : 20;
   node.in = node.out = width;
   node.weight = node.bias = -1;
   return node;

@@ -345,7 +345,7 @@ REFUSED = {
     "draws random": with_luck,
     "draws random numbers": with_luck_of_torch,
     "calls exp": lambda self, x: rest(self, self.conv(x).exp()),
-    "with what is no layer's result": lambda self, x: rest(self, self.conv(x) + 1),
+    "with what is no layer's result": lambda self, x: rest(self, self.conv(x) + True),
     "a sum is of samples": lambda self, x: rest(self, self.conv(x) + x),
     "changes in place what others read": lambda self, x: rest(
         self, (lambda y: y + F.relu(y, inplace=True))(self.conv(x))

@@ -119,7 +119,14 @@ def written(names, forward):
     return model.double()
 
 
+def two_sines(m, x):
+    multiple = 3.0 * m.first(x)
+    return torch.sin(multiple) + torch.sin(multiple)
+
+
 FORWARDS = {
+    "two sines of one multiple": ("weight", lambda m, x: F.linear(two_sines(m, x), m.weight)),
+    "a multiple before a weight": ("weight", lambda m, x: F.linear(2 * m.first(x), m.weight)),
     "sines": (
         "weight bias", lambda m, x: F.linear((m.first(x) * 2).sin(), m.weight, m.bias)
     ),
@@ -227,16 +234,9 @@ def test_inputs_that_a_forward_lets_require_grad():
     torch.testing.assert_close(meta(tasks).loss, torch.stack(losses), rtol=1e-12, atol=0)
 
 
-def two_sines(m, x):
-    multiple = 3.0 * m.first(x)
-    return torch.sin(multiple) + torch.sin(multiple)
-
-
 OTHERS = {
     "a sine beside its multiple": ("", lambda m, x: (2 * m.first(x)).sin() + 2 * m.first(x)),
     "a weight that is computed": ("weight", lambda m, x: F.linear(m.first(x), 2 * m.weight)),
-    "two sines of one multiple": ("weight", lambda m, x: F.linear(two_sines(m, x), m.weight)),
-    "a multiple before a weight": ("weight", lambda m, x: F.linear(2 * m.first(x), m.weight)),
     "a shared weight": (
         "weight", lambda m, x: F.linear(F.linear(m.first(x), m.weight) @ m.weight, m.weight)
     ),

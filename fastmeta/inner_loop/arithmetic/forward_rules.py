@@ -19,7 +19,7 @@ __all__ = ["FORWARD_RULES"]
 # As in csrc/network/spec.h.
 _ACTIVATIONS = (
     "relu", "leaky_relu", "tanh", "sigmoid", "sine", "gelu", "gelu_tanh", "softplus", "silu", "elu",
-    "clamp", "mish",
+    "clamp", "mish", "affine",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx.node import Node
 
 from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.inner_loop.reading.affine import affine_of
 from fastmeta.inner_loop.reading.differs import differs
 from fastmeta.inner_loop.reading.layer_calls import layers_of_call, name_of
 from fastmeta.inner_loop.reading.layers import called, leaves_of
@@ -26,7 +27,6 @@ from fastmeta.inner_loop.reading.trace import (
     trace,
     watched,
 )
-from fastmeta.models import Sine
 from fastmeta.watching.surroundings import Surroundings
 
 __all__ = ["Call", "asks_types", "calls_of", "is_by_hand", "misread"]
@@ -124,7 +124,6 @@ class _GraphReader:
         self.calls: list[Call] = []
         self.results: dict[Node, int] = {}
         self.sizes: set[Node] = set()
-        self.multiples: dict[Node, tuple[Node, float]] = {}  # of results, for sines
 
     def read(self) -> list[Call]:
         for node in trace(self.root).nodes:
@@ -142,17 +141,16 @@ class _GraphReader:
         return self.calls
 
     def _read(self, node: Node) -> None:
-        multiple = _multiple(node)
-        if _is_sum(node):
+        affine = affine_of(node)
+        if affine is not None:
+            source, layer = affine
+            inputs = self._inputs(node, (source,), {})
+            self._add(node, f"the call of {name_of(node)}", layer, {}, inputs)
+        elif _is_sum(node):
             inputs = self._inputs(node, node.args, node.kwargs)
             self._add(node, "a sum", None, {}, inputs, node.target in _SUMS_IN_PLACE)
         elif node.op == "call_module":
             self._read_module(node)
-        elif multiple is not None and [user.target in _SINES for user in node.users] == [True]:
-            self.multiples[node] = multiple
-        elif node.target in _SINES and node.args[:1] and node.args[0] in self.multiples:
-            source, frequency = self.multiples[node.args[0]]  # type: ignore[index]
-            self._add(node, "a sine", Sine(frequency), {}, self._inputs(node, (source,), {}))
         else:
             self._read_function(node)
 
@@ -221,15 +219,3 @@ _SUMS = (operator.add, torch.add, "add", *_SUMS_IN_PLACE)
 def _is_sum(node: Node) -> bool:
     return node.target in _SUMS and len(node.args) == 2 and not node.kwargs
 
-
-_SINES = (torch.sin, "sin")
-
-
-def _multiple(node: Node) -> tuple[Node, float] | None:
-    """A result and the number that it is multiplied by, or None."""
-    if node.target not in (operator.mul, torch.mul, "mul") or node.kwargs or len(node.args) != 2:
-        return None
-    of, by = node.args if isinstance(node.args[0], Node) else node.args[::-1]
-    if not isinstance(of, Node) or type(by) not in (int, float):
-        return None
-    return of, float(by)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from fastmeta.inner_loop.reading.affine import Activation, composed
 from fastmeta.inner_loop.reading.calls import calls_of
 from fastmeta.inner_loop.reading.layers import (
     activation_of,
@@ -76,6 +77,9 @@ def chain_of(module: nn.Module) -> Chain | str:
         activation = activation_of(layer)
         if activation is None:
             return unknown(call.name)
+        if nodes and (both := composed(_activation(nodes[-1]), activation)) is not None:
+            nodes.pop()
+            activation = both
         nodes.append(("activation", *activation, width, width, -1, -1))
     if any(node[5] == 0 for node in nodes):
         return "a layer has no outputs"
@@ -84,6 +88,11 @@ def chain_of(module: nn.Module) -> Chain | str:
     chain = Chain(tuple(nodes), tuple(names), flattens, width)
     layers = [(call.layer, call.parameters) for call in calls]
     return unlike_parameters(module, names) or misshapen(module, layers) or chain
+
+
+def _activation(node: Node) -> Activation | None:
+    kind, name, a, b, *_ = node
+    return (name, a, b) if kind == "activation" else None
 
 
 def _flattens(layer: Any, width: int) -> bool:

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import has_hooks
+from fastmeta.inner_loop.reading.affine import Affine
 from fastmeta.models import Sine
 
 __all__ = [
@@ -114,6 +115,8 @@ def activation_of(layer: Any) -> tuple[str, float, float] | None:
         return "elu", float(layer.alpha), 1.0
     if kind in (nn.Hardtanh, nn.ReLU6) and _number(layer.min_val) and _number(layer.max_val):
         return "clamp", float(layer.min_val), float(layer.max_val)
+    if kind is Affine:
+        return "affine", layer.scale, layer.shift
     if kind is Sine and _number(layer.frequency):
         return "sine", float(layer.frequency), 0.0
     return None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fastmeta.inner_loop.reading.affine import Activation, composed
 from fastmeta.inner_loop.reading.calls import Call
 from fastmeta.inner_loop.reading.layer_rules import several
 from fastmeta.inner_loop.reading.layers import activation_of, is_idle, unknown
@@ -124,8 +125,15 @@ class StageBuilder:
         activation = activation_of(layer)
         if activation is None:
             return unknown(name)
-        self._stage_before("activation", "pool")["activation"] = activation
+        self._activate(activation)
         return None
+
+    def _activate(self, activation: Activation) -> None:
+        here = self._stage_before("pool")
+        both = composed(here["activation"], activation)
+        if both is None:
+            here, both = self._stage_before("activation", "pool"), activation
+        here["activation"] = both
 
     def _go_to(self, value: _Value) -> None:
         self.at, self.shape, self.rank, self.open = value
