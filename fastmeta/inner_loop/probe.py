@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,43 @@ def support_loss(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> Tens
             return task_loss(loop.loss, predictions.unsqueeze(0), targets, weight)
 
     with torch.enable_grad():
-        return _hidden(run)
+        try:
+            value: object = _hidden(run)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if isinstance(loop.loss, str):
+                raise
+            value = error
+        if isinstance(value, Tensor):
+            return value
+        weights = [] if weight is None else [weight[0]]
+        misused = _misused(loop.loss, predictions, targets[0], *weights)
+    if isinstance(value, Exception) and misused is None:
+        raise value
+    raise TypeError(misused) from (value if isinstance(value, Exception) else None)
+
+
+def _misused(loss: Any, predictions: Tensor, *others: Tensor) -> str | None:
+    """What is wrong with a loss that cannot be computed, where that is told by a call of it."""
+    result = _result(loss, predictions, *others)
+    if not isinstance(result, (Tensor, Exception)):
+        way_out = ": leave .item() and float() out" if isinstance(result, (int, float)) else ""
+        return (
+            "loss must return a tensor that holds one number, and returns a "
+            f"{type(result).__name__}{way_out}"
+        )
+    targets, *weights = others
+    turned = _result(loss, targets, predictions, *weights)
+    fits = isinstance(turned, Tensor) and turned.shape == () and turned.requires_grad
+    if isinstance(result, Exception) and fits:
+        return "loss is called as loss(predictions, targets), and takes them the other way round"
+    return None
+
+
+def _result(loss: Any, *arguments: Tensor) -> object:
+    try:
+        return loss(*arguments)
+    except Exception as error:
+        return error
 
 
 def uses_others(loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> bool:

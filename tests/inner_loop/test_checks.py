@@ -30,6 +30,12 @@ def classify(model, loss="cross_entropy", **options):
          r"a scalar a task, not \[5\]"),
         (mlp([2, 3]), lambda p, y: (p.argmax(-1) == y).double().mean(), ValueError,
          "differentiable"),
+        (mlp([2, 3]), lambda p, y: F.cross_entropy(p, y).item(), TypeError,
+         r"returns a float: leave \.item\(\) and float\(\) out"),
+        (mlp([2, 3]), lambda p, y: (F.cross_entropy(p, y), {}), TypeError, "returns a tuple"),
+        (mlp([2, 3]), lambda p, y: None, TypeError, "returns a NoneType"),
+        (mlp([2, 3]), lambda y, p: F.cross_entropy(p, y), TypeError, "the other way round"),
+        (mlp([2, 3]), lambda p, y: p @ p, RuntimeError, "size|shape"),
         (nn.LazyLinear(3), "cross_entropy", ValueError, "run the module once"),
     ],
 )  # fmt: skip
