@@ -43,7 +43,8 @@ def can_run(
     if unavailable is not None:
         return unavailable
     if not isinstance(loop.loss, (str, LossProgram)):
-        return f"{_UNREAD_LOSS}: {loop.unread}" if loop.unread else _UNREAD_LOSS
+        why = f": {loop.unread}" if loop.unread else ""
+        return f"the native kernels cannot read the loss{why}. {_READ_LOSSES}"
     if loop.randomness is not None:
         return "the native kernels draw no random numbers"
     if tasks is None:
@@ -59,9 +60,9 @@ def can_run(
     )
 
 
-_UNREAD_LOSS = (
-    "the loss is a function, and not one that the native kernels can read: a mean or a sum over "
-    "samples of what arithmetic and PyTorch's losses make of a sample's predictions and targets"
+_READ_LOSSES = (
+    "They take means and sums over samples of arithmetic on a sample's predictions and targets, "
+    "and PyTorch's losses that are such"
 )
 
 
