@@ -119,12 +119,14 @@ def _misused(loss: Any, predictions: Tensor, *others: Tensor) -> str | None:
             "loss must return a tensor that holds one number, and returns a "
             f"{type(result).__name__}{way_out}"
         )
+    if isinstance(result, Tensor):
+        return None
     targets, *weights = others
     turned = _result(loss, targets, predictions, *weights)
     fits = isinstance(turned, Tensor) and turned.shape == () and turned.requires_grad
-    if isinstance(result, Exception) and fits:
-        return "loss is called as loss(predictions, targets), and takes them the other way round"
-    return None
+    if not fits:
+        return None
+    return "loss is called as loss(predictions, targets), and takes them the other way round"
 
 
 def _result(loss: Any, *arguments: Tensor) -> object:

@@ -138,6 +138,7 @@ def test_derivatives_of_conv2d(stride, padding):
         return torch.autograd.grad(loss, (x, weight, bias), create_graph=True)
 
     assert gradcheck(call, inputs, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(call, inputs, fast_mode=True)
     if stride != 1:  # of third order, for which the interpreter takes half a minute
         assert gradgradcheck(slope, inputs, fast_mode=True)
 

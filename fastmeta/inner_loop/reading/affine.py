@@ -51,8 +51,9 @@ def composed(first: Activation | None, then: Activation) -> Activation | None:
     if first is None or first[0] != "affine":
         return None
     (_, scale, shift), (kind, a, b) = first, then
-    if kind == "affine":
-        return kind, a * scale, a * shift + b
+    both = a * scale, a * shift + b
+    if kind == "affine" and all(map(math.isfinite, both)):
+        return kind, *both
     return (kind, a * scale, b) if kind == "sine" and shift == 0 else None
 
 

@@ -218,4 +218,3 @@ _SUMS = (operator.add, torch.add, "add", *_SUMS_IN_PLACE)
 
 def _is_sum(node: Node) -> bool:
     return node.target in _SUMS and len(node.args) == 2 and not node.kwargs
-
