@@ -10,11 +10,8 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.inner_loop.arithmetic.written import Written
-from fastmeta.inner_loop.engines import networks
-from fastmeta.inner_loop.loop import InnerLoop
 from fastmeta.inner_loop.reading.chain import chain_of
-from fastmeta.inner_loop.reading.stages import Stages, stages_of
+from fastmeta.inner_loop.reading.stages import stages_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 
@@ -115,25 +112,6 @@ def test_numbers_one_after_another_are_one_activation():
 )
 def test_what_is_no_such_arithmetic(told):
     assert isinstance(stages_of(Images(same, told, same), (1, 8, 8)), str)
-
-
-class Skips(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 3)
-
-    def forward(self, x):
-        h = self.first(x)
-        return self.head(h + 0.5 * torch.tanh(self.second(h)))
-
-
-def test_without_convolutions_arithmetic_on_rows_is_faster():
-    model = Skips().double()
-    meta, tasks = fm.MAML(model, inner_lr=0.1, inner_steps=2), classification_tasks((5,), t=3, s=4)
-    assert isinstance(stages_of(model, (5,)), Stages)
-    assert_exact(meta, tasks, tolerance=1e-9)
-    loop = InnerLoop(model, "cross_entropy", 2, 2, tuple(dict(model.named_parameters())))
-    assert isinstance(networks.native_network(loop, torch.Size([5])), Written)
 
 
 def test_in_place_on_the_input_is_left_to_others():
