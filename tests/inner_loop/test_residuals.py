@@ -353,7 +353,6 @@ REFUSED = {
     "changes its input in place": lambda self, x: rest(self, self.conv(F.relu(x, inplace=True))),
     "does not return": lambda self, x: (self.conv(x), rest(self, self.conv(x)))[1],
     "share parameters": lambda self, x: rest(self, self.second(self.conv(x))),
-    "does not use parameters": lambda self, x: self.layer(F.max_pool2d(self.conv(x), 2).flatten(1)),
     "read as they are and flattened": lambda self, x: (
         rest(self, self.conv(x)) + self.side(x.flatten(1))
     ),

@@ -76,7 +76,16 @@ def adapt(
         fast = apply_to_plain(Adapt, form, addresses, constants, *tensors)
     else:
         fast = run_adapt(form, addresses, tensors[-1], keep=False)[1]
-    return {**parameters, **dict(zip(form.program.adapted, fast, strict=True))}
+    adapted = dict(zip(form.program.adapted, fast, strict=True))
+    unused = {name: parameters[name] for name in loop.adapted if name not in adapted}
+    return {**parameters, **_of_tasks(loop, unused, form.tasks), **adapted}
+
+
+def _of_tasks(
+    loop: InnerLoop, unused: Mapping[str, Tensor], tasks: int
+) -> dict[str, Tensor]:
+    """Parameters that the forward does not use, which stay where they are."""
+    return {name: p.expand(tasks, *loop.shapes[name]).clone() for name, p in unused.items()}
 
 
 def meta_loss(

@@ -49,15 +49,11 @@ def unknown(name: str) -> str:
 
 
 def unlike_parameters(module: nn.Module, names: Sequence[str]) -> str | None:
-    """A sentence if these, of the layers that run, are not the module's parameters once each."""
+    """A sentence if these, of the layers that run, are not parameters of the module, once each."""
     known = {name for name, _ in module.named_parameters()}
     shared = {name for name in names if names.count(name) > 1 or name not in known}
     if shared:
         return f"layers share parameters ({', '.join(sorted(shared))})"
-    needed = {name for name, p in module.named_parameters() if p.requires_grad}
-    unused = needed - {*names}
-    if unused:
-        return f"the forward does not use parameters ({', '.join(sorted(unused))})"
     return None
 
 
