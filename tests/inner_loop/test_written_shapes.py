@@ -368,7 +368,7 @@ def test_samples_that_lie_between_their_numbers(way):
 
 
 def test_reading_ends_where_a_sample_makes_too_many_numbers():
-    rows = ForwardRows(torch.zeros(7, 4), {})  # what it reads is kept, of hundreds of samples
+    rows = ForwardRows(torch.zeros(7, 4), {}, {})  # what it reads is kept, of hundreds of samples
     with pytest.raises(Unreadable, match=f"more than {MOST_NUMBERS} numbers"):
         while len(rows.steps) <= 2 * MOST_NUMBERS // 1024:
             rows.put("tanh", width=1024)

@@ -134,6 +134,8 @@ class _Reader(_Mode):
             raise Unreadable("it takes a gradient of its own")
         rows = self._rows
         name = func.overloadpacket.__name__
+        if (table := rows.table(name, func, args, kwargs)) is not None:
+            return table[0]
         rule = self._rules.get(name)
         if rule is None:
             raise NoRule(f"it calls {name}, of which there is no native form")

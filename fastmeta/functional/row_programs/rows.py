@@ -57,6 +57,10 @@ class Rows:
         """What a tensor is that no operation has made."""
         raise Unreadable("it reads a tensor of its own")
 
+    def table(self, name: str, func: Any, args: Any, kwargs: Any) -> tuple[Any] | None:
+        """What an operation makes if it depends on nothing that may change, and is no step."""
+        return None
+
     def assume(self, truth: Tensor) -> None:
         """PyTorch raises an error where the truth is none."""
         raise Unreadable("it depends on values")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
+from fastmeta.inner_loop.arithmetic.forward_tables import Tables, neighbours
 
 __all__ = ["GONE", "MOST_NUMBERS", "MOST_SHARED", "BothWays", "ForwardRows"]
 
@@ -39,25 +40,27 @@ class ForwardRows(Rows):
     samples share.
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
-    transposed. And "places" are whole numbers one after another, by the first, "list" others.
+    transposed.
 
     Attributes:
         fewest: samples that a task must have: a lone one may be squeezed.
-        lists: of whole numbers, that a "list" names by its row.
+        tables: tensors that are rows only where something is computed with them.
     """
 
     def __init__(
-        self, x: Tensor, parameters: Mapping[str, Tensor], by_numbers: Sequence[str] = ()
-    ) -> None:
+        self, x: Tensor, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor],
+        by_numbers: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._names = [*parameters]
         self._sizes = [p.numel() for p in parameters.values()]
         self._by_numbers = {id(parameters[name]) for name in by_numbers}
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
         self.fewest = 1
-        self.lists: list[list[int]] = []
+        self._of_tables: dict[tuple[tuple[str, int], ...], int] = {}  # rows, by what is in them
         self._made = 0  # numbers, those that turn out not to be needed among them
         super().__init__(len(x), x.dtype, (x,))
+        self.tables = Tables(others, lambda t: self.dim_of_samples(t) is not None)
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
         """The steps that make y [S, ...], and the parameters that they read by their index."""
@@ -135,11 +138,40 @@ class ForwardRows(Rows):
 
     def of_unknown(self, x: Tensor) -> Value:
         index = self.index(x)
-        if index is None:
-            return super().of_unknown(x)
-        row = self.put("parameter", b=index, width=x.numel())
-        self.know(x, Value("task", row))
-        return Value("task", row)
+        if index is not None:
+            value = Value("task", self.put("parameter", b=index, width=x.numel()))
+            self.know(x, value)
+            return value
+        table = self.table_of(x)
+        return super().of_unknown(x) if table is None else Value("task", self._row_of(table))
+
+    # ---- tables ------------------------------------------------------------------------------
+
+    def table_of(self, x: Any) -> Tensor | None:
+        """x, of whose numbers something is to depend, if it is a table."""
+        new = isinstance(x, Tensor) and self.known(x) is None and self.index(x) is None
+        is_one = self.tables.has(x) or (new and self.tables.adopt(x))
+        return self.tables.note(x) if is_one else None
+
+    def table(self, name: str, func: Any, args: Any, kwargs: Any) -> tuple[Any] | None:
+        changes = func._schema.is_mutable and self.tables.has(args[0])
+        if changes:
+            _check_apart(args[0], (*self.tables.owned, *self.kept))
+        made = self.tables.made(name, func, args, kwargs)
+        if changes and made is None:
+            raise Unreadable("it changes a tensor of its own in place")
+        return made
+
+    def _row_of(self, table: Tensor) -> int:
+        runs = neighbours(table)
+        key = tuple((number.hex(), count) for number, count in runs)
+        if key not in self._of_tables:
+            rows = [
+                self.number(x).row if n == 1 else self.put("constant", x=x, width=n)
+                for x, n in runs
+            ]  # fmt: skip
+            self._of_tables[key] = self.join(rows, (table.numel(),), 0)
+        return self._of_tables[key]
 
     def operand(self, out: Tensor, x: Any) -> Value:
         """As PyTorch broadcasts it; one number stays one."""
@@ -261,6 +293,12 @@ class ForwardRows(Rows):
         value = self.known(x)
         of = value is not None and value.kind in ("weight", "turned")
         return (value.row, value.kind == "weight") if value is not None and of else None
+
+
+def _check_apart(x: Tensor, others: Iterable[Tensor]) -> None:
+    memory = x.untyped_storage().data_ptr()
+    if any(t.untyped_storage().data_ptr() == memory for t in others):
+        raise Unreadable("it changes in place what it reads elsewhere")
 
 
 def _are_apart(x: Tensor, y: Tensor) -> bool:

@@ -130,11 +130,11 @@ def _bilinear(
 
 def _attention(
     to: ForwardRows, out: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0,
-    causal: bool = False, *, attn_mask: Any = None, scale: Any = None,
+    causal: bool = False, *, attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Value]:  # fmt: skip
     """Vaswani et al. 2017, equation 1, of [S, heads, L, D]."""
-    if dropout or causal or attn_mask is not None or q.dim() != 4:
-        raise Unreadable("it masks attention, or drops some of it")
+    if dropout or q.dim() != 4:
+        raise Unreadable("it drops some of attention")
     values = [to.value(x) for x in (q, k, v)]
     if any(value != Value("samples", value.row) for value in values) or len(q) != to.samples:
         raise Unreadable("it attends to what are no samples")
@@ -145,6 +145,7 @@ def _attention(
     scores = to.put("product", values[0].row, turned, x=heads, y=places, width=width)
     share = to.number(size**-0.5 if scale is None else float(scale))
     scores = to.put("multiply", scores, share.row, width=width)
+    scores = _masked(to, scores, (*q.shape[:3], others), causal, attn_mask)
     total = to.put("log_sum_exp", scores, width=heads * places)
     scores = to.put("subtract", scores, to.repeated(total, others, 1), width=width)
     weights = to.put("exp", scores, width=width)
@@ -153,13 +154,27 @@ def _attention(
     return (Value("samples", row),)
 
 
+def _masked(
+    to: ForwardRows, scores: int, shape: Sequence[int], causal: bool, mask: Tensor | None
+) -> int:
+    """Scores of that shape, some of which attention leaves out."""
+    like = torch.empty(shape, device="meta")
+    if causal:
+        mask = torch.ones(shape[-2:], dtype=torch.bool).tril()
+        to.tables.add(mask)
+    if mask is None:
+        return scores
+    row, width = to.operand(like, mask).row, to.widths[scores]
+    if mask.dtype is not torch.bool:
+        return to.put("add", scores, row, width=width)
+    return to.put("select", row, scores, to.number(-math.inf).row, width=width)
+
+
 # ---- numbers -------------------------------------------------------------------------------------
 
 
 def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
     value = to.known(x) or to.of_unknown(x)
-    if value.kind == "places":
-        return value
     if value.kind not in ("samples", "task", "constant"):
         return Value("unknown")  # PyTorch makes some for itself
     row = to.put("stop", value.row, width=to.widths[value.row])
@@ -167,6 +182,8 @@ def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
 
 
 def _cast(to: ForwardRows, out: Tensor, x: Tensor, **options: Any) -> Value:
+    if out.dtype is torch.bool is not x.dtype:
+        return RULES["ne"](to, out, x, 0.0)
     if not out.is_floating_point() and x.dtype not in (out.dtype, torch.bool):
         raise Unreadable("it rounds")
     return same(to, out, x)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmeta.functional.row_programs import Rule, Unreadable, Value
@@ -127,15 +128,15 @@ def gathered(to: ForwardRows, x: Tensor, dim: int, places: Sequence[int]) -> Val
     dim, at = dim % x.dim(), to.dim_of_samples(x)
     if dim == at:
         raise Unreadable("it picks samples")
-    if not places or len(places) > _MOST_PLACES:
-        raise Unreadable(f"it picks nothing, or more than {_MOST_PLACES} numbers one by one")
     runs = _runs(places)
+    if not 1 <= len(runs) <= _MOST_RUNS:
+        raise Unreadable(f"it picks nothing, or more than {_MOST_RUNS} numbers one by one")
     rows = [to.part(value.row, sides, dim, begin, count) for begin, count in runs]
     row = to.join(rows, [*sides[:dim], len(places), *sides[dim + 1 :]], dim)
     return _resized(to, x, value, dim, len(places))._replace(row=row)
 
 
-_MOST_PLACES = 64
+_MOST_RUNS = 64
 
 
 def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
@@ -173,36 +174,14 @@ def _select(to: ForwardRows, out: Tensor, x: Tensor, dim: int, index: int) -> Va
     return part(to, x, dim, index % x.shape[dim], 1)
 
 
-def _range(to: ForwardRows, out: Tensor, *bounds: Any, **options: Any) -> Value:
-    """What may choose parts, by its first place."""
-    places = out.tolist()
-    if out.is_floating_point() or not places or places != [*range(places[0], places[-1] + 1)]:
-        raise Unreadable("it makes a range that is not one of neighbours")
-    return Value("places", places[0])
-
-
 def _picked(to: ForwardRows, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> Value:
     given = [dim for dim, index in enumerate(indices) if index is not None]
-    index = indices[given[0]] if len(given) == 1 else None
-    places = to.known(index)
-    if index is None or places is None or places.kind not in ("places", "list"):
-        raise Unreadable("it picks numbers by what is no range")
-    if places.kind == "places":
-        return part(to, x, given[0], places.row, out.shape[given[0]])
-    size = x.shape[given[0]]
-    return gathered(to, x, given[0], [place % size for place in to.lists[places.row]])
-
-
-def _literal(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
-    """Numbers that the forward has written down, or keeps where changes are seen."""
-    if x.dim() > 1 or not 1 <= x.numel() <= _MOST_PLACES:
-        raise Unreadable("it reads a tensor of its own")
-    numbers = x.detach().reshape(-1).tolist()
-    if x.is_floating_point():
-        rows = [to.number(number).row for number in numbers]
-        return Value("task", to.join(rows, (len(rows),), 0))
-    to.lists.append(numbers)
-    return Value("list", len(to.lists) - 1)
+    table = to.table_of(indices[given[0]]) if len(given) == 1 else None
+    truths = table is not None and table.dtype is torch.bool
+    if table is None or table.is_floating_point() or (truths and table.dim() != 1):
+        raise Unreadable("it picks numbers by what is no list of places")
+    places = table.nonzero() if truths else table % x.shape[given[0]]
+    return gathered(to, x, given[0], places.reshape(-1).tolist())
 
 
 def _flipped(to: ForwardRows, out: Tensor, x: Tensor, dims: Sequence[int]) -> Value:
@@ -252,8 +231,6 @@ def _padded(
     return value
 
 
-
-
 def _embedded(
     to: ForwardRows, out: Tensor, weight: Tensor, index: Tensor, padding: int = -1, *options: Any
 ) -> Value:
@@ -299,8 +276,8 @@ SHAPE_RULES: dict[str, Rule] = {
     "t": _turned, "transpose": _turned, "permute": _turned, "numpy_T": _turned,
     "alias": same, "clone": same, "view": same, "_unsafe_view": same, "unsqueeze": same,
     "squeeze": _squeezed, "expand": _expanded, "repeat": _repeated,
-    "slice": _slice, "select": _select, "arange": _range, "index": _picked, "embedding": _embedded,
+    "slice": _slice, "select": _select, "index": _picked, "embedding": _embedded,
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,
     "unbind": _unbound, "cat": _joined, "stack": _joined,
-    "flip": _flipped, "roll": _rolled, "constant_pad_nd": _padded, "lift_fresh": _literal,
+    "flip": _flipped, "roll": _rolled, "constant_pad_nd": _padded,
 }  # fmt: skip

@@ -27,6 +27,7 @@ from fastmeta.inner_loop.arithmetic.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.reading.layers import unlike_parameters
 from fastmeta.inner_loop.reading.trace import DRAWS, Unknown, watched
+from fastmeta.watching.frozen import frozen, is_flat
 
 __all__ = ["Written", "unwritten_for_any", "written_of"]
 
@@ -45,6 +46,7 @@ class Written:
         names: the module's parameters and buffers, in the order that those indices mean.
         buffers: those names that are of buffers.
         fewest: samples that a task must have.
+        tables: the other buffers that it depends on, by name, as they are now.
     """
 
     inputs: int
@@ -53,6 +55,7 @@ class Written:
     names: tuple[str, ...]
     buffers: tuple[str, ...]
     fewest: int = 1
+    tables: tuple[tuple[str, Any], ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -109,6 +112,9 @@ class _Reader:
         _check_tensors(own.values())
         self._copies = {name: _copy(tensor) for name, tensor in (parameters | buffers).items()}
         self._own = {name: self._copies[name] for name in own}
+        others = [name for name in buffers if name not in own and is_flat(buffers[name])]
+        self._others = {name: self._copies[name] for name in others}
+        self._frozen = {name: frozen(buffers[name]) for name in self._others}
 
     def unreadable_for_any(self) -> str | None:
         """NoRule where other samples would not change that."""
@@ -149,7 +155,7 @@ class _Reader:
         by_numbers: list[str] = []
         while True:
             try:
-                return self._read_rows(x, ForwardRows(x, self._own, by_numbers))
+                return self._read_rows(x, ForwardRows(x, self._own, self._others, by_numbers))
             except BothWays as both:
                 if {*both.names} <= {*by_numbers}:
                     raise
@@ -158,7 +164,7 @@ class _Reader:
     def _read_rows(self, x: Tensor, rows: ForwardRows) -> _Reading:
         with _operations_of_pytorch(), lengths_as_sizes(Tensor):
             y, _ = read(self._forward, (x,), rows, FORWARD_RULES)
-        return _Reading(*rows.result(y), y.shape[1:], rows.fewest)
+        return _Reading(*rows.result(y), y.shape[1:], rows.fewest, [*rows.tables.read])
 
     def _forward(self, x: Tensor) -> Any:
         everywhere = in_every_place(self._module, self._copies)
@@ -166,7 +172,7 @@ class _Reader:
 
     def _written(
         self, sample: Sequence[int], steps: list[Step], names: list[str], shape: torch.Size,
-        fewest: int,
+        fewest: int, tables: list[str],
     ) -> Written:  # fmt: skip
         buffers = [name for name in names if name in self._buffers]
         unlike = unlike_parameters(self._module, [n for n in names if n not in buffers])
@@ -177,8 +183,9 @@ class _Reader:
         inputs = math.prod(sample)
         if inputs + sum(step[6] for step in steps) > MOST_NUMBERS:
             raise Unreadable(f"it makes more than {MOST_NUMBERS} numbers of a sample")
+        frozen_tables = tuple((name, self._frozen[name]) for name in tables)
         return Written(
-            inputs, tuple(shape), tuple(steps), tuple(names), tuple(buffers), fewest
+            inputs, tuple(shape), tuple(steps), tuple(names), tuple(buffers), fewest, frozen_tables
         )
 
 
@@ -191,6 +198,7 @@ class _Reading(NamedTuple):
     names: list[str]
     shape: torch.Size  # of what it makes of a sample
     fewest: int
+    tables: list[str]  # buffers of whole numbers or truths that it depends on
 
 
 @contextmanager

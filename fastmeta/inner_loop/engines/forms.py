@@ -18,6 +18,7 @@ from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.engines.networks import (
     Buffers,
     as_native,
+    has_buffers,
     inputs_of,
     native_network,
     output_of,
@@ -109,7 +110,7 @@ def _new_program(
         order=loop.order,
         names=network.names,
         adapted=tuple(name for name in network.names if name in loop.adapted),
-        buffers=Buffers(loop.module, network.buffers) if network.buffers else None,
+        buffers=Buffers(loop.module, network) if has_buffers(network) else None,
         shapes=shapes_of(network, loop),
         adapts=adapts,
         rated=tuple(p for p, adapts_too in enumerate(adapts) if adapts_too),

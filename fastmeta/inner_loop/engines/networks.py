@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.reading.calls import asks_types, is_by_hand, misread
 from fastmeta.inner_loop.reading.chain import Chain, chain_of
 from fastmeta.inner_loop.reading.stages import Stages, never_fits, stages_of
+from fastmeta.watching.frozen import frozen
 
 __all__ = [
-    "Buffers", "Network", "as_native", "inputs_of", "native_network", "no_network", "output_of",
-    "shapes_of", "unlike_others",
+    "Buffers", "Network", "as_native", "has_buffers", "inputs_of", "native_network", "no_network",
+    "output_of", "shapes_of", "unlike_others",
 ]  # fmt: skip
 
 Network = Chain | Stages | Written
@@ -93,6 +94,11 @@ def _faster_as_rows(network: Chain | Stages, steps: int) -> bool:
 _NARROW = 64  # at 128 outputs stages are faster with few tasks
 
 
+def has_buffers(network: Network) -> bool:
+    """Whether it depends on any of its module's."""
+    return bool(network.buffers or (isinstance(network, Written) and network.tables))
+
+
 def _neither(layers: str, written: str) -> str:
     return f"{layers}. As arithmetic on each sample's numbers it is not read either: {written}"
 
@@ -120,20 +126,25 @@ class Buffers:
 
     Raises:
         UnknownTensors: one of the module's buffers has another shape or dtype, or is the same as
-            another one or no longer so.
+            another one or no longer so; or one that the network was made with has other numbers.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, network: Network) -> None:
         self._places = {
             f"{prefix}.{key}" if prefix else key: (owner._buffers, key)
             for prefix, owner in module.named_modules() for key in owner._buffers
         }  # fmt: skip
-        self._names = names
+        self._names = network.buffers
+        self._tables = network.tables if isinstance(network, Written) else ()
         self._looks = self._look()
 
     def now(self) -> dict[str, Tensor]:
         if self._look() != self._looks:
             raise UnknownTensors("a buffer of the module is of another kind than before")
+        for name, before in self._tables:
+            own, key = self._places[name]
+            if frozen(own[key]) != before:
+                raise UnknownTensors("a buffer of the module has other numbers than before")
         return {name: own[key] for name in self._names for own, key in [self._places[name]]}
 
     def _look(self) -> list[Any]:
