@@ -33,6 +33,7 @@ from fastmeta.inner_loop.checks import (
     check_dropout,
     check_labels,
     check_model,
+    check_sizes,
     loss_as_explained,
 )
 from fastmeta.inner_loop.choose import Choice, choose
@@ -54,6 +55,7 @@ Result = TypeVar("Result")
 
 
 _most_plans = 256  # of one learner; ragged batches have ever new looks
+_SIZES = "numbers of samples"  # in the memory of an inner loop: those that were checked
 
 
 class MAML(Learner):
@@ -354,7 +356,16 @@ class MAML(Learner):
             plan = self._plan(parameters, rates, tasks, steps, as_written)
         if len(self._plans) >= _most_plans:
             self._plans.clear()
-        self._plans[general] = self._plans[key] = plan
+        self._plans[general] = plan
+        try:
+            known = plan.loop.memory.setdefault(_SIZES, set())
+            loop = replace(self._loop(parameters, steps), loss=plan.loop.loss)
+            check_sizes(loop, parameters, tasks, known)
+        except ValueError:
+            if not plan.renames_loss:
+                raise
+            plan = self._plan_for(key, parameters, rates, tasks, steps, as_written=True)
+        self._plans[key] = plan
         return plan
 
     def _plan(
@@ -369,6 +380,7 @@ class MAML(Learner):
         loop = replace(loop, module=rest, loss=loss, unread=found.unread or found.unfit)
         inner, tasks = above(prefix, loop, parameters, tasks)
         choice = choose(loop, tasks, inner, rates, self.engine)
+        loop.memory[_SIZES] = {tasks.support_x.shape[1]}
         return Plan(loop, choice, prefix, found.outputs, rate_kinds(rates), renames_loss)
 
     def _loop(

@@ -15,10 +15,11 @@ from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import call_module, module_lock, task_forward
 from fastmeta.functional.prototypes import prototypes
-from fastmeta.inner_loop.checks import check_model
+from fastmeta.inner_loop.checks import check_model, check_sizes
 from fastmeta.inner_loop.choose import Engine, check_engine, choose
 from fastmeta.inner_loop.loop import InnerLoop, check_grad_mode, check_rates
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
+from fastmeta.tasks.checks import check_rows
 
 __all__ = ["ProtoMAML"]
 
@@ -102,6 +103,7 @@ class ProtoMAML(Learner):
         n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
         engine, loop, parameters = self._start(tasks, n_way, inner_steps)
         loss, predictions = engine.meta_loss(loop, parameters, self.inner_lr, tasks)
+        check_rows("query_x", tasks.query_x.shape[1:], predictions.shape[1:])
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
 
     @runs_eagerly
@@ -157,6 +159,8 @@ class ProtoMAML(Learner):
             (*(f"encoder.{name}" for name, p in own.items() if p.requires_grad), *_HEAD),
         )
         check_model(loop, parameters, self.inner_lr, tasks)
+        if tasks.query_x.shape[1] == 1:  # it may be squeezed, and then no engine runs
+            check_sizes(loop, parameters, tasks, {tasks.support_x.shape[1]})
         chosen = choose(loop, tasks, parameters, self.inner_lr, self.engine)
         return chosen.engine, loop, parameters
 

@@ -13,6 +13,7 @@ from fastmeta.algorithms.maml import MAML, Names
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import Loss, named, task_loss
+from fastmeta.inner_loop.checks import check_targets
 from fastmeta.tasks import MetaOutput, TaskBatch
 
 __all__ = ["Reptile"]
@@ -84,6 +85,7 @@ class Reptile(MAML):
             predictions = adapted(tasks.query_x)
             targets = tasks.query_y
             own = named(self.loss, targets)
+            check_targets(own, list(predictions.shape[2:]), "query_y", targets)
             loss = task_loss(own, predictions, targets, tasks.query_weight)
         with module_lock:
             parameters = self._parameters_now()

@@ -18,6 +18,7 @@ from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.inner_loop.probe import (
     as_one_task,
     hidden_from_saved_tensor_hooks,
+    predictions_of,
     probe,
     support_loss,
     takes,
@@ -27,7 +28,8 @@ from fastmeta.inner_loop.target_labels import NoSuchClass, check_target_labels
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
-    "backward_hooks", "check_dropout", "check_labels", "check_model", "loss_as_explained",
+    "backward_hooks", "check_dropout", "check_labels", "check_model", "check_sizes",
+    "check_targets", "loss_as_explained",
 ]  # fmt: skip
 
 
@@ -54,12 +56,32 @@ def check_model(
             _check_weights(loop)
         theta, predictions = _probed(loop, parameters, tasks)
         _check_task_dimension(loop, theta, tasks)
-    _check_targets(loop, predictions, tasks)
+    check_targets(loop.loss, list(predictions.shape[1:]), "support_y", tasks.support_y)
     check_labels(loop, predictions.shape[-1], tasks)
     loss, unread = _as_read(loop.loss, predictions, tasks)
     unfit = None if loss is loop.loss else _unfit_labels(loss, predictions, tasks)
     _check_loss(loop, predictions, tasks)
     return Checked(predictions.shape[-1], loss, unread, unfit)
+
+
+def check_sizes(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch, known: set[int]
+) -> None:
+    """`check_model` of batches that differ in S and Q from those it has seen, of sizes `known`.
+
+    A forward that ends in `squeeze()` makes [5] of five samples, and [] of one.
+
+    Raises:
+        ValueError, TypeError: with the argument's name and the shapes.
+    """
+    for kind in ("support", "query"):
+        y = getattr(tasks, f"{kind}_y")
+        if y.shape[1] in known:
+            continue
+        with module_lock:
+            predictions = predictions_of(loop, parameters, tasks, f"{kind}_x")
+        check_targets(loop.loss, list(predictions.shape[1:]), f"{kind}_y", y)
+        known.add(y.shape[1])
 
 
 def _probed(
@@ -232,22 +254,27 @@ def _check_task_dimension(loop: InnerLoop, theta: Mapping[str, Tensor], tasks: T
         )
 
 
-def _check_targets(loop: InnerLoop, predictions: Tensor, tasks: TaskBatch) -> None:
-    y, outputs = tasks.support_y, list(predictions.shape[1:])
-    if loop.loss == "cross_entropy":
+def check_targets(loss: Loss, outputs: list[int], name: str, y: Tensor) -> None:
+    """ValueError or TypeError unless a loss that has a name takes the targets `y`, called `name`.
+
+    Args:
+        outputs: the shape of the predictions of a sample.
+    """
+    if loss == "cross_entropy":
         if y.dtype is not torch.int64:
-            raise TypeError(f'loss "cross_entropy" takes int64 labels, and support_y is {y.dtype}')
-        if y.dim() != 2 or predictions.dim() != 2:
+            raise TypeError(f'loss "cross_entropy" takes int64 labels, and {name} is {y.dtype}')
+        if y.dim() != 2 or len(outputs) != 1:
             raise ValueError(
-                'loss "cross_entropy" takes labels [T, S] and predictions [T, S, N]: support_y is '
-                f"{list(y.shape)} and the module's outputs of a sample are {outputs}"
+                f'loss "cross_entropy" takes labels [T, {name[0].upper()}] and predictions '
+                f"[T, {name[0].upper()}, N]: {name} is {list(y.shape)} and the module's outputs "
+                f"of a sample are {outputs}"
             )
-    elif isinstance(loop.loss, str):
+    elif isinstance(loss, str):
         if not y.is_floating_point():
-            raise TypeError(f'loss "{loop.loss}" takes floating targets: support_y is {y.dtype}')
+            raise TypeError(f'loss "{loss}" takes floating targets: {name} is {y.dtype}')
         if list(y.shape[2:]) != outputs:
             raise ValueError(
-                f'loss "{loop.loss}" takes targets shaped like the predictions: support_y is '
+                f'loss "{loss}" takes targets shaped like the predictions: {name} is '
                 f"{list(y.shape)}, so {list(y.shape[2:])} a sample, and the module's outputs "
                 f"{outputs}"
             )

@@ -16,10 +16,11 @@ from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.loop import InnerLoop
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.tasks import TaskBatch
+from fastmeta.tasks.checks import check_rows
 
 __all__ = [
-    "as_one_task", "hidden_from_saved_tensor_hooks", "leaves_of_graph", "probe", "support_loss",
-    "takes", "uses_others",
+    "as_one_task", "hidden_from_saved_tensor_hooks", "leaves_of_graph", "predictions_of", "probe",
+    "support_loss", "takes", "uses_others",
 ]  # fmt: skip
 
 
@@ -31,22 +32,46 @@ def probe(
     Raises:
         ValueError, TypeError: the module does not make a prediction for each of its samples.
     """
+    theta = _of_first_task(loop, parameters)
+    predictions = _predictions(loop, theta, tasks, "support_x")
+    if loop.steps and not predictions.requires_grad:
+        raise ValueError(f"the predictions do not depend on what adapts: {list(loop.adapted)}")
+    return theta, predictions
+
+
+def predictions_of(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch, name: str
+) -> Tensor:
+    """What the module makes of the first task's samples `name`, "support_x" or "query_x".
+
+    Raises:
+        ValueError, TypeError: as `probe`.
+    """
+    return _predictions(loop, _of_first_task(loop, parameters), tasks, name)
+
+
+def _of_first_task(loop: InnerLoop, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     theta = {
         name: (p if p.shape == loop.shapes[name] else p[0]).detach()
         for name, p in parameters.items()
     }
-    theta |= {name: theta[name].clone().requires_grad_() for name in loop.adapted}
-    x = tasks.support_x[0].detach()
+    return theta | {name: theta[name].clone().requires_grad_() for name in loop.adapted}
+
+
+def _predictions(
+    loop: InnerLoop, theta: Mapping[str, Tensor], tasks: TaskBatch, name: str
+) -> Tensor:
+    x = getattr(tasks, name)[0].detach()
     try:
         with torch.enable_grad():
             predictions = _hidden(lambda: _predict(loop, theta, x))
     except (RuntimeError, IndexError) as error:
+        hint = _hint(loop, theta, tasks) if name == "support_x" else ""
         raise ValueError(
-            f"the module cannot take a task's support_x {list(x.shape)} {x.dtype}: {error}"
-            f"{_hint(loop, theta, tasks)}"
+            f"the module cannot take a task's {name} {list(x.shape)} {x.dtype}: {error}{hint}"
         ) from error
-    _check_predictions(loop, predictions, x)
-    return theta, predictions
+    _check_predictions(predictions, x, name)
+    return predictions
 
 
 def _hint(loop: InnerLoop, theta: Mapping[str, Tensor], tasks: TaskBatch) -> str:
@@ -55,16 +80,10 @@ def _hint(loop: InnerLoop, theta: Mapping[str, Tensor], tasks: TaskBatch) -> str
     return ". Samples of one feature are [T, S, 1]" if tasks.support_x.dim() == 2 else ""
 
 
-def _check_predictions(loop: InnerLoop, predictions: object, x: Tensor) -> None:
+def _check_predictions(predictions: object, x: Tensor, name: str) -> None:
     if not isinstance(predictions, Tensor):
         raise TypeError(f"the module must return a tensor, not {type(predictions).__name__}")
-    if predictions.dim() < 1 or len(predictions) != len(x):
-        raise ValueError(
-            f"the module makes {list(predictions.shape)} of a task's support_x {list(x.shape)}; "
-            "it must return one prediction a sample, [S, O]"
-        )
-    if loop.steps and not predictions.requires_grad:
-        raise ValueError(f"the predictions do not depend on what adapts: {list(loop.adapted)}")
+    check_rows(name, x.shape, predictions.shape)
 
 
 def takes(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> bool:
@@ -173,13 +192,20 @@ def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
     version = None if x.is_inference() else x._version
     with _same_random_state(x), _unchanged_buffers(loop.module):
         with _no_random_numbers(loop, "the module's forward"):
-            predictions = call_module(loop.module, theta, x)
+            predictions = _called(loop.module, theta, x)
     if version is not None and x._version != version:
         raise ValueError(
             "the module's forward changes its input in place, which every inner step reads again: "
             "let it make a new tensor (x = x - 0.5, nn.ReLU() without inplace=True)"
         )
     return predictions
+
+
+def _called(module: nn.Module, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    try:
+        return call_module(module, theta, x)
+    except ValueError as error:  # of the forward: told of with the samples, as other errors are
+        raise RuntimeError(str(error)) from error
 
 
 def hidden_from_saved_tensor_hooks() -> AbstractContextManager[None]:

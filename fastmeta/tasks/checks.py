@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmeta.backends.looks import looks
 from fastmeta.words import kind_of
 
-__all__ = ["check_forms", "check_samples"]
+__all__ = ["check_forms", "check_rows", "check_samples"]
 
 _sound_forms: set[Hashable] = set()  # looks that passed the checks
 _most_forms = 1024
@@ -69,6 +69,18 @@ def check_samples(kind: str, x: Tensor, y: Tensor) -> None:
 
 
 _COUNT = {"support": "S", "query": "Q"}
+
+
+def check_rows(name: str, x: torch.Size, predictions: torch.Size) -> None:
+    """ValueError unless there is a prediction for each sample of a task, by the shapes of both."""
+    if predictions[:1] == x[:1]:
+        return
+    count = "S" if name == "support_x" else "Q"
+    way = " (.squeeze() drops the dimension of a lone sample; .squeeze(-1) does not)"
+    raise ValueError(
+        f"the module makes {list(predictions)} of a task's {name} {list(x)}; it must return one "
+        f"prediction a sample, [{count}, O]{way if x[0] == 1 else ''}"
+    )
 
 
 def _way_out(kind: str, x: Tensor, y: Tensor) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.registry import requested_backend
 from fastmeta.functional.forward import task_by_task, task_forward
+from fastmeta.tasks.checks import check_rows
 from fastmeta.words import kind_of
 
 __all__ = ["Adapted", "MetaOutput", "check_queries"]
@@ -94,13 +95,16 @@ class Adapted:
         """Predictions [T, Q, O] for x [T, Q, ...], differentiable into `x` and the fast weights.
 
         Raises:
-            ValueError: `x` is not of T tasks.
+            ValueError: `x` is not of T tasks, or the module makes no prediction for each sample.
             TypeError: `x` is not a tensor.
         """
         check_queries(x, self._tasks)
         if requested_backend() == "reference":
-            return task_by_task(self.module, self.parameters, x)
-        return task_forward(self.module, self.parameters, x, self._randomness)
+            predictions = task_by_task(self.module, self.parameters, x)
+        else:
+            predictions = task_forward(self.module, self.parameters, x, self._randomness)
+        check_rows("x", x.shape[1:], predictions.shape[1:])
+        return predictions
 
 
 def check_queries(x: object, tasks: int) -> None:
