@@ -1,5 +1,6 @@
 """Arithmetic with numbers, between the layers that the native kernels have."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,3 +137,53 @@ def test_any_numbers(scale, shift, kind, place):
     told = [same] * 3
     told[place] = lambda x: scale * x + shift
     assert_native(kind(*told))
+
+
+class Scaled(nn.Module):
+    """Arithmetic with one number."""
+
+    def __init__(self, kind, number, of_features):
+        super().__init__()
+        self.net, self.number = kind(self.scaled, self.told, same), number
+        self.of_features = of_features
+
+    def scaled(self, x):
+        return (self.number - x) / self.number + self.number * x
+
+    def told(self, h):
+        return self.of_features(h, self.number)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def normed(h, n):
+    return F.batch_norm(h, None, None, training=True, eps=n)
+
+
+OF_FEATURES = {
+    "scaled": lambda h, n: h.add(n).mul(n),
+    "leaky": lambda h, n: F.leaky_relu(h, n),
+    "clamped": lambda h, n: h.clamp(-n, 1).clamp(max=n),
+    "normed": normed,
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "layered"])
+@pytest.mark.parametrize("kind", [Images, Rows])
+@pytest.mark.parametrize("of_features", OF_FEATURES)
+def test_numbers_of_numpy_are_numbers(of_features, kind, engine):
+    tasks = classification_tasks(SAMPLES[kind], t=3, s=4)
+    model = Scaled(kind, 0.5, OF_FEATURES[of_features]).double()
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2, engine=engine)
+    expected = fm.explain(meta, tasks).name
+    for number in (np.float64(0.5), np.float32(0.25), np.int64(2)):
+        model.number = number.item()
+        plain = meta(tasks).loss
+        model.number = number
+        torch.testing.assert_close(meta(tasks).loss, plain, rtol=0, atol=0)
+        assert_exact(meta, tasks, tolerance=1e-9)
+        fresh = fm.MAML(model, inner_lr=0.1, inner_steps=2, engine=engine)
+        torch.testing.assert_close(fresh(tasks).loss, plain, rtol=0, atol=0)
+        if not (of_features == "normed" and isinstance(number, np.integer)):
+            assert fm.explain(fresh, tasks).name == expected

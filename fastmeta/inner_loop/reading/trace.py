@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
@@ -66,6 +67,9 @@ def _modes() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), autocast
 
 
+_NUMPY_NUMBERS = (np.floating, np.integer)
+
+
 class _Tracer(fx.Tracer):
     """Traces down to layers of torch.nn, in this thread alone."""
 
@@ -104,7 +108,8 @@ class _Tracer(fx.Tracer):
                 f"its forward uses a {type(a).__name__} that is neither its input nor one of its "
                 "parameters and buffers"
             )
-        return super().create_arg(a)
+        # torch.fx writes a number into code, where nothing is called np.
+        return super().create_arg(a.item() if isinstance(a, _NUMPY_NUMBERS) else a)
 
     def proxy(self, node: Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -114,6 +119,8 @@ class _Strict:
     """Keeps `x += y` apart from `x = x + y`, which torch.fx does not, and tells no other numbers
     than a tensor or its size would.
     """
+
+    __array_ufunc__ = None  # a number of NumPy leaves `number - x` to x, as it does for a tensor
 
     def __hash__(self) -> int:  # in a set or a dict it would never be found
         raise Unknown("its forward looks for a tensor or its size in a set or a dict")
