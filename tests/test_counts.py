@@ -1,5 +1,6 @@
 """Counts and seeds, wherever users give them."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -74,10 +75,23 @@ def test_rates_are_real_numbers_of_any_kind():
             fm.MAML(model, inner_lr=rate)
 
 
+@pytest.mark.parametrize("order", [np.int64(1), np.uint8(2), torch.tensor(1)])
+def test_an_order_is_a_whole_number_of_any_kind(order):
+    tasks, model = Sinusoid(seed=0).sample(2), fm.models.mlp([1, 3, 1])
+    found = fm.MAML(model, loss="mse", order=order).forward_backward(tasks).loss
+    assert torch.equal(found, fm.MAML(model, loss="mse", order=int(order))(tasks).loss)
+
+
 def test_what_only_looks_like_an_option_is_refused():
     model = fm.models.mlp([1, 3, 1])
-    with pytest.raises(ValueError, match="order must be 1 or 2, not True"):
-        fm.MAML(model, order=True)
+    for order in (True, 1.0, np.float64(2), "1", None):
+        with pytest.raises(ValueError, match=f"order must be 1 or 2, not {re.escape(repr(order))}"):
+            fm.MAML(model, order=order)
+        with pytest.raises(ValueError, match="order must be 1 or 2"):
+            fm.ProtoMAML(model, order=order)
+    for learn in (1, 1.0, "no"):
+        with pytest.raises(ValueError, match=f"learn_temperature must be True or .* {learn!r}"):
+            fm.ProtoNet(model, learn_temperature=learn)
     with pytest.raises(ValueError, match="per_step_lr must be True or False, not '3'"):
         fm.MAML(model, learn_inner_lr="tensor", per_step_lr="3")
     for size in (3.0, None, "3", True):

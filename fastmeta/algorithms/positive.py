@@ -20,7 +20,7 @@ class Positive(nn.Module):
         encoder: what it stands beside: it is kept in float64 where that is.
 
     Raises:
-        ValueError: a value that is not above 0 and finite.
+        ValueError: a value that is not above 0 and finite, a `learn` that is not True or False.
         TypeError: no number.
     """
 
@@ -30,6 +30,8 @@ class Positive(nn.Module):
             raise TypeError(f"{name} must be a number, not {type(value).__name__}")
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, not {value}")
+        if not isinstance(learn, bool):
+            raise ValueError(f"learn_{name} must be True or False, not {learn!r}")
         wide = any(parameter.dtype is torch.float64 for parameter in encoder.parameters())
         log = torch.tensor(math.log(value), dtype=torch.float64 if wide else torch.float32)
         self.log = nn.Parameter(log, requires_grad=learn)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmeta.backends.operation import nobody_sees_values
-from fastmeta.counts import whole_number
+from fastmeta.counts import as_whole, whole_number
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.losses import LOSSES, Loss
 from fastmeta.functional.precision import PRECISIONS
@@ -82,11 +82,13 @@ class InnerLoop:
         object.__setattr__(self, "steps", whole_number("inner steps", self.steps, least=0))
         if self.steps >= 2**31:
             raise ValueError(f"inner steps must be below 2^31, not {self.steps}")
-        if self.order not in (1, 2) or isinstance(self.order, bool):
+        order = as_whole(self.order)
+        if order not in (1, 2):
             raise ValueError(
                 f"order must be 1 or 2, not {self.order!r}; for higher orders: "
                 'with fastmeta.use_backend("reference")'
             )
+        object.__setattr__(self, "order", order)
         if self.randomness not in (None, "same", "different"):
             raise ValueError(
                 f'randomness must be None, "same" or "different", not {self.randomness!r}'
