@@ -148,7 +148,8 @@ class ProtoMAML(Learner):
         check_input(self.encoder, tasks.support_x)
         with module_lock:
             own: dict[str, Tensor] = dict(self.encoder.named_parameters())
-        features = self._support_features(own, tasks)
+        # Of copies: a forward that writes to its parameters is refused only afterwards.
+        features = self._support_features({name: p.clone() for name, p in own.items()}, tasks)
         centres = prototypes(features, tasks.support_y, n_way, tasks.support_weight)
         parameters = _at_start(own, centres)
         loop = InnerLoop(

@@ -22,7 +22,7 @@ from fastmeta.models import Sine
 
 __all__ = [
     "ELEMENTWISE", "GLOBAL_BACKWARD_HOOKS", "call_module", "has_backward_hooks", "has_hooks",
-    "hook_dicts", "module_lock", "task_by_task", "task_forward",
+    "hook_dicts", "in_every_place", "module_lock", "task_by_task", "task_forward",
 ]  # fmt: skip
 
 ELEMENTWISE = (
@@ -98,13 +98,19 @@ def call_module(
     parameters: Mapping[str, Tensor],
     x: Tensor,
     mode: _Corrected | None = None,
+    left: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """``module(x)`` with other parameters; norms use the statistics of `x` and keep none."""
+    """``module(x)`` with other parameters; norms use the statistics of `x` and keep none.
+
+    What the forward leaves in each place that has one is put into `left`.
+    """
     mode = mode or _Corrected()
     with module_lock, _batch_statistics(module), _twice_differentiable_attention(), mode:
-        return torch.func.functional_call(
-            module, in_every_place(module, parameters), (x,), tie_weights=False
-        )
+        tensors = in_every_place(module, parameters)
+        predictions = torch.func.functional_call(module, tensors, (x,), tie_weights=False)
+    if left is not None:
+        left.update(tensors)
+    return predictions
 
 
 def in_every_place(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.loop import InnerLoop
 from fastmeta.inner_loop.randomness import random_state
+from fastmeta.inner_loop.writes import unchanged_parameters
 from fastmeta.tasks import TaskBatch
 from fastmeta.tasks.checks import check_rows
 
@@ -51,11 +52,14 @@ def predictions_of(
 
 
 def _of_first_task(loop: InnerLoop, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Copies: a forward may write to them.
     theta = {
-        name: (p if p.shape == loop.shapes[name] else p[0]).detach()
+        name: (p if p.shape == loop.shapes[name] else p[0]).detach().clone()
         for name, p in parameters.items()
     }
-    return theta | {name: theta[name].clone().requires_grad_() for name in loop.adapted}
+    for name in loop.adapted:
+        theta[name].requires_grad_()
+    return theta
 
 
 def _predictions(
@@ -190,9 +194,10 @@ def _hidden(run: Callable[[], Tensor]) -> Tensor:
 def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
     x = x.clone()  # nobody's but ours, should the forward write to it
     version = None if x.is_inference() else x._version
-    with _same_random_state(x), _unchanged_buffers(loop.module):
-        with _no_random_numbers(loop, "the module's forward"):
-            predictions = _called(loop.module, theta, x)
+    with module_lock, _same_random_state(x), _unchanged_buffers(loop.module):
+        with unchanged_parameters(loop.module, theta) as left:
+            with _no_random_numbers(loop, "the module's forward"):
+                predictions = _called(loop.module, theta, x, left)
     if version is not None and x._version != version:
         raise ValueError(
             "the module's forward changes its input in place, which every inner step reads again: "
@@ -201,9 +206,11 @@ def _predict(loop: InnerLoop, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return predictions
 
 
-def _called(module: nn.Module, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _called(
+    module: nn.Module, theta: Mapping[str, Tensor], x: Tensor, left: dict[str, Tensor]
+) -> Tensor:
     try:
-        return call_module(module, theta, x)
+        return call_module(module, theta, x, left=left)
     except ValueError as error:  # of the forward: told of with the samples, as other errors are
         raise RuntimeError(str(error)) from error
 
