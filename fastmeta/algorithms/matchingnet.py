@@ -72,7 +72,8 @@ class MatchingNet(SharedEncoder[AttentionHead]):
     Raises:
         ValueError, TypeError: an argument that is not as above.
 
-    Equivalent to, for each task::
+    Equivalent to, for each task, where norms do not mix samples (in train() a batch norm sees those
+    of all tasks together)::
 
         features = encoder(torch.cat([support_x, query_x]))
         support, query = features.split([len(support_x), len(query_x)])

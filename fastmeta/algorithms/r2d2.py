@@ -58,7 +58,8 @@ class R2D2(SharedEncoder[RidgeHead]):
     Raises:
         ValueError, TypeError: an argument that is not as above.
 
-    Equivalent to, for each task::
+    Equivalent to, for each task, where norms do not mix samples (in train() a batch norm sees those
+    of all tasks together)::
 
         features = encoder(torch.cat([support_x, query_x]))
         x, query = F.pad(features, (0, 1), value=1.0).split([len(support_x), len(query_x)])
