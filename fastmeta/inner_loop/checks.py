@@ -23,6 +23,7 @@ from fastmeta.inner_loop.probe import (
     support_loss,
     takes,
 )
+from fastmeta.inner_loop.reading.counters import counters_put_back
 from fastmeta.inner_loop.reading.layers import called
 from fastmeta.inner_loop.target_labels import NoSuchClass, check_target_labels
 from fastmeta.tasks import TaskBatch
@@ -48,7 +49,7 @@ def check_model(
     Raises:
         ValueError, TypeError: with the argument's name and the shapes.
     """
-    with module_lock:
+    with module_lock, counters_put_back(loop.module):
         _check_parameters(loop, parameters, tasks)
         check_rates(loop, parameters, rates)
         check_dropout(loop)

@@ -32,13 +32,3 @@ def test_published_networks_are_exact_and_resident(name, order):
     choice = fm.explain(meta, tasks)
     assert choice.name == "resident", choice.passed_over["resident"]
     assert_exact(meta, tasks, tolerance=1e-9)
-
-
-def test_what_a_forward_counts_is_named(monkeypatch):
-    def count(block):
-        block.num_batches_tracked += 1
-
-    monkeypatch.setattr(published.ResNet12Block, "count", count)
-    meta = fm.MAML(published.ResNet12(pool=2).double(), inner_lr=0.05)
-    choice = fm.explain(meta, classification_tasks((3, 32, 32), t=2, s=4, q=3))
-    assert "changes what it reads beside its input: num_batches" in choice.passed_over["resident"]

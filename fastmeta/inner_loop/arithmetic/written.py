@@ -26,7 +26,8 @@ from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, BothWays, 
 from fastmeta.inner_loop.arithmetic.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.reading.layers import unlike_parameters
-from fastmeta.inner_loop.reading.trace import DRAWS, Unknown, watched
+from fastmeta.inner_loop.reading.trace import DRAWS, Unknown
+from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.frozen import frozen, is_flat
 
 __all__ = ["Written", "unwritten_for_any", "written_of"]
@@ -64,18 +65,24 @@ class Written:
 
 def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
     """The steps that a forward takes with samples of a shape, or a sentence why there are none."""
+    def read() -> Written:
+        return _Reader(module).read(sample)
+
     try:
-        with module_lock, watched(module):
-            return _Reader(module).read(sample)
+        with module_lock, watched(module, again=read):
+            return read()
     except (Unknown, Unreadable) as reason:
         return str(reason)
 
 
 def unwritten_for_any(module: nn.Module) -> str | None:
     """Why there are no steps for samples of any shape, a row or several; None if there are some."""
+    def read() -> str | None:
+        return _Reader(module).unreadable_for_any()
+
     try:
-        with module_lock, watched(module):
-            return _Reader(module).unreadable_for_any()
+        with module_lock, watched(module, again=read):
+            return read()
     except (Unknown, Unreadable) as reason:
         return str(reason)
 

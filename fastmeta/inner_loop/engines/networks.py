@@ -19,6 +19,7 @@ from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.reading.calls import asks_types, is_by_hand, misread
 from fastmeta.inner_loop.reading.chain import Chain, chain_of
+from fastmeta.inner_loop.reading.counters import counters_put_back
 from fastmeta.inner_loop.reading.stages import Stages, never_fits, stages_of
 from fastmeta.watching.frozen import frozen
 
@@ -34,7 +35,8 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
     """What a module is for samples of a shape, or the reason why the kernels do not know it."""
     key = ("network", sample)
     if key not in loop.memory:
-        loop.memory[key] = _network(loop.module, sample, loop.steps)
+        with module_lock, counters_put_back(loop.module):
+            loop.memory[key] = _network(loop.module, sample, loop.steps)
     return loop.memory[key]
 
 
@@ -49,7 +51,7 @@ def unlike_others(
     for count in counts:
         key = ("count", sample, count)
         if key not in loop.memory:
-            with module_lock, hidden_from_saved_tensor_hooks():
+            with module_lock, hidden_from_saved_tensor_hooks(), counters_put_back(loop.module):
                 loop.memory[key] = _unlike(network, loop.module, sample, count)
         if loop.memory[key] is not None:
             return str(loop.memory[key])

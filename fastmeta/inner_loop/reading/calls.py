@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx.node import Node
 
 from fastmeta.functional.forward import has_hooks, module_lock
@@ -25,8 +25,8 @@ from fastmeta.inner_loop.reading.trace import (
     is_layer,
     own_name,
     trace,
-    watched,
 )
+from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.surroundings import Surroundings
 
 __all__ = ["Call", "asks_types", "calls_of", "is_by_hand", "misread"]
@@ -70,10 +70,11 @@ def calls_of(module: nn.Module) -> list[Call] | str:
             )
             for index, (prefix, layer) in enumerate(leaves)
         ]  # fmt: skip
+    root = nn.Sequential(module)
     try:
-        with module_lock, watched(module) as surroundings:
+        with module_lock, watched(module, again=lambda: _described(trace(root))) as surroundings:
             check_traceable(surroundings)
-            return _GraphReader(nn.Sequential(module)).read()
+            return _GraphReader(root).read()
     except Unknown as unknown:
         reason = str(unknown)
     return (
@@ -114,6 +115,11 @@ def _works_in_place(layer: nn.Module) -> bool:
 
 
 # ---- a graph -----------------------------------------------------------------------------------
+
+
+def _described(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """What is equal for equal graphs."""
+    return [(node.op, node.target, repr(node.args), repr(node.kwargs)) for node in graph.nodes]
 
 
 class _GraphReader:

@@ -19,8 +19,8 @@ from fastmeta.inner_loop.reading.trace import (
     check_traceable,
     own_name,
     trace,
-    watched,
 )
+from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.surroundings import Surroundings
 
 __all__ = ["Program", "rewrite"]

@@ -1,4 +1,4 @@
-"""What a module's forward does, as torch.fx traces it, and whether what it read is watched."""
+"""What a module's forward does, as torch.fx traces it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import operator
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from fastmeta.inner_loop.reading.layer_rules import LAYERS
 from fastmeta.watching.surroundings import Surroundings
 
 __all__ = [
-    "DRAWS", "IN_PLACE", "Unknown", "check_traceable", "is_layer", "own_name", "trace", "watched",
+    "DRAWS", "IN_PLACE", "Unknown", "check_traceable", "is_layer", "own_name", "trace",
 ]  # fmt: skip
 
 
@@ -176,19 +175,3 @@ def own_name(target: Any) -> str:
 def check_traceable(surroundings: Surroundings) -> None:
     if surroundings.catches is not None:  # and those of torch.fx with them
         raise Unknown(f"{surroundings.catches} catches exceptions, or cleans up after them")
-
-
-@contextmanager
-def watched(module: nn.Module) -> Iterator[Surroundings]:
-    """For a block that reads a module's forward: what the reading depends on.
-
-    Raises:
-        Unknown: nobody could tell later that all of it is as it was, or the forward changes it.
-    """
-    surroundings = Surroundings(module)
-    yield surroundings  # what keeps it from being read at all says more
-    if surroundings.unwatched is not None:
-        raise Unknown(surroundings.unwatched)
-    if not surroundings.are_same():
-        names = ", ".join(surroundings.changed())
-        raise Unknown(f"its forward changes what it reads beside its input: {names}")
