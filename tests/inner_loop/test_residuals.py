@@ -351,7 +351,9 @@ REFUSED = {
         self, (lambda y: y + F.relu(y, inplace=True))(self.conv(x))
     ),
     "changes its input in place": lambda self, x: rest(self, self.conv(F.relu(x, inplace=True))),
-    "does not return": lambda self, x: (self.conv(x), rest(self, self.conv(x)))[1],
+    "does not return": lambda self, x: (
+        F.relu(self.conv(x), inplace=True), rest(self, self.conv(x))
+    )[1],
     "share parameters": lambda self, x: rest(self, self.second(self.conv(x))),
     "read as they are and flattened": lambda self, x: (
         rest(self, self.conv(x)) + self.side(x.flatten(1))

@@ -26,6 +26,7 @@ from fastmeta.inner_loop.reading.trace import (
     own_name,
     trace,
 )
+from fastmeta.inner_loop.reading.unused import without_unused
 from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.surroundings import Surroundings
 
@@ -132,7 +133,7 @@ class _GraphReader:
         self.sizes: set[Node] = set()
 
     def read(self) -> list[Call]:
-        for node in trace(self.root).nodes:
+        for node in without_unused(trace(self.root), self.root).nodes:
             if node.op == "placeholder":
                 self.results[node] = -1
             elif node.op == "output":
