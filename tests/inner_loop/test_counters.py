@@ -161,6 +161,10 @@ def test_what_depends_on_a_counter_is_refused(kind, how, start):
     assert isinstance(reading(kind, told=DEPENDS[how], start=start), str)
 
 
+def test_a_counter_is_not_taken_for_the_number_of_samples():
+    assert "something else each time" in reading("arithmetic", told=DEPENDS["a factor"])
+
+
 def test_dropout_that_goes_by_a_counter_is_refused():
     assert "changes what it reads" in reading("stages", drop_rate=0.1)
 

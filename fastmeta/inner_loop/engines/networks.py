@@ -15,6 +15,7 @@ from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
 from fastmeta.inner_loop.arithmetic.written import Written, unwritten_for_any, written_of
 from fastmeta.inner_loop.arithmetic.written_trial import miscomputed, miscounted, mispredicted
+from fastmeta.inner_loop.engines.reasons import neither
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.reading.calls import asks_types, is_by_hand, misread
@@ -75,7 +76,7 @@ def _network(module: nn.Module, sample: torch.Size, steps: int) -> Network | str
         return written
     if not isinstance(layers, str):
         return layers
-    return failed or _neither(layers, str(written))
+    return failed or neither(module, layers, str(written))
 
 
 def _faster_as_rows(network: Chain | Stages, steps: int) -> bool:
@@ -101,10 +102,6 @@ def has_buffers(network: Network) -> bool:
     return bool(network.buffers or (isinstance(network, Written) and network.tables))
 
 
-def _neither(layers: str, written: str) -> str:
-    return f"{layers}. As arithmetic on each sample's numbers it is not read either: {written}"
-
-
 def _layers(module: nn.Module, sample: torch.Size) -> Chain | Stages | str:
     chain = chain_of(module)
     fits = isinstance(chain, Chain) and (chain.flattens or len(sample) == 1)
@@ -120,7 +117,7 @@ def no_network(module: nn.Module, chain: Chain | str) -> str | None:
         return None
     layer = never_fits(module)
     written = None if layer is None else unwritten_for_any(module)
-    return None if layer is None or written is None else _neither(layer, written)
+    return None if layer is None or written is None else neither(module, layer, written)
 
 
 class Buffers:

@@ -49,6 +49,8 @@ def can_run(
         return "the native kernels draw no random numbers"
     if tasks is None:
         return _unfit_for_any(loop, parameters)
+    if tasks.support_x.dtype not in KERNELS:
+        return _unfit_inputs(tasks.support_x)
     network = native_network(loop, tasks.support_x.shape[2:])
     if isinstance(network, str):
         return network
@@ -203,10 +205,17 @@ def _unfit_parameters(parameters: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
-    x, y = tasks.support_x, tasks.support_y
-    if x.dtype not in KERNELS:
+def _unfit_inputs(x: Tensor) -> str:
+    if x.is_floating_point() or x.is_complex():
         return f"support_x is {x.dtype}; the kernels are float32 and float64"
+    return (
+        f"support_x is {x.dtype}, and inputs of whole numbers or truths are not read: the native "
+        "kernels take real inputs, float32 and float64"
+    )
+
+
+def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
+    y = tasks.support_y
     if y.is_floating_point() == takes_labels(loop.loss):
         return f"the native {loop.loss} does not take targets of {y.dtype}"
     constants = ("support_y", "query_y", "support_weight", "query_weight")

@@ -108,9 +108,11 @@ def layers_of_call(
     if node.op == "call_function" and node.target in OF_PARAMETERS:
         make = functools.partial(OF_PARAMETERS[node.target], Operands(root, given))
     if make is None:
-        raise Unknown(f"it calls {name_of(node)}, which is none of their layers")
+        raise Unknown(f"it calls {name_of(node)}, which is none of the native kernels' layers")
     try:
         layer = make(*args, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:
-        raise Unknown(f"its call of {name_of(node)} is none of their layers: {error}") from error
+        raise Unknown(
+            f"its call of {name_of(node)} is none of the native kernels' layers: {error}"
+        ) from error
     return [(own, given) for _, own in leaves_of(layer)]

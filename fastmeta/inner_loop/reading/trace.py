@@ -48,12 +48,13 @@ def trace(root: nn.Module) -> fx.Graph:
 
 
 def _untraceable(error: Exception) -> str:
-    """What torch.fx says; of what else stumbles over a proxy, which misleads, the line."""
-    if isinstance(error, fx.proxy.TraceError):
-        return f"torch.fx cannot trace its forward: {str(error).splitlines()[0]}"
+    """The line of the forward that stumbles over a proxy: what is said of one misleads."""
     of_libraries = os.path.dirname(torch.__file__), os.path.dirname(__file__)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [at.line for at in frames if at.line and not at.filename.startswith(of_libraries)]
+    if isinstance(error, fx.proxy.TraceError) and "iterated" not in str(error):
+        said = f"torch.fx cannot trace its forward: {str(error).splitlines()[0]}"
+        return f"{said}, in this line: {lines[-1]}" if lines else said
     if not lines:
         return "torch.fx cannot trace its forward"
     return f"torch.fx cannot trace this line of its forward: {lines[-1]}"
