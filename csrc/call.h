@@ -87,6 +87,7 @@ class Chain {
     require(inputs > 0, "a sample has inputs");
     written_.give(inputs, true);
     written_.add_steps(steps, parameters);
+    written_.share();
     written_.finish();
     loss_.check_predictions(written_.last_width());
   }

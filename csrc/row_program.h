@@ -22,7 +22,7 @@ class Rows {
  public:
   // A row that is given, and whether it changes.
   void give(i64 width, bool changes) {
-    add({RowOp::Stop, 0, 0, 0, 0, 0, width, 0, {}, {}}, changes);
+    add({RowOp::Stop, 0, 0, 0, 0, 0, width, 0, {}, {}, false}, changes);
     ++given_;
   }
 
@@ -30,9 +30,9 @@ class Rows {
   void add_steps(const RowSteps& steps, const std::vector<i64>& parameters = {}) {
     shapes_.resize(parameters.size());
     require(!steps.empty() && int(steps.size()) <= most_row_steps,
-            "a program has 1 to 1024 steps");
+            "a program has 1 to 2048 steps");
     for (const auto& [name, a, b, c, x, y, width] : steps) {
-      RowStep step{op_of(name), a, b, c, x, y, width, 0, {}, {}};
+      RowStep step{op_of(name), a, b, c, x, y, width, 0, {}, {}, false};
       if (!reads_parameters(step.op)) {  // rows that nobody reads are there all the same
         if (operands(step.op) < 2) step.b = 0;
         if (operands(step.op) < 1) step.a = 0;
@@ -42,8 +42,21 @@ class Rows {
     }
   }
 
+  // Of a network, before it is finished: what depends on no sample is computed once a task. The last row
+  // is a sample's.
+  void share() {
+    for (size_t i = given_; i < rows_.size(); ++i) rows_[i].of_task = has_no_sample(rows_[i]);
+    if (!rows_.back().of_task) return;
+    for (RowStep& step : rows_) step.of_task = false;
+  }
+
   // Once all steps are there.
   void finish() {
+    for (RowStep& step : rows_) {
+      i64& size = step.of_task ? task_size_ : size_;
+      step.at = size;
+      size += step.width;
+    }
     std::vector<unsigned char> matters(rows_.size()), reached(rows_.size());
     matters.back() = 1;
     for (size_t i = rows_.size(); i-- > 0;) {
@@ -63,7 +76,7 @@ class Rows {
   }
 
   RowProgram program(bool adds = false) const {
-    return {rows_.data(), varies_.data(), int(rows_.size()), size_, adds};
+    return {rows_.data(), varies_.data(), int(rows_.size()), size_, task_size_, adds};
   }
   bool empty() const { return rows_.empty(); }
   i64 width(int row) const { return rows_[size_t(row)].width; }
@@ -82,11 +95,15 @@ class Rows {
   }
 
  private:
-  void add(RowStep step, bool varies) {
-    step.at = size_;
-    size_ += step.width;
+  void add(const RowStep& step, bool varies) {
     rows_.push_back(step);
     varies_.push_back(varies);
+  }
+  bool has_no_sample(const RowStep& s) const {
+    const int read[3] = {s.a, s.b, s.c}, n = operands(s.op);
+    for (int operand = 0; operand < n; ++operand)
+      if (!rows_[size_t(read[operand])].of_task) return false;
+    return true;
   }
   bool known(int row) const { return row >= 0 && row < int(rows_.size()); }
   bool varies(int row) const { return varies_[size_t(row)]; }
@@ -198,7 +215,7 @@ class Rows {
   std::vector<RowStep> rows_;
   std::vector<unsigned char> varies_;
   size_t given_ = 0;
-  i64 size_ = 0;
+  i64 size_ = 0, task_size_ = 0;
 };
 
 }  // namespace fastmeta

@@ -68,7 +68,7 @@ class ProgramLoss {
   }
   template <class Numbers>
   RowMachine<Numbers> machine(Rows_<Numbers> rows, Rows_<Numbers> adjoints) const {
-    return {program_, program_.varies, rows, adjoints};
+    return {program_, program_.varies, rows, adjoints, rows, adjoints};
   }
 
   // The loss of each lane's sample.

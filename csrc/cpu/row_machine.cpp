@@ -84,7 +84,8 @@ class RowSteps {
   using Row = typename Numbers::Row;
 
   explicit RowSteps(const RowMachine<Numbers>& of)
-      : program_(of.program), wanted_(of.wanted), rows_(of.rows), adjoints_(of.adjoints) {}
+      : program_(of.program), wanted_(of.wanted), rows_{of.rows, of.task_rows},
+        adjoints_{of.adjoints, of.task_adjoints} {}
 
   void forward(int i) const {
     const RowStep& s = program_.rows[i];
@@ -189,8 +190,8 @@ class RowSteps {
     const Row out = at(rows_, i), g = at(adjoints_, i);
     const Row a = at(rows_, s.a), b = at(rows_, s.b);
     const i64 da = step_of(s.a), db = step_of(s.b);
-    const auto of_a = [&](auto f) { add(s.a, s.first[0], s.width, f); };
-    const auto of_b = [&](auto f) { add(s.b, s.first[1], s.width, f); };
+    const auto of_a = [&](auto f) { add(s.a, is_first_to(s, 0), s.width, f); };
+    const auto of_b = [&](auto f) { add(s.b, is_first_to(s, 1), s.width, f); };
     const N one = F::constant(splat(R(1)));
     // Picked, not multiplied by 0: what comes may be infinite.
     const N zero = F::constant(V{});
@@ -249,33 +250,43 @@ class RowSteps {
         });
       case RowOp::Select:
         of_b([&](i64 j) { return F::pick(F::value(a[j * da]) != V{}, g[j], zero); });
-        return add(s.c, s.first[2], s.width,
+        return add(s.c, is_first_to(s, 2), s.width,
                    [&](i64 j) { return F::pick(F::value(a[j * da]) != V{}, zero, g[j]); });
       case RowOp::Slice: return put_slice(s, g);
       case RowOp::Join:
-        add(s.a, s.first[0], width(s.a), [&](i64 j) { return g[j]; });
-        return add(s.b, s.first[1], width(s.b), [&](i64 j) { return g[width(s.a) + j]; });
+        add(s.a, is_first_to(s, 0), width(s.a), [&](i64 j) { return g[j]; });
+        return add(s.b, is_first_to(s, 1), width(s.b), [&](i64 j) { return g[width(s.a) + j]; });
       case RowOp::Sum: {
         const i64 n = width(s.a) / s.width;
-        return add(s.a, s.first[0], width(s.a), [&](i64 j) { return g[j / n]; });
+        return add(s.a, is_first_to(s, 0), width(s.a), [&](i64 j) { return g[j / n]; });
       }
       case RowOp::LogSumExp: {
         const i64 n = width(s.a) / s.width;
-        return add(s.a, s.first[0], width(s.a),
+        return add(s.a, is_first_to(s, 0), width(s.a),
                    [&](i64 j) { return g[j / n] * F::exp(a[j] - out[j / n]); });
       }
       case RowOp::Turn: return put_back(s, g, [&](auto f) { each_turned(s, f); });
       case RowOp::Repeat: return put_back(s, g, [&](auto f) { each_repeated(s, f); });
       case RowOp::Product: return multiply_back(s, g);
       case RowOp::Choose:
-        return add(s.a, s.first[0], width(s.a), [&](i64 j) {
+        return add(s.a, is_first_to(s, 0), width(s.a), [&](i64 j) {
           return F::pick(F::value(b[0]) == splat(R(j)), g[0], zero);
         });
     }
   }
 
  private:
-  Row at(Row numbers, int row) const { return numbers + program_.rows[row].at; }
+  struct Records {
+    Row own, of_task;
+  };
+  Row at(const Records& numbers, int row) const {
+    return (program_.rows[row].of_task ? numbers.of_task : numbers.own) + program_.rows[row].at;
+  }
+  // Whether a step brings an adjoint to its operand before any other; a shared one gets some of every sample.
+  bool is_first_to(const RowStep& s, int operand) const {
+    const int rows[3] = {s.a, s.b, s.c};
+    return s.first[operand] && !program_.rows[rows[operand]].of_task;
+  }
   i64 width(int row) const { return program_.rows[row].width; }
   // Of a row of one number, all columns are that.
   i64 step_of(int row) const { return width(row) == 1 ? 0 : 1; }
@@ -330,7 +341,8 @@ class RowSteps {
   void put_slice(const RowStep& s, Row g) const {
     if (!wanted_[s.a]) return;
     const Row to = at(adjoints_, s.a);
-    for (i64 j = 0; s.first[0] && j < width(s.a); ++j) to.put(j, F::constant(V{}));
+    const i64 zeros = is_first_to(s, 0) ? width(s.a) : 0;
+    for (i64 j = 0; j < zeros; ++j) to.put(j, F::constant(V{}));
     const Row part = to + i64(s.x);
     for (i64 j = 0; j < s.width; ++j) part.put(j, part[j] + g[j]);
   }
@@ -356,7 +368,8 @@ class RowSteps {
   void put_back(const RowStep& s, Row g, Walk walk) const {
     if (!wanted_[s.a]) return;
     const Row to = at(adjoints_, s.a);
-    for (i64 j = 0; s.first[0] && j < width(s.a); ++j) to.put(j, F::constant(V{}));
+    const i64 zeros = is_first_to(s, 0) ? width(s.a) : 0;
+    for (i64 j = 0; j < zeros; ++j) to.put(j, F::constant(V{}));
     walk([&](i64 j, i64 from) { to.put(from, to[from] + g[j]); });
   }
 
@@ -374,16 +387,16 @@ class RowSteps {
       const Row g_p = g + p * of.m * of.n, a_p = a + p * of.m * of.k, b_p = b + p * of.k * of.n;
       if (wanted_[s.a])
         F::multiply({g_p, of.n, 1}, {b_p, 1, of.n}, of.n, for_a + p * of.m * of.k, of.m, of.k,
-                    !s.first[0]);
+                    !is_first_to(s, 0));
       if (wanted_[s.b])
         F::multiply({a_p, 1, of.k}, {g_p, of.n, 1}, of.m, for_b + p * of.k * of.n, of.k, of.n,
-                    !s.first[1]);
+                    !is_first_to(s, 1));
     }
   }
 
   const RowProgram& program_;
   const unsigned char* wanted_;
-  Row rows_, adjoints_;
+  Records rows_, adjoints_;
 };
 
 }  // namespace

@@ -40,15 +40,17 @@ i64 products_of(const InnerLoop<Real>& loop) {
   i64 work = 0;
   for (int i = 0; i < loop.network.written.n_rows; ++i) {
     const RowStep& s = loop.network.written.rows[i];
-    if (s.op != RowOp::Linear && s.op != RowOp::Product) continue;
+    const i64 times = s.of_task ? passes * loop.steps + 3 : passes * S + 3 * Q;
     const i64 in = loop.network.written.rows[s.a].width;
     if (s.op == RowOp::Product) {
-      work += (passes * S + 3 * Q) * in * (s.width / i64(s.x * s.y));
-      continue;
+      work += times * in * (s.width / i64(s.x * s.y));
+    } else if (s.op == RowOp::Linear) {
+      const i64 parts = i64(s.y);
+      work += times * in * (s.width / parts);
+      work += a_call * calls * (s.of_task ? 1 : a_product) * parts;
+    } else if (s.of_task) {
+      work += times * s.width * 32;
     }
-    const i64 parts = i64(s.y);
-    work += (passes * S + 3 * Q) * in * (s.width / parts);
-    work += a_call * calls * a_product * parts;
   }
   return work;
 }

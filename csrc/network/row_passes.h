@@ -1,7 +1,8 @@
 // The passes over a forward that was written as arithmetic on rows: forward, backward, and the R-pass.
 //
 // Products take the samples of a chunk together. What lies between them is each sample's own and runs on the
-// row machine: on dual numbers, whose slopes run along the direction, both passes are the R-pass.
+// row machine: on dual numbers, whose slopes run along the direction, both passes are the R-pass. What samples
+// share comes before all of them in a forward, and after all of them in a backward.
 #pragma once
 
 #include "row_products.h"
@@ -12,11 +13,13 @@ template <class Team>
 class RowPasses : RowProducts<Team> {
   using Base = RowProducts<Team>;
   using typename Base::Factor, typename Base::Pair;
-  using Base::adjoints, Base::at, Base::bias, Base::chunks, Base::each_chunk, Base::finish_unseen,
-      Base::first_, Base::ld_, Base::multiply_back, Base::multiply_forward, Base::n_, Base::plan_,
-      Base::put_bias_gradient, Base::put_row_gradient, Base::put_rows, Base::put_weight_gradient, Base::r_adjoints,
-      Base::records_, Base::rows_, Base::slopes, Base::spread, Base::start, Base::take_rows,
-      Base::values, Base::values_, Base::zero_rows;
+  using Base::add_to_matrix, Base::adjoints, Base::at, Base::bias, Base::chunks, Base::each_chunk, Base::filled,
+      Base::finish_unseen, Base::first_, Base::ld_, Base::matrix, Base::matrix_adjoint, Base::matrix_r_adjoint,
+      Base::matrix_slope, Base::multiply_back, Base::multiply_back_by_task, Base::multiply_by_task,
+      Base::multiply_forward, Base::n_, Base::once, Base::plan_, Base::put_bias_gradient, Base::put_matrix_adjoints,
+      Base::put_row_gradient, Base::put_rows, Base::put_weight_gradient, Base::r_adjoints, Base::records_,
+      Base::rows_, Base::slopes, Base::spread, Base::start, Base::take_matrices, Base::take_matrix_slopes,
+      Base::take_rows, Base::values, Base::values_, Base::W, Base::zero_matrix_adjoints, Base::zero_rows;
 
  public:
   using R = typename Team::Real;
@@ -43,6 +46,8 @@ class RowPasses : RowProducts<Team> {
   void forward(const R* theta, R* keep) {
     theta_ = theta;
     values_ = keep ? keep : at(plan_.values_at);
+    run_of_task([&] { run_steps(); });
+    take_matrices();
     each_chunk([&] {
       run_forward();
       take_rows(at(plan_.output_at), values(last()), plan_.outputs());
@@ -53,6 +58,7 @@ class RowPasses : RowProducts<Team> {
   void resume(const R* kept, const R* theta) {
     theta_ = theta;
     values_ = const_cast<R*>(kept);
+    take_matrices();
     each_chunk([&] { take_rows(at(plan_.output_at), values(last()), plan_.outputs()); });
   }
 
@@ -70,13 +76,17 @@ class RowPasses : RowProducts<Team> {
     theta_ = theta;
     reach(lowest, into_input);
     start(seen_[0]);
+    const auto gradients = [&](int i) { put_gradient(i, target, seen_[0]); };
+    const auto below = [&](int i) { put_input_adjoint(i); };
+    zero_of_task<Plain>();
     each_chunk([&] {
       if (chunks() > 1) run_forward();
       put_rows(adjoints(last()), at(plan_.g_at), plan_.outputs());
-      run_backward<Plain>([&](int i) { put_gradient(i, target, seen_[0]); },
-                          [&](int i) { put_input_adjoint(i); });
+      run_backward<Plain>(gradients, below);
       if (into_input) take_input(at(plan_.input_g_at), adjoints(0));
     });
+    sum_of_task<Plain>();
+    run_of_task([&] { run_backward<Plain>(gradients, below); });
     finish_unseen(seen_[0], target);
   }
 
@@ -88,21 +98,26 @@ class RowPasses : RowProducts<Team> {
     reach(lowest, into_input);
     start(seen_[0]);
     start(seen_[1]);
+    const auto gradients = [&](int i) {
+      if (gradient) put_gradient(i, *gradient, seen_[1]);
+      put_r_gradient(i, target);
+    };
+    const auto below = [&](int i) {
+      put_r_input_adjoint(i);
+      put_input_adjoint(i);
+    };
+    run_of_task([&] { run_r_steps(); });
+    take_matrix_slopes();
+    zero_of_task<Dual>();
     each_chunk([&] {
       if (chunks() > 1) run_forward();
       run_r_forward();
       r_gradient_of_loss();
-      run_backward<Dual>(
-          [&](int i) {
-            if (gradient) put_gradient(i, *gradient, seen_[1]);
-            put_r_gradient(i, target);
-          },
-          [&](int i) {
-            put_r_input_adjoint(i);
-            put_input_adjoint(i);
-          });
+      run_backward<Dual>(gradients, below);
       if (into_input) take_input(at(plan_.r_input_g_at), r_adjoints(0));
     });
+    sum_of_task<Dual>();
+    run_of_task([&] { run_backward<Dual>(gradients, below); });
     finish_unseen(seen_[0], target);
     if (gradient) finish_unseen(seen_[1], *gradient);
   }
@@ -142,37 +157,96 @@ class RowPasses : RowProducts<Team> {
 
   // ---- the program ----------------------------------------------------------------------------
 
-  void point_to(typename Plain::Row& rows, typename Plain::Row& adjoint_rows, i64 record) const {
-    rows = {values_ + record * ld_};
-    adjoint_rows = {adjoints(0) + record * ld_};
+  // f() on the one record of what samples share, of which each sample has the same.
+  template <class F>
+  void run_of_task(F f) {
+    if (!plan_.task_size) return;
+    in_task_ = true;
+    once(f);
+    in_task_ = false;
   }
-  void point_to(typename Dual::Row& rows, typename Dual::Row& adjoint_rows, i64 record) const {
-    rows = {values_ + record * ld_, slopes(0) + record * ld_};
-    adjoint_rows = {adjoints(0) + record * ld_, r_adjoints(0) + record * ld_};
+  bool is_here(int i) const { return plan_.is_of_task(i) == in_task_; }
+
+  using PlainRow = typename Plain::Row;
+  using DualRow = typename Dual::Row;
+  // Where a record begins among those of values and slopes, or of adjoints and their slopes.
+  void point_to(PlainRow& rows, i64 offset) const { rows = {values_ + offset}; }
+  void point_to(DualRow& rows, i64 offset) const { rows = {values_ + offset, at(plan_.slopes_at) + offset}; }
+  void point_to_adjoints(PlainRow& rows, i64 offset) const { rows = {at(plan_.adjoints_at) + offset}; }
+  void point_to_adjoints(DualRow& rows, i64 offset) const {
+    rows = {at(plan_.adjoints_at) + offset, at(plan_.r_adjoints_at) + offset};
+  }
+  void point_to_partial(PlainRow& rows) const { rows = {at(plan_.partial_at)}; }
+  void point_to_partial(DualRow& rows) const {
+    rows = {at(plan_.partial_at), at(plan_.partial_at) + plan_.task_size};
   }
   // f(machine) for each record.
   template <class Numbers, class F>
   void each_record(F f) const {
     for (i64 r = 0; r < records_; ++r) {
-      typename Numbers::Row rows, adjoint_rows;
-      point_to(rows, adjoint_rows, r);
-      f(RowMachine<Numbers>{plan_.program, wanted_, rows, adjoint_rows});
+      typename Numbers::Row rows, adjoint_rows, task_rows, task_adjoints;
+      point_to(rows, plan_.task_size + r * ld_);
+      point_to_adjoints(adjoint_rows, plan_.task_size + r * ld_);
+      point_to(task_rows, 0);
+      point_to_adjoints(task_adjoints, 0);
+      if (is_partial(r)) point_to_partial(task_adjoints);
+      f(RowMachine<Numbers>{plan_.program, wanted_, rows, adjoint_rows, task_rows, task_adjoints});
+    }
+  }
+  // Lanes without a sample have adjoints of their own, which may be anything.
+  bool is_partial(i64 record) const {
+    return Plan::lanes_are_samples && !in_task_ && filled(record) < W;
+  }
+  template <class Numbers>
+  void zero_of_task() const {
+    zero_matrix_adjoints();
+    R* const places[2] = {at(plan_.adjoints_at), at(plan_.r_adjoints_at)};
+    for (int kind = 0; kind < kinds<Numbers>; ++kind) {
+      Team::zero(places[kind], plan_.task_size);
+      each_partial(kind, [&](R*, R* partial) { store(partial, V{}); });
+    }
+  }
+  // Alone: over the lanes, each of which has the sum then.
+  template <class Numbers>
+  void sum_of_task() const {
+    const Mask<R> present = iota<R>() < R(n_ % W);
+    for (int kind = 0; kind < kinds<Numbers>; ++kind) {
+      each_partial(kind, [&](R* sum, const R* partial) {
+        store(sum, splat(horizontal_sum<R>(load(sum) + select(present, load(partial), V{}))));
+      });
+      put_matrix_adjoints(kind);
+    }
+  }
+  template <class Numbers>
+  static constexpr int kinds = std::is_same_v<Numbers, Dual> ? 2 : 1;  // of adjoints
+  // f(a number's adjoint, the part that partial records have): of rows that samples bring adjoints to.
+  template <class F>
+  void each_partial(int kind, F f) const {
+    if constexpr (Plan::lanes_are_samples) {
+      R* const whole = at(kind ? plan_.r_adjoints_at : plan_.adjoints_at);
+      R* const partial = at(plan_.partial_at) + kind * plan_.task_size;
+      plan_.each_gathered([&](int row) {
+        const i64 end = plan_.at(row) + plan_.width(row) * W;
+        for (i64 j = plan_.at(row); j < end; j += W) f(whole + j, partial + j);
+      });
     }
   }
 
-  // Steps in their order: f(i) for one that reads parameters, and what lies between two of them record by
+  // Steps in their order: f(i) for one that takes all records, and what lies between two of them record by
   // record.
   template <class Numbers, class F>
   void each_step(F f) const {
     for (int i = 1; i <= last();) {
-      if (plan_.reads_parameters(i)) {
-        f(i++);
+      if (!is_here(i) || plan_.takes_chunks(i)) {
+        if (is_here(i)) f(i);
+        ++i;
         continue;
       }
       int end = i;
-      while (end <= last() && !plan_.reads_parameters(end)) ++end;
+      while (end <= last() && !(is_here(end) && plan_.takes_chunks(end))) ++end;
       each_record<Numbers>([&](const auto& machine) {
-        for (int k = i; k < end; ++k) machine.forward(k);
+        for (int k = i; k < end; ++k)
+          if (is_here(k)) machine.forward(k);
       });
       i = end;
     }
@@ -180,9 +254,16 @@ class RowPasses : RowProducts<Team> {
 
   void run_forward() {
     put_rows(values(0), at(plan_.x_at), plan_.sample_size());
+    run_steps();
+  }
+  void run_steps() {
     each_step<Plain>([&](int i) {
       const RowStep& s = plan_.step(i);
       if (s.op == RowOp::Parameter) return spread(values(i), theta_ + piece(i).at, s.width);
+      if (s.op == RowOp::Product) {
+        const Factor factor{values(s.a), matrix(i)};
+        return multiply_by_task(i, values(i), &factor, 1);
+      }
       const Factor factor{values(s.a), theta_};
       multiply_forward(i, values(i), &factor, 1, bias(i, theta_));
     });
@@ -190,8 +271,12 @@ class RowPasses : RowProducts<Team> {
 
   void run_r_forward() {
     spread(slopes(0), nullptr, plan_.sample_size());
+    run_r_steps();
+  }
+  void run_r_steps() {
     each_step<Dual>([&](int i) {
       const RowStep& s = plan_.step(i);
+      if (s.op == RowOp::Product) return multiply_r_by_task(i);
       const bool adapts = plan_.has_rate(s.b);
       if (s.op == RowOp::Parameter)
         return spread(slopes(i), adapts ? v_ + piece(i).at : nullptr, s.width);
@@ -202,6 +287,14 @@ class RowPasses : RowProducts<Team> {
       multiply_forward(i, slopes(i), factors, n, plan_.has_rate(s.c) ? bias(i, v_) : nullptr);
     });
   }
+  void multiply_r_by_task(int i) const {
+    const RowStep& s = plan_.step(i);
+    Factor factors[2];
+    int n = 0;
+    if (has_slope(s.a)) factors[n++] = {slopes(s.a), matrix(i)};
+    if (has_slope(s.b)) factors[n++] = {values(s.a), matrix_slope(i)};
+    multiply_by_task(i, slopes(i), factors, n);
+  }
   // Whether it can have one at all: it depends on a parameter that adapts.
   bool has_slope(int row) const { return plan_.reaches[int(Reach::Adapted)][row]; }
   const Piece& piece(int i) const { return plan_.pieces[plan_.piece_of[i]]; }
@@ -210,20 +303,39 @@ class RowPasses : RowProducts<Team> {
   template <class Numbers, class Gradients, class Below>
   void run_backward(Gradients gradients, Below below) const {
     for (int i = last(); i >= 1;) {
-      if (plan_.reads_parameters(i)) {
-        const RowStep& s = plan_.step(i);
-        if (wanted_[i]) gradients(i);
-        if (wanted_[i] && s.op == RowOp::Linear && wanted_[s.a]) below(i);
+      if (!is_here(i) || plan_.takes_chunks(i)) {
+        if (is_here(i) && wanted_[i]) back_through<Numbers>(i, gradients, below);
         --i;
         continue;
       }
       int end = i;
-      while (end >= 1 && !plan_.reads_parameters(end)) --end;
+      while (end >= 1 && !(is_here(end) && plan_.takes_chunks(end))) --end;
       each_record<Numbers>([&](const auto& machine) {
         for (int k = i; k > end; --k)
-          if (wanted_[k]) machine.backward(k);
+          if (is_here(k) && wanted_[k]) machine.backward(k);
       });
       i = end;
+    }
+  }
+  template <class Numbers, class Gradients, class Below>
+  void back_through(int i, Gradients gradients, Below below) const {
+    const RowStep& s = plan_.step(i);
+    if (s.op == RowOp::Product) return put_adjoints_by_task<Numbers>(i);
+    gradients(i);
+    if (s.op == RowOp::Linear && wanted_[s.a]) below(i);
+  }
+
+  // Of a product with a matrix that samples share.
+  template <class Numbers>
+  void put_adjoints_by_task(int i) const {
+    const RowStep& s = plan_.step(i);
+    const Factor factors[3] = {{adjoints(i), matrix(i)}, {r_adjoints(i), matrix(i)}, {adjoints(i), matrix_slope(i)}};
+    const Pair pairs[3] = {{values(s.a), adjoints(i)}, {values(s.a), r_adjoints(i)}, {slopes(s.a), adjoints(i)}};
+    if (wanted_[s.a]) multiply_back_by_task(i, adjoints(s.a), factors, 1);
+    if (wanted_[s.b]) add_to_matrix(i, matrix_adjoint(i), pairs, 1);
+    if constexpr (std::is_same_v<Numbers, Dual>) {
+      if (wanted_[s.a]) multiply_back_by_task(i, r_adjoints(s.a), factors + 1, has_slope(s.b) ? 2 : 1);
+      if (wanted_[s.b]) add_to_matrix(i, matrix_r_adjoint(i), pairs + 1, has_slope(s.a) ? 2 : 1);
     }
   }
 
@@ -259,6 +371,7 @@ class RowPasses : RowProducts<Team> {
   const R *theta_ = nullptr, *v_ = nullptr;
   const unsigned char* wanted_ = nullptr;
   bool seen_[2][Team::max_pieces];
+  bool in_task_ = false;
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -1,7 +1,8 @@
 // Where everything of a forward that was written as arithmetic on rows lies, for one team.
 //
-// A record has all rows, number by number a vector. In a pack its lanes are tasks, and each sample has one;
-// alone they are samples of the task, W to a record. Backward and R-pass go through the samples in chunks
+// A record has all rows of a sample, number by number a vector. In a pack its lanes are tasks, and each sample
+// has one; alone they are samples of the task, W to a record. Rows that samples share are in one record before
+// the others, which has the task's numbers in all lanes. Backward and R-pass go through the samples in chunks
 // whose records stay in the cache; of more than one chunk they run the forward again.
 #pragma once
 
@@ -28,14 +29,15 @@ struct RowPlan : Parameters<Team_> {
   static constexpr i64 most_records = 16;  // of a chunk, alone: a term of a product each
 
   RowProgram program;
-  i64 record_size;  // scalars
+  i64 record_size, task_size;  // scalars
   i64 chunks, chunk;  // samples in the largest
   int lowest_adapted = 1;  // see RowPasses::backward
   int piece_of[most_rows] = {}, bias_piece_of[most_rows] = {};  // of the steps that read parameters
-  unsigned char reaches[3][most_rows] = {};
+  unsigned char reaches[3][most_rows] = {}, gathers[most_rows] = {};
 
   i64 support_size = 0, query_size = 0;  // kept from forward to backward: all records, or nothing
-  i64 x_at, values_at, slopes_at, adjoints_at, r_adjoints_at, turned_at[2], row_at;
+  i64 x_at, values_at, slopes_at, adjoints_at, r_adjoints_at, turned_at[2], row_at, partial_at;
+  i64 matrix_at[most_rows];  // alone, of products with a matrix that samples share: see lay_out_turned
   i64 output_at, r_output_at, g_at, rg_at, input_g_at, r_input_g_at;
   i64 y_at, program_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
@@ -43,10 +45,12 @@ struct RowPlan : Parameters<Team_> {
   static constexpr i64 worker_size = 0;
 
   explicit RowPlan(const InnerLoop<R>& l, bool keeps_records = false)
-      : Base(l), program(l.network.written), record_size(program.size * Team::W) {
+      : Base(l), program(l.network.written), record_size(program.size * Team::W),
+        task_size(program.task_size * Team::W) {
     cut();
     lay_out_parameters();
     find_reach();
+    find_gathered();
     if (keeps_records && chunks == 1) keep();
     lay_out_scratch();
   }
@@ -57,11 +61,39 @@ struct RowPlan : Parameters<Team_> {
   const RowStep& step(int i) const { return program.rows[i]; }
   int last() const { return program.n_rows - 1; }
   i64 at(int row) const { return step(row).at * Team::W; }  // in a record
+  bool is_of_task(int row) const { return step(row).of_task; }
   i64 width(int row) const { return step(row).width; }
   i64 outputs() const { return width(last()); }
   i64 sample_size() const { return width(0); }
   i64 input_size(const Samples<R>& s) const { return s.n * Team::stride(width(0)); }
   static i64 records(i64 samples) { return ceil_div(samples, samples_a_record); }
+  // Whether step i multiplies rows of each sample by a matrix that all share.
+  bool multiplies_by_task(int i) const {
+    const RowStep& s = step(i);
+    return s.op == RowOp::Product && s.x == 1 && !is_of_task(s.a) && is_of_task(s.b);
+  }
+  // Of such a step: how often a sample is multiplied by the matrix [k][n].
+  struct TaskProduct {
+    i64 parts, k, n;
+  };
+  TaskProduct task_product(int i) const {
+    const i64 times = i64(step(i).y);
+    return {times, width(step(i).a) / times, width(i) / times};
+  }
+  // f(row) for the task's rows that the machine reads for each sample.
+  template <class F>
+  void each_gathered(F f) const {
+    for (int row = 1; row <= last(); ++row)
+      if (gathers[row]) f(row);
+  }
+  i64 matrix_size(int i) const { return task_product(i).k * Team::stride(task_product(i).n); }
+  template <class F>
+  void each_task_product(F f) const {
+    for (int i = 1; i <= last(); ++i)
+      if (multiplies_by_task(i)) f(i);
+  }
+  // Whether step i takes all records of a chunk at once.
+  bool takes_chunks(int i) const { return reads_parameters(i) || multiplies_by_task(i); }
   bool reads_parameters(int row) const {
     return step(row).op == RowOp::Linear || step(row).op == RowOp::Parameter;
   }
@@ -136,10 +168,19 @@ struct RowPlan : Parameters<Team_> {
     }
   }
 
+  void find_gathered() {
+    for (int i = 1; i <= last(); ++i) {
+      const RowStep& s = step(i);
+      const int read[3] = {s.a, s.b, s.c};
+      for (int operand = 0; operand < 3 && !is_of_task(i) && !takes_chunks(i); ++operand)
+        if (s.goes_to[operand] && is_of_task(read[operand])) gathers[read[operand]] = 1;
+    }
+  }
+
   void keep() {
     const i64 steps = loop.steps;
-    support_size = loop.order == 2 && steps ? records(loop.support.n) * record_size : 0;
-    query_size = records(loop.query.n) * record_size;
+    support_size = loop.order == 2 && steps ? task_size + records(loop.support.n) * record_size : 0;
+    query_size = task_size + records(loop.query.n) * record_size;
     constexpr i64 cache = i64(256) << 10;
     const i64 bytes = larger(1, support_size * i64(sizeof(R)));
     this->kept_steps = larger(1, smaller(steps, cache / bytes));
@@ -155,7 +196,8 @@ struct RowPlan : Parameters<Team_> {
     const i64 n = most(), O = n * Team::stride(outputs()), I = n * Team::stride(width(0));
     x_at = take(I);
     i64* const records_at[] = {&values_at, &slopes_at, &adjoints_at, &r_adjoints_at};
-    for (i64* place : records_at) *place = take(records(chunk) * record_size);
+    for (i64* place : records_at) *place = take(task_size + records(chunk) * record_size);
+    partial_at = take(lanes_are_samples ? 2 * task_size : 0);
     i64* const outputs_at[] = {&output_at, &r_output_at, &g_at, &rg_at, &curvature_at};
     for (i64* place : outputs_at) *place = take(O);
     input_g_at = take(I);
@@ -175,8 +217,11 @@ struct RowPlan : Parameters<Team_> {
   void lay_out_turned() {
     i64 widest = 0;
     for (int p = 0; p < this->n_pieces; ++p) widest = larger(widest, this->pieces[p].columns);
+    each_task_product([&](int i) { widest = larger(widest, task_product(i).n); });
     for (i64& place : turned_at) place = take(chunk * Team::stride(widest));
     row_at = take(Team::stride(widest));
+    // The task's matrix, its slope, and what they get, in layout of the team: a number only once.
+    each_task_product([&](int i) { matrix_at[i] = take(4 * matrix_size(i)); });
   }
 };
 

@@ -39,7 +39,8 @@ class RowProducts : protected RowRecords<Team> {
   }
   // The adjoints of the inputs; of the products of g with the weight turned.
   void multiply_back(int i, R* to, const Factor* factors, int n) const {
-    const Finish finish = plan_.step(i).first[0] ? Finish::Store : Finish::Add;
+    const bool is_first = plan_.step(i).first[0] && !plan_.is_of_task(plan_.step(i).a);
+    const Finish finish = is_first ? Finish::Store : Finish::Add;
     each_part(i, to, factors, n, plan_.out(i), plan_.in(i), [&](R* part, const Factor* of_part) {
       multiply(i, part, of_part, n, nullptr, {output_step(i), input_step(i)}, plan_.out(i), plan_.in(i),
                finish);
@@ -82,6 +83,65 @@ class RowProducts : protected RowRecords<Team> {
     }
   }
 
+  // ---- each sample's rows times a matrix [k][n] that all share -----------------------------------------
+
+  // The matrix, its slope, and what has come to them so far: in a pack rows of the task, alone numbers side by
+  // side.
+  const R* matrix(int i) const { return lanes_are_samples ? apart(i, 0) : values(plan_.step(i).b); }
+  const R* matrix_slope(int i) const { return lanes_are_samples ? apart(i, 1) : slopes(plan_.step(i).b); }
+  R* matrix_adjoint(int i) const { return lanes_are_samples ? apart(i, 2) : adjoints(plan_.step(i).b); }
+  R* matrix_r_adjoint(int i) const { return lanes_are_samples ? apart(i, 3) : r_adjoints(plan_.step(i).b); }
+
+  void take_matrices() const {
+    each_matrix([&](int i) { take_matrix(apart(i, 0), values(plan_.step(i).b), i); });
+  }
+  void take_matrix_slopes() const {
+    each_matrix([&](int i) { take_matrix(apart(i, 1), slopes(plan_.step(i).b), i); });
+  }
+  void zero_matrix_adjoints() const {
+    each_matrix([&](int i) {
+      Team::zero(matrix_adjoint(i), plan_.matrix_size(i));
+      Team::zero(matrix_r_adjoint(i), plan_.matrix_size(i));
+    });
+  }
+  // kind: 0 of adjoints, 1 of their slopes.
+  void put_matrix_adjoints(int kind) const {
+    each_matrix([&](int i) {
+      const int row = plan_.step(i).b;
+      put_matrix(kind ? r_adjoints(row) : adjoints(row), kind ? matrix_r_adjoint(i) : matrix_adjoint(i), i);
+    });
+  }
+
+  // to = the sum of products; Factor::theta is the matrix or its slope.
+  void multiply_by_task(int i, R* to, const Factor* factors, int count) const {
+    const auto [parts, k, n] = plan_.task_product(i);
+    const i64 down = matrix_step(n), across = Team::element;
+    for (i64 part = 0; part < parts; ++part)
+      multiply_by_matrix(to + part * n * W, factors, count, part * k * W, {down, across}, k, n, Finish::Store);
+  }
+  void multiply_back_by_task(int i, R* to, const Factor* factors, int count) const {
+    const auto [parts, k, n] = plan_.task_product(i);
+    const i64 down = matrix_step(n), across = Team::element;
+    const Finish finish = plan_.step(i).first[0] ? Finish::Store : Finish::Add;
+    for (i64 part = 0; part < parts; ++part)
+      multiply_by_matrix(to + part * k * W, factors, count, part * n * W, {across, down}, n, k, finish);
+  }
+  void add_to_matrix(int i, R* to, const Pair* pairs, int count) const {
+    const auto [parts, k, n] = plan_.task_product(i);
+    for (i64 part = 0; part < parts; ++part) {
+      Term<R> terms[2 * Plan::most_records];
+      int all = 0;
+      for (int p = 0; p < count; ++p) {
+        const R *x = pairs[p].x + part * k * W, *g = pairs[p].g + part * n * W;
+        if constexpr (lanes_are_samples)
+          all += turned_terms(x, g, n, at(plan_.turned_at[p]), terms + all);
+        else
+          terms[all++] = weight_term(x, g);
+      }
+      product<Lane>(terms, all, Target<R>{to, matrix_step(n), Finish::Add}, k, Team::vectors(n));
+    }
+  }
+
   void start(bool* seen) const { std::memset(seen, 0, sizeof(bool) * size_t(plan_.n_pieces)); }
   // What no step that is wanted has read has a gradient of 0.
   void finish_unseen(bool* seen, const GradientTo& to) const {
@@ -90,6 +150,45 @@ class RowProducts : protected RowRecords<Team> {
   }
 
  private:
+  struct Steps {
+    i64 k, n;  // of the sum's index, and of the result's, in the weight
+  };
+  template <class F>
+  void each_matrix(F f) const {
+    if constexpr (lanes_are_samples) plan_.each_task_product(f);
+  }
+  R* apart(int i, int kind) const { return at(plan_.matrix_at[i] + kind * plan_.matrix_size(i)); }
+  static i64 matrix_step(i64 n) { return Team::stride(n); }
+  // One lane of a row that the task has in all of them, and back.
+  void take_matrix(R* to, const R* row, int i) const {
+    const auto [parts, k, n] = plan_.task_product(i);
+    for (i64 j = 0; j < k; ++j)
+      for (i64 c = 0; c < matrix_step(n); ++c) to[j * matrix_step(n) + c] = c < n ? row[(j * n + c) * W] : R(0);
+  }
+  void put_matrix(R* row, const R* from, int i) const {
+    const auto [parts, k, n] = plan_.task_product(i);
+    for (i64 j = 0; j < k; ++j)
+      for (i64 c = 0; c < n; ++c) {
+        R* to = row + (j * n + c) * W;
+        store(to, load(to) + splat(from[j * matrix_step(n) + c]));
+      }
+  }
+  void multiply_by_matrix(R* to, const Factor* factors, int count, i64 begin, Steps steps, i64 depth, i64 width,
+                          Finish finish) const {
+    Term<R> terms[2];
+    if constexpr (lanes_are_samples) {
+      for (i64 r = 0; r < records_; ++r) {
+        for (int t = 0; t < count; ++t)
+          terms[t] = {factors[t].theta, steps.n, steps.k, factors[t].x + begin + r * ld_, W, W, depth};
+        product<Lane>(terms, count, Target<R>{to + r * ld_, W, finish}, width, 1);
+      }
+    } else {
+      for (int t = 0; t < count; ++t)
+        terms[t] = {factors[t].x + begin, ld_, W, factors[t].theta, steps.k, steps.n, depth};
+      product<Lane>(terms, count, Target<R>{to, ld_, finish}, rows_, width);
+    }
+  }
+
   // From one input to the next in a weight, and from one output to the next.
   i64 input_step(int i) const { return plan_.takes_as_it_is(i) ? row_step(i) : Team::element; }
   i64 output_step(int i) const { return plan_.takes_as_it_is(i) ? Team::element : row_step(i); }
@@ -105,9 +204,6 @@ class RowProducts : protected RowRecords<Team> {
     }
   }
 
-  struct Steps {
-    i64 k, n;  // of the sum's index, and of the result's, in the weight
-  };
   void multiply(int i, R* to, const Factor* factors, int count, const R* bias, Steps steps, i64 depth,
                 i64 width, Finish finish) const {
     const i64 weight = plan_.pieces[plan_.piece_of[i]].at;
@@ -134,8 +230,13 @@ class RowProducts : protected RowRecords<Team> {
   Term<R> weight_term(const R* a, const R* b) const { return {a, W, ld_, b, ld_, W, rows_}; }
   int turned_terms(int i, const Pair& pair, R* turned, Term<R>* terms) const {
     const bool as_it_is = plan_.takes_as_it_is(i);
-    const R *a = as_it_is ? pair.x : pair.g, *b = as_it_is ? pair.g : pair.x;
-    const i64 columns = plan_.pieces[plan_.piece_of[i]].columns, ld = Team::stride(columns);
+    const i64 columns = plan_.pieces[plan_.piece_of[i]].columns;
+    return as_it_is ? turned_terms(pair.x, pair.g, columns, turned, terms)
+                    : turned_terms(pair.g, pair.x, columns, turned, terms);
+  }
+  // Of b's numbers, `columns`, the lanes become rows.
+  int turned_terms(const R* a, const R* b, i64 columns, R* turned, Term<R>* terms) const {
+    const i64 ld = Team::stride(columns);
     for (i64 r = 0; r < records_; ++r) {
       turn_out(turned + r * W * ld, b + r * ld_, columns, filled(r));
       terms[r] = {a + r * ld_, W, 1, turned + r * W * ld, ld, W, filled(r)};

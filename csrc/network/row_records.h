@@ -20,11 +20,14 @@ class RowRecords {
 
   R* at(i64 offset) const { return scratch_ + offset; }
 
-  // A row in the chunk's first record; the next one is ld_ further.
-  R* values(int row) const { return values_ + plan_.at(row); }
-  R* slopes(int row) const { return at(plan_.slopes_at) + plan_.at(row); }
-  R* adjoints(int row) const { return at(plan_.adjoints_at) + plan_.at(row); }
-  R* r_adjoints(int row) const { return at(plan_.r_adjoints_at) + plan_.at(row); }
+  // A row in the chunk's first record, the next one is ld_ further; or in that which samples share.
+  R* values(int row) const { return row_in(values_, row); }
+  R* slopes(int row) const { return row_in(at(plan_.slopes_at), row); }
+  R* adjoints(int row) const { return row_in(at(plan_.adjoints_at), row); }
+  R* r_adjoints(int row) const { return row_in(at(plan_.r_adjoints_at), row); }
+  R* row_in(R* records, int row) const {
+    return records + (plan_.is_of_task(row) ? 0 : plan_.task_size) + plan_.at(row);
+  }
 
   i64 chunks() const { return plan_.chunks_of(n_); }
   template <class F>
@@ -35,6 +38,12 @@ class RowRecords {
       records_ = Plan::records(rows_);
       f();
     }
+  }
+  // For the rows that samples share.
+  template <class F>
+  void once(F f) {
+    first_ = 0, rows_ = records_ = 1;
+    f();
   }
   // Samples of a record.
   i64 filled(i64 record) const {

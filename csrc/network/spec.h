@@ -82,7 +82,7 @@ enum class RowOp {
 };
 constexpr int row_ops = int(RowOp::Parameter) + 1;
 
-// `at` is where its row begins, in numbers behind the first one of the first row.
+// `at` is where its row begins, in numbers behind the first one of a record.
 struct RowStep {
   RowOp op;
   int a, b, c;  // rows, those that are given first, then one a step
@@ -90,16 +90,18 @@ struct RowStep {
   i64 width, at;
   // What a backward asks: whether the adjoint goes on to a, b and c, and comes there before anywhere else.
   bool goes_to[3], first[3];
+  bool of_task;  // the same for all its samples: the row is in a record of its own
 };
 
-constexpr int most_row_steps = 1024;
+constexpr int most_row_steps = 2048;
 
 // Of one sample: the last row is what it comes to, of a loss a number.
 struct RowProgram {
   const RowStep* rows;  // the first are given: of a loss predictions and targets, of a network its input
   const unsigned char* varies;  // whether a row has an adjoint: the last one depends on it, and it changes
   int n_rows;
-  i64 size;   // numbers in all rows
+  i64 size;   // numbers in all rows of a sample
+  i64 task_size;  // and in those of the task
   bool adds;  // of a loss: whether the samples' losses are summed instead of averaged
 };
 

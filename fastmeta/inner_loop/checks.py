@@ -79,7 +79,7 @@ def check_sizes(
         y = getattr(tasks, f"{kind}_y")
         if y.shape[1] in known:
             continue
-        with module_lock:
+        with module_lock, counters_put_back(loop.module):
             predictions = predictions_of(loop, parameters, tasks, f"{kind}_x")
         check_targets(loop.loss, list(predictions.shape[1:]), f"{kind}_y", y)
         known.add(y.shape[1])

@@ -26,6 +26,7 @@ class Writer {
     finish();
     c_.written.give(inputs_, true);
     c_.written.add_steps(steps_, c_.sizes);
+    c_.written.share();
     c_.written.finish();
   }
 
@@ -94,7 +95,7 @@ class Writer {
 
   void add_some() {
     const int a = any();
-    switch (random_.below(13)) {
+    switch (random_.below(14)) {
       case 0: case 1: activated(linear(a, random_.one_of({1, 4, 17}))); return;
       case 2: of_two("multiply", of_one("sigmoid", a), partner(a)); return;
       case 3: of_two(random_.coin() ? "add" : "subtract", a, partner(a)); return;
@@ -165,6 +166,14 @@ class Writer {
         of_two(of_squares ? "divide" : "subtract", a, put("repeat", sum, 0, 0, 1, 0, parts * n));
         return;
       }
+      case 13: {  // rows times a matrix that all samples share
+        const i64 parts = factor_of(width(a)), k = width(a) / parts, n = random_.one_of({1, 3, 17});
+        const bool generated = random_.coin();
+        const int matrix = of_one("tanh", generated ? linear(parameter(2), k * n) : parameter(k * n));
+        read(a), read(matrix);
+        put("product", a, matrix, 0, 1, double(parts), parts * n);
+        return;
+      }
       case 8: {  // log softmax
         read(a);
         of_two("subtract", a, put("log_sum_exp", a, 0, 0, 0, 0, 1));
@@ -214,6 +223,7 @@ Case<double> make_long(unsigned seed, i64 tasks) {
     }
     c.written.give(40, true);
     c.written.add_steps(steps, c.sizes);
+    c.written.share();
     c.written.finish();
     c.support_n = 11 + random.below(60), c.query_n = 23 + random.below(60), c.steps = 2;
   });

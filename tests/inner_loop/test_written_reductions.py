@@ -195,18 +195,12 @@ def with_penalty(predictions, y):
 
 
 @pytest.mark.parametrize("t", [2, 33])
-@pytest.mark.parametrize("widths", [(3, 2), (3, 20, 2), (3, 9, 9, 2)])
+@pytest.mark.parametrize("widths", [(3, 2), (3, 20, 2), (3, 9, 9, 2), (3, 40, 40, 2)])
 def test_penalties_on_fast_weights(widths, t):
     tasks = regression_tasks(t=t, inputs=3)
     meta = fm.MAML(Penalised(*widths).double(), loss=with_penalty, inner_steps=2, inner_lr=0.1)
     assert fm.explain(meta, tasks).name == "resident"
     assert_exact(meta, tasks)
-
-
-def test_large_matrices_are_not_read_number_by_number():
-    meta = fm.MAML(Penalised(3, 40, 40, 2), loss=with_penalty)
-    choice = fm.explain(meta, regression_tasks(inputs=3).to(dtype=torch.float32))
-    assert "both as a matrix and number by number" in choice.passed_over["resident"]
 
 
 # ---- what has no form ----------------------------------------------------------------------------

@@ -11,27 +11,21 @@ from torch import Tensor
 from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
 from fastmeta.inner_loop.arithmetic.forward_tables import Tables, neighbours
 
-__all__ = ["GONE", "MOST_NUMBERS", "MOST_SHARED", "BothWays", "ForwardRows"]
+__all__ = ["GONE", "MOST_NUMBERS", "BothWays", "ForwardRows"]
 
-# Numbers that a sample may have in all rows: more would not stay in any cache.
-MOST_NUMBERS = 1 << 15
+# Numbers that a sample may have in all rows: the kernels keep those of some samples, four times.
+MOST_NUMBERS = 1 << 17
 
 _OF_ROWS = ("samples", "task")
 
 GONE = Value("gone")  # of a tensor that nobody is going to read again
 
 
-# Of a matrix that is a row of numbers: of more, other engines make a product in less time.
-MOST_SHARED = 256
-
-_BOTH_WAYS = "it reads a parameter both as a matrix and number by number"
-
-
 class BothWays(Unreadable):
     """Parameters, by their names, are read as matrices and number by number."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(_BOTH_WAYS)
+        super().__init__("it reads a parameter both as a matrix and number by number")
         self.names = names
 
 
@@ -52,7 +46,6 @@ class ForwardRows(Rows):
         by_numbers: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._names = [*parameters]
-        self._sizes = [p.numel() for p in parameters.values()]
         self._by_numbers = {id(parameters[name]) for name in by_numbers}
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
@@ -81,8 +74,7 @@ class ForwardRows(Rows):
 
     def refuse_matrices(self, indices: Sequence[int]) -> NoReturn:
         """Of parameters that are read number by number: another reading may do without."""
-        few = sum(self._sizes[i] for i in indices) <= MOST_SHARED
-        raise BothWays([self._names[i] for i in indices]) if few else Unreadable(_BOTH_WAYS)
+        raise BothWays([self._names[i] for i in indices])
 
     def put(
         self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,

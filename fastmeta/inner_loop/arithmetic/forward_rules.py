@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value, held
 from fastmeta.inner_loop.arithmetic.forward_reductions import REDUCTION_RULES
-from fastmeta.inner_loop.arithmetic.forward_rows import MOST_SHARED, ForwardRows
+from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import SHAPE_RULES, of_rows, part, same
 
 __all__ = ["FORWARD_RULES"]
@@ -52,8 +52,6 @@ def _affine(
     index, is_own = to.index(bias), to.weight(weight) is not None
     if index is not None and is_own and bias.shape == out.shape[1:]:
         return _multiplied(to, out, x, weight, index)
-    if index is not None and not is_own and weight.numel() > MOST_SHARED:
-        raise Unreadable("it multiplies by a large matrix that is no parameter")
     product = _multiplied(to, out, x, weight)
     return to.step("add", product, to.operand(out, bias), width=to.widths[product.row])
 
