@@ -74,6 +74,10 @@ FORWARDS = {
 }
 
 
+def mse(model, **options):
+    return fm.MAML(model, loss="mse", inner_lr=0.1, inner_steps=2, **options)
+
+
 @pytest.mark.parametrize("tasks", [1, 3, 21])  # samples in lanes, or tasks
 @pytest.mark.parametrize("name", FORWARDS)
 def test_what_a_task_computes_once(name, tasks):
@@ -81,7 +85,7 @@ def test_what_a_task_computes_once(name, tasks):
     assert isinstance(written_of(model, [INPUTS]), Written)
     for s, q, order in ((5, 19, 2), (17, 3, 2), (16, 8, 1)):
         batch = regression_tasks(tasks, s, q, INPUTS, OUTPUTS)
-        meta = fm.MAML(model, loss="mse", inner_lr=0.1, inner_steps=2, order=order, engine="resident")
+        meta = mse(model, order=order, engine="resident")
         assert_exact(meta, batch, tolerance=1e-9)
 
 
@@ -91,11 +95,11 @@ def test_with_rates_and_frozen_parameters(name, tasks):
     model = Told(FORWARDS[name]).double()
     batch = regression_tasks(tasks, 5, 4, INPUTS, OUTPUTS)
     assert_exact(fm.MetaSGD(model, loss="mse", inner_lr=0.1, inner_steps=2), batch, tolerance=1e-9)
-    adapting = fm.MAML(model, loss="mse", inner_lr=0.1, inner_steps=2, adapt_parameters=["w", "row"])
+    adapting = mse(model, adapt_parameters=["w", "row"])
     assert_exact(adapting, batch, tolerance=1e-9)
     model.w.requires_grad_(False)
     model.z.requires_grad_(False)
-    assert_exact(fm.MAML(model, loss="mse", inner_lr=0.1, inner_steps=2), batch, tolerance=1e-9)
+    assert_exact(mse(model), batch, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("tasks", [1, 21])
@@ -108,7 +112,7 @@ def test_many_samples_go_through_in_chunks(tasks):
             return self.head(h)
 
     batch = regression_tasks(tasks, 150, 70, INPUTS, OUTPUTS)
-    meta = fm.MAML(Long(None).double(), loss="mse", inner_lr=0.1, inner_steps=2, engine="resident")
+    meta = mse(Long(None).double(), engine="resident")
     assert_exact(meta, batch, tolerance=1e-8)
 
 
@@ -117,5 +121,5 @@ def test_of_no_sample_at_all():
         def forward(self, x):
             return (self.head(torch.tanh(self.row)) * 2).expand(len(x), OUTPUTS)
 
-    meta = fm.MAML(Constant(None).double(), loss="mse", inner_lr=0.1, inner_steps=2)
+    meta = mse(Constant(None).double())
     assert_exact(meta, regression_tasks(3, 5, 4, INPUTS, OUTPUTS), tolerance=1e-9)
