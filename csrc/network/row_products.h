@@ -32,19 +32,14 @@ class RowProducts : protected RowRecords<Team> {
   };
   // to = the sum of products, plus a row.
   void multiply_forward(int i, R* to, const Factor* factors, int n, const R* bias) const {
-    each_part(i, to, factors, n, plan_.in(i), plan_.out(i), [&](R* part, const Factor* of_part) {
-      multiply(i, part, of_part, n, bias, {input_step(i), output_step(i)}, plan_.in(i), plan_.out(i),
-               Finish::Store);
-    });
+    multiply(to, factors, n, bias, {plan_.parts(i), plan_.in(i), plan_.out(i)},
+             {weight_at(i), input_step(i), output_step(i)}, Finish::Store);
   }
   // The adjoints of the inputs; of the products of g with the weight turned.
   void multiply_back(int i, R* to, const Factor* factors, int n) const {
     const bool is_first = plan_.step(i).first[0] && !plan_.is_of_task(plan_.step(i).a);
-    const Finish finish = is_first ? Finish::Store : Finish::Add;
-    each_part(i, to, factors, n, plan_.out(i), plan_.in(i), [&](R* part, const Factor* of_part) {
-      multiply(i, part, of_part, n, nullptr, {output_step(i), input_step(i)}, plan_.out(i), plan_.in(i),
-               finish);
-    });
+    multiply(to, factors, n, nullptr, {plan_.parts(i), plan_.out(i), plan_.in(i)},
+             {weight_at(i), output_step(i), input_step(i)}, is_first ? Finish::Store : Finish::Add);
   }
 
   // Values and adjoints that make a weight's gradient, or the two pairs that make its derivative.
@@ -52,19 +47,11 @@ class RowProducts : protected RowRecords<Team> {
     const R *x, *g;
   };
   void put_weight_gradient(int i, const Pair* pairs, int n, const GradientTo& to, bool* seen) {
-    for (i64 part = 0; part < plan_.parts(i); ++part) {
-      Term<R> terms[2 * Plan::most_records];
-      int count = 0;
-      for (int p = 0; p < n; ++p) {
-        const Pair of_part{pairs[p].x + part * plan_.in(i) * W, pairs[p].g + part * plan_.out(i) * W};
-        if constexpr (lanes_are_samples)
-          count += turned_terms(i, of_part, at(plan_.turned_at[p]), terms + count);
-        else
-          terms[count++] = plan_.takes_as_it_is(i) ? weight_term(of_part.x, of_part.g)
-                                                   : weight_term(of_part.g, of_part.x);
-      }
-      put(plan_.piece_of[i], terms, count, to, seen);
-    }
+    const auto put_terms = [&](const Term<R>* terms, int count) { put(plan_.piece_of[i], terms, count, to, seen); };
+    if (plan_.takes_as_it_is(i)) return each_gradient(pairs, n, {plan_.parts(i), plan_.in(i), plan_.out(i)}, put_terms);
+    Pair turned[2];
+    for (int p = 0; p < n; ++p) turned[p] = {pairs[p].g, pairs[p].x};
+    each_gradient(turned, n, {plan_.parts(i), plan_.out(i), plan_.in(i)}, put_terms);
   }
   void put_bias_gradient(int i, const R* g, const GradientTo& to, bool* seen) {
     for (i64 part = 0; part < plan_.parts(i) && plan_.bias_piece_of[i] >= 0; ++part)
@@ -115,31 +102,20 @@ class RowProducts : protected RowRecords<Team> {
   // to = the sum of products; Factor::theta is the matrix or its slope.
   void multiply_by_task(int i, R* to, const Factor* factors, int count) const {
     const auto [parts, k, n] = plan_.task_product(i);
-    const i64 down = matrix_step(n), across = Team::element;
-    for (i64 part = 0; part < parts; ++part)
-      multiply_by_matrix(to + part * n * W, factors, count, part * k * W, {down, across}, k, n, Finish::Store);
+    multiply(to, factors, count, nullptr, {parts, k, n}, {0, matrix_step(n), Team::element}, Finish::Store);
   }
   void multiply_back_by_task(int i, R* to, const Factor* factors, int count) const {
     const auto [parts, k, n] = plan_.task_product(i);
-    const i64 down = matrix_step(n), across = Team::element;
-    const Finish finish = plan_.step(i).first[0] ? Finish::Store : Finish::Add;
-    for (i64 part = 0; part < parts; ++part)
-      multiply_by_matrix(to + part * k * W, factors, count, part * n * W, {across, down}, n, k, finish);
+    multiply(to, factors, count, nullptr, {parts, n, k}, {0, Team::element, matrix_step(n)},
+             plan_.step(i).first[0] ? Finish::Store : Finish::Add);
   }
   void add_to_matrix(int i, R* to, const Pair* pairs, int count) const {
     const auto [parts, k, n] = plan_.task_product(i);
-    for (i64 part = 0; part < parts; ++part) {
-      Term<R> terms[2 * Plan::most_records];
-      int all = 0;
-      for (int p = 0; p < count; ++p) {
-        const R *x = pairs[p].x + part * k * W, *g = pairs[p].g + part * n * W;
-        if constexpr (lanes_are_samples)
-          all += turned_terms(x, g, n, at(plan_.turned_at[p]), terms + all);
-        else
-          terms[all++] = weight_term(x, g);
-      }
-      product<Lane>(terms, all, Target<R>{to, matrix_step(n), Finish::Add}, k, Team::vectors(n));
-    }
+    const Target<R> target{to, matrix_step(n), Finish::Add};
+    const i64 rows = k, columns = Team::vectors(n);
+    each_gradient(pairs, count, {parts, k, n}, [&](const Term<R>* terms, int all) {
+      product<Lane>(terms, all, target, rows, columns);
+    });
   }
 
   void start(bool* seen) const { std::memset(seen, 0, sizeof(bool) * size_t(plan_.n_pieces)); }
@@ -150,9 +126,6 @@ class RowProducts : protected RowRecords<Team> {
   }
 
  private:
-  struct Steps {
-    i64 k, n;  // of the sum's index, and of the result's, in the weight
-  };
   template <class F>
   void each_matrix(F f) const {
     if constexpr (lanes_are_samples) plan_.each_task_product(f);
@@ -173,66 +146,70 @@ class RowProducts : protected RowRecords<Team> {
         store(to, load(to) + splat(from[j * matrix_step(n) + c]));
       }
   }
-  void multiply_by_matrix(R* to, const Factor* factors, int count, i64 begin, Steps steps, i64 depth, i64 width,
-                          Finish finish) const {
-    Term<R> terms[2];
-    if constexpr (lanes_are_samples) {
-      for (i64 r = 0; r < records_; ++r) {
-        for (int t = 0; t < count; ++t)
-          terms[t] = {factors[t].theta, steps.n, steps.k, factors[t].x + begin + r * ld_, W, W, depth};
-        product<Lane>(terms, count, Target<R>{to + r * ld_, W, finish}, width, 1);
-      }
-    } else {
-      for (int t = 0; t < count; ++t)
-        terms[t] = {factors[t].x + begin, ld_, W, factors[t].theta, steps.k, steps.n, depth};
-      product<Lane>(terms, count, Target<R>{to, ld_, finish}, rows_, width);
-    }
-  }
-
   // From one input to the next in a weight, and from one output to the next.
   i64 input_step(int i) const { return plan_.takes_as_it_is(i) ? row_step(i) : Team::element; }
   i64 output_step(int i) const { return plan_.takes_as_it_is(i) ? Team::element : row_step(i); }
   i64 row_step(int i) const { return Team::stride(plan_.pieces[plan_.piece_of[i]].columns); }
 
-  // f(where a part of the result begins, the factors of that part)
+  i64 weight_at(int i) const { return plan_.pieces[plan_.piece_of[i]].at; }
+
+  // Each sample has so many parts of `from` numbers, which become as many of `to` numbers.
+  struct Shape {
+    i64 parts, from, to;
+  };
+  // f(where a part begins, where that which becomes of it does)
   template <class F>
-  void each_part(int i, R* to, const Factor* factors, int n, i64 from_width, i64 to_width, F f) const {
-    for (i64 part = 0; part < plan_.parts(i); ++part) {
-      Factor of_part[2];
-      for (int t = 0; t < n; ++t) of_part[t] = {factors[t].x + part * from_width * W, factors[t].theta};
-      f(to + part * to_width * W, of_part);
-    }
+  void each_part(const Shape& shape, F f) const {
+    for (i64 part = 0; part < shape.parts; ++part) f(part * shape.from * W, part * shape.to * W);
   }
 
-  void multiply(int i, R* to, const Factor* factors, int count, const R* bias, Steps steps, i64 depth,
-                i64 width, Finish finish) const {
-    const i64 weight = plan_.pieces[plan_.piece_of[i]].at;
-    Term<R> terms[2];
-    if constexpr (lanes_are_samples) {
-      for (i64 r = 0; r < records_; ++r) {
+  // Where a weight begins behind theta, and its steps along the sum's index and along the result's.
+  struct Steps {
+    i64 begin, k, n;
+  };
+  void multiply(R* to, const Factor* factors, int count, const R* bias, const Shape& shape, Steps steps,
+                Finish finish) const {
+    each_part(shape, [&](i64 from, i64 onto) {
+      Term<R> terms[2];
+      if constexpr (lanes_are_samples) {
+        for (i64 r = 0; r < records_; ++r) {
+          for (int t = 0; t < count; ++t)
+            terms[t] = {factors[t].theta + steps.begin, steps.n, steps.k, factors[t].x + from + r * ld_, W, W,
+                        shape.from};
+          Target<R> target{to + onto + r * ld_, W, finish};
+          target.continues = bias != nullptr;
+          for (i64 j = 0; bias && j < shape.to; ++j) store(target.c + j * W, splat(bias[j]));
+          product<Lane>(terms, count, target, shape.to, 1);
+        }
+      } else {
         for (int t = 0; t < count; ++t)
-          terms[t] = {factors[t].theta + weight, steps.n, steps.k, factors[t].x + r * ld_, W, W, depth};
-        Target<R> target{to + r * ld_, W, finish};
-        target.continues = bias != nullptr;
-        for (i64 j = 0; bias && j < width; ++j) store(target.c + j * W, splat(bias[j]));
-        product<Lane>(terms, count, target, width, 1);
+          terms[t] = {factors[t].x + from, ld_, W, factors[t].theta + steps.begin, steps.k, steps.n, shape.from};
+        Target<R> target{to + onto, ld_, bias ? Finish::Bias : finish};
+        target.row = bias;
+        product<Lane>(terms, count, target, rows_, shape.to);
       }
-    } else {
-      for (int t = 0; t < count; ++t)
-        terms[t] = {factors[t].x, ld_, W, factors[t].theta + weight, steps.k, steps.n, depth};
-      Target<R> target{to, ld_, bias ? Finish::Bias : finish};
-      target.row = bias;
-      product<Lane>(terms, count, target, rows_, width);
-    }
+    });
   }
 
-  // [a's numbers][b's numbers], summed over samples.
-  Term<R> weight_term(const R* a, const R* b) const { return {a, W, ld_, b, ld_, W, rows_}; }
-  int turned_terms(int i, const Pair& pair, R* turned, Term<R>* terms) const {
-    const bool as_it_is = plan_.takes_as_it_is(i);
-    const i64 columns = plan_.pieces[plan_.piece_of[i]].columns;
-    return as_it_is ? turned_terms(pair.x, pair.g, columns, turned, terms)
-                    : turned_terms(pair.g, pair.x, columns, turned, terms);
+  // f(terms, how many) for matrices [from][to] that add up to the sum of the pairs' outer products.
+  template <class F>
+  void each_gradient(const Pair* pairs, int n, const Shape& shape, F f) const {
+    constexpr int most = 2 * Plan::most_records;
+    Term<R> terms[most];
+    int count = 0;
+    each_part(shape, [&](i64 from, i64 onto) {
+      for (int p = 0; p < n; ++p) {
+        const R *a = pairs[p].x + from, *b = pairs[p].g + onto;
+        if constexpr (lanes_are_samples)
+          count += turned_terms(a, b, shape.to, at(plan_.turned_at[p]), terms + count);
+        else
+          terms[count++] = {a, W, ld_, b, ld_, W, rows_};
+      }
+      if (!lanes_are_samples && count + n <= most) return;
+      f(terms, count);
+      count = 0;
+    });
+    if (count) f(terms, count);
   }
   // Of b's numbers, `columns`, the lanes become rows.
   int turned_terms(const R* a, const R* b, i64 columns, R* turned, Term<R>* terms) const {
