@@ -30,6 +30,14 @@ using OfSamples = Adaptation<SoloPlan, RowPasses<Solo<Real>>>;
 
 // ---- the choice of the team, as in kernels.cpp ---------------------------------------------------
 
+// Multiply-adds that a number in a task's row takes the time of: more where a team's rows of the task, all four
+// of them, leave the nearest caches; docs/notes/cpu-kernels.md, "What a task has once".
+template <class Plan>
+i64 cost_of_task_number(const InnerLoop<Real>& loop) {
+  constexpr i64 near = i64(1) << 17;
+  return 4 * loop.network.written.task_size * Plan::Team::W * i64(sizeof(Real)) > near ? 32 : 1;
+}
+
 template <class Plan>
 i64 products_of(const InnerLoop<Real>& loop) {
   constexpr i64 a_call = 650;
@@ -49,7 +57,7 @@ i64 products_of(const InnerLoop<Real>& loop) {
       work += times * in * (s.width / parts);
       work += a_call * calls * (s.of_task ? 1 : a_product) * parts;
     } else if (s.of_task) {
-      work += times * s.width * 32;
+      work += times * s.width * cost_of_task_number<Plan>(loop);
     }
   }
   return work;
