@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fastmeta as fm
+from fastmeta.backends import cpu
 
 NORMS = {
     "rows": lambda layer: parametrizations.weight_norm(layer),
@@ -48,3 +49,15 @@ def test_no_operation_runs_for_one_task_after_another():
         warnings.simplefilter("always")
         outer_loss(meta, tasks).backward()
     assert not [warning for warning in told if "batching rule" in str(warning.message)]
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
+@pytest.mark.parametrize("tasks", [2, 19])
+@pytest.mark.parametrize("norm", NORMS)
+def test_of_linear_layers_it_runs_natively(norm, tasks):
+    torch.manual_seed(3)
+    model = nn.Sequential(NORMS[norm](nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    meta = fm.MAML(model, inner_steps=2, inner_lr=0.3, engine="resident")
+    batch = classification_tasks([4], t=tasks)
+    assert_exact(meta, batch)
+    assert_slope(lambda: outer_loss(meta, batch), list(meta.parameters()))

@@ -317,6 +317,24 @@ def _scaled(
     return value
 
 
+def _weight_norm(
+    to: ForwardRows, out: Any, v: Tensor, g: Tensor, dim: int = 0
+) -> tuple[Value, Value]:
+    """Salimans and Kingma 2016, equation 2, over all dimensions but one."""
+    (value, sides), width, n = of_rows(to, v), v.numel(), v.shape[dim]
+    if value.kind != "task":
+        raise Unreadable("it normalises what is no weight")
+    order = [dim, *(d for d in range(v.dim()) if d != dim)]
+    row = to.permuted(value.row, sides, order)
+    squares = to.put("multiply", row, row, width=width)
+    norms = to.put("sqrt", to.sums(squares, n), width=n)
+    scale = to.put("divide", to.value(g).row, norms, width=n)
+    row = to.put("multiply", row, to.repeated(scale, width // n, 1), width=width)
+    back = [order.index(d) for d in range(v.dim())]
+    row = to.permuted(row, [sides[d] for d in order], back)
+    return value._replace(row=row), Value("task", norms)
+
+
 def _filled(number: float) -> Rule:
     def rule(to: ForwardRows, out: Tensor, *args: Any, **options: Any) -> Value:
         row = to.put("constant", x=number, width=to.columns(out))
@@ -352,6 +370,7 @@ FORWARD_RULES: dict[str, Rule] = {
     "gelu": _gelu, "leaky_relu": _leaky_relu, "elu": _elu, "hardtanh": _hardtanh,
     "softplus": _softplus, "celu": _celu, "_prelu_kernel": _prelu, "glu": _glu,
     "native_layer_norm": _layer_norm, "native_group_norm": _group_norm,
+    "_weight_norm_interface": _weight_norm,
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _filled(0.0)),
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1.0)),
 }  # fmt: skip
