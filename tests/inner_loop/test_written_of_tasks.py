@@ -1,5 +1,8 @@
 """Forwards that compute something of parameters alone, once for all samples of a task."""
 
+import threading
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,9 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
+from fastmeta.functional.forward import module_lock
 from fastmeta.inner_loop.arithmetic.written import Written, written_of
+from fastmeta.inner_loop.engines.networks import Buffers
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 
@@ -114,6 +119,39 @@ def test_many_samples_go_through_in_chunks(tasks):
     batch = regression_tasks(tasks, 150, 70, INPUTS, OUTPUTS)
     meta = mse(Long(None).double(), engine="resident")
     assert_exact(meta, batch, tolerance=1e-8)
+
+
+def test_large_products_of_parameters_are_left_to_other_engines():
+    class Squared(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(width, width)), nn.Linear(width, OUTPUTS)
+
+        def forward(self, x):
+            return self.head(F.linear(x, self.w @ self.w))
+
+    assert isinstance(written_of(Squared(96), [96]), Written)
+    assert "large matrices of parameters" in str(written_of(Squared(128), [128]))
+
+
+def test_buffers_are_those_of_the_module_while_another_thread_runs_it_with_others():
+    model = Told(FORWARDS["masked"]).double()
+    buffers = Buffers(model, written_of(model, [INPUTS]))
+    own, swapped = model.mask, threading.Event()
+
+    def run_with_others():  # as functional_call does
+        with module_lock:
+            model._buffers["mask"] = 1 - own
+            swapped.set()
+            time.sleep(0.3)
+            model._buffers["mask"] = own
+
+    thread = threading.Thread(target=run_with_others)
+    thread.start()
+    swapped.wait()
+    found = buffers.now()["mask"]
+    thread.join()
+    assert found is own
 
 
 def test_of_no_sample_at_all():

@@ -107,7 +107,14 @@ def _product(
         raise Unreadable("it multiplies samples by one another")
     rows = to.widths[left.row] // (count * depth)
     width = count * rows * columns
+    if left.kind == right.kind == "task" and width * depth > _MOST_OF_TASK:
+        raise Unreadable("it multiplies large matrices of parameters: other engines are faster")
     return left._replace(row=to.put("product", left.row, right.row, x=count, y=rows, width=width))
+
+
+# Multiply-adds of matrices that are the task's: of 96 x 96 rows and vmap took as long for one task,
+# of 128 x 128 rows 2.7 times as long.
+_MOST_OF_TASK = 1 << 20
 
 
 def _bilinear(

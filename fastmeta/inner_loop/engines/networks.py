@@ -138,6 +138,10 @@ class Buffers:
         self._looks = self._look()
 
     def now(self) -> dict[str, Tensor]:
+        with module_lock:  # another thread may run the module with other ones in their places
+            return self._now()
+
+    def _now(self) -> dict[str, Tensor]:
         if self._look() != self._looks:
             raise UnknownTensors("a buffer of the module is of another kind than before")
         for name, before in self._tables:
