@@ -84,7 +84,16 @@ WORKLOADS: dict[str, Workload] = {
         Workload("mlp-elu", "regression", (16, 64, 64, 5), "elu", "cross_entropy", 32, 25, 75, 5),
         Workload("mlp-huber", "regression", (16, 64, 64, 3), "tanh", "huber", 64, 20, 20, 5),
         Workload(
-            "mlp-gated", "regression", (16, 64, 64, 3), "tanh", "mse", 64, 20, 20, 5, gated=True
+            "mlp-gated", "regression", (16, 64, 64, 3), "tanh", "mse", 64, 20, 20, 5,
+            hidden="gated",
+        ),
+        Workload(
+            "mlp-norm", "regression", (16, 40, 40, 3), "tanh", "mse", 64, 20, 20, 5,
+            hidden="layer norm",
+        ),
+        Workload(
+            "mlp-unit", "regression", (16, 64, 64, 3), "tanh", "mse", 64, 20, 20, 5,
+            hidden="unit rows",
         ),
         head(features=64),
         head(features=1600),

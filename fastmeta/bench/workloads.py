@@ -56,7 +56,7 @@ class Workload:
     learns_inputs: bool = False
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
-    gated: bool = False  # half of what a hidden layer makes, times the sigmoid of the other half
+    hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ class Workload:
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of every linear layer."""
         *hidden, outputs = self.sizes[1:]
-        made = [n * (2 if self.gated else 1) for n in hidden]
+        made = [n * (2 if self.hidden == "gated" else 1) for n in hidden]
         return list(zip(self.sizes[:-1], [*made, outputs], strict=True))
 
     @property
@@ -95,10 +95,9 @@ class Workload:
             channels, size, _ = self.image
             return conv4(self.sizes[-1], channels, self.filters, size)
         modules: list[nn.Module] = []
-        for inputs, outputs in self.layers:
-            activation = ACTIVATIONS[self.activation]()
-            modules += [nn.Linear(inputs, outputs), Gate(activation) if self.gated else activation]
-        return nn.Sequential(*modules[:-1])
+        for inputs, outputs in self.layers[:-1]:
+            modules += HIDDEN[self.hidden](inputs, outputs, ACTIVATIONS[self.activation]())
+        return nn.Sequential(*modules, nn.Linear(*self.layers[-1]))
 
 
 class Gate(nn.Module):
@@ -111,6 +110,25 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         value, gate = x.chunk(2, dim=-1)
         return self.activation(value) * torch.sigmoid(gate)
+
+
+class UnitRows(nn.Linear):
+    """Each output by a weight of length 1: Salimans and Kingma 2016, equation 2, where g = 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, F.normalize(self.weight, dim=1), self.bias)
+
+
+# (inputs, outputs, activation) -> the modules of a hidden layer, whose parameters are one linear
+# layer's.
+HIDDEN: dict[str, Callable[[int, int, nn.Module], list[nn.Module]]] = {
+    "": lambda i, o, activation: [nn.Linear(i, o), activation],
+    "gated": lambda i, o, activation: [nn.Linear(i, o), Gate(activation)],
+    "layer norm": lambda i, o, activation: [
+        nn.Linear(i, o), nn.LayerNorm(o, elementwise_affine=False), activation
+    ],
+    "unit rows": lambda i, o, activation: [UnitRows(i, o), activation],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ TINY = {
     for workload in (
         Workload("relu", "sinusoid", (1, 8, 8, 1), "relu", "mse", 3, 4, 5, 2),
         Workload("tanh", "regression", (3, 6, 2), "tanh", "mse", 5, 4, 6, 3),
-        Workload("gated", "regression", (3, 6, 4, 2), "tanh", "mse", 5, 4, 6, 2, gated=True),
+        Workload("gated", "regression", (3, 6, 4, 2), "tanh", "mse", 5, 4, 6, 2, hidden="gated"),
+        Workload("norm", "regression", (3, 6, 2), "tanh", "mse", 5, 4, 6, 2, hidden="layer norm"),
+        Workload("unit", "regression", (3, 6, 2), "tanh", "mse", 5, 4, 6, 2, hidden="unit rows"),
         Workload("no-steps", "regression", (3, 6, 2), "tanh", "mse", 2, 4, 6, 0),
         Workload(
             "head", "head", (7, 5), "relu", "cross_entropy", 4, 10, 15, 2, learns_inputs=True

@@ -109,7 +109,7 @@ def test_a_counter_of_which_nothing_comes_keeps_no_module_from_the_kernels(kind,
     choice = fm.explain(meta, tasks)
     assert choice.name == "resident", choice.passed_over["resident"]
     assert fm.explain(fm.MAML(make().double())).name == "resident"
-    assert_exact(meta, tasks, tolerance=1e-9)
+    assert_exact(meta, tasks)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,7 +127,7 @@ def test_calls_leave_counters_alone_and_read_the_module_once(kind, monkeypatch):
     assert len(read) == 1 and not any(counters(model))
     model(tasks.support_x[0])
     assert all(count == 1 for count in counters(model))
-    assert_exact(meta, tasks, tolerance=1e-9)
+    assert_exact(meta, tasks)
 
 
 DEPENDS = {

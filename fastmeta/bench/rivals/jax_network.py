@@ -20,8 +20,13 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}[workload.activation]
     weights, biases = parameters[first_linear::2], parameters[first_linear + 1 :: 2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        if workload.hidden == "unit rows":
+            weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
         x = x @ weight.T + bias
-        if workload.gated:
+        if workload.hidden == "layer norm":
+            centred = x - x.mean(-1, keepdims=True)
+            x = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        if workload.hidden == "gated":
             value, gate = jnp.split(x, 2, axis=-1)
             x = activation(value) * jax.nn.sigmoid(gate)
         else:

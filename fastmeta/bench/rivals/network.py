@@ -51,10 +51,12 @@ def _linear_layers(workload: Workload, parameters: Sequence[Tensor], x: Tensor) 
     activation = getattr(F, workload.activation)
     weights, biases = parameters[::2], parameters[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        if workload.hidden == "unit rows":
+            weight = F.normalize(weight, dim=1)
         x = F.linear(x, weight, bias)
-        if workload.gated:
+        if workload.hidden == "gated":
             value, gate = x.chunk(2, dim=-1)
             x = activation(value) * gate.sigmoid()
         else:
-            x = activation(x)
+            x = activation(F.layer_norm(x, x.shape[-1:]) if workload.hidden == "layer norm" else x)
     return F.linear(x, weights[-1], biases[-1])
