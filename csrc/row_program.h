@@ -22,7 +22,7 @@ class Rows {
  public:
   // A row that is given, and whether it changes.
   void give(i64 width, bool changes) {
-    add({RowOp::Stop, 0, 0, 0, 0, 0, width, 0, {}, {}, false}, changes);
+    add({RowOp::Stop, 0, 0, 0, 0, 0, width, 0, {}, {}, false, false}, changes);
     ++given_;
   }
 
@@ -32,7 +32,7 @@ class Rows {
     require(!steps.empty() && int(steps.size()) <= most_row_steps,
             "a program has 1 to 2048 steps");
     for (const auto& [name, a, b, c, x, y, width] : steps) {
-      RowStep step{op_of(name), a, b, c, x, y, width, 0, {}, {}, false};
+      RowStep step{op_of(name), a, b, c, x, y, width, 0, {}, {}, false, false};
       if (!reads_parameters(step.op)) {  // rows that nobody reads are there all the same
         if (operands(step.op) < 2) step.b = 0;
         if (operands(step.op) < 1) step.a = 0;
@@ -71,6 +71,7 @@ class Rows {
         step.goes_to[operand] = true;
         step.first[operand] = !reached[row];
         reached[row] = 1;
+        rows_[row].adds_up |= rows_[row].of_task && !step.of_task;
       }
     }
   }

@@ -1,8 +1,9 @@
 // Register-tiled products C[m, n] = sum over terms and k of A(m, k) B(k, n), for any strides.
 //
 // Rows m and depth k are elements; columns n are vectors. Lane says how an element of A meets a column
-// of B: Broadcast (lanes are neighbouring columns of one task), Direct (lanes are tasks) or Shared (lanes
-// are tasks that have B and the bias in common, so that a column is a number). products.cpp compiles them.
+// of B: Broadcast (lanes are neighbouring columns of one task), Direct (lanes are tasks), Shared (lanes are
+// tasks that have B and the bias in common, so that a column is a number) or Spread (lanes are samples of a
+// few tasks, and a column has a number of each task). products.cpp compiles them.
 #pragma once
 
 #include "simd.h"
@@ -12,25 +13,40 @@
 namespace fastmeta::FASTMETA_ISA {
 
 struct Broadcast {
-  static constexpr bool a_is_vector = false, b_is_vector = true;
+  static constexpr bool a_is_vector = false;
+  template <class R>
+  static constexpr i64 b_width = lanes<R>;  // scalars of a column
   template <class R>
   static FASTMETA_INLINE Vec<R> element(const R* a) { return splat(*a); }
   template <class R>
   static FASTMETA_INLINE Vec<R> column(const R* b) { return load(b); }
 };
 struct Direct {
-  static constexpr bool a_is_vector = true, b_is_vector = true;
+  static constexpr bool a_is_vector = true;
+  template <class R>
+  static constexpr i64 b_width = lanes<R>;
   template <class R>
   static FASTMETA_INLINE Vec<R> element(const R* a) { return load(a); }
   template <class R>
   static FASTMETA_INLINE Vec<R> column(const R* b) { return load(b); }
 };
 struct Shared {
-  static constexpr bool a_is_vector = true, b_is_vector = false;
+  static constexpr bool a_is_vector = true;
+  template <class R>
+  static constexpr i64 b_width = 1;
   template <class R>
   static FASTMETA_INLINE Vec<R> element(const R* a) { return load(a); }
   template <class R>
   static FASTMETA_INLINE Vec<R> column(const R* b) { return splat(*b); }
+};
+struct Spread {
+  static constexpr bool a_is_vector = true;
+  template <class R>
+  static constexpr i64 b_width = few<R>;
+  template <class R>
+  static FASTMETA_INLINE Vec<R> element(const R* a) { return load(a); }
+  template <class R>
+  static FASTMETA_INLINE Vec<R> column(const R* b) { return spread(b); }
 };
 
 // Accumulators, one row of B and an element of A have to fit the register file:
@@ -64,5 +80,10 @@ void product_at_once(const Term<R>* terms, int n_terms, const Target<R>& target,
 // The same of shorter sums where the depth is large.
 template <class Lane, class R>
 void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n);
+
+// Of vectors whose lanes are samples of a few tasks, also summed over the samples: C has a number of each
+// task, `groups` columns a vector. n counts columns; B's are vectors one after the other.
+template <class R>
+void product_over_groups(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n);
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -7,6 +7,19 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
+// The rates of a vector of C, which has as many columns of a matrix.
+template <class Lane, class R>
+constexpr i64 rates_a_vector = std::is_same_v<Lane, Broadcast> ? lanes<R> : std::is_same_v<Lane, Spread> ? groups<R> : 1;
+template <class Lane, class R>
+FASTMETA_INLINE Vec<R> rates(const R* rate) {
+  if constexpr (std::is_same_v<Lane, Broadcast>)
+    return load(rate);
+  else if constexpr (std::is_same_v<Lane, Spread>)
+    return one_a_group(rate);
+  else
+    return splat(*rate);
+}
+
 // Puts a tile of sums where it belongs. The kind of the end is asked once a tile and not once a
 // vector: at a depth of ten the asking took as long as the multiply-adds.
 template <class Lane, int MR, int NR, class R>
@@ -40,15 +53,12 @@ FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> 
       return each([&](int i, int j, i64 at) -> V { return load(from + at) - scale * acc[i][j]; });
     }
     case Finish::Step: {
-      constexpr bool a_vector = std::is_same_v<Lane, Broadcast>;
+      constexpr i64 width = rates_a_vector<Lane, R>;
       const R* from = target.from + offset;
       const i64 rate_m = target.rate_m;
-      const R* rate = target.rate + m * rate_m + n * (a_vector ? W : 1);
+      const R* rate = target.rate + m * rate_m + n * width;
       return each([&](int i, int j, i64 at) -> V {
-        if constexpr (a_vector)
-          return load(from + at) - load(rate + i * rate_m + j * W) * acc[i][j];
-        else
-          return load(from + at) - splat(rate[i * rate_m + j]) * acc[i][j];
+        return load(from + at) - rates<Lane>(rate + i * rate_m + j * width) * acc[i][j];
       });
     }
     case Finish::RateGrad: {

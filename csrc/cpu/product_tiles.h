@@ -9,7 +9,7 @@ template <class Lane, int MR, int NR, class R>
 FASTMETA_INLINE void start(const Target<R>& target, i64 m, i64 n, Vec<R> (&acc)[MR][NR]) {
   using V = Vec<R>;
   constexpr int W = lanes<R>;
-  constexpr i64 width = Lane::b_is_vector ? lanes<R> : 1;
+  constexpr i64 width = Lane::template b_width<R>;
 #pragma GCC unroll 16
   for (int j = 0; j < NR; ++j) {
     const V first = target.finish == Finish::Bias ? Lane::column(target.row + (n + j) * width) : V{};
@@ -97,7 +97,7 @@ template <class Lane, class R>
 bool walks_columns_outside(const Term<R>* terms, int n_terms, i64 m, i64 n, i64 row_tiles,
                            i64 column_tiles) {
   constexpr i64 cache = 24 << 10;  // of 32 KiB and more
-  constexpr i64 a_width = Lane::a_is_vector ? lanes<R> : 1, b_width = Lane::b_is_vector ? lanes<R> : 1;
+  constexpr i64 a_width = Lane::a_is_vector ? lanes<R> : 1, b_width = Lane::template b_width<R>;
   i64 depth = 0;
   for (int t = 0; t < n_terms; ++t) depth += terms[t].depth;
   const i64 a = m * a_width * depth * i64(sizeof(R)), b = n * b_width * depth * i64(sizeof(R));

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "dispatch.h"
+#include "product_over_groups.h"
 #include "product_tiles.h"
 
 namespace fastmeta::FASTMETA_ISA {
@@ -16,5 +17,9 @@ using Real = FASTMETA_REAL;
 FASTMETA_PRODUCTS(Broadcast)
 FASTMETA_PRODUCTS(Direct)
 FASTMETA_PRODUCTS(Shared)
+#if FASTMETA_VECTOR_BYTES > 16
+FASTMETA_PRODUCTS(Spread)
+template void product_over_groups(const Term<Real>*, int, const Target<Real>&, i64, i64);
+#endif
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -282,10 +282,10 @@ class RowSteps {
   Row at(const Records& numbers, int row) const {
     return (program_.rows[row].of_task ? numbers.of_task : numbers.own) + program_.rows[row].at;
   }
-  // Whether a step brings an adjoint to its operand before any other; a shared one gets some of every sample.
+  // Whether a step brings an adjoint to its operand before any other.
   bool is_first_to(const RowStep& s, int operand) const {
     const int rows[3] = {s.a, s.b, s.c};
-    return s.first[operand] && !program_.rows[rows[operand]].of_task;
+    return s.first[operand] && !program_.rows[rows[operand]].adds_up;
   }
   i64 width(int row) const { return program_.rows[row].width; }
   // Of a row of one number, all columns are that.

@@ -16,7 +16,7 @@ struct RowMachine {
   const RowProgram& program;
   const unsigned char* wanted;
   Row rows, adjoints;
-  Row task_rows, task_adjoints;  // those of the task; such adjoints begin with 0
+  Row task_rows, task_adjoints;  // those of the task
 
   void forward(int i) const;
   // Adds what the adjoint of row i says to those of a, b and c, as far as they are wanted.

@@ -5,6 +5,10 @@
 #include <cmath>
 #include <cstring>
 
+#if FASTMETA_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
+
 #include "../network/spec.h"
 
 #define FASTMETA_INLINE inline __attribute__((always_inline))
@@ -156,6 +160,47 @@ FASTMETA_INLINE Vec<R> horizontal_sums(const R* p) {
   } else {
     constexpr int half = count / 2;
     return fold<R, half>(horizontal_sums<R, half>(p), horizontal_sums<R, half>(p + half * lanes<R>));
+  }
+}
+
+// ---- a few numbers, as many as 128 bits have, several times side by side ---------------------------------
+
+template <class R>
+constexpr int few = 16 / int(sizeof(R));
+template <class R>
+constexpr int groups = lanes<R> / few<R>;
+
+// The few at p in every group; p is aligned to them.
+template <class R>
+FASTMETA_INLINE Vec<R> spread(const R* p) {
+#if FASTMETA_VECTOR_BYTES == 64
+  return (Vec<R>)_mm512_maskz_broadcast_f32x4(__mmask16(-1), _mm_load_ps(reinterpret_cast<const float*>(p)));
+#elif FASTMETA_VECTOR_BYTES == 32
+  return (Vec<R>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+#else
+  return load(p);
+#endif
+}
+// Group g has the g-th number at p, in all its lanes.
+template <class R>
+FASTMETA_INLINE Vec<R> one_a_group(const R* p) {
+  Vec<R> v{};
+  std::memcpy(&v, p, sizeof(R) * groups<R>);
+  Mask<R> from{};
+  for (int l = 0; l < lanes<R>; ++l) from[l] = l / few<R>;
+  return shuffle<R>(v, v, from);
+}
+// The sums over the groups of `count` = `groups` vectors: of the i-th in the i-th group.
+template <class R, int count = groups<R>>
+FASTMETA_INLINE Vec<R> sums_over_groups(const Vec<R>* v) {
+  if constexpr (count == 1) {
+    return v[0];
+  } else {
+    constexpr int half = count / 2;
+    Vec<R> folded[half];
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) folded[i] = fold<R, half * few<R>>(v[i], v[i + half]);
+    return sums_over_groups<R, half>(folded);
   }
 }
 

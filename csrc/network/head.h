@@ -3,6 +3,7 @@
 
 #include "loss.h"
 #include "loss_room.h"
+#include "row_team.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -15,10 +16,11 @@ class Head {
  public:
   using R = typename Team::Real;
   using V = Vec<R>;
-  static constexpr i64 W = Team::W;
+  using Rows = RowTeam<Team>;
+  static constexpr i64 W = Team::W, together = samples_a_row<Team>;
 
   // Scratch for the most samples that will come: targets are [rows][targets] and curvature is
-  // [rows][outputs] in team layout, the coefficients a vector a row.
+  // [rows][outputs] in the layout of samples, the coefficients a vector a row.
   struct Scratch {
     R *y, *coefficient, *curvature, *program;
   };
@@ -26,7 +28,7 @@ class Head {
   template <class Network>
   FASTMETA_CODE Head(const Network& network, i64 outputs, Scratch scratch)
       : kind_(network.loss), outputs_(outputs), targets_(targets_of<Team>(network, outputs)),
-        ld_(Team::stride(outputs)), vectors_(Team::vectors(outputs)), scratch_(scratch) {
+        ld_(Rows::stride(outputs)), vectors_(Rows::vectors(outputs)), scratch_(scratch) {
     if constexpr (Team::runs_programs) program_ = &network.program;
   }
 
@@ -34,14 +36,15 @@ class Head {
     take(samples, slice, 0, samples.n);
   }
 
-  // Samples begin.. begin + rows: a part of them, of which the loss is then a part.
-  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice, i64 begin, i64 rows) {
+  // Samples begin.. begin + n: a part of them, of which the loss is then a part.
+  FASTMETA_CODE void take(const Samples<R>& samples, Slice slice, i64 begin, i64 n) {
     total_ = samples.n;
     begin_ = begin;
-    rows_ = rows;
-    target_row_ = samples.labels ? W : Team::stride(targets_);
+    n_ = n;
+    rows_ = rows_of<Team>(n);
+    target_row_ = samples.labels ? W : Rows::stride(targets_);
     if (samples.y)
-      Team::gather(scratch_.y, samples.y + begin * targets_, total_ * targets_, targets_, 1, rows_,
+      Rows::gather(scratch_.y, samples.y + begin * targets_, total_ * targets_, targets_, 1, n_,
                    targets_, slice);
     take_coefficients(samples.weight, slice);
     if (samples.labels) take_labels(samples.labels, slice);
@@ -57,7 +60,7 @@ class Head {
   FASTMETA_CODE V loss(const R* predictions, R* scratch = nullptr) const {
     if constexpr (Team::runs_programs)
       if (kind_ == LossKind::Program) return program(predictions).value();
-    return with_loss<Team>(kind_, [&](auto kind) {
+    return with_loss<Rows>(kind_, [&](auto kind) {
       return Team::sum_rows(rows_, scratch, [&](i64 s) {
         const auto row = this->row(predictions, s);
         return row.coefficient * kind.value(row, vectors_);
@@ -68,7 +71,7 @@ class Head {
   FASTMETA_CODE void gradient(const R* predictions, R* g) {
     if constexpr (Team::runs_programs)
       if (kind_ == LossKind::Program) return program(predictions).gradient(g);
-    with_loss<Team>(kind_, [&](auto kind) {
+    with_loss<Rows>(kind_, [&](auto kind) {
       Team::each_row(rows_, [&](i64 s) {
         kind.gradient(row(predictions, s), vectors_, g + s * ld_, scratch_.curvature + s * ld_);
       });
@@ -79,7 +82,7 @@ class Head {
   FASTMETA_CODE void r_gradient(const R* predictions, const R* ry, R* rg) const {
     if constexpr (Team::runs_programs)
       if (kind_ == LossKind::Program) return program(predictions).r_gradient(ry, rg);
-    with_loss<Team>(kind_, [&](auto kind) {
+    with_loss<Rows>(kind_, [&](auto kind) {
       Team::each_row(rows_, [&](i64 s) {
         kind.r_gradient(row(predictions, s), vectors_, ry + s * ld_,
                         scratch_.curvature + s * ld_, rg + s * ld_);
@@ -87,7 +90,7 @@ class Head {
     });
   }
 
-  // Of samples begin.. begin + rows of those taken.
+  // Of rows begin.. begin + rows of those taken.
   FASTMETA_CODE Head part(i64 begin, i64 rows) const {
     Head some = *this;
     some.scratch_.y += begin * target_row_;
@@ -101,18 +104,18 @@ class Head {
 
   // g += a gradient given from outside, [T, rows, O]; `taken` is scratch like g.
   FASTMETA_CODE void add(R* g, R* taken, const R* outside, Slice slice) const {
-    Team::gather(taken, outside + begin_ * outputs_, total_ * outputs_, outputs_, 1, rows_,
-                 outputs_, slice);
+    Rows::gather(taken, outside + begin_ * outputs_, total_ * outputs_, outputs_, 1, n_, outputs_,
+                 slice);
     Team::each(rows_ * ld_, [&](i64 i) { store(g + i, load(g + i) + load(taken + i)); });
   }
 
  private:
-  FASTMETA_CODE Row<Team> row(const R* predictions, i64 s) const {
+  FASTMETA_CODE Row<Rows> row(const R* predictions, i64 s) const {
     return {predictions + s * ld_, scratch_.y + s * target_row_,
             load(scratch_.coefficient + s * W), outputs_};
   }
 
-  ProgramLoss<Team> program(const R* predictions) const {
+  ProgramLoss<Rows> program(const R* predictions) const {
     const R factor = program_->adds ? R(total_) : R(1);
     return {*program_, scratch_.program,
             {predictions, scratch_.y, scratch_.coefficient, rows_, outputs_, targets_, factor}};
@@ -121,13 +124,15 @@ class Head {
   // A label that no output stands for, which only a change behind PyTorch's back can bring here, makes
   // its sample's coefficient NaN, and so whatever depends on it.
   FASTMETA_CODE void take_labels(const i64* labels, Slice slice) {
+    labels += slice.first * total_ + begin_;
     Team::each_row(rows_, [&](i64 s) {
-      const i64* label = labels + slice.first * total_ + begin_ + s;
       V lane{};
-      if constexpr (Team::tasks == 1)
-        lane = splat(known(*label));
+      if constexpr (together > 1)
+        Rows::each_lane(s, n_, slice, [&](i64 l, i64 t, i64 sample) { lane[l] = known(labels[t * total_ + sample]); });
+      else if constexpr (Team::tasks == 1)
+        lane = splat(known(labels[s]));
       else
-        for (i64 t = 0; t < slice.tasks; ++t) lane[t] = known(label[t * total_]);
+        for (i64 t = 0; t < slice.tasks; ++t) lane[t] = known(labels[t * total_ + s]);
       R* c = scratch_.coefficient + s * W;
       store(scratch_.y + s * W, lane);
       store(c, load(c) + (lane - lane));
@@ -142,23 +147,42 @@ class Head {
     R* to = scratch_.coefficient;
     if (!weight) {
       // A lane without a task has no weight: it never leaves its start, so it stays finite.
-      const V share = Team::active(slice) / R(total_);
-      Team::each_row(rows_, [&](i64 s) { store(to + s * W, share); });
+      if constexpr (together > 1) {
+        Team::each_row(rows_, [&](i64 s) {
+          V share{};
+          Rows::each_lane(s, n_, slice, [&](i64 l, i64, i64) { share[l] = R(1) / R(total_); });
+          store(to + s * W, share);
+        });
+      } else {
+        const V share = Team::active(slice) / R(total_);
+        Team::each_row(rows_, [&](i64 s) { store(to + s * W, share); });
+      }
       return;
     }
     V sum{};
     for (i64 s = 0; s < total_; ++s) sum += Team::per_task(weight + s, total_, slice);
     const V scale = select(sum > R(0), R(1) / sum, V{});
     Team::each_row(rows_, [&](i64 s) {
-      store(to + s * W, Team::per_task(weight + begin_ + s, total_, slice) * scale);
+      store(to + s * W, weights_of(weight + begin_, s, slice) * scale);
     });
+  }
+
+  // Of a row's samples; 0 where there is none.
+  FASTMETA_CODE V weights_of(const R* weight, i64 s, Slice slice) const {
+    if constexpr (together == 1) return Team::per_task(weight + s, total_, slice);
+    V lane{};
+    if constexpr (together > 1)
+      Rows::each_lane(s, n_, slice, [&](i64 l, i64 t, i64 sample) {
+        lane[l] = weight[(slice.first + t) * total_ + sample];
+      });
+    return lane;
   }
 
   LossKind kind_;
   const RowProgram* program_ = nullptr;
   i64 outputs_, targets_, ld_, vectors_;
   Scratch scratch_;
-  i64 total_ = 0, begin_ = 0, rows_ = 0, target_row_ = 0;
+  i64 total_ = 0, begin_ = 0, n_ = 0, rows_ = 0, target_row_ = 0;
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "parameters.h"
+#include "row_team.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -56,8 +57,8 @@ class Adaptation {
     each_part(loop_.query, slice, [&](i64 begin, i64 rows) {
       passes_.forward(theta, kept_query(kept));
       if (out.predictions && leads())
-        Team::scatter(out.predictions + begin * O, passes_.predictions(), Q * O, O, 1, rows, O,
-                      slice);
+        RowTeam<Team>::scatter(out.predictions + begin * O, passes_.predictions(), Q * O, O, 1, rows,
+                               O, slice);
       if (out.loss) loss += passes_.loss();
     });
     if (out.loss) Team::put_per_task(out.loss, slice, loss);

@@ -17,14 +17,15 @@ class RowPasses : RowProducts<Team> {
       Base::finish_unseen, Base::first_, Base::ld_, Base::matrix, Base::matrix_adjoint, Base::matrix_r_adjoint,
       Base::matrix_slope, Base::multiply_back, Base::multiply_back_by_task, Base::multiply_by_task,
       Base::multiply_forward, Base::n_, Base::once, Base::plan_, Base::put_bias_gradient, Base::put_matrix_adjoints,
-      Base::put_row_gradient, Base::put_rows, Base::put_weight_gradient, Base::r_adjoints, Base::records_,
-      Base::rows_, Base::slopes, Base::spread, Base::start, Base::take_matrices, Base::take_matrix_slopes,
+      Base::first_row, Base::put_row_gradient, Base::put_rows, Base::rows_of_chunk, Base::put_weight_gradient, Base::r_adjoints, Base::records_,
+      Base::samples_, Base::slopes, Base::spread, Base::start, Base::take_matrices, Base::take_matrix_slopes,
       Base::take_rows, Base::values, Base::values_, Base::W, Base::zero_matrix_adjoints, Base::zero_rows;
 
  public:
   using R = typename Team::Real;
   using V = Vec<R>;
   using Plan = RowPlan<Team>;
+  using Rows = RowTeam<Team>;
   using GradientTo = GradientTarget<R>;
   static constexpr bool may_replace_direction = false;
 
@@ -36,7 +37,8 @@ class RowPasses : RowProducts<Team> {
   void take(const Samples<R>& samples, Slice slice) {
     n_ = samples.n;
     const i64 I = plan_.sample_size();
-    Team::gather(at(plan_.x_at), samples.x, n_ * I, I, 1, n_, I, slice);
+    Rows::gather(at(plan_.x_at), samples.x, n_ * I, I, 1, n_, I, slice);
+    if constexpr (samples_a_row<Team> > 1) Rows::repeat_last(at(plan_.x_at), n_, I);
     head_.take(samples, slice);
   }
 
@@ -63,7 +65,10 @@ class RowPasses : RowProducts<Team> {
   }
 
   const R* predictions() const { return at(plan_.output_at); }
-  V loss() const { return head_.loss(predictions()); }
+  V loss() const {
+    if constexpr (samples_a_row<Team> > 1) return Rows::over_samples(head_.loss(predictions()));
+    return head_.loss(predictions());
+  }
 
   void loss_gradient() { head_.gradient(predictions(), at(plan_.g_at)); }
   void zero_gradient() { head_.zero(at(plan_.g_at)); }
@@ -128,7 +133,7 @@ class RowPasses : RowProducts<Team> {
   // A gradient of the inputs, in team layout, into PyTorch's [T, n, I].
   void put_input(R* out, const R* gradient, Slice slice) const {
     const i64 I = plan_.sample_size();
-    Team::scatter(out, gradient, n_ * I, I, 1, n_, I, slice);
+    Rows::scatter(out, gradient, n_ * I, I, 1, n_, I, slice);
   }
 
  private:
@@ -148,9 +153,9 @@ class RowPasses : RowProducts<Team> {
   }
   void r_gradient_of_loss() {
     R *ry = at(plan_.r_output_at), *g = at(plan_.g_at), *rg = at(plan_.rg_at);
-    const i64 O = plan_.outputs(), begin = first_ * Team::stride(O);
+    const i64 O = plan_.outputs(), begin = first_row() * Rows::stride(O);
     take_rows(ry, slopes(last()), O);
-    head_.part(first_, rows_).r_gradient(predictions() + begin, ry + begin, rg + begin);
+    head_.part(first_row(), rows_of_chunk()).r_gradient(predictions() + begin, ry + begin, rg + begin);
     put_rows(adjoints(last()), g, O);
     put_rows(r_adjoints(last()), rg, O);
   }
@@ -202,7 +207,8 @@ class RowPasses : RowProducts<Team> {
     zero_matrix_adjoints();
     R* const places[2] = {at(plan_.adjoints_at), at(plan_.r_adjoints_at)};
     for (int kind = 0; kind < kinds<Numbers>; ++kind) {
-      Team::zero(places[kind], plan_.task_size);
+      for (int row = 1; row <= last(); ++row)
+        if (plan_.step(row).adds_up) Team::zero(places[kind] + plan_.at(row), plan_.width(row) * W);
       each_partial(kind, [&](R*, R* partial) { store(partial, V{}); });
     }
   }

@@ -1,13 +1,14 @@
 // Where everything of a forward that was written as arithmetic on rows lies, for one team.
 //
 // A record has all rows of a sample, number by number a vector. In a pack its lanes are tasks, and each sample
-// has one; alone they are samples of the task, W to a record. Rows that samples share are in one record before
-// the others, which has the task's numbers in all lanes. Backward and R-pass go through the samples in chunks
+// has one; alone they are samples of the task, W to a record; in a blend some samples of some tasks. Rows that
+// samples share are in one record before the others, which has a task's numbers in all its lanes. Backward and R-pass go through the samples in chunks
 // whose records stay in the cache; of more than one chunk they run the forward again.
 #pragma once
 
 #include "loss_room.h"
 #include "parameters.h"
+#include "row_team.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
@@ -19,13 +20,14 @@ enum class Reach { Adapted, Parameters, Input };
 template <class Team_>
 struct RowPlan : Parameters<Team_> {
   using Team = Team_;
+  using Rows = RowTeam<Team>;
   using R = typename Team::Real;
   using Base = Parameters<Team>;
   using Base::loop, Base::has_rate, Base::theta_size;
   static constexpr bool has_dual_form = false, splits = true;
 
   static constexpr bool lanes_are_samples = Team::tasks == 1;
-  static constexpr i64 samples_a_record = lanes_are_samples ? Team::W : 1;
+  static constexpr i64 samples_a_record = lanes_are_samples ? Team::W : samples_a_row<Team>;
   static constexpr i64 most_records = 16;  // of a chunk, alone: a term of a product each
 
   RowProgram program;
@@ -65,7 +67,7 @@ struct RowPlan : Parameters<Team_> {
   i64 width(int row) const { return step(row).width; }
   i64 outputs() const { return width(last()); }
   i64 sample_size() const { return width(0); }
-  i64 input_size(const Samples<R>& s) const { return s.n * Team::stride(width(0)); }
+  i64 input_size(const Samples<R>& s) const { return rows_of<Team>(s.n) * Rows::stride(width(0)); }
   static i64 records(i64 samples) { return ceil_div(samples, samples_a_record); }
   // Whether step i multiplies rows of each sample by a matrix that all share.
   bool multiplies_by_task(int i) const {
@@ -86,7 +88,7 @@ struct RowPlan : Parameters<Team_> {
     for (int row = 1; row <= last(); ++row)
       if (gathers[row]) f(row);
   }
-  i64 matrix_size(int i) const { return task_product(i).k * Team::stride(task_product(i).n); }
+  i64 matrix_size(int i) const { return task_product(i).k * Rows::stride(task_product(i).n); }
   template <class F>
   void each_task_product(F f) const {
     for (int i = 1; i <= last(); ++i)
@@ -103,6 +105,14 @@ struct RowPlan : Parameters<Team_> {
   i64 out(int i) const { return width(i) / parts(i); }
   // Of a Linear whose weight is [I, O], not [O, I].
   bool takes_as_it_is(int i) const { return step(i).x != 0; }
+  // Samples of a chunk at most: values, slopes and both adjoints, and whole tiles of rows. Of 16 lanes on Zen 5
+  // records of 2 MB were as fast as of 1 MB, and of 512 KB slower by a fifth: to run a forward again costs more.
+  static i64 most_of_chunk(const RowProgram& program) {
+    constexpr i64 cache = (i64(2) << 20) / 64 * FASTMETA_VECTOR_BYTES, tile = lanes_are_samples ? 1 : 5;
+    const i64 bytes = 4 * program.size * Team::W * i64(sizeof(R));
+    const i64 fit = larger(tile, cache / bytes / tile * tile);
+    return (lanes_are_samples ? smaller(fit, most_records) : fit) * samples_a_record;
+  }
   // n samples in chunks of about the same size: where the i-th begins.
   i64 chunks_of(i64 n) const { return ceil_div(n, chunk); }
   i64 chunk_begin(i64 n, i64 i) const {
@@ -113,14 +123,8 @@ struct RowPlan : Parameters<Team_> {
  private:
   i64 most() const { return larger(loop.support.n, loop.query.n); }
 
-  // Values, slopes and both adjoints of a chunk, and whole tiles of rows. Of 16 lanes on Zen 5 records of 2 MB
-  // were as fast as of 1 MB, and of 512 KB slower by a fifth: to run a forward again costs more.
   void cut() {
-    constexpr i64 cache = (i64(2) << 20) / 64 * FASTMETA_VECTOR_BYTES, tile = lanes_are_samples ? 1 : 5;
-    const i64 bytes = 4 * record_size * i64(sizeof(R));
-    i64 fit = larger(tile, cache / bytes / tile * tile);
-    if (lanes_are_samples) fit = smaller(fit, most_records) * samples_a_record;
-    chunks = ceil_div(most(), fit);
+    chunks = ceil_div(most(), most_of_chunk(program));
     chunk = round_up(ceil_div(most(), chunks), samples_a_record);
   }
 
@@ -193,7 +197,7 @@ struct RowPlan : Parameters<Team_> {
   }
 
   void lay_out_scratch() {
-    const i64 n = most(), O = n * Team::stride(outputs()), I = n * Team::stride(width(0));
+    const i64 n = rows_of<Team>(most()), O = n * Rows::stride(outputs()), I = n * Rows::stride(width(0));
     x_at = take(I);
     i64* const records_at[] = {&values_at, &slopes_at, &adjoints_at, &r_adjoints_at};
     for (i64* place : records_at) *place = take(task_size + records(chunk) * record_size);
@@ -202,7 +206,7 @@ struct RowPlan : Parameters<Team_> {
     for (i64* place : outputs_at) *place = take(O);
     input_g_at = take(I);
     r_input_g_at = take(I);
-    y_at = take(n * Team::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
+    y_at = take(n * Rows::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
     program_at = take(loss_scratch<Team>(loop.network));
     coefficient_at = take(n * Team::W);
     if (lanes_are_samples) lay_out_turned();

@@ -1,8 +1,8 @@
 // The products of a chunk of records with parameters, and the gradients of those.
 //
-// In a pack a product takes all samples of the chunk at once. Alone, lanes are samples: a weight's element
-// meets a vector of them, record by record; and its gradient, whose lanes are the matrix's columns, wants
-// one of the two sides turned.
+// In a pack and in a blend a product takes all samples of the chunk at once. Alone, lanes are samples: a
+// weight's element meets a vector of them, record by record; and its gradient, whose lanes are the matrix's
+// columns, wants one of the two sides turned.
 #pragma once
 
 #include "row_records.h"
@@ -13,13 +13,15 @@ template <class Team>
 class RowProducts : protected RowRecords<Team> {
  protected:
   using Base = RowRecords<Team>;
-  using typename Base::Plan, typename Base::R, typename Base::V;
+  using typename Base::Plan, typename Base::R, typename Base::Rows, typename Base::V;
   using Base::adjoints, Base::at, Base::filled, Base::lanes_are_samples, Base::ld_, Base::plan_,
-      Base::r_adjoints, Base::records_, Base::rows_, Base::slopes, Base::sum_rows, Base::turn_out,
+      Base::r_adjoints, Base::records_, Base::samples_, Base::slopes, Base::sum_rows, Base::turn_out,
       Base::values, Base::W;
   using Base::Base;
   using GradientTo = GradientTarget<R>;
-  using Lane = typename Team::Lane;
+  static constexpr bool lanes_are_blended = samples_a_row<Team> > 1;
+  using RowLane = typename Rows::Lane;  // of a product of rows with rows
+  using WeightLane = std::conditional_t<lanes_are_blended, Spread, RowLane>;
 
   const R* bias(int i, const R* theta) const {
     const int piece = plan_.bias_piece_of[i];
@@ -32,14 +34,14 @@ class RowProducts : protected RowRecords<Team> {
   };
   // to = the sum of products, plus a row.
   void multiply_forward(int i, R* to, const Factor* factors, int n, const R* bias) const {
-    multiply(to, factors, n, bias, {plan_.parts(i), plan_.in(i), plan_.out(i)},
-             {weight_at(i), input_step(i), output_step(i)}, Finish::Store);
+    multiply<WeightLane>(to, factors, n, bias, {plan_.parts(i), plan_.in(i), plan_.out(i)},
+                         {weight_at(i), input_step(i), output_step(i)}, Finish::Store);
   }
   // The adjoints of the inputs; of the products of g with the weight turned.
   void multiply_back(int i, R* to, const Factor* factors, int n) const {
-    const bool is_first = plan_.step(i).first[0] && !plan_.is_of_task(plan_.step(i).a);
-    multiply(to, factors, n, nullptr, {plan_.parts(i), plan_.out(i), plan_.in(i)},
-             {weight_at(i), output_step(i), input_step(i)}, is_first ? Finish::Store : Finish::Add);
+    const bool is_first = plan_.step(i).first[0] && !plan_.step(plan_.step(i).a).adds_up;
+    multiply<WeightLane>(to, factors, n, nullptr, {plan_.parts(i), plan_.out(i), plan_.in(i)},
+                         {weight_at(i), output_step(i), input_step(i)}, is_first ? Finish::Store : Finish::Add);
   }
 
   // Values and adjoints that make a weight's gradient, or the two pairs that make its derivative.
@@ -65,7 +67,7 @@ class RowProducts : protected RowRecords<Team> {
       const Term<R> sum{Team::ones(), 0, 0, row, 0, W, 1};
       put(piece, &sum, 1, to, seen);
     } else {
-      const Term<R> sum{Team::ones(), 0, 0, g, ld_, W, rows_};
+      const Term<R> sum{Team::ones(), 0, 0, g, ld_, W, records_};
       put(piece, &sum, 1, to, seen);
     }
   }
@@ -102,19 +104,19 @@ class RowProducts : protected RowRecords<Team> {
   // to = the sum of products; Factor::theta is the matrix or its slope.
   void multiply_by_task(int i, R* to, const Factor* factors, int count) const {
     const auto [parts, k, n] = plan_.task_product(i);
-    multiply(to, factors, count, nullptr, {parts, k, n}, {0, matrix_step(n), Team::element}, Finish::Store);
+    multiply<RowLane>(to, factors, count, nullptr, {parts, k, n}, {0, matrix_step(n), Rows::element}, Finish::Store);
   }
   void multiply_back_by_task(int i, R* to, const Factor* factors, int count) const {
     const auto [parts, k, n] = plan_.task_product(i);
-    multiply(to, factors, count, nullptr, {parts, n, k}, {0, Team::element, matrix_step(n)},
-             plan_.step(i).first[0] ? Finish::Store : Finish::Add);
+    multiply<RowLane>(to, factors, count, nullptr, {parts, n, k}, {0, Rows::element, matrix_step(n)},
+                      plan_.step(i).first[0] ? Finish::Store : Finish::Add);
   }
   void add_to_matrix(int i, R* to, const Pair* pairs, int count) const {
     const auto [parts, k, n] = plan_.task_product(i);
     const Target<R> target{to, matrix_step(n), Finish::Add};
-    const i64 rows = k, columns = Team::vectors(n);
+    const i64 rows = k, columns = Rows::vectors(n);
     each_gradient(pairs, count, {parts, k, n}, [&](const Term<R>* terms, int all) {
-      product<Lane>(terms, all, target, rows, columns);
+      product<RowLane>(terms, all, target, rows, columns);
     });
   }
 
@@ -131,7 +133,7 @@ class RowProducts : protected RowRecords<Team> {
     if constexpr (lanes_are_samples) plan_.each_task_product(f);
   }
   R* apart(int i, int kind) const { return at(plan_.matrix_at[i] + kind * plan_.matrix_size(i)); }
-  static i64 matrix_step(i64 n) { return Team::stride(n); }
+  static i64 matrix_step(i64 n) { return Rows::stride(n); }
   // One lane of a row that the task has in all of them, and back.
   void take_matrix(R* to, const R* row, int i) const {
     const auto [parts, k, n] = plan_.task_product(i);
@@ -167,6 +169,7 @@ class RowProducts : protected RowRecords<Team> {
   struct Steps {
     i64 begin, k, n;
   };
+  template <class Lane>
   void multiply(R* to, const Factor* factors, int count, const R* bias, const Shape& shape, Steps steps,
                 Finish finish) const {
     each_part(shape, [&](i64 from, i64 onto) {
@@ -186,7 +189,7 @@ class RowProducts : protected RowRecords<Team> {
           terms[t] = {factors[t].x + from, ld_, W, factors[t].theta + steps.begin, steps.k, steps.n, shape.from};
         Target<R> target{to + onto, ld_, bias ? Finish::Bias : finish};
         target.row = bias;
-        product<Lane>(terms, count, target, rows_, shape.to);
+        product<Lane>(terms, count, target, records_, shape.to);
       }
     });
   }
@@ -203,7 +206,7 @@ class RowProducts : protected RowRecords<Team> {
         if constexpr (lanes_are_samples)
           count += turned_terms(a, b, shape.to, at(plan_.turned_at[p]), terms + count);
         else
-          terms[count++] = {a, W, ld_, b, ld_, W, rows_};
+          terms[count++] = {a, W, ld_, b, ld_, W, records_};
       }
       if (!lanes_are_samples && count + n <= most) return;
       f(terms, count);
@@ -236,7 +239,10 @@ class RowProducts : protected RowRecords<Team> {
       if (to.finish == Finish::Step || to.finish == Finish::Descend) target.from = target.c;
     }
     seen[index] = true;
-    product<Lane>(terms, n, target, p.rows, Team::vectors(p.columns));
+    if constexpr (lanes_are_blended)
+      product_over_groups(terms, n, target, p.rows, p.columns);
+    else
+      product<RowLane>(terms, n, target, p.rows, Team::vectors(p.columns));
   }
 };
 

@@ -12,6 +12,7 @@ class RowRecords {
   using R = typename Team::Real;
   using V = Vec<R>;
   using Plan = RowPlan<Team>;
+  using Rows = RowTeam<Team>;
   static constexpr i64 W = Team::W;
   static constexpr bool lanes_are_samples = Plan::lanes_are_samples;
 
@@ -34,26 +35,30 @@ class RowRecords {
   void each_chunk(F f) {
     for (i64 i = 0; i < chunks(); ++i) {
       first_ = plan_.chunk_begin(n_, i);
-      rows_ = plan_.chunk_begin(n_, i + 1) - first_;
-      records_ = Plan::records(rows_);
+      samples_ = plan_.chunk_begin(n_, i + 1) - first_;
+      records_ = Plan::records(samples_);
       f();
     }
   }
   // For the rows that samples share.
   template <class F>
   void once(F f) {
-    first_ = 0, rows_ = records_ = 1;
+    first_ = 0, samples_ = records_ = 1;
     f();
   }
   // Samples of a record.
   i64 filled(i64 record) const {
-    return lanes_are_samples ? smaller(W, rows_ - record * W) : 1;
+    return lanes_are_samples ? smaller(W, samples_ - record * W) : 1;
   }
+
+  // The chunk's first row in a matrix of all samples.
+  i64 first_row() const { return first_ / samples_a_row<Team>; }
+  i64 rows_of_chunk() const { return lanes_are_samples ? samples_ : records_; }
 
   // The chunk's samples of a matrix of all, into a row.
   void put_rows(R* row, const R* all, i64 width) const {
-    const i64 ld = Team::stride(width);
-    const R* matrix = all + first_ * ld;
+    const i64 ld = Rows::stride(width);
+    const R* matrix = all + first_row() * ld;
     for (i64 r = 0; r < records_; ++r) {
       if constexpr (lanes_are_samples)
         turn_in(row + r * ld_, matrix + r * W * ld, ld, width, filled(r));
@@ -62,8 +67,8 @@ class RowRecords {
     }
   }
   void take_rows(R* all, const R* row, i64 width) const {
-    const i64 ld = Team::stride(width);
-    R* matrix = all + first_ * ld;
+    const i64 ld = Rows::stride(width);
+    R* matrix = all + first_row() * ld;
     for (i64 r = 0; r < records_; ++r) {
       if constexpr (lanes_are_samples)
         turn_out(matrix + r * W * ld, row + r * ld_, width, filled(r));
@@ -72,11 +77,11 @@ class RowRecords {
     }
   }
   void zero_rows(R* all, i64 width) const {
-    const i64 ld = Team::stride(width);
-    Team::zero(all + first_ * ld, rows_ * ld);
+    const i64 ld = Rows::stride(width);
+    Team::zero(all + first_row() * ld, rows_of_chunk() * ld);
   }
 
-  // A row that all samples share, in team layout, or 0.
+  // A row that all samples share, as parameters have it, or 0.
   void spread(R* row, const R* shared, i64 width) const {
     for (i64 r = 0; r < records_; ++r)
       for (i64 j = 0; j < width; ++j) {
@@ -85,6 +90,8 @@ class RowRecords {
           store(to, V{});
         else if constexpr (lanes_are_samples)
           store(to, splat(shared[j]));
+        else if constexpr (samples_a_row<Team> > 1)
+          store(to, Spread::column(shared + j * Team::element));
         else
           store(to, load(shared + j * W));
       }
@@ -132,7 +139,7 @@ class RowRecords {
   R* scratch_;
   const i64 ld_;
   R* values_;
-  i64 n_ = 0, first_ = 0, rows_ = 0, records_ = 0;
+  i64 n_ = 0, first_ = 0, samples_ = 0, records_ = 0;
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

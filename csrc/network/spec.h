@@ -91,6 +91,7 @@ struct RowStep {
   // What a backward asks: whether the adjoint goes on to a, b and c, and comes there before anywhere else.
   bool goes_to[3], first[3];
   bool of_task;  // the same for all its samples: the row is in a record of its own
+  bool adds_up;  // such a row that samples read: its adjoint begins with 0
 };
 
 constexpr int most_row_steps = 2048;

@@ -36,7 +36,7 @@ struct Buffer {
 // A(m, k) and B(k, n) of a term as Lane has them: vectors, or numbers that all lanes share.
 template <class Lane>
 void check(Random& random, i64 m, i64 n, const std::vector<i64>& depths, bool adds) {
-  const i64 a_width = Lane::a_is_vector ? W : 1, b_width = Lane::b_is_vector ? W : 1;
+  const i64 a_width = Lane::a_is_vector ? W : 1, b_width = Lane::template b_width<R>;
   std::vector<R> right(size_t(m * n * W), 0);
   std::vector<Buffer> buffers;
   std::vector<simd::Term<R>> terms;
