@@ -44,6 +44,7 @@ template <class R_>
 struct DualNumbers {
   using R = R_;
   using N = DualNumber<R>;
+  static constexpr bool values_are_there = false;
   struct Row {
     R *values, *slopes;
     FASTMETA_INLINE N operator[](i64 j) const {
@@ -78,6 +79,7 @@ template <class R_>
 struct PlainNumbers {
   using R = R_;
   using N = Vec<R>;
+  static constexpr bool values_are_there = false;
   struct Row {
     R* values;
     FASTMETA_INLINE N operator[](i64 j) const { return load(values + j * lanes<R>); }
@@ -92,6 +94,26 @@ struct PlainNumbers {
                        bool adds) {
     const Term<R> term = term_of(a.row.values, a, b.row.values, b, depth);
     product<Direct>(&term, 1, target_of(to.values, n, adds), m, n);
+  }
+};
+
+// Dual numbers where a forward has put all values: what runs on these brings the slopes.
+template <class R_>
+struct SlopeNumbers : DualNumbers<R_> {
+  using R = R_;
+  using N = DualNumber<R>;
+  static constexpr bool values_are_there = true;
+  struct Row : DualNumbers<R>::Row {
+    FASTMETA_INLINE void put(i64 j, N x) const { store(this->slopes + j * lanes<R>, x.slope); }
+    FASTMETA_INLINE Row operator+(i64 j) const {
+      return {{this->values + j * lanes<R>, this->slopes + j * lanes<R>}};
+    }
+  };
+  static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
+                       bool adds) {
+    const Term<R> derived[2] = {term_of(a.row.slopes, a, b.row.values, b, depth),
+                                term_of(a.row.values, a, b.row.slopes, b, depth)};
+    product<Direct>(derived, 2, target_of(to.slopes, n, adds), m, n);
   }
 };
 

@@ -37,24 +37,13 @@ struct Functions : Numbers {
     return chain(x, e, e);
   }
   static N log(N x) { return chain(x, FASTMETA_ISA::log(value(x)), 1 / value(x)); }
-  static N log1p(N x) { return chain(x, FASTMETA_ISA::log1p(value(x)), 1 / (1 + value(x))); }
-  static N sqrt(N x) {
-    const V root = square_roots<R>(value(x));
-    return chain(x, root, R(0.5) / root);
-  }
-  static N tanh(N x) {
-    const V t = FASTMETA_ISA::tanh(value(x));
-    return chain(x, t, 1 - t * t);
-  }
   static N sigmoid(N x) {
     const V s = FASTMETA_ISA::sigmoid(value(x));
     return chain(x, s, s * (1 - s));
   }
   // log(1 + exp(x))
-  static N softplus(N x) {
-    const V v = value(x);
-    return chain(x, vmax(v, V{}) + FASTMETA_ISA::log1p(FASTMETA_ISA::exp(-absolute<R>(v))),
-                 FASTMETA_ISA::sigmoid(v));
+  static V softplus(V x) {
+    return vmax(x, V{}) + FASTMETA_ISA::log1p(FASTMETA_ISA::exp(-absolute<R>(x)));
   }
   static N sine(N x) {
     V s, c;
@@ -98,6 +87,18 @@ class RowSteps {
     const auto unary = [&](auto f) {
       for (i64 j = 0; j < s.width; ++j) to.put(j, f(a[j * da]));
     };
+    // y = f(x), where first(x, y) is the derivative.
+    const auto function = [&](auto f, auto first) {
+      for (i64 j = 0; j < s.width; ++j) {
+        const N x = a[j * da];
+        V y;
+        if constexpr (F::values_are_there)
+          y = F::value(to[j]);
+        else
+          y = f(F::value(x));
+        to.put(j, F::chain(x, y, first(F::value(x), y)));
+      }
+    };
     const auto mask = [&](auto f) {
       each([&](N x, N y) {
         return F::constant(select(I(f(F::value(x), F::value(y))), splat(R(1)), V{}));
@@ -110,7 +111,16 @@ class RowSteps {
       case RowOp::Add: return each([](N x, N y) { return x + y; });
       case RowOp::Subtract: return each([](N x, N y) { return x - y; });
       case RowOp::Multiply: return each([](N x, N y) { return x * y; });
-      case RowOp::Divide: return each([](N x, N y) { return x / y; });
+      case RowOp::Divide:
+        if constexpr (F::values_are_there) {
+          for (i64 j = 0; j < s.width; ++j) {
+            const N x = a[j * da], y = b[j * db];
+            const V ratio = F::value(to[j]);
+            to.put(j, {ratio, (x.slope - ratio * y.slope) / y.value});
+          }
+          return;
+        }
+        return each([](N x, N y) { return x / y; });
       case RowOp::Larger:
         return each([](N x, N y) { return chosen(is_first(F::value(x), F::value(y)), x, y); });
       case RowOp::Smaller:
@@ -118,15 +128,17 @@ class RowSteps {
       case RowOp::Negative: return unary([](N x) { return -x; });
       case RowOp::Absolute: return unary([](N x) { return F::absolute_of(x); });
       case RowOp::Sign: return unary([](N x) { return F::constant(signs<R>(F::value(x))); });
-      case RowOp::Exp: return unary([](N x) { return F::exp(x); });
-      case RowOp::Log: return unary([](N x) { return F::log(x); });
-      case RowOp::Log1p: return unary([](N x) { return F::log1p(x); });
-      case RowOp::Sqrt: return unary([](N x) { return F::sqrt(x); });
+      case RowOp::Exp: return function([](V x) { return exp(x); }, [](V, V y) { return y; });
+      case RowOp::Log: return function([](V x) { return log(x); }, [](V x, V) { return 1 / x; });
+      case RowOp::Log1p: return function([](V x) { return log1p(x); }, [](V x, V) { return 1 / (1 + x); });
+      case RowOp::Sqrt:
+        return function([](V x) { return square_roots<R>(x); }, [](V, V y) { return R(0.5) / y; });
       case RowOp::Sine: return unary([](N x) { return F::sine(x); });
       case RowOp::Cosine: return unary([](N x) { return F::cosine(x); });
-      case RowOp::Tanh: return unary([](N x) { return F::tanh(x); });
-      case RowOp::Sigmoid: return unary([](N x) { return F::sigmoid(x); });
-      case RowOp::Softplus: return unary([](N x) { return F::softplus(x); });
+      case RowOp::Tanh: return function([](V x) { return tanh(x); }, [](V, V y) { return 1 - y * y; });
+      case RowOp::Sigmoid: return function([](V x) { return sigmoid(x); }, [](V, V y) { return y * (1 - y); });
+      case RowOp::Softplus:
+        return function([](V x) { return F::softplus(x); }, [](V x, V) { return sigmoid(x); });
       case RowOp::Activate:
         return with_activation<R>(activation(s), [&](auto f) {
           unary([&](N x) {
@@ -162,7 +174,15 @@ class RowSteps {
       }
       case RowOp::LogSumExp: {
         const i64 n = width(s.a) / s.width;
-        for (i64 j = 0; j < s.width; ++j) to.put(j, log_sum_exp(a + j * n, n));
+        for (i64 j = 0; j < s.width; ++j) {
+          if constexpr (F::values_are_there)
+            to.put(j, sum_of(n, [&](i64 k) {
+              const N x = a[j * n + k];
+              return N{V{}, exp(x.value - F::value(to[j])) * x.slope};
+            }));
+          else
+            to.put(j, log_sum_exp(a + j * n, n));
+        }
         return;
       }
       case RowOp::Turn: return each_turned(s, [&](i64 j, i64 from) { to.put(j, a[from]); });
@@ -412,5 +432,6 @@ void RowMachine<Numbers>::backward(int i) const {
 
 template struct RowMachine<PlainNumbers<FASTMETA_REAL>>;
 template struct RowMachine<DualNumbers<FASTMETA_REAL>>;
+template void RowMachine<SlopeNumbers<FASTMETA_REAL>>::forward(int) const;
 
 }  // namespace fastmeta::FASTMETA_ISA

@@ -56,7 +56,7 @@ class RowPasses : RowProducts<Team> {
     });
   }
 
-  // An R-pass writes the same values there once more.
+  // The passes that follow read the values, or write the same ones once more where a forward goes in chunks.
   void resume(const R* kept, const R* theta) {
     theta_ = theta;
     values_ = const_cast<R*>(kept);
@@ -139,6 +139,7 @@ class RowPasses : RowProducts<Team> {
  private:
   using Plain = PlainNumbers<R>;
   using Dual = DualNumbers<R>;
+  using Slopes = SlopeNumbers<R>;  // the values are there in every R-pass
 
   int last() const { return plan_.last(); }
   void reach(int lowest, bool into_input) {
@@ -280,7 +281,7 @@ class RowPasses : RowProducts<Team> {
     run_r_steps();
   }
   void run_r_steps() {
-    each_step<Dual>([&](int i) {
+    each_step<Slopes>([&](int i) {
       const RowStep& s = plan_.step(i);
       if (s.op == RowOp::Product) return multiply_r_by_task(i);
       const bool adapts = plan_.has_rate(s.b);
