@@ -142,7 +142,7 @@ class Rows {
            (n > 1 && s.op != RowOp::Choose && varies(s.b)) || (n > 2 && varies(s.c));
   }
 
-  // A parameter has one shape for all that read it; a row is [1][n].
+  // A parameter has one shape for all products and sums that read it; a bias is [1][n].
   bool has_shape(int parameter, i64 rows, i64 columns) {
     auto& shape = shapes_[size_t(parameter)];
     if (!shape[0]) shape = {rows, columns};
@@ -168,8 +168,7 @@ class Rows {
       case RowOp::Constant:
         return;
       case RowOp::Parameter:
-        return require(holds(s.b, s.width) && has_shape(s.b, 1, s.width),
-                       "a row is not as long as its parameter");
+        return require(holds(s.b, s.width), "a row is not as long as its parameter");
       case RowOp::Linear: {
         const i64 parts = i64(s.y);
         require(parts > 0 && width(s.a) % parts == 0 && s.width % parts == 0,
@@ -198,7 +197,7 @@ class Rows {
         return require(counts(s.x, 1) && width(s.a) % i64(s.x) == 0 && s.width % width(s.a) == 0,
                        "what is repeated does not fit");
       case RowOp::Product: {
-        require(counts(s.x, s.y), "a product is of matrices");
+        require(counts(s.x, s.y) && (s.c == 0 || s.c == 1), "a product is of matrices");
         const i64 count = i64(s.x), rows = count * i64(s.y);
         require(width(s.a) % rows == 0 && s.width % rows == 0, "a product's matrices are not alike");
         return require(width(s.b) == count * (width(s.a) / rows) * (s.width / rows),

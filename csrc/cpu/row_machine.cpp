@@ -190,8 +190,8 @@ class RowSteps {
       case RowOp::Product: {
         const Matrices of(*this, s);
         for (i64 p = 0; p < of.count; ++p)
-          F::multiply({a + p * of.m * of.k, of.k, 1}, {b + p * of.k * of.n, of.n, 1}, of.k,
-                      to + p * of.m * of.n, of.m, of.n, false);
+          F::multiply({a + p * of.m * of.k, of.k, 1}, of.right(b, p), of.k, to + p * of.m * of.n, of.m,
+                      of.n, false);
         return;
       }
       case RowOp::Choose: {
@@ -332,13 +332,22 @@ class RowSteps {
     return F::constant(most) + F::log(sum);
   }
 
-  // Of f(j) for j < n, in blocks.
+  // Of f(j) for j < n, in blocks, and whole ones in four sums that do not wait for each other.
   template <class Each>
   static N sum_of(i64 n, Each f) {
     N total = F::constant(V{});
     for (i64 begin = 0; begin < n; begin += 32) {
       N part = f(begin);
-      for (i64 j = begin + 1; j < smaller(n, begin + 32); ++j) part = part + f(j);
+      if (n - begin >= 32) {
+        N others[3] = {f(begin + 1), f(begin + 2), f(begin + 3)};
+        for (i64 j = begin + 4; j < begin + 32; j += 4) {
+          part = part + f(j);
+          for (int i = 0; i < 3; ++i) others[i] = others[i] + f(j + 1 + i);
+        }
+        part = (part + others[0]) + (others[1] + others[2]);
+      } else {
+        for (i64 j = begin + 1; j < n; ++j) part = part + f(j);
+      }
       total = total + part;
     }
     return total;
@@ -393,24 +402,35 @@ class RowSteps {
     walk([&](i64 j, i64 from) { to.put(from, to[from] + g[j]); });
   }
 
-  // [count][m][k] times [count][k][n]
+  // [count][m][k] times [count][k][n], or [count][n][k] transposed
   struct Matrices {
     i64 count, m, k, n;
+    bool turned;
     Matrices(const RowSteps& steps, const RowStep& s)
-        : count(i64(s.x)), m(i64(s.y)), k(steps.width(s.a) / (count * m)), n(s.width / (count * m)) {}
+        : count(i64(s.x)), m(i64(s.y)), k(steps.width(s.a) / (count * m)), n(s.width / (count * m)),
+          turned(s.c) {}
+    Operand<Row> right(Row b, i64 p) const {
+      return turned ? Operand<Row>{b + p * k * n, 1, k} : Operand<Row>{b + p * k * n, n, 1};
+    }
+    Operand<Row> right_transposed(Row b, i64 p) const {
+      const auto [row, down, across] = right(b, p);
+      return {row, across, down};
+    }
   };
   void multiply_back(const RowStep& s, Row g) const {
     const Matrices of(*this, s);
     const Row a = at(rows_, s.a), b = at(rows_, s.b);
     const Row for_a = at(adjoints_, s.a), for_b = at(adjoints_, s.b);
     for (i64 p = 0; p < of.count; ++p) {
-      const Row g_p = g + p * of.m * of.n, a_p = a + p * of.m * of.k, b_p = b + p * of.k * of.n;
+      const Row g_p = g + p * of.m * of.n, a_p = a + p * of.m * of.k, for_b_p = for_b + p * of.k * of.n;
       if (wanted_[s.a])
-        F::multiply({g_p, of.n, 1}, {b_p, 1, of.n}, of.n, for_a + p * of.m * of.k, of.m, of.k,
+        F::multiply({g_p, of.n, 1}, of.right_transposed(b, p), of.n, for_a + p * of.m * of.k, of.m, of.k,
                     !is_first_to(s, 0));
-      if (wanted_[s.b])
-        F::multiply({a_p, 1, of.k}, {g_p, of.n, 1}, of.m, for_b + p * of.k * of.n, of.k, of.n,
-                    !is_first_to(s, 1));
+      if (!wanted_[s.b]) continue;
+      if (of.turned)
+        F::multiply({g_p, 1, of.n}, {a_p, of.k, 1}, of.m, for_b_p, of.n, of.k, !is_first_to(s, 1));
+      else
+        F::multiply({a_p, 1, of.k}, {g_p, of.n, 1}, of.m, for_b_p, of.k, of.n, !is_first_to(s, 1));
     }
   }
 

@@ -18,7 +18,7 @@ class RowPasses : RowProducts<Team> {
       Base::matrix_slope, Base::multiply_back, Base::multiply_back_by_task, Base::multiply_by_task,
       Base::multiply_forward, Base::n_, Base::once, Base::plan_, Base::put_bias_gradient, Base::put_matrix_adjoints,
       Base::first_row, Base::put_row_gradient, Base::put_rows, Base::rows_of_chunk, Base::put_weight_gradient, Base::r_adjoints, Base::records_,
-      Base::samples_, Base::slopes, Base::spread, Base::start, Base::take_matrices, Base::take_matrix_slopes,
+      Base::samples_, Base::slopes, Base::spread, Base::spread_piece, Base::start, Base::take_matrices, Base::take_matrix_slopes,
       Base::take_rows, Base::values, Base::values_, Base::W, Base::zero_matrix_adjoints, Base::zero_rows;
 
  public:
@@ -266,7 +266,7 @@ class RowPasses : RowProducts<Team> {
   void run_steps() {
     each_step<Plain>([&](int i) {
       const RowStep& s = plan_.step(i);
-      if (s.op == RowOp::Parameter) return spread(values(i), theta_ + piece(i).at, s.width);
+      if (s.op == RowOp::Parameter) return spread_piece(values(i), theta_, piece(i));
       if (s.op == RowOp::Product) {
         const Factor factor{values(s.a), matrix(i)};
         return multiply_by_task(i, values(i), &factor, 1);
@@ -286,7 +286,7 @@ class RowPasses : RowProducts<Team> {
       if (s.op == RowOp::Product) return multiply_r_by_task(i);
       const bool adapts = plan_.has_rate(s.b);
       if (s.op == RowOp::Parameter)
-        return spread(slopes(i), adapts ? v_ + piece(i).at : nullptr, s.width);
+        return spread_piece(slopes(i), adapts ? v_ : nullptr, piece(i));
       Factor factors[2];
       int n = 0;
       if (has_slope(s.a)) factors[n++] = {slopes(s.a), theta_};

@@ -74,13 +74,20 @@ struct RowPlan : Parameters<Team_> {
     const RowStep& s = step(i);
     return s.op == RowOp::Product && s.x == 1 && !is_of_task(s.a) && is_of_task(s.b);
   }
-  // Of such a step: how often a sample is multiplied by the matrix [k][n].
+  // Of such a step: how often a sample is multiplied by a matrix [k][n], which is there as [rows][columns],
+  // transposed or not.
   struct TaskProduct {
     i64 parts, k, n;
+    bool turned;
+    i64 rows() const { return turned ? n : k; }
+    i64 columns() const { return turned ? k : n; }
+    i64 row_step() const { return Rows::stride(columns()); }
+    i64 k_step() const { return turned ? Rows::element : row_step(); }
+    i64 n_step() const { return turned ? row_step() : Rows::element; }
   };
   TaskProduct task_product(int i) const {
     const i64 times = i64(step(i).y);
-    return {times, width(step(i).a) / times, width(i) / times};
+    return {times, width(step(i).a) / times, width(i) / times, step(i).c != 0};
   }
   // f(row) for the task's rows that the machine reads for each sample.
   template <class F>
@@ -88,7 +95,7 @@ struct RowPlan : Parameters<Team_> {
     for (int row = 1; row <= last(); ++row)
       if (gathers[row]) f(row);
   }
-  i64 matrix_size(int i) const { return task_product(i).k * Rows::stride(task_product(i).n); }
+  i64 matrix_size(int i) const { return task_product(i).rows() * Rows::stride(task_product(i).columns()); }
   template <class F>
   void each_task_product(F f) const {
     for (int i = 1; i <= last(); ++i)
@@ -128,11 +135,10 @@ struct RowPlan : Parameters<Team_> {
     chunk = round_up(ceil_div(most(), chunks), samples_a_record);
   }
 
-  // Matrices as PyTorch has them.
+  // Matrices as PyTorch has them, also where their numbers are read as a row.
   void lay_out_parameters() {
     for (int i = 0; i <= last(); ++i) {
       const RowStep& s = step(i);
-      if (s.op == RowOp::Parameter) piece_of[i] = row(s.b, s.width);
       if (s.op != RowOp::Linear) continue;
       const i64 rows = takes_as_it_is(i) ? in(i) : out(i);
       const i64 columns = takes_as_it_is(i) ? out(i) : in(i);
@@ -143,6 +149,8 @@ struct RowPlan : Parameters<Team_> {
       }
       bias_piece_of[i] = s.c < 0 ? -1 : row(s.c, out(i));
     }
+    for (int i = 0; i <= last(); ++i)
+      if (step(i).op == RowOp::Parameter) piece_of[i] = row(step(i).b, step(i).width);
   }
 
   int find(int parameter) const {
@@ -221,7 +229,7 @@ struct RowPlan : Parameters<Team_> {
   void lay_out_turned() {
     i64 widest = 0;
     for (int p = 0; p < this->n_pieces; ++p) widest = larger(widest, this->pieces[p].columns);
-    each_task_product([&](int i) { widest = larger(widest, task_product(i).n); });
+    each_task_product([&](int i) { widest = larger(widest, task_product(i).columns()); });
     for (i64& place : turned_at) place = take(chunk * Team::stride(widest));
     row_at = take(Team::stride(widest));
     // The task's matrix, its slope, and what they get, in layout of the team: a number only once.

@@ -49,27 +49,27 @@ class RowProducts : protected RowRecords<Team> {
     const R *x, *g;
   };
   void put_weight_gradient(int i, const Pair* pairs, int n, const GradientTo& to, bool* seen) {
-    const auto put_terms = [&](const Term<R>* terms, int count) { put(plan_.piece_of[i], terms, count, to, seen); };
-    if (plan_.takes_as_it_is(i)) return each_gradient(pairs, n, {plan_.parts(i), plan_.in(i), plan_.out(i)}, put_terms);
-    Pair turned[2];
-    for (int p = 0; p < n; ++p) turned[p] = {pairs[p].g, pairs[p].x};
-    each_gradient(turned, n, {plan_.parts(i), plan_.out(i), plan_.in(i)}, put_terms);
+    const Piece& p = plan_.pieces[plan_.piece_of[i]];
+    each_outer(pairs, n, !plan_.takes_as_it_is(i), {plan_.parts(i), p.rows, p.columns},
+               [&](const Term<R>* terms, int count) { put(plan_.piece_of[i], terms, count, to, seen); });
   }
   void put_bias_gradient(int i, const R* g, const GradientTo& to, bool* seen) {
     for (i64 part = 0; part < plan_.parts(i) && plan_.bias_piece_of[i] >= 0; ++part)
       put_row_gradient(plan_.bias_piece_of[i], g + part * plan_.out(i) * W, to, seen);
   }
-  // Of a row that all samples share, by its adjoints.
+  // Of numbers that all samples share, by their adjoints.
   void put_row_gradient(int piece, const R* g, const GradientTo& to, bool* seen) {
-    if constexpr (lanes_are_samples) {
-      R* row = at(plan_.row_at);
-      sum_rows(row, g, plan_.pieces[piece].columns);
-      const Term<R> sum{Team::ones(), 0, 0, row, 0, W, 1};
-      put(piece, &sum, 1, to, seen);
-    } else {
-      const Term<R> sum{Team::ones(), 0, 0, g, ld_, W, records_};
-      put(piece, &sum, 1, to, seen);
+    const Piece& p = plan_.pieces[piece];
+    for (i64 r = 0; r < p.rows; ++r, g += p.columns * W) {
+      Term<R> sum{Team::ones(), 0, 0, g, ld_, W, records_};
+      if constexpr (lanes_are_samples) {
+        R* row = at(plan_.row_at);
+        sum_rows(row, g, p.columns);
+        sum = {Team::ones(), 0, 0, row, 0, W, 1};
+      }
+      put_part(piece, r, 1, &sum, 1, to, seen[piece]);
     }
+    seen[piece] = true;
   }
 
   // ---- each sample's rows times a matrix [k][n] that all share -----------------------------------------
@@ -103,20 +103,21 @@ class RowProducts : protected RowRecords<Team> {
 
   // to = the sum of products; Factor::theta is the matrix or its slope.
   void multiply_by_task(int i, R* to, const Factor* factors, int count) const {
-    const auto [parts, k, n] = plan_.task_product(i);
-    multiply<RowLane>(to, factors, count, nullptr, {parts, k, n}, {0, matrix_step(n), Rows::element}, Finish::Store);
+    const auto of = plan_.task_product(i);
+    multiply<RowLane>(to, factors, count, nullptr, {of.parts, of.k, of.n}, {0, of.k_step(), of.n_step()},
+                      Finish::Store);
   }
   void multiply_back_by_task(int i, R* to, const Factor* factors, int count) const {
-    const auto [parts, k, n] = plan_.task_product(i);
-    multiply<RowLane>(to, factors, count, nullptr, {parts, n, k}, {0, Rows::element, matrix_step(n)},
+    const auto of = plan_.task_product(i);
+    multiply<RowLane>(to, factors, count, nullptr, {of.parts, of.n, of.k}, {0, of.n_step(), of.k_step()},
                       plan_.step(i).first[0] ? Finish::Store : Finish::Add);
   }
   void add_to_matrix(int i, R* to, const Pair* pairs, int count) const {
-    const auto [parts, k, n] = plan_.task_product(i);
-    const Target<R> target{to, matrix_step(n), Finish::Add};
-    const i64 rows = k, columns = Rows::vectors(n);
-    each_gradient(pairs, count, {parts, k, n}, [&](const Term<R>* terms, int all) {
-      product<RowLane>(terms, all, target, rows, columns);
+    const auto of = plan_.task_product(i);
+    const Target<R> target{to, of.row_step(), Finish::Add};
+    const i64 rows = of.rows(), columns = of.columns();
+    each_outer(pairs, count, of.turned, {of.parts, rows, columns}, [&](const Term<R>* terms, int all) {
+      product<RowLane>(terms, all, target, rows, Rows::vectors(columns));
     });
   }
 
@@ -133,19 +134,20 @@ class RowProducts : protected RowRecords<Team> {
     if constexpr (lanes_are_samples) plan_.each_task_product(f);
   }
   R* apart(int i, int kind) const { return at(plan_.matrix_at[i] + kind * plan_.matrix_size(i)); }
-  static i64 matrix_step(i64 n) { return Rows::stride(n); }
   // One lane of a row that the task has in all of them, and back.
   void take_matrix(R* to, const R* row, int i) const {
-    const auto [parts, k, n] = plan_.task_product(i);
-    for (i64 j = 0; j < k; ++j)
-      for (i64 c = 0; c < matrix_step(n); ++c) to[j * matrix_step(n) + c] = c < n ? row[(j * n + c) * W] : R(0);
+    const auto of = plan_.task_product(i);
+    const i64 n = of.columns(), ld = of.row_step();
+    for (i64 j = 0; j < of.rows(); ++j)
+      for (i64 c = 0; c < ld; ++c) to[j * ld + c] = c < n ? row[(j * n + c) * W] : R(0);
   }
   void put_matrix(R* row, const R* from, int i) const {
-    const auto [parts, k, n] = plan_.task_product(i);
-    for (i64 j = 0; j < k; ++j)
+    const auto of = plan_.task_product(i);
+    const i64 n = of.columns(), ld = of.row_step();
+    for (i64 j = 0; j < of.rows(); ++j)
       for (i64 c = 0; c < n; ++c) {
         R* to = row + (j * n + c) * W;
-        store(to, load(to) + splat(from[j * matrix_step(n) + c]));
+        store(to, load(to) + splat(from[j * ld + c]));
       }
   }
   // From one input to the next in a weight, and from one output to the next.
@@ -194,7 +196,15 @@ class RowProducts : protected RowRecords<Team> {
     });
   }
 
-  // f(terms, how many) for matrices [from][to] that add up to the sum of the pairs' outer products.
+  // f(terms, how many) for matrices [from][to] that add up to the sum of the pairs' outer products, values by
+  // adjoints or, turned, adjoints by values.
+  template <class F>
+  void each_outer(const Pair* pairs, int n, bool turned, const Shape& shape, F f) const {
+    if (!turned) return each_gradient(pairs, n, shape, f);
+    Pair others[2];
+    for (int p = 0; p < n; ++p) others[p] = {pairs[p].g, pairs[p].x};
+    each_gradient(others, n, shape, f);
+  }
   template <class F>
   void each_gradient(const Pair* pairs, int n, const Shape& shape, F f) const {
     constexpr int most = 2 * Plan::most_records;
@@ -226,23 +236,26 @@ class RowProducts : protected RowRecords<Team> {
 
   // A piece's part of the target. All that comes after the first adds up.
   void put(int index, const Term<R>* terms, int n, const GradientTo& to, bool* seen) const {
+    put_part(index, 0, plan_.pieces[index].rows, terms, n, to, seen[index]);
+    seen[index] = true;
+  }
+  void put_part(int index, i64 first, i64 rows, const Term<R>* terms, int n, const GradientTo& to,
+                bool seen) const {
     const Piece& p = plan_.pieces[index];
     const bool inner = to.finish == Finish::Step || to.finish == Finish::RateGrad;
     if (inner && !plan_.has_rate(p.parameter)) return;
-    Target<R> target{to.c + p.at, Team::stride(p.columns), to.finish};
-    target.from = to.from ? to.from + p.at : nullptr;
+    const i64 begin = p.at + first * Team::stride(p.columns);
+    Target<R> target{to.c + begin, Team::stride(p.columns), to.finish};
+    target.from = to.from ? to.from + begin : nullptr;
     target.scale = to.scale;
-    target.rate = to.rate ? to.rate + p.shared_at : nullptr;
     target.rate_m = plan_.rate_row(p.parameter, p.columns);
-    if (seen[index]) {
-      if (to.finish == Finish::Store) target.finish = Finish::Add;
-      if (to.finish == Finish::Step || to.finish == Finish::Descend) target.from = target.c;
-    }
-    seen[index] = true;
+    target.rate = to.rate ? to.rate + p.shared_at + first * target.rate_m : nullptr;
+    if (seen && to.finish == Finish::Store) target.finish = Finish::Add;
+    if (seen && (to.finish == Finish::Step || to.finish == Finish::Descend)) target.from = target.c;
     if constexpr (lanes_are_blended)
-      product_over_groups(terms, n, target, p.rows, p.columns);
+      product_over_groups(terms, n, target, rows, p.columns);
     else
-      product<RowLane>(terms, n, target, p.rows, Team::vectors(p.columns));
+      product<RowLane>(terms, n, target, rows, Team::vectors(p.columns));
   }
 };
 

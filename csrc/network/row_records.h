@@ -96,6 +96,11 @@ class RowRecords {
           store(to, load(shared + j * W));
       }
   }
+  // The numbers of a parameter, row after row, or 0.
+  void spread_piece(R* row, const R* theta, const Piece& p) const {
+    for (i64 r = 0; r < p.rows; ++r)
+      spread(row + r * p.columns * W, theta ? theta + p.at + r * Team::stride(p.columns) : nullptr, p.columns);
+  }
   // The sum over the chunk's samples, in team layout.
   void sum_rows(R* sum, const R* row, i64 width) const {
     for (i64 j = 0; j < width; ++j) {

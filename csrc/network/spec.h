@@ -74,7 +74,7 @@ enum class RowOp {
   Choose,                                            // of a, the number that b, a label, names
   Turn,     // a [.., x, y, c], c numbers in the last dimension, as [.., y, x, c]
   Repeat,   // a [.., x] as [.., n, x], n times the same
-  Product,  // x matrices of y rows each, a, times as many matrices, b
+  Product,  // x matrices of y rows each, a, times as many matrices, b, which are transposed where c is 1
   // Of networks alone; b and c are parameters.
   Linear,     // weight b times each of the y parts of a, plus bias c unless that is -1; x: the weight is
               // [I, O], not [O, I]

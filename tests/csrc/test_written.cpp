@@ -68,7 +68,13 @@ class Writer {
     const int bias = random_.below(3) ? c_.add_parameter(out) : -1;
     return put("linear", a, weight.parameter, bias, weight.as_it_is, double(parts), parts * out);
   }
-  int parameter(i64 width) { return put("parameter", 0, c_.add_parameter(width), 0, 0, 0, width); }
+  // A weight's numbers, too.
+  int parameter(i64 width) {
+    for (const Weight& known : weights_)
+      if (random_.coin() && known.in * known.out == width)
+        return put("parameter", 0, known.parameter, 0, 0, 0, width);
+    return put("parameter", 0, c_.add_parameter(width), 0, 0, 0, width);
+  }
   int activated(int a) {
     const Node node = activation(kind_, width(a));
     read(a);
@@ -95,7 +101,7 @@ class Writer {
 
   void add_some() {
     const int a = any();
-    switch (random_.below(14)) {
+    switch (random_.below(15)) {
       case 0: case 1: activated(linear(a, random_.one_of({1, 4, 17}))); return;
       case 2: of_two("multiply", of_one("sigmoid", a), partner(a)); return;
       case 3: of_two(random_.coin() ? "add" : "subtract", a, partner(a)); return;
@@ -146,7 +152,7 @@ class Writer {
         const int left = of_one("tanh", linear(a, count * random_.one_of({1, 3, 8}) * k));
         const i64 rows = width(left) / (count * k), columns = width(b) / (count * k);
         read(left), read(b);
-        put("product", left, b, 0, double(count), double(rows), count * rows * columns);
+        put("product", left, b, random_.coin(), double(count), double(rows), count * rows * columns);
         return;
       }
       case 11: {
@@ -171,7 +177,15 @@ class Writer {
         const bool generated = random_.coin();
         const int matrix = of_one("tanh", generated ? linear(parameter(2), k * n) : parameter(k * n));
         read(a), read(matrix);
-        put("product", a, matrix, 0, 1, double(parts), parts * n);
+        put("product", a, matrix, random_.coin(), 1, double(parts), parts * n);
+        return;
+      }
+      case 14: {  // as weight norm does, less the square of a weight's numbers
+        if (weights_.empty()) return;
+        const Weight& any = weights_[size_t(random_.below(int(weights_.size())))];
+        const int numbers = parameter(any.in * any.out);
+        read(numbers);
+        of_two("add", a, put("sum", of_two("multiply", numbers, numbers), 0, 0, 0, 0, 1));
         return;
       }
       case 8: {  // log softmax

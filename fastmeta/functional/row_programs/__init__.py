@@ -9,9 +9,18 @@ from fastmeta.functional.row_programs.lengths import lengths_as_sizes
 from fastmeta.functional.row_programs.reader import Operation, operations, read
 from fastmeta.functional.row_programs.rows import NO_TOTAL, PAIRS, Rows, Value
 from fastmeta.functional.row_programs.rules import RULES, Rule
-from fastmeta.functional.row_programs.step import Fails, NoRule, Step, Unreadable, needed
+from fastmeta.functional.row_programs.step import (
+    Fails,
+    NoRule,
+    Step,
+    Unreadable,
+    needed,
+    renumbered,
+    rows_of,
+)
 
 __all__ = [
     "Fails", "NO_TOTAL", "NoRule", "Operation", "PAIRS", "RULES", "Rows", "Rule", "Step",
     "Unreadable", "Value", "held", "lengths_as_sizes", "needed", "operations", "read",
+    "renumbered", "rows_of",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Fails", "NoRule", "Step", "Unreadable", "needed"]
+__all__ = ["Fails", "NoRule", "Step", "Unreadable", "needed", "renumbered", "rows_of"]
 
 Step = tuple[str, int, int, int, float, float, int]  # op, a, b, c, x, y, width: csrc/row_program.h
 
@@ -35,7 +35,7 @@ def needed(steps: Sequence[Step], last: int, given: int) -> list[Step]:
         return [("slice", last, 0, 0, 0.0, 0.0, 1)]
     new_row = {row: row for row in range(given)}
     new_row |= {row: i for i, row in enumerate(sorted(found), start=given)}
-    chosen = [_renumbered(steps[row - given], new_row) for row in sorted(found)]
+    chosen = [renumbered(steps[row - given], new_row) for row in sorted(found)]
     if len(chosen) > _MOST_STEPS:
         raise Unreadable(f"it takes {len(chosen)} steps, more than {_MOST_STEPS}")
     return chosen
@@ -54,7 +54,8 @@ _TWO = (
 _COUNTS = {"constant": 0, "parameter": 0, "select": 3, **dict.fromkeys(_TWO, 2)}
 
 
-def _renumbered(step: Step, new_row: Mapping[int, int]) -> Step:
+def renumbered(step: Step, new_row: Mapping[int, int]) -> Step:
+    """The same step where rows have other numbers."""
     op, a, b, c, x, y, width = step
     rows = [new_row[row] for row in rows_of(step)]
     a, b, c = *rows, *(a, b, c)[len(rows) :]

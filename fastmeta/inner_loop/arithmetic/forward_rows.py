@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from fastmeta.functional.row_programs import PAIRS, Rows, Step, Unreadable, Value, needed
 from fastmeta.inner_loop.arithmetic.forward_tables import Tables, neighbours
+from fastmeta.inner_loop.arithmetic.matrices import with_fewer_matrices
 
-__all__ = ["GONE", "MOST_NUMBERS", "BothWays", "ForwardRows"]
+__all__ = ["GONE", "MOST_NUMBERS", "ForwardRows"]
 
 # Numbers that a sample may have in all rows: the kernels keep those of some samples, four times.
 MOST_NUMBERS = 1 << 17
@@ -19,14 +20,6 @@ MOST_NUMBERS = 1 << 17
 _OF_ROWS = ("samples", "task")
 
 GONE = Value("gone")  # of a tensor that nobody is going to read again
-
-
-class BothWays(Unreadable):
-    """Parameters, by their names, are read as matrices and number by number."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__("it reads a parameter both as a matrix and number by number")
-        self.names = names
 
 
 class ForwardRows(Rows):
@@ -42,13 +35,12 @@ class ForwardRows(Rows):
     """
 
     def __init__(
-        self, x: Tensor, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor],
-        by_numbers: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self, x: Tensor, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]
+    ) -> None:
         self._names = [*parameters]
-        self._by_numbers = {id(parameters[name]) for name in by_numbers}
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
+        self._of_parameters: dict[int, int] = {}  # the rows of their numbers
         self.fewest = 1
         self._of_tables: dict[tuple[tuple[str, int], ...], int] = {}  # rows, by what is in them
         self._made = 0  # numbers, those that turn out not to be needed among them
@@ -61,20 +53,17 @@ class ForwardRows(Rows):
         is_row = value is not None and (value.kind, value.before) == ("samples", 1)
         if value is None or not is_row or not y.dim() or len(y) != self.samples:
             raise Unreadable("it does not make a row of each sample")
-        steps = needed(self.steps, value.row, 1)
+        steps = with_fewer_matrices(needed(self.steps, value.row, 1))
+        steps = needed(steps, len(steps), 1)
         products = [step for step in steps if step[0] == "linear"]
-        rows = [step[2] for step in steps if step[0] == "parameter"]
-        rows += [step[3] for step in products if step[3] >= 0]
+        biases = [step[3] for step in products if step[3] >= 0]
         matrices = [step[2] for step in products]
-        if both := sorted({*rows} & {*matrices}):
-            self.refuse_matrices(both)
-        read = dict.fromkeys([*matrices, *rows])
+        if {*biases} & {*matrices}:
+            raise Unreadable("it adds to its products what it multiplies by")
+        numbers = [step[2] for step in steps if step[0] == "parameter"]
+        read = dict.fromkeys([*matrices, *biases, *numbers])
         places = {index: place for place, index in enumerate(read)}
         return [_with_places(step, places) for step in steps], [self._names[i] for i in read]
-
-    def refuse_matrices(self, indices: Sequence[int]) -> NoReturn:
-        """Of parameters that are read number by number: another reading may do without."""
-        raise BothWays([self._names[i] for i in indices])
 
     def put(
         self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,
@@ -109,8 +98,6 @@ class ForwardRows(Rows):
         return own > 0 and left == 0 and x.shape[at] % (self.samples * own) == 0
 
     def like(self, op: str, values: Sequence[Value]) -> Value:
-        if matrices := [value.row for value in values if value.kind in ("weight", "turned")]:
-            self.refuse_matrices(matrices)
         if not {value.kind for value in values} <= {"samples", "task", "constant"}:
             raise Unreadable("it computes with a weight")
         of_samples = [value for value in values if value.kind == "samples"]
@@ -128,10 +115,25 @@ class ForwardRows(Rows):
         """Of a parameter, or None."""
         return self._indices.get(id(x))
 
+    def value(self, x: Any) -> Value:
+        """Of a matrix that a parameter is, its numbers."""
+        value = super().value(x)
+        if value.kind not in ("weight", "turned"):
+            return value
+        row = self._numbers_of(value.row, x)
+        if value.kind == "turned":
+            row = self.turned(row, *reversed(x.shape), 1)
+        return Value("task", row)
+
+    def _numbers_of(self, index: int, like: Tensor) -> int:
+        if index not in self._of_parameters:
+            self._of_parameters[index] = self.put("parameter", b=index, width=like.numel())
+        return self._of_parameters[index]
+
     def of_unknown(self, x: Tensor) -> Value:
         index = self.index(x)
         if index is not None:
-            value = Value("task", self.put("parameter", b=index, width=x.numel()))
+            value = Value("task", self._numbers_of(index, x))
             self.know(x, value)
             return value
         table = self.table_of(x)
@@ -274,13 +276,9 @@ class ForwardRows(Rows):
             raise Unreadable("it changes in place what it reads elsewhere")
 
     def weight(self, x: Any) -> tuple[int, bool] | None:
-        """The parameter that a matrix is, and whether it is as the parameter is; or None.
-
-        One that is read number by number elsewhere is a row of numbers here, too: the kernels know
-        one shape of it.
-        """
+        """The parameter that a matrix is, and whether it is as the parameter is; or None."""
         index = self.index(x)
-        if index is not None and x.dim() == 2 and id(x) not in self._by_numbers:
+        if index is not None and x.dim() == 2:
             return index, True
         value = self.known(x)
         of = value is not None and value.kind in ("weight", "turned")

@@ -37,6 +37,7 @@ def _multiplied(to: ForwardRows, out: Tensor, x: Tensor, weight: Tensor, bias: i
     count = to.widths[value.row] // inputs
     if to.widths[value.row] % inputs:
         raise Unreadable("it multiplies other rows than those of each sample")
+    _check_size(value, count * outputs * inputs)
     row = to.put(
         "linear", value.row, index, bias, x=float(as_it_is), y=float(count), width=count * outputs
     )
@@ -107,14 +108,19 @@ def _product(
         raise Unreadable("it multiplies samples by one another")
     rows = to.widths[left.row] // (count * depth)
     width = count * rows * columns
-    if left.kind == right.kind == "task" and width * depth > _MOST_OF_TASK:
-        raise Unreadable("it multiplies large matrices of parameters: other engines are faster")
+    if right.kind == "task":
+        _check_size(left, width * depth)
     return left._replace(row=to.put("product", left.row, right.row, x=count, y=rows, width=width))
 
 
 # Multiply-adds of matrices that are the task's: of 96 x 96 rows and vmap took as long for one task,
 # of 128 x 128 rows 2.7 times as long.
 _MOST_OF_TASK = 1 << 20
+
+
+def _check_size(left: Value, terms: int) -> None:
+    if left.kind == "task" and terms > _MOST_OF_TASK:
+        raise Unreadable("it multiplies large matrices of parameters: other engines are faster")
 
 
 def _bilinear(
@@ -179,7 +185,7 @@ def _masked(
 
 
 def _detached(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
-    value = to.known(x) or to.of_unknown(x)
+    value = to.value(x)
     if value.kind not in ("samples", "task", "constant"):
         return Value("unknown")  # PyTorch makes some for itself
     row = to.put("stop", value.row, width=to.widths[value.row])

@@ -18,8 +18,6 @@ __all__ = ["SHAPE_RULES", "of_rows", "part", "same"]
 def of_rows(to: ForwardRows, x: Tensor) -> tuple[Value, tuple[int, ...]]:
     """What a tensor is, and the dimensions that each sample has in it."""
     value = to.value(x)
-    if value.kind in ("weight", "turned"):
-        to.refuse_matrices([value.row])
     if value.kind not in ("samples", "task"):
         raise Unreadable("it reshapes what is of no sample")
     return value, to.sides(x)

@@ -22,7 +22,7 @@ from fastmeta.functional.row_programs import (
     lengths_as_sizes,
     read,
 )
-from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, BothWays, ForwardRows
+from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.reading.layers import unlike_parameters
@@ -162,16 +162,7 @@ class _Reader:
         dtype = next(iter(self._own.values())).dtype
         generator = torch.Generator().manual_seed(samples)
         x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
-        by_numbers: list[str] = []
-        while True:
-            try:
-                return self._read_rows(x, ForwardRows(x, self._own, self._others, by_numbers))
-            except BothWays as both:
-                if {*both.names} <= {*by_numbers}:
-                    raise
-                by_numbers += both.names
-
-    def _read_rows(self, x: Tensor, rows: ForwardRows) -> _Reading:
+        rows = ForwardRows(x, self._own, self._others)
         with _operations_of_pytorch(), lengths_as_sizes(Tensor):
             y, _ = read(self._forward, (x,), rows, FORWARD_RULES)
         return _Reading(*rows.result(y), y.shape[1:], rows.fewest, [*rows.tables.read])
