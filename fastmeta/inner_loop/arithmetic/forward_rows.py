@@ -122,7 +122,7 @@ class ForwardRows(Rows):
             return value
         row = self._numbers_of(value.row, x)
         if value.kind == "turned":
-            row = self.turned(row, *reversed(x.shape), 1)
+            row = self.turned(row, x.shape[1], x.shape[0], 1)
         return Value("task", row)
 
     def _numbers_of(self, index: int, like: Tensor) -> int:

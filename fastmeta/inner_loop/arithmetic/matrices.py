@@ -31,6 +31,19 @@ class _Scale(NamedTuple):
     of_outputs: bool
 
 
+class _Shape(NamedTuple):
+    """Of so many matrices, each of `times` rows of k numbers, which become rows of n."""
+
+    matrices: int
+    times: int
+    k: int
+    n: int
+
+    @property
+    def width(self) -> int:
+        return self.matrices * self.times * self.n
+
+
 class _Rewriter:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
@@ -74,12 +87,13 @@ class _Rewriter:
         _, left, row, turned, count, times, width = step
         n = int(width / (count * times))
         k = self._width(row) // (int(count) * n)
+        shape = _Shape(int(count), int(times), k, n)
         scales: list[_Scale] = []
         scalable = self._of_task[row] and not self._of_task[left] and count == 1 and k >= _FEWEST
         while row:
             op, a, _, c, x, y, _ = self._steps[row - 1]
             scalable = scalable and self._uses[row] == 1  # else its numbers are worth having
-            found = self._scaled(row, k, n, turned) if scalable else None
+            found = self._scaled(row, shape, turned) if scalable else None
             if op == "turn" and (c, x, y) == ((1, k, n) if turned else (1, n, k)):
                 row, turned = a, 1 - turned
             elif found is not None:
@@ -87,27 +101,27 @@ class _Rewriter:
                 scales.append(scale)
             else:
                 break
-        return self._multiplied(self._place[left], row, int(count), int(times), k, n, turned, scales)
+        return self._multiplied(self._place[left], row, shape, turned, scales)
 
-    def _scaled(self, row: int, k: int, n: int, turned: int) -> tuple[int, _Scale] | None:
+    def _scaled(self, row: int, shape: _Shape, turned: int) -> tuple[int, _Scale] | None:
         """The matrix that one is but for a scale."""
         op, a, b, *_ = self._steps[row - 1]
         if op not in ("multiply", "divide"):
             return None
         for matrix, by in ((a, b), (b, a)) if op == "multiply" else ((a, b),):
-            of_outputs = self._side(by, k, n, turned)
-            if of_outputs is not None and self._width(matrix) == k * n:
+            of_outputs = self._side(by, shape, turned)
+            if of_outputs is not None and self._width(matrix) == shape.k * shape.n:
                 source = by if self._width(by) == 1 else self._steps[by - 1][1]
                 return matrix, _Scale(op, source, of_outputs)
         return None
 
-    def _side(self, row: int, k: int, n: int, turned: int) -> bool | None:
+    def _side(self, row: int, shape: _Shape, turned: int) -> bool | None:
         """Whether a row scales outputs, or inputs; None: neither."""
         if self._width(row) == 1:
             return True
         op, source, _, _, inner, _, width = self._steps[row - 1]
-        rows, columns = (n, k) if turned else (k, n)
-        if op != "repeat" or width != k * n:
+        rows, columns = (shape.n, shape.k) if turned else (shape.k, shape.n)
+        if op != "repeat" or width != rows * columns:
             return None
         of = self._width(source) if source else 0
         if (inner, of) == (1, rows):
@@ -115,18 +129,19 @@ class _Rewriter:
         return not turned if inner == of == columns else None
 
     def _multiplied(
-        self, left: int, row: int, count: int, times: int, k: int, n: int, turned: int,
-        scales: Sequence[_Scale],
-    ) -> int:  # fmt: skip
+        self, left: int, row: int, shape: _Shape, turned: int, scales: Sequence[_Scale]
+    ) -> int:
+        count, times, k, n = shape
         for scale in scales:
             if not scale.of_outputs:
                 left = self._rescaled(left, scale, times, k)
         op, _, index, *_ = self._steps[row - 1] if row else ("", 0, 0)
-        width = count * times * n
         if op == "parameter" and count == 1:
-            made: Step = ("linear", left, index, -1, float(not turned), float(times), width)
+            as_it_is = float(not turned)
+            made: Step = ("linear", left, index, -1, as_it_is, float(times), shape.width)
         else:
-            made = ("product", left, self._place[row], turned, float(count), float(times), width)
+            right = self._place[row]
+            made = ("product", left, right, turned, float(count), float(times), shape.width)
         result = self._put(made)
         for scale in scales:
             if scale.of_outputs:
