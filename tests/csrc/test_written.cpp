@@ -175,7 +175,7 @@ class Writer {
       case 13: {  // rows times a matrix that all samples share
         const i64 parts = factor_of(width(a)), k = width(a) / parts, n = random_.one_of({1, 3, 17});
         const bool generated = random_.coin();
-        const int matrix = of_one("tanh", generated ? linear(parameter(2), k * n) : parameter(k * n));
+        const int matrix = of_one("tanh", generated ? linear(parameter(3), k * n) : parameter(k * n));
         read(a), read(matrix);
         put("product", a, matrix, random_.coin(), 1, double(parts), parts * n);
         return;
