@@ -24,6 +24,8 @@ class Between(nn.Module):
         self.w = nn.Parameter(torch.randn(INNER, WIDTH) / 3)
         self.of_out, self.of_in = (nn.Parameter(torch.rand(n) + 0.5) for n in (INNER, WIDTH))
         self.one = nn.Parameter(torch.tensor(0.7))
+        self.row = nn.Parameter(torch.randn(1, WIDTH) / 3)
+        self.own = nn.Parameter(torch.randn(INNER, INNER) / 3)
         self.told = told
 
     def forward(self, x):
@@ -58,6 +60,11 @@ def both_ways(m, h):
     return F.linear(h, m.w) * m.w.square().sum(1)
 
 
+def of_other_parts(m, h):
+    parts = F.linear(h.view(-1, 2, 6), m.w.view(18, 6)).flatten(1)
+    return F.linear(h, m.w) + parts[:, :INNER]
+
+
 def attends(m, h):
     keys, values = m.w.view(9, 3, 4).unbind(1)[:2]
     return (F.softmax(h.view(-1, 3, 4) @ keys.t(), -1) @ values[:, :3]).flatten(1)
@@ -86,6 +93,18 @@ COMPUTED = {
     "of another shape": lambda m, h: F.linear(h, m.w.view(WIDTH, INNER).t()),
     "a bias of itself": lambda m, h: F.linear(h, m.w, m.w[:, 0]),
     "its columns": lambda m, h: F.linear(h, m.w * m.w[:, :1]),
+    "of two shapes": lambda m, h: F.linear(h, m.w) * (h[:, :INNER] @ m.w.view(INNER, WIDTH)[:, :1]),
+    "in parts of another shape": of_other_parts,
+    "a row, and turned": lambda m, h: F.linear(h.sin() @ m.row.t(), m.row.t())[:, :INNER],
+    "a row, and twice it": lambda m, h: F.linear(h, m.w) + h @ (2 * m.row).t() + h @ m.row.t(),
+    "a bias, and a column": lambda m, h: (
+        F.linear(h, m.w, m.of_out) * (h[:, :INNER] @ m.of_out[:, None])
+    ),
+    "a bias, and a row": lambda m, h: F.linear(h, m.w, m.of_out) + F.linear(
+        h[:, :INNER], (2 * m.of_out).view(1, INNER)
+    ),
+    "its square, symmetric": lambda m, h: F.linear(h[:, :INNER] @ (m.own + m.own.t()), m.own),
+    "turned, and a row": lambda m, h: h[:, :INNER] @ (m.own.t() + m.of_out),
 }
 
 
@@ -112,6 +131,23 @@ def test_scales_are_those_of_samples(name):
     wide = [step for step in written.steps if step[6] == WIDTH * INNER]
     squares = [step for step in wide if step[0] == "multiply" and step[1] == step[2]]
     assert {step[0] for step in wide if step not in squares} <= {"parameter"}
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+def test_softmax_of_large_scores(size):
+    class Shares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores = nn.Linear(INPUTS, OUTPUTS)
+
+        def forward(self, x):
+            return F.softmax(self.scores(x) * size, dim=1)
+
+    batch = regression_tasks(3, 2, 50, INPUTS, OUTPUTS)
+    four = batch.support_x, batch.support_y, batch.query_x, batch.query_y
+    meta = fm.MAML(Shares(), loss="mse", inner_lr=0.1, inner_steps=0, engine="resident")
+    shares = meta(fm.TaskBatch(*(t.float() for t in four))).predictions
+    torch.testing.assert_close(shares.sum(-1), torch.ones(3, 50), rtol=0, atol=5e-7)
 
 
 @pytest.mark.parametrize("name", ["weight norm", "both ways", "twice"])

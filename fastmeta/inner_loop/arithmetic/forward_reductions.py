@@ -11,7 +11,7 @@ from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
 from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import of_rows
 
-__all__ = ["REDUCTION_RULES"]
+__all__ = ["REDUCTION_RULES", "softmax"]
 
 
 # ---- sums --------------------------------------------------------------------------------------
@@ -79,16 +79,36 @@ def _log_sum_exp(
 def _log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
     value, sides, order, parts = _last(to, x, [dim])
     width = to.widths[value.row]
-    total = to.put("log_sum_exp", value.row, width=parts)
-    if parts > 1:
-        total = to.repeated(total, width // parts, 1)
+    total = _spread(to, to.put("log_sum_exp", value.row, width=parts), width)
     row = to.put("subtract", value.row, total, width=width)
     back = sorted(range(len(order)), key=order.__getitem__)
     return to.value(x)._replace(row=to.permuted(row, sides, back))
 
 
 def _softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    return to.step("exp", _log_softmax(to, out, x, dim), width=to.columns(x))
+    value, sides, order, parts = _last(to, x, [dim])
+    row = softmax(to, value.row, parts)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return to.value(x)._replace(row=to.permuted(row, sides, back))
+
+
+def softmax(to: ForwardRows, row: int, parts: int) -> int:
+    """Of each of so many parts of a row.
+
+    Divided by what they add up to: the log of a sum of large numbers is not exact, which all of a
+    part have in common.
+    """
+    width = to.widths[row]
+    total = to.put("stop", to.put("log_sum_exp", row, width=parts), width=parts)
+    less = to.put("subtract", row, _spread(to, total, width), width=width)
+    shares = to.put("exp", less, width=width)
+    return to.put("divide", shares, _spread(to, to.sums(shares, parts), width), width=width)
+
+
+def _spread(to: ForwardRows, row: int, width: int) -> int:
+    """A number of each part, for all of the part."""
+    parts = to.widths[row]
+    return to.repeated(row, width // parts, 1) if parts > 1 else row
 
 
 def _cumulative_sum(to: ForwardRows, out: Tensor, x: Tensor, dim: int, **options: Any) -> Value:

@@ -37,7 +37,7 @@ class ForwardRows(Rows):
     def __init__(
         self, x: Tensor, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]
     ) -> None:
-        self._names = [*parameters]
+        self._names, self._shapes = [*parameters], [p.shape for p in parameters.values()]
         self._indices = {id(p): i for i, p in enumerate(parameters.values())}
         self._turned: dict[tuple[int, int, int, int], int] = {}
         self._of_parameters: dict[int, int] = {}  # the rows of their numbers
@@ -53,7 +53,7 @@ class ForwardRows(Rows):
         is_row = value is not None and (value.kind, value.before) == ("samples", 1)
         if value is None or not is_row or not y.dim() or len(y) != self.samples:
             raise Unreadable("it does not make a row of each sample")
-        steps = with_fewer_matrices(needed(self.steps, value.row, 1))
+        steps = with_fewer_matrices(needed(self.steps, value.row, 1), self._shapes)
         steps = needed(steps, len(steps), 1)
         products = [step for step in steps if step[0] == "linear"]
         biases = [step[3] for step in products if step[3] >= 0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value, held
-from fastmeta.inner_loop.arithmetic.forward_reductions import REDUCTION_RULES
+from fastmeta.inner_loop.arithmetic.forward_reductions import REDUCTION_RULES, softmax
 from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import SHAPE_RULES, of_rows, part, same
 
@@ -157,9 +157,7 @@ def _attention(
     share = to.number(size**-0.5 if scale is None else float(scale))
     scores = to.put("multiply", scores, share.row, width=width)
     scores = _masked(to, scores, (*q.shape[:3], others), causal, attn_mask)
-    total = to.put("log_sum_exp", scores, width=heads * places)
-    scores = to.put("subtract", scores, to.repeated(total, others, 1), width=width)
-    weights = to.put("exp", scores, width=width)
+    weights = softmax(to, scores, heads * places)
     width = heads * places * v.shape[3]
     row = to.put("product", weights, values[2].row, x=heads, y=places, width=width)
     return (Value("samples", row),)
@@ -364,7 +362,9 @@ def _added(to: ForwardRows, out: Tensor, x: Any, y: Any, *, alpha: float = 1) ->
 
 def _biased(to: ForwardRows, out: Tensor, x: Any, bias: Any) -> Value | None:
     value, index = to.known(x), to.index(bias)
-    if value is None or value.row < 1 or index is None or x.shape != out.shape:
+    if value is None or value.kind not in ("samples", "task") or value.row < 1:
+        return None
+    if index is None or x.shape != out.shape:
         return None
     op, a, weight, own, turned, parts, width = to.steps[value.row - 1]
     if (op, own) != ("linear", -1) or bias.shape not in (out.shape[-1:], (1, *out.shape[-1:])):

@@ -20,9 +20,13 @@ _FEWEST_OF_SUM = 16  # each product is called for
 _FEWEST = 8  # numbers of an input: with fewer a matrix is no larger than what comes of its samples
 
 
-def with_fewer_matrices(steps: Sequence[Step]) -> list[Step]:
-    """Steps that come to the same, of which some may not be needed; row 0 is a sample."""
-    return _Rewriter(steps).rewritten()
+def with_fewer_matrices(steps: Sequence[Step], shapes: Sequence[Sequence[int]]) -> list[Step]:
+    """Steps that come to the same, of which some may not be needed; row 0 is a sample.
+
+    Args:
+        shapes: of the parameters.
+    """
+    return _Rewriter(steps, shapes).rewritten()
 
 
 class _Scale(NamedTuple):
@@ -45,8 +49,9 @@ class _Shape(NamedTuple):
 
 
 class _Rewriter:
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], shapes: Sequence[Sequence[int]]) -> None:
         self._steps = steps
+        self._shapes = shapes
         self._uses = Counter(row for step in steps for row in rows_of(step))
         self._of_task = [False]
         for step in steps:
@@ -135,18 +140,29 @@ class _Rewriter:
         for scale in scales:
             if not scale.of_outputs:
                 left = self._rescaled(left, scale, times, k)
-        op, _, index, *_ = self._steps[row - 1] if row else ("", 0, 0)
-        if op == "parameter" and count == 1:
-            as_it_is = float(not turned)
-            made: Step = ("linear", left, index, -1, as_it_is, float(times), shape.width)
-        else:
+        weight = self._weight(row, shape, turned)
+        if weight is None:
             right = self._place[row]
-            made = ("product", left, right, turned, float(count), float(times), shape.width)
+            made: Step = ("product", left, right, turned, float(count), float(times), shape.width)
+        else:
+            index, as_it_is = weight
+            made = ("linear", left, index, -1, float(as_it_is), float(times), shape.width)
         result = self._put(made)
         for scale in scales:
             if scale.of_outputs:
                 result = self._rescaled(result, scale, times, n)
         return result
+
+    def _weight(self, row: int, shape: _Shape, turned: int) -> tuple[int, bool] | None:
+        """The parameter that a matrix is, where it has that shape, and whether it is [k, n]."""
+        op, _, index, *_ = self._steps[row - 1] if row else ("", 0, 0)
+        if op != "parameter" or shape.matrices != 1 or len(self._shapes[index]) < 2:
+            return None
+        as_it_is, rows = not turned, self._shapes[index][0]
+        if rows == (shape.k if as_it_is else shape.n):
+            return index, as_it_is
+        lies_alike = 1 in (shape.k, shape.n)  # transposed or not
+        return (index, not as_it_is) if lies_alike else None
 
     def _rescaled(self, row: int, scale: _Scale, times: int, each: int) -> int:
         by, width = self._place[scale.row], times * each
