@@ -21,6 +21,8 @@ struct Broadcast {
   template <class R>
   static FASTMETA_INLINE Vec<R> column(const R* b) { return load(b); }
 };
+// The same of columns that are anywhere: samples of a task, a vector of them here and one there.
+struct Apart : Broadcast {};
 struct Direct {
   static constexpr bool a_is_vector = true;
   template <class R>

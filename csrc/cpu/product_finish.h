@@ -26,14 +26,15 @@ template <class Lane, int MR, int NR, class R>
 FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> (&acc)[MR][NR]) {
   using V = Vec<R>;
   constexpr int W = lanes<R>;
-  const i64 c_m = target.c_m, offset = m * c_m + n * W;
+  const i64 c_n = std::is_same_v<Lane, Apart> ? target.c_n : W;
+  const i64 c_m = target.c_m, offset = m * c_m + n * c_n;
   R* c = target.c + offset;
   // f(i, j, where the vector lies from the first one)
   const auto each = [&](auto f) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-      for (int j = 0; j < NR; ++j) store(c + i * c_m + j * W, f(i, j, i * c_m + j * W));
+      for (int j = 0; j < NR; ++j) store(c + i * c_m + j * c_n, f(i, j, i * c_m + j * c_n));
   };
   switch (target.finish) {
     case Finish::Store:

@@ -10,12 +10,13 @@ FASTMETA_INLINE void start(const Target<R>& target, i64 m, i64 n, Vec<R> (&acc)[
   using V = Vec<R>;
   constexpr int W = lanes<R>;
   constexpr i64 width = Lane::template b_width<R>;
+  const i64 c_n = std::is_same_v<Lane, Apart> ? target.c_n : W;
 #pragma GCC unroll 16
   for (int j = 0; j < NR; ++j) {
     const V first = target.finish == Finish::Bias ? Lane::column(target.row + (n + j) * width) : V{};
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
-      acc[i][j] = target.continues ? load(target.c + (m + i) * target.c_m + (n + j) * W) : first;
+      acc[i][j] = target.continues ? load(target.c + (m + i) * target.c_m + (n + j) * c_n) : first;
   }
 }
 

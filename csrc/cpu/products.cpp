@@ -15,6 +15,7 @@ using Real = FASTMETA_REAL;
   template void product_at_once<lane>(const Term<Real>*, int, const Target<Real>&, i64, i64);
 
 FASTMETA_PRODUCTS(Broadcast)
+FASTMETA_PRODUCTS(Apart)
 FASTMETA_PRODUCTS(Direct)
 FASTMETA_PRODUCTS(Shared)
 #if FASTMETA_VECTOR_BYTES > 16

@@ -39,6 +39,7 @@ struct Target {
   i64 rate_m = 0, rate_n = 0;
   R scale = 1;
   bool continues = false;  // the sum begins with what is in C; of a CPU's products alone
+  i64 c_n = 0;  // from one vector of C to the next, where Lane says so
 };
 
 }  // namespace fastmeta::FASTMETA_ISA

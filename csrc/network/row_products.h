@@ -174,26 +174,35 @@ class RowProducts : protected RowRecords<Team> {
   template <class Lane>
   void multiply(R* to, const Factor* factors, int count, const R* bias, const Shape& shape, Steps steps,
                 Finish finish) const {
+    if constexpr (lanes_are_samples) return multiply_alone(to, factors, count, bias, shape, steps, finish);
     each_part(shape, [&](i64 from, i64 onto) {
       Term<R> terms[2];
-      if constexpr (lanes_are_samples) {
-        for (i64 r = 0; r < records_; ++r) {
-          for (int t = 0; t < count; ++t)
-            terms[t] = {factors[t].theta + steps.begin, steps.n, steps.k, factors[t].x + from + r * ld_, W, W,
-                        shape.from};
-          Target<R> target{to + onto + r * ld_, W, finish};
-          target.continues = bias != nullptr;
-          for (i64 j = 0; bias && j < shape.to; ++j) store(target.c + j * W, splat(bias[j]));
-          product<Lane>(terms, count, target, shape.to, 1);
-        }
-      } else {
-        for (int t = 0; t < count; ++t)
-          terms[t] = {factors[t].x + from, ld_, W, factors[t].theta + steps.begin, steps.k, steps.n, shape.from};
-        Target<R> target{to + onto, ld_, bias ? Finish::Bias : finish};
-        target.row = bias;
-        product<Lane>(terms, count, target, records_, shape.to);
-      }
+      for (int t = 0; t < count; ++t)
+        terms[t] = {factors[t].x + from, ld_, W, factors[t].theta + steps.begin, steps.k, steps.n, shape.from};
+      Target<R> target{to + onto, ld_, bias ? Finish::Bias : finish};
+      target.row = bias;
+      product<Lane>(terms, count, target, records_, shape.to);
     });
+  }
+  // Columns are the parts of a record, or the records where there are more of them.
+  void multiply_alone(R* to, const Factor* factors, int count, const R* bias, const Shape& shape, Steps steps,
+                      Finish finish) const {
+    const bool over_parts = shape.parts > records_;
+    const i64 columns = over_parts ? shape.parts : records_, others = over_parts ? records_ : shape.parts;
+    const i64 x_part = shape.from * W, to_part = shape.to * W;
+    for (i64 o = 0; o < others; ++o) {
+      const i64 x_at = o * (over_parts ? ld_ : x_part), to_at = o * (over_parts ? ld_ : to_part);
+      Term<R> terms[2];
+      for (int t = 0; t < count; ++t)
+        terms[t] = {factors[t].theta + steps.begin, steps.n, steps.k, factors[t].x + x_at, W,
+                    over_parts ? x_part : ld_, shape.from};
+      Target<R> target{to + to_at, W, finish};
+      target.c_n = over_parts ? to_part : ld_;
+      target.continues = bias != nullptr;
+      for (i64 i = 0; bias && i < columns; ++i)
+        for (i64 j = 0; j < shape.to; ++j) store(target.c + i * target.c_n + j * W, splat(bias[j]));
+      product<Apart>(terms, count, target, shape.to, columns);
+    }
   }
 
   // f(terms, how many) for matrices [from][to] that add up to the sum of the pairs' outer products, values by

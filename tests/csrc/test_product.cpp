@@ -59,6 +59,7 @@ void check(Random& random, i64 m, i64 n, const std::vector<i64>& depths, bool ad
   }
   const Buffer out(start);
   simd::Target<R> target{out.data.get(), n * W, adds ? simd::Finish::Add : simd::Finish::Store};
+  target.c_n = W;
   simd::product<Lane>(terms.data(), int(terms.size()), target, m, n);
   double worst = 0;
   for (size_t i = 0; i < right.size(); ++i)
@@ -83,6 +84,7 @@ void check_all() {
 
 int main() {
   check_all<simd::Broadcast>();
+  check_all<simd::Apart>();
   check_all<simd::Direct>();
   check_all<simd::Shared>();
   if (!fastmeta::test::failures) std::printf("products agree\n");
