@@ -38,7 +38,9 @@ struct BlendRows : Pack<R> {
     from += slice.first * task_stride;
     for (i64 s = 0; s < ceil_div(n, samples); ++s, to += columns * W) {
       const R* of_lane[W] = {};
-      each_lane(s, n, slice, [&](i64 l, i64 t, i64 sample) { of_lane[l] = from + t * task_stride + sample * row_step; });
+      each_lane(s, n, slice, [&](i64 l, i64 t, i64 sample) {
+        of_lane[l] = from + t * task_stride + sample * row_step;
+      });
       i64 c = 0;
       for (; column_step == 1 && c + W <= columns; c += W) {
         Vec<R> block[W];
@@ -55,7 +57,9 @@ struct BlendRows : Pack<R> {
     to += slice.first * task_stride;
     for (i64 s = 0; s < ceil_div(n, samples); ++s, from += columns * W) {
       R* of_lane[W] = {};
-      each_lane(s, n, slice, [&](i64 l, i64 t, i64 sample) { of_lane[l] = to + t * task_stride + sample * row_step; });
+      each_lane(s, n, slice, [&](i64 l, i64 t, i64 sample) {
+        of_lane[l] = to + t * task_stride + sample * row_step;
+      });
       i64 c = 0;
       for (; column_step == 1 && c + W <= columns; c += W) {
         Vec<R> block[W];

@@ -9,7 +9,8 @@ namespace fastmeta::FASTMETA_ISA {
 
 // The rates of a vector of C, which has as many columns of a matrix.
 template <class Lane, class R>
-constexpr i64 rates_a_vector = std::is_same_v<Lane, Broadcast> ? lanes<R> : std::is_same_v<Lane, Spread> ? groups<R> : 1;
+constexpr i64 rates_a_vector =
+    std::is_same_v<Lane, Broadcast> ? lanes<R> : std::is_same_v<Lane, Spread> ? groups<R> : 1;
 template <class Lane, class R>
 FASTMETA_INLINE Vec<R> rates(const R* rate) {
   if constexpr (std::is_same_v<Lane, Broadcast>)

@@ -17,8 +17,9 @@ class RowPasses : RowProducts<Team> {
       Base::finish_unseen, Base::first_, Base::ld_, Base::matrix, Base::matrix_adjoint, Base::matrix_r_adjoint,
       Base::matrix_slope, Base::multiply_back, Base::multiply_back_by_task, Base::multiply_by_task,
       Base::multiply_forward, Base::n_, Base::once, Base::plan_, Base::put_bias_gradient, Base::put_matrix_adjoints,
-      Base::first_row, Base::put_row_gradient, Base::put_rows, Base::rows_of_chunk, Base::put_weight_gradient, Base::r_adjoints, Base::records_,
-      Base::samples_, Base::slopes, Base::spread, Base::spread_piece, Base::start, Base::take_matrices, Base::take_matrix_slopes,
+      Base::first_row, Base::put_row_gradient, Base::put_rows, Base::put_weight_gradient, Base::r_adjoints,
+      Base::records_, Base::rows_of_chunk, Base::samples_, Base::slopes, Base::spread, Base::spread_piece,
+      Base::start, Base::take_matrices, Base::take_matrix_slopes,
       Base::take_rows, Base::values, Base::values_, Base::W, Base::zero_matrix_adjoints, Base::zero_rows;
 
  public:

@@ -2,8 +2,9 @@
 //
 // A record has all rows of a sample, number by number a vector. In a pack its lanes are tasks, and each sample
 // has one; alone they are samples of the task, W to a record; in a blend some samples of some tasks. Rows that
-// samples share are in one record before the others, which has a task's numbers in all its lanes. Backward and R-pass go through the samples in chunks
-// whose records stay in the cache; of more than one chunk they run the forward again.
+// samples share are in one record before the others, which has a task's numbers in all its lanes. Backward and
+// R-pass go through the samples in chunks whose records stay in the cache; of more than one chunk they run the
+// forward again.
 #pragma once
 
 #include "loss_room.h"

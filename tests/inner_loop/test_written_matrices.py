@@ -103,6 +103,9 @@ COMPUTED = {
     "a bias, and a row": lambda m, h: F.linear(h, m.w, m.of_out) + F.linear(
         h[:, :INNER], (2 * m.of_out).view(1, INNER)
     ),
+    "a matrix, and all its numbers": lambda m, h: F.linear(h, m.w) * F.linear(
+        torch.cat([h] * INNER, 1), (2 * m.w).view(1, -1)
+    ),
     "its square, symmetric": lambda m, h: F.linear(h[:, :INNER] @ (m.own + m.own.t()), m.own),
     "turned, and a row": lambda m, h: h[:, :INNER] @ (m.own.t() + m.of_out),
 }

@@ -158,11 +158,11 @@ class _Rewriter:
         op, _, index, *_ = self._steps[row - 1] if row else ("", 0, 0)
         if op != "parameter" or shape.matrices != 1 or len(self._shapes[index]) < 2:
             return None
-        as_it_is, rows = not turned, self._shapes[index][0]
-        if rows == (shape.k if as_it_is else shape.n):
-            return index, as_it_is
         lies_alike = 1 in (shape.k, shape.n)  # transposed or not
-        return (index, not as_it_is) if lies_alike else None
+        for as_it_is in (not turned, bool(turned)) if lies_alike else (not turned,):
+            if self._shapes[index][0] == (shape.k if as_it_is else shape.n):
+                return index, as_it_is
+        return None
 
     def _rescaled(self, row: int, scale: _Scale, times: int, each: int) -> int:
         by, width = self._place[scale.row], times * each
