@@ -33,7 +33,8 @@ def _has_padding(kind: str, weight: Tensor, x: Tensor) -> bool:
     """Whether a weight is 0; raises for weights that are not as `TaskBatch` says."""
     name = f"{kind}_weight"
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, not {_describe(weight)}")
+        hint = f": give {name}.to({kind}_x.dtype)" if isinstance(weight, Tensor) else ""
+        raise TypeError(f"{name} must be a floating tensor, not {_describe(weight)}{hint}")
     if weight.shape != x.shape[:2]:
         raise ValueError(f"{name} must be {list(x.shape[:2])}, not {list(weight.shape)}")
     if weight.device != x.device or (x.is_floating_point() and weight.dtype is not x.dtype):

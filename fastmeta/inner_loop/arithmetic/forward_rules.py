@@ -148,7 +148,7 @@ def _attention(
         raise Unreadable("it drops some of attention")
     values = [to.value(x) for x in (q, k, v)]
     if any(value != Value("samples", value.row) for value in values) or len(q) != to.samples:
-        raise Unreadable("it attends to what are no samples")
+        raise Unreadable("it attends to what are no samples, as without batch_first=True")
     heads, places, size = q.shape[1:]
     others = k.shape[2]
     turned = to.permuted(values[1].row, (heads, others, size), (0, 2, 1))
