@@ -42,7 +42,7 @@ def batch(t=3, s=4, q=2, **changes):
         ({"support_y": torch.zeros(3, 4, dtype=torch.float64)}, TypeError, "share a dtype"),
         ({"support_x": torch.zeros(3, 4, 5, device="meta")}, TypeError, "meta"),
         ({"support_weight": torch.ones(3, 5)}, ValueError, r"must be \[3, 4\]"),
-        ({"support_weight": torch.ones(3, 4, dtype=torch.int64)}, TypeError, r"give support_weight.to\(sup"),
+        ({"support_weight": torch.ones(3, 4, dtype=torch.int64)}, TypeError, r"give .*\.to\("),
         ({"support_weight": torch.ones(3, 4, dtype=torch.float64)}, TypeError, "float64"),
         ({"support_weight": -torch.ones(3, 4)}, ValueError, "not negative"),
         ({"support_weight": torch.full((3, 4), NAN)}, ValueError, "finite"),
