@@ -15,14 +15,7 @@ template <int MR, int NC, class R>
 FASTMETA_INLINE void tile_over_groups(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m,
                                       i64 vector) {
   using V = Vec<R>;
-  constexpr int W = lanes<R>;
   V acc[MR][groups<R>]{};
-  const i64 at = m * target.c_m + vector * W;
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-    __builtin_prefetch(target.c + at + i * target.c_m, 1);
-    if (target.from) __builtin_prefetch(target.from + at + i * target.c_m);
-  }
   for (int t = 0; t < n_terms; ++t) {
     const Term<R>& term = terms[t];
     const R *a = term.a + m * term.a_m, *b = term.b + vector * groups<R> * term.b_n;
@@ -42,7 +35,6 @@ FASTMETA_INLINE void tile_over_groups(const Term<R>* terms, int n_terms, const T
   V sums[MR][1];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) sums[i][0] = sums_over_groups<R>(acc[i]);
-  static_assert(W == groups<R> * few<R>, "a vector is groups of a few");
   finish<Spread>(target, m, vector, sums);
 }
 
