@@ -141,26 +141,27 @@ void scale(const py::sequence& tensors, R factor, int threads) {
   for (const auto& [at, n] : all) multiply(at, n, factor, threads);
 }
 
-// shape: (T, S, C, H, W, O, kh, kw, stride, stride, padding, padding); x and y: (address, five
-// strides); weight and bias: (address, task_stride).
+// shape: (T, S, C, H, W, O, kh, kw); window: stride, padding and dilation, two of each; x and y:
+// (address, five strides); weight and bias: (address, task_stride).
 template <class R>
-void convolve(int form, const std::array<i64, 12>& shape, int threads,
+void convolve(int form, const std::array<i64, 8>& shape, const std::array<i64, 6>& window, int threads,
               const std::pair<std::uintptr_t, std::array<i64, 5>>& x,
               const std::pair<std::uintptr_t, std::array<i64, 5>>& y,
               const std::pair<std::uintptr_t, i64>& weight,
               const std::optional<std::pair<std::uintptr_t, i64>>& bias) {
-  const auto [T, S, C, H, W, O, kh, kw, stride_h, stride_w, padding_h, padding_w] = shape;
+  const auto [T, S, C, H, W, O, kh, kw] = shape;
   require(form >= 0 && form < 3 && T > 0 && S > 0 && threads > 0, "convolve: bad arguments");
-  require(stride_h > 0 && stride_w > 0, "a stride must be positive");
   Stage s{};
-  s.product = true;
+  s.product = ProductKind::Dense;
   s.in_c = C, s.in_h = H, s.in_w = W, s.c = O;
   s.kernel[0] = kh, s.kernel[1] = kw;
-  s.stride[0] = stride_h, s.stride[1] = stride_w;
-  s.padding[0] = padding_h, s.padding[1] = padding_w;
-  s.h = s.out_h = (H + 2 * padding_h - kh) / stride_h + 1;
-  s.w = s.out_w = (W + 2 * padding_w - kw) / stride_w + 1;
-  for (int axis = 0; axis < 2; ++axis) s.window[axis] = s.pool_stride[axis] = 1;
+  for (int axis = 0; axis < 2; ++axis) {
+    s.stride[axis] = window[axis], s.dilation[axis] = window[4 + axis];
+    s.before[axis] = s.behind[axis] = window[2 + axis];
+    s.window[axis] = s.pool_stride[axis] = 1;
+    require(s.stride[axis] > 0, "a stride must be positive");
+  }
+  s.h = s.out_h = pixels_of_product(s, 0), s.w = s.out_w = pixels_of_product(s, 1);
   check_geometry(s);
   const auto batch = [](const auto& b) {
     const auto& [task, sample, channel, row, pixel] = b.second;

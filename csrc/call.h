@@ -19,25 +19,35 @@ namespace fastmeta {
 
 namespace py = pybind11;
 
+// Those of height or width that a product gives, 0 where its kernel does not fit.
+inline i64 pixels_of_product(const Stage& s, int axis) {
+  const i64 in = (axis ? s.in_w : s.in_h) + s.before[axis] + s.behind[axis];
+  const i64 taken = (s.kernel[axis] - 1) * s.dilation[axis] + 1;
+  return in < taken ? 0 : (in - taken) / s.stride[axis] + 1;
+}
+
 // What keeps the kernels of a stage inside their tensors.
 inline void check_geometry(const Stage& s) {
   const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w}, out[2] = {s.out_h, s.out_w};
   require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
   for (int axis = 0; axis < 2; ++axis) {
     require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
-    if (s.product)
-      require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.padding[axis] >= 0 &&
-                  z[axis] == (in[axis] + 2 * s.padding[axis] - s.kernel[axis]) / s.stride[axis] + 1 &&
-                  in[axis] + 2 * s.padding[axis] >= s.kernel[axis],
+    if (s.product == ProductKind::Dense || s.product == ProductKind::Depthwise)
+      require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.dilation[axis] > 0 &&
+                  s.before[axis] >= 0 && s.behind[axis] >= 0 && z[axis] == pixels_of_product(s, axis),
               "a product's geometry is not that of its sizes");
-    if (!s.product || s.scale != ScaleKind::None)
-      require(z[axis] == in[axis] && s.c == s.in_c, "without a product the shape stays");
-    require(s.window[axis] > 0 && s.pool_stride[axis] >= s.window[axis] &&
-                z[axis] >= s.window[axis] &&
-                out[axis] == (z[axis] - s.window[axis]) / s.pool_stride[axis] + 1,
+    else
+      require(z[axis] == in[axis], "without a product the size stays");
+    const i64 pooled = z[axis] + 2 * s.border[axis] - s.window[axis];
+    require(s.window[axis] > 0 && s.pool_stride[axis] > 0 && s.border[axis] >= 0 &&
+                2 * s.border[axis] <= s.window[axis] && pooled >= 0 &&
+                out[axis] == pooled / s.pool_stride[axis] + 1,
             "a pool's geometry is not that of its sizes");
     require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
   }
+  require(s.product == ProductKind::Dense ||
+              s.c == s.in_c + (s.join == JoinKind::Channels ? s.other_c : 0),
+          "without a dense product the channels stay");
 }
 
 class Chain {
@@ -121,12 +131,15 @@ class Chain {
       to[0] = values.first, to[1] = values.second;
     };
     Stage s{};
-    s.input = int(number("input")), s.added = int(number("added"));
+    s.input = int(number("input")), s.other = int(number("other"));
+    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels"}));
+    s.other_c = number("other_c"), s.other_h = number("other_h"), s.other_w = number("other_w");
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
-    s.product = fields["product"].cast<bool>();
-    s.scale = ScaleKind(one_of(fields["scale"], {"none", "elements", "pixels"}));
+    s.product = ProductKind(
+        one_of(fields["product"], {"none", "dense", "depthwise", "elements", "pixels"}));
     s.weight = int(number("weight")), s.bias = int(number("bias"));
-    pair("kernel", s.kernel), pair("stride", s.stride), pair("padding", s.padding);
+    pair("kernel", s.kernel), pair("stride", s.stride), pair("dilation", s.dilation);
+    pair("before", s.before), pair("behind", s.behind);
     s.c = number("c"), s.h = number("h"), s.w = number("w");
     s.norm = NormKind(one_of(fields["norm"], {"none", "batch", "group"}));
     s.groups = number("groups");
@@ -141,7 +154,7 @@ class Chain {
       s.activation.a = a, s.activation.b = b;
     }
     s.pool = PoolKind(one_of(fields["pool"], {"none", "average", "max"}));
-    pair("window", s.window), pair("pool_stride", s.pool_stride);
+    pair("window", s.window), pair("pool_stride", s.pool_stride), pair("border", s.border);
     s.out_h = number("out_h"), s.out_w = number("out_w");
     return s;
   }
@@ -156,21 +169,28 @@ class Chain {
     throw std::invalid_argument("unknown: " + wanted);
   }
 
-  // Whether the stage m before s, or the network's input, gives what s takes.
-  bool gives(int m, const Stage& s) const {
+  // Whether the stage m before s, or the network's input, gives images of that shape.
+  bool gives(int m, const Stage& s, i64 c, i64 h, i64 w) const {
     if (m < -1 || m >= int(stages_.size())) return false;
     if (m < 0) {
       const Stage& first = stages_.empty() ? s : stages_.front();
-      return first.in_c == s.in_c && first.in_h == s.in_h && first.in_w == s.in_w;
+      return first.in_c == c && first.in_h == h && first.in_w == w;
     }
     const Stage& below = stages_[size_t(m)];
-    return below.c == s.in_c && below.out_h == s.in_h && below.out_w == s.in_w;
+    return below.c == c && below.out_h == h && below.out_w == w;
   }
 
   void check_inputs(const Stage& s) const {
-    require(gives(s.input, s), "a stage does not take what the one that it reads gives");
-    require(s.added == no_stage || (!s.product && gives(s.added, s)),
-            "a stage cannot add what the other one gives");
+    require(gives(s.input, s, s.in_c, s.in_h, s.in_w),
+            "a stage does not take what the one that it reads gives");
+    if (s.join == JoinKind::None) return require(s.other == no_stage, "a stage joins nothing");
+    require(s.product == ProductKind::None && gives(s.other, s, s.other_c, s.other_h, s.other_w),
+            "a stage cannot join what the other one gives");
+    const bool any_size = s.join != JoinKind::Channels;
+    const auto fits = [&](i64 own, i64 others) { return own == others || (any_size && others == 1); };
+    require(fits(s.in_h, s.other_h) && fits(s.in_w, s.other_w) &&
+                (s.join == JoinKind::Channels || fits(s.in_c, s.other_c)),
+            "a stage joins images of other sizes");
   }
 
   // A gradient comes to each stage from its readers.
@@ -178,7 +198,7 @@ class Chain {
     std::vector<bool> read(stages_.size());
     for (const Stage& s : stages_) {
       if (s.input >= 0) read[size_t(s.input)] = true;
-      if (s.added >= 0) read[size_t(s.added)] = true;
+      if (s.other >= 0) read[size_t(s.other)] = true;
     }
     read.back() = true;
     for (const bool one : read) require(one, "nothing reads a stage");
@@ -189,10 +209,9 @@ class Chain {
     const auto parameter = [&](int index, bool optional) {
       return index < n_parameters_ && index >= (optional ? -1 : 0);
     };
-    require(parameter(s.weight, !s.product) && parameter(s.bias, true) &&
+    require(parameter(s.weight, s.product == ProductKind::None) && parameter(s.bias, true) &&
                 parameter(s.gamma, true) && parameter(s.beta, true),
             "a parameter's index is out of range");
-    require(s.scale == ScaleKind::None || s.product, "a scale is a product");
     require(s.norm != NormKind::Group || (s.groups > 0 && s.c % s.groups == 0),
             "groups must divide the channels");
   }

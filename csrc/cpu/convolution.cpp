@@ -4,6 +4,7 @@
 // nothing else is copied. Chunks and runs depend on shapes alone, so threads do not change the bits.
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 
 #include "dispatch.h"

@@ -1,6 +1,6 @@
 // Convolutions as products, straight from images in channels-last layout: no im2col in memory.
 //
-//   correlate          out(s, y, x)  = sum over taps of in(s, y step + first + tap) filter[tap]
+//   correlate          out(s, y, x)  = sum over taps of in(s, y step + first + tap apart) filter[tap]
 //   correlate_weights  filter[tap]  += sum over s, y, x of in(...)^T g(s, y, x)
 //
 // A tile's rows are neighbouring pixels of a line, its columns output channels, its depth the taps and
@@ -30,6 +30,7 @@ struct Filter {
 struct Sweep {
   i64 samples, h, w;       // of the output
   i64 step[2], first[2];   // input pixel of tap (0, 0) for output (y, x): y step[0] + first[0], ...
+  i64 apart[2];            // input pixels from one tap to the next
 };
 
 struct Lines {
@@ -57,15 +58,16 @@ inline i64 count_terms(i64 rows, i64 columns, i64 depth, i64 lines) {
   return 4 * rows * columns * (ceil_div(depth, deepest_sum) + 1) + 2 * lines;
 }
 
+// The taps of a row are neighbours in memory.
 template <class R>
-bool rows_are_whole(const Images<R>& in, i64 depth) {
-  return in.pixel == depth;  // the taps of a row are neighbours in memory
+bool rows_are_whole(const Images<R>& in, const Filter<R>& f, const Sweep& s) {
+  return in.pixel == f.depth && (s.apart[1] == 1 || f.columns == 1);
 }
 
 template <class R>
 i64 put_terms(Term<R>* terms, const Correlated<R>& c, const Sweep& s, bool over_samples) {
   const Filter<R>& f = c.filter;
-  const bool whole = rows_are_whole(c.in, f.depth);
+  const bool whole = rows_are_whole(c.in, f, s);
   const i64 taps = whole ? 1 : f.columns, depth = whole ? f.columns * f.depth : f.depth;
   const i64 step = over_samples ? c.in.sample : s.step[1] * c.in.pixel;
   const i64 block = ceil_div(depth, ceil_div(depth, deepest_sum));
@@ -73,7 +75,7 @@ i64 put_terms(Term<R>* terms, const Correlated<R>& c, const Sweep& s, bool over_
   for (i64 r = 0; r < f.rows; ++r)
     for (i64 t = 0; t < taps; ++t)
       for (i64 k = 0; k < depth; k += block)
-        terms[n++] = {c.in.at(0, s.first[0] + r, s.first[1] + t) + k, step, 1,
+        terms[n++] = {c.in.at(0, s.first[0] + r * s.apart[0], s.first[1] + t * s.apart[1]) + k, step, 1,
                       f.w + ((r * f.columns + t) * f.depth + k) * f.ld, f.ld, lanes<R>,
                       smaller(block, depth - k)};
   return n;
@@ -119,7 +121,7 @@ template <class R>
 void correlate_weights(const Outer<R>* sums, int n, const Sweep& s, R* to, const Filter<R>& shape,
                        i64 vectors, Term<R>* terms) {
   const Lines lines(s);
-  const bool whole = rows_are_whole(sums[0].in, shape.depth);
+  const bool whole = rows_are_whole(sums[0].in, shape, s);
   const i64 taps = whole ? 1 : shape.columns;
   const i64 m = whole ? shape.columns * shape.depth : shape.depth;
   for (i64 r = 0; r < shape.rows; ++r)
@@ -131,8 +133,9 @@ void correlate_weights(const Outer<R>* sums, int n, const Sweep& s, R* to, const
         const i64 g_step = lines.over_samples ? g.sample : g.pixel;
         for (i64 sample = 0; sample < lines.samples; ++sample)
           for (i64 y = 0; y < lines.per_sample; ++y)
-            terms[count++] = {in.at(sample, y * s.step[0] + s.first[0] + r, s.first[1] + t), 1,
-                              in_step, g.at(sample, y, 0), g_step, lanes<R>, lines.length};
+            terms[count++] = {in.at(sample, y * s.step[0] + s.first[0] + r * s.apart[0],
+                                    s.first[1] + t * s.apart[1]),
+                              1, in_step, g.at(sample, y, 0), g_step, lanes<R>, lines.length};
       }
       const Target<R> target{to + (r * shape.columns + t) * shape.depth * shape.ld, shape.ld,
                              Finish::Add};

@@ -28,23 +28,28 @@ struct Node {
 };
 
 enum class NormKind { None, Batch, Group };
-// What a layer norm over images multiplies with: a weight and a bias for every element of a sample,
-// or for every pixel, whatever the channel.
-enum class ScaleKind { None, Elements, Pixels };
+// Dense: a convolution, or a linear layer, whose kernel is as large as its input. Depthwise: a convolution
+// of each channel by itself. The others are scales, what a layer norm over images multiplies with: a weight
+// and a bias for every element of a sample, or for every pixel, whatever the channel.
+enum class ProductKind { None, Dense, Depthwise, Elements, Pixels };
+// What a stage without a product makes of two others: the sum or the product of their numbers, where
+// `other` may have one channel, row or column for all; or the channels of both, side by side.
+enum class JoinKind { None, Sum, Multiply, Channels };
 enum class PoolKind { None, Average, Max };
 constexpr int no_stage = -2;
 
 // One stage of a network of images: a product, then norm, activation and pool, each of which may be
-// missing. A linear layer is a convolution whose kernel is as large as its input. Of a scale the product
-// is that of each element with its own weight, [C, H, W] or [H, W].
+// missing.
 struct Stage {
   int input;               // the earlier stage whose output it takes, -1: the network's input
-  int added;               // without a product: another, whose output is added; or no_stage
+  JoinKind join;
+  int other;               // the stage that is joined to it; or no_stage
   i64 in_c, in_h, in_w;
-  bool product;            // else the input goes straight into what follows
-  ScaleKind scale;
+  i64 other_c, other_h, other_w;
+  ProductKind product;     // None: the input goes straight into what follows
   int weight, bias;        // parameter indices, -1 where there is none
-  i64 kernel[2], stride[2], padding[2];  // height, width
+  // Of height and width; zeros lie before and behind each line, neighbouring taps `dilation` pixels apart.
+  i64 kernel[2], stride[2], dilation[2], before[2], behind[2];
   i64 c, h, w;             // after the product
   NormKind norm;
   i64 groups;              // of channels, for Group: statistics a sample and group
@@ -53,7 +58,7 @@ struct Stage {
   bool activates;
   Node activation;
   PoolKind pool;
-  i64 window[2], pool_stride[2];
+  i64 window[2], pool_stride[2], border[2];  // `border` pixels before and behind count as none
   i64 out_h, out_w;
 };
 

@@ -2,6 +2,7 @@
 // gradient of it goes.
 #pragma once
 
+#include "stage_join.h"
 #include "stage_state.h"
 
 namespace fastmeta::FASTMETA_ISA {
@@ -16,42 +17,71 @@ class StageInputs : protected StageState<Team> {
       Base::rg, Base::rz, Base::side_, Base::with_tail, Base::work, Base::x_, Base::z;
   using Base::Base;
 
+  StageJoin<Team> join(int l) const { return {plan_.stage(l)}; }
+
   // What stage l reads, of samples first..first + n.
   void put_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
     put_output_of(plan_.input(l), worker, first, n, to);
-    if (!plan_.adds(l)) return;
-    const Images<R> other = product(l).bordered_input(work(worker, plan_.x_at), n);
-    put_output_of(plan_.added(l), worker, first, n, other);
-    add_to(to.p, other.p, n * plan_.z_size(l));
+    if (plan_.joins(l)) join(l).join(to, put_other_of(l, worker, first, n), n);
   }
 
   // Its derivative; false where that is 0 everywhere.
   bool put_r_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
     const bool any = put_r_output_of(plan_.input(l), worker, first, n, to);
-    if (!plan_.adds(l)) return any;
-    if (!any) return put_r_output_of(plan_.added(l), worker, first, n, to);
-    const Images<R> other = product(l).bordered_input(work(worker, plan_.rx_at), n);
-    if (put_r_output_of(plan_.added(l), worker, first, n, other))
-      add_to(to.p, other.p, n * plan_.z_size(l));
+    if (!plan_.joins(l)) return any;
+    const StageJoin<Team> own = join(l);
+    if (any && own.multiplies()) own.join(to, put_other_of(l, worker, first, n), n);
+    const Images<R> r_other = own.others(work(worker, plan_.r_other_at));
+    const bool any_other = put_r_output_of(plan_.other(l), worker, first, n, r_other);
+    if (!any_other && (!any || !own.puts_beside())) return any;
+    if (!any) zero(to.p, n * plan_.z_size(l));
+    if (!any_other) zero(r_other.p, n * out_size(plan_.other(l)));
+    if (own.multiplies()) own.add_product(to, put_own_of(l, worker, first, n), r_other, n);
+    else own.join(to, r_other, n);
     return true;
+  }
+
+  // With the gradients of z, those of what stage l reads: of its input to where backward leaves them, and on.
+  void join_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
+                      const Images<R>& rgz) {
+    const StageProduct<Team> whole = product(l);
+    const i64 offset = first * whole.in_size();
+    const Images<R> below = whole.input_gradient_images(g_below(l) + offset);
+    const Images<R> r_below = whole.input_gradient_images(rg_below(l) + offset);
+    const Images<R> other = join(l).others(work(worker, plan_.other_g_at));
+    const Images<R> r_other = join(l).others(work(worker, plan_.r_other_g_at));
+    if (join(l).puts_beside()) {
+      join(l).part(gz, below, other, n);
+      if (r) join(l).part(rgz, r_below, r_other, n);
+    } else if (join(l).multiplies()) {
+      multiply_gradients(l, worker, first, n, gz, r ? &rgz : nullptr, {below, other}, {r_below, r_other});
+    } else {
+      sum_gradients(l, n, gz, {below, other});
+      if (r) sum_gradients(l, n, rgz, {r_below, r_other});
+    }
+    spread_gradient(l, first, n, r, other.p, r_other.p);
   }
 
   // Is the gradient of what stage l reads wanted?
   bool goes_deeper(int l) const {
-    return wanted(plan_.input(l)) || (plan_.adds(l) && wanted(plan_.added(l)));
+    return wanted(plan_.input(l)) || (plan_.joins(l) && wanted(plan_.other(l)));
   }
 
   // Where the backward of stage l leaves the gradient of its input, all samples'.
   R* g_below(int l) { return leaves_at_once(l) ? g(plan_.input(l)) : at(plan_.g_at[1 - side_]); }
   R* rg_below(int l) { return leaves_at_once(l) ? rg(plan_.input(l)) : at(plan_.rg_at[1 - side_]); }
 
-  // Take it on to the stages that have other readers, for samples first..first + n.
-  void spread_gradient(int l, i64 first, i64 n, bool r) {
-    const int m = plan_.input(l), added = plan_.added(l);
+  // Take it on to the stages that have other readers, for samples first..first + n; that of what is joined
+  // to the input, where it is another one, is in `of_other`.
+  void spread_gradient(int l, i64 first, i64 n, bool r, const R* of_other = nullptr,
+                       const R* r_of_other = nullptr) {
+    const int m = plan_.input(l), other = plan_.other(l);
+    const R *own = g_below(l) + first * out_size(m), *r_own = rg_below(l) + first * out_size(m);
     if (plan_.branches(m) && !leaves_at_once(l) && wanted(m))
-      take_gradient(l, m, first, n, r, false);
-    if (plan_.adds(l) && wanted(added))
-      take_gradient(l, added, first, n, r, plan_.last_reader(added) == l && added != m);
+      take_gradient(m, first, n, own, r ? r_own : nullptr, false);
+    if (plan_.joins(l) && wanted(other))
+      take_gradient(other, first, n, of_other ? of_other : own, !r ? nullptr : of_other ? r_of_other : r_own,
+                    plan_.last_reader(other) == l && other != m);
   }
 
   static void add_to(R* sum, const R* part, i64 n) {
@@ -99,10 +129,54 @@ class StageInputs : protected StageState<Team> {
     return plan_.branches(m) && plan_.last_reader(m) == l;
   }
 
-  void take_gradient(int l, int m, i64 first, i64 n, bool r, bool first_part) {
+  static void zero(R* p, i64 n) { std::memset(p, 0, sizeof(R) * size_t(n)); }
+
+  // What is joined in stage l: its input, and the other one.
+  Images<R> put_own_of(int l, i64 worker, i64 first, i64 n) {
+    const Images<R> own = product(l).bordered_input(work(worker, plan_.x_at), n);
+    put_output_of(plan_.input(l), worker, first, n, own);
+    return own;
+  }
+  Images<R> put_other_of(int l, i64 worker, i64 first, i64 n) {
+    const Images<R> other = join(l).others(work(worker, plan_.other_at));
+    put_output_of(plan_.other(l), worker, first, n, other);
+    return other;
+  }
+
+  struct Both {
+    Images<R> own, other;
+  };
+
+  void sum_gradients(int l, i64 n, const Images<R>& gz, const Both& to) const {
+    std::memcpy(to.own.p, gz.p, sizeof(R) * size_t(n * plan_.z_size(l)));
+    zero(to.other.p, n * out_size(plan_.other(l)));
+    join(l).add_to_other(to.other, gz, nullptr, n);
+  }
+
+  // g_a = gz b, g_b = gz a, and Rg_a = Rgz b + gz Rb, Rg_b = Rgz a + gz Ra
+  void multiply_gradients(int l, i64 worker, i64 first, i64 n, const Images<R>& gz, const Images<R>* rgz,
+                          const Both& to, const Both& r_to) {
+    const StageJoin<Team> own = join(l);
+    const Images<R> a = put_own_of(l, worker, first, n), b = put_other_of(l, worker, first, n);
+    const auto multiply = [&](const Images<R>& g, const Both& out) {
+      std::memcpy(out.own.p, g.p, sizeof(R) * size_t(n * plan_.z_size(l)));
+      own.join(out.own, b, n);
+      zero(out.other.p, n * out_size(plan_.other(l)));
+      own.add_to_other(out.other, g, &a, n);
+    };
+    multiply(gz, to);
+    if (!rgz) return;
+    multiply(*rgz, r_to);
+    const Images<R> ra = product(l).bordered_input(work(worker, plan_.rx_at), n);
+    if (put_r_output_of(plan_.input(l), worker, first, n, ra)) own.add_to_other(r_to.other, gz, &ra, n);
+    const Images<R> rb = own.others(work(worker, plan_.r_other_at));
+    if (put_r_output_of(plan_.other(l), worker, first, n, rb)) own.add_product(r_to.own, gz, rb, n);
+  }
+
+  void take_gradient(int m, i64 first, i64 n, const R* plain, const R* r, bool first_part) {
     const i64 offset = first * out_size(m), size = n * out_size(m);
-    take(g(m) + offset, g_below(l) + offset, size, first_part);
-    if (r) take(rg(m) + offset, rg_below(l) + offset, size, first_part);
+    take(g(m) + offset, plain, size, first_part);
+    if (r) take(rg(m) + offset, r, size, first_part);
   }
   static void take(R* to, const R* from, i64 n, bool first_part) {
     if (first_part) std::memcpy(to, from, sizeof(R) * size_t(n));

@@ -14,7 +14,7 @@ template <class Team>
 class StagePasses : StageNorms<Team> {
   using Base = StageNorms<Team>;
   using Base::add_to, Base::at, Base::constants, Base::crew_, Base::each_chunk, Base::g,
-      Base::g_below, Base::goes_deeper, Base::lowest_wanted_, Base::moved, Base::n_, Base::normed,
+      Base::g_below, Base::goes_deeper, Base::join_gradients, Base::lowest_wanted_, Base::moved, Base::n_, Base::normed,
       Base::out_size, Base::plan_, Base::product, Base::put_input_of, Base::put_r_input_of, Base::r_,
       Base::rg, Base::rg_below, Base::rz, Base::side_, Base::spread_gradient, Base::terms,
       Base::theta_, Base::v_, Base::values_, Base::with_tail, Base::work, Base::x_, Base::z;
@@ -126,7 +126,7 @@ class StagePasses : StageNorms<Team> {
   void stage_forward(int l, i64 worker, i64 first, i64 n) {
     const StageProduct<Team> own = product(l);
     const Images<R> out = own.output(z(l, first));
-    if (!own.s.product) {
+    if (!own.any()) {
       put_input_of(l, worker, first, n, out);
     } else {
       const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
@@ -173,7 +173,7 @@ class StagePasses : StageNorms<Team> {
   void stage_r_forward(int l, i64 worker, i64 first, i64 n) {
     const StageProduct<Team> own = product(l);
     const Images<R> out = own.output(rz(l, first));
-    if (!own.s.product) {
+    if (!own.any()) {
       if (!put_r_input_of(l, worker, first, n, out)) fill(out, n * plan_.z_pixels(l), nullptr);
       return;
     }
@@ -212,7 +212,7 @@ class StagePasses : StageNorms<Team> {
   // derivative of that along v, and total[1] the plain one if asked. g and rg move on to its input.
   void stage_backward(int l, const R* v, bool gradient, bool plain, bool deeper) {
     const StageProduct<Team> own = product(l);
-    if (deeper && own.s.product) {
+    if (deeper && own.any()) {
       own.flip(at(plan_.flipped_at[0]), theta_ + plan_.weight_at[l]);
       if (v && plan_.weight_adapts(l)) own.flip(at(plan_.flipped_at[1]), v + plan_.weight_at[l]);
     }
@@ -253,8 +253,8 @@ class StagePasses : StageNorms<Team> {
     const i64 offset = first * own.in_size();
     const Images<R> below = own.input_gradient_images(g_below(l) + offset);
     const Images<R> r_below = own.input_gradient_images(rg_below(l) + offset);
-    if (!own.s.product) {
-      if (!deeper) return;
+    if (!own.any() && !deeper) return;
+    if (!own.any() && (!plan_.joins(l) || this->join(l).adds_alike())) {
       z_gradients(l, worker, first, n, v != nullptr, below, r_below);
       return spread_gradient(l, first, n, v != nullptr);
     }
@@ -262,6 +262,7 @@ class StagePasses : StageNorms<Team> {
     const Images<R> rgz =
         v ? own.bordered_gradient(work(worker, plan_.rgz_at), n) : Images<R>{nullptr, 0, 0, 0};
     z_gradients(l, worker, first, n, v != nullptr, gz, rgz);
+    if (!own.any()) return join_gradients(l, worker, first, n, v != nullptr, gz, rgz);
     if (to) weight_gradients(l, worker, first, n, v != nullptr, gz, rgz, to, plain_to);
     if (!deeper) return;
     R* const flipped[2] = {at(plan_.flipped_at[0]), at(plan_.flipped_at[1])};

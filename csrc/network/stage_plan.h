@@ -39,6 +39,7 @@ struct StagePlan : Parameters<Team_> {
 
   // Of one worker.
   i64 x_at, rx_at, gz_at, rgz_at, rows_at, block_size = 0, terms_at, worker_size = 0;
+  i64 other_at, r_other_at, other_g_at, r_other_g_at;  // of what is joined to a stage's input
 
   explicit StagePlan(const InnerLoop<R>& l, bool keeps_values = false)
       : Base(l), n_stages(l.network.n_stages) {
@@ -59,8 +60,8 @@ struct StagePlan : Parameters<Team_> {
 
   // What a stage reads: a stage, or -1 for the network's input.
   int input(int l) const { return stage(l).input; }
-  int added(int l) const { return stage(l).added; }
-  bool adds(int l) const { return added(l) != no_stage; }
+  int other(int l) const { return stage(l).other; }
+  bool joins(int l) const { return stage(l).join != JoinKind::None; }
   // Whether the gradient of what stage m gives is more than what the next stage's backward leaves:
   // it is a sum over readers then, or waits for stages between.
   bool branches(int m) const { return branches_[m + 1]; }
@@ -80,7 +81,7 @@ struct StagePlan : Parameters<Team_> {
       any = any || has_rate(this->pieces[i].parameter);
     return any;
   }
-  bool weight_adapts(int l) const { return stage(l).product && has_rate(stage(l).weight); }
+  bool weight_adapts(int l) const { return stage(l).weight >= 0 && has_rate(stage(l).weight); }
   i64 most() const { return larger(loop.support.n, loop.query.n); }
 
  private:
@@ -90,7 +91,7 @@ struct StagePlan : Parameters<Team_> {
   void find_branches() {
     int readers[max_stages + 1] = {};
     for (int l = 0; l < n_stages; ++l) {
-      const int read[2] = {input(l), added(l)};
+      const int read[2] = {input(l), other(l)};
       for (int m : read) {
         if (m == no_stage) continue;
         last_reader_[m + 1] = l;
@@ -108,11 +109,12 @@ struct StagePlan : Parameters<Team_> {
       begin_at[l] = theta_size;
       weight_at[l] = theta_size;
       bias_at[l] = -1;
-      if (s.scale != ScaleKind::None) {
+      if (product(l).scales()) {
         scale(s.weight, s);
         if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
-      } else if (s.product) {
-        this->add({s.weight, 0, 0, taps, s.in_c, s.c, 1, taps, s.in_c * taps});
+      } else if (s.product != ProductKind::None) {
+        const i64 in = s.product == ProductKind::Depthwise ? 1 : s.in_c;
+        this->add({s.weight, 0, 0, taps, in, s.c, 1, taps, in * taps});
         bias_at[l] = row(s.bias, s.c);
       }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);
@@ -134,7 +136,7 @@ struct StagePlan : Parameters<Team_> {
 
   i64 scale(int parameter, const Stage& s) {
     const i64 at = theta_size, pixels = s.h * s.w;
-    this->add({parameter, 0, 0, 1, pixels, s.scale == ScaleKind::Pixels ? 1 : s.c, 0, 1, pixels});
+    this->add({parameter, 0, 0, 1, pixels, s.product == ProductKind::Pixels ? 1 : s.c, 0, 1, pixels});
     return at;
   }
 
@@ -197,7 +199,7 @@ struct StagePlan : Parameters<Team_> {
   }
 
   void lay_out_worker() {
-    i64 x = 0, gz = 0, terms = 0;
+    i64 x = 0, gz = 0, other = 0, terms = 0;
     for (int l = 0; l < n_stages; ++l) {
       const StageProduct<Team> p = product(l);
       const i64 chunk = larger(p.largest_chunk(loop.support.n),
@@ -205,21 +207,32 @@ struct StagePlan : Parameters<Team_> {
       x = larger(x, chunk * p.x_size());
       gz = larger(gz, chunk * p.gz_size());
       block_size = larger(block_size, block_rows(l) * p.s.w * p.ld);
-      if (p.s.product) terms = larger(terms, p.count_terms(chunk));
+      if (p.s.product == ProductKind::Dense) terms = larger(terms, p.count_terms(chunk));
+      if (joins(l)) other = larger(other, chunk * out_size(this->other(l)));
     }
     x_at = grow(worker_size, x);
     rx_at = grow(worker_size, x);
     gz_at = grow(worker_size, gz);
     rgz_at = grow(worker_size, gz);
+    other_at = grow(worker_size, other);
+    r_other_at = grow(worker_size, other);
+    other_g_at = grow(worker_size, other);
+    r_other_g_at = grow(worker_size, other);
     rows_at = grow(worker_size, 7 * round_up(block_size, 64 / i64(sizeof(R))));
     terms_at = grow(worker_size, terms * i64(sizeof(Term<R>)) / i64(sizeof(R)));
   }
 
  public:
-  // Rows of z from one row of windows to the next; the last ones also stand for what no window covers.
+  // Rows of z from one row of windows to the next, the last ones also standing for what no window covers;
+  // or all, where windows share rows.
   i64 block_rows(int l) const {
     const Stage& s = stage(l);
+    if (overlaps(l)) return s.h;
     return larger(s.pool_stride[0], s.h - (s.out_h - 1) * s.pool_stride[0]);
+  }
+  bool overlaps(int l) const {
+    const Stage& s = stage(l);
+    return s.pool_stride[0] < s.window[0] || s.pool_stride[1] < s.window[1] || s.border[0] || s.border[1];
   }
 };
 

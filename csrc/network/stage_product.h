@@ -1,28 +1,10 @@
 // The product of one stage, a convolution, a linear layer or a scale: its geometry, and the three forms.
 #pragma once
 
+#include "stage_depthwise.h"
 #include "stage_scale.h"
 
 namespace fastmeta::FASTMETA_ISA {
-
-// One residue of the input pixels modulo the stride: the gradient of its pixels is a correlation of
-// the output's gradient with every stride-th tap, in reverse order.
-struct Phase {
-  i64 taps;   // 0: these pixels reach no output
-  i64 tap0;   // the taps are tap0, tap0 + stride, ...
-  i64 first;  // output pixel that the last tap takes to the first input pixel
-  i64 count;  // input pixels
-};
-
-inline Phase phase_of(const Stage& s, int axis, i64 residue) {
-  const i64 stride = s.stride[axis], size = axis ? s.in_w : s.in_h;
-  Phase p;
-  p.tap0 = (residue + s.padding[axis]) % stride;
-  p.taps = p.tap0 < s.kernel[axis] ? ceil_div(s.kernel[axis] - p.tap0, stride) : 0;
-  p.first = (residue + s.padding[axis] - p.tap0) / stride - (p.taps - 1);
-  p.count = residue < size ? ceil_div(size - residue, stride) : 0;
-  return p;
-}
 
 template <class Team>
 struct StageProduct {
@@ -36,25 +18,32 @@ struct StageProduct {
 
   // The network's own input is read element by element, so its pixels need no padding.
   StageProduct(const Stage& stage, bool first)
-      : s(stage), ld_in(first && stage.product && !scales() ? stage.in_c
-                                                            : Team::stride(stage.in_c)),
+      : s(stage), ld_in(first && stage.product == ProductKind::Dense ? stage.in_c
+                                                                     : Team::stride(stage.in_c)),
         ld(Team::stride(stage.c)), ld_gradient(Team::stride(stage.in_c)) {}
 
   i64 taps() const { return s.kernel[0] * s.kernel[1]; }
-  i64 padding(int axis) const { return s.product ? s.padding[axis] : 0; }
+  bool any() const { return s.product != ProductKind::None; }
+  bool moves() const { return any() && !scales(); }  // a kernel over the pixels
+  bool scales() const {
+    return s.product == ProductKind::Elements || s.product == ProductKind::Pixels;
+  }
+  i64 before(int axis) const { return moves() ? s.before[axis] : 0; }
+  i64 around(int axis) const { return moves() ? s.before[axis] + s.behind[axis] : 0; }
   i64 filter_size() const { return taps() * s.in_c * ld; }
   i64 flipped_size() const {
-    return scales() ? scale().parameters() : s.product ? taps() * s.c * ld_gradient : 0;
+    if (scales()) return scale().parameters();
+    if (depthwise()) return taps() * ld;
+    return any() ? taps() * s.c * ld_gradient : 0;
   }
-  bool scales() const { return s.scale != ScaleKind::None; }
 
   // ---- images -----------------------------------------------------------------------------------
   // Sizes are a sample's. Input and output's gradient lie inside borders of zeros.
 
   i64 z_size() const { return s.h * s.w * ld; }
   i64 in_size() const { return s.in_h * s.in_w * ld_gradient; }
-  i64 x_row() const { return (s.in_w + 2 * padding(1)) * ld_in; }
-  i64 x_size() const { return (s.in_h + 2 * padding(0)) * x_row(); }
+  i64 x_row() const { return (s.in_w + around(1)) * ld_in; }
+  i64 x_size() const { return (s.in_h + around(0)) * x_row(); }
   i64 gz_row() const {
     const Border b = border();
     return (b.before[1] + s.w + b.after[1]) * ld;
@@ -69,8 +58,8 @@ struct StageProduct {
     return {p, in_size(), s.in_w * ld_gradient, ld_gradient};
   }
   Images<R> bordered_input(R* p, i64 samples) const {
-    if (padding(0) || padding(1)) std::memset(p, 0, sizeof(R) * size_t(samples * x_size()));
-    return {p + padding(0) * x_row() + padding(1) * ld_in, x_size(), x_row(), ld_in};
+    if (around(0) || around(1)) std::memset(p, 0, sizeof(R) * size_t(samples * x_size()));
+    return {p + before(0) * x_row() + before(1) * ld_in, x_size(), x_row(), ld_in};
   }
   Images<R> bordered_gradient(R* p, i64 samples) const {
     const Border b = border();
@@ -100,13 +89,15 @@ struct StageProduct {
 
   Filter<R> filter(const R* w) const { return {w, s.kernel[0], s.kernel[1], s.in_c, ld}; }
   Sweep sweep(i64 samples) const {
-    return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.padding[0], -s.padding[1]}};
+    return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.before[0], -s.before[1]},
+            {s.dilation[0], s.dilation[1]}};
   }
 
   // count 0: a scale alone
   void forward(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
                const R* bias, Term<R>* terms) const {
     if (scales()) return scale_sum(sums, count, samples, out, bias);
+    if (depthwise()) return channels().forward(sums, count, sweep(samples), out, bias);
     Target<R> target{nullptr, 0};
     if (bias) target.finish = Finish::Bias, target.row = bias;
     correlate(sums, count, sweep(samples), out, target, ld / W, terms);
@@ -116,6 +107,10 @@ struct StageProduct {
                            Term<R>* terms) const {
     if (scales()) {
       for (int i = 0; i < count; ++i) scale().add_gradient(samples, to, sums[i].g.p, sums[i].in.p);
+      return;
+    }
+    if (depthwise()) {
+      for (int i = 0; i < count; ++i) channels().add_weight_gradient(sums[i], sweep(samples), to);
       return;
     }
     correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
@@ -139,11 +134,11 @@ struct StageProduct {
 
   // Every phase's taps, transposed and in reverse order.
   void flip(R* to, const R* w) const {
-    if (scales()) return Team::copy(to, w, scale().parameters());
+    if (scales() || depthwise()) return Team::copy(to, w, flipped_size());
     each_phase([&](const Phase& py, i64, const Phase& px, i64) {
       for (i64 r = py.taps - 1; r >= 0; --r)
         for (i64 c = px.taps - 1; c >= 0; --c, to += s.c * ld_gradient) {
-          const i64 tap = (py.tap0 + s.stride[0] * r) * s.kernel[1] + px.tap0 + s.stride[1] * c;
+          const i64 tap = (py.tap0 + py.step * r) * s.kernel[1] + px.tap0 + px.step * c;
           Team::transpose(to, w + tap * s.in_c * ld, s.in_c, s.c);
         }
     });
@@ -162,17 +157,21 @@ struct StageProduct {
       const Images<R> part{out.at(0, y, x), out.sample, s.stride[0] * out.row,
                            s.stride[1] * out.pixel};
       if (!py.taps || !px.taps) return clear(part, n, py.count, px.count);
+      if (depthwise()) return channels().input_gradient(gradients, flipped, count, n, py, px, part);
       Correlated<R> sums[2];
       for (int i = 0; i < count; ++i)
         sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, s.c, ld_gradient}};
-      correlate(sums, count, {n, py.count, px.count, {1, 1}, {py.first, px.first}}, part,
-                {nullptr, 0}, ld_gradient / W, terms);
+      const Sweep phase{n,        py.count, px.count, {1, 1}, {py.first, px.first},
+                        {py.apart, px.apart}};
+      correlate(sums, count, phase, part, {nullptr, 0}, ld_gradient / W, terms);
       offset += py.taps * px.taps * s.c * ld_gradient;
     });
   }
 
  private:
+  bool depthwise() const { return s.product == ProductKind::Depthwise; }
   StageScale<Team> scale() const { return {s, ld}; }
+  StageDepthwise<Team> channels() const { return {s, ld}; }
 
   void scale_sum(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
                  const R* bias) const {
@@ -189,12 +188,13 @@ struct StageProduct {
   Border border() const {
     Border b{};
     const i64 size[2] = {s.h, s.w};
-    for (int axis = 0; axis < 2 && s.product; ++axis)
+    for (int axis = 0; axis < 2 && moves(); ++axis)
       for (i64 residue = 0; residue < s.stride[axis]; ++residue) {
         const Phase p = phase_of(s, axis, residue);
         if (!p.taps || !p.count) continue;
         b.before[axis] = larger(b.before[axis], -p.first);
-        b.after[axis] = larger(b.after[axis], p.first + p.count + p.taps - 1 - size[axis]);
+        const i64 end = p.first + p.count + (p.taps - 1) * p.apart;
+        b.after[axis] = larger(b.after[axis], end - size[axis]);
       }
     return b;
   }

@@ -1,6 +1,6 @@
 // Element by element z = w x + b, as the affine part of a layer norm over images is.
 //
-// Images are whole: a sample is [h * w][ld]. Parameters are [h * w][ld], or with ScaleKind::Pixels
+// Images are whole: a sample is [h * w][ld]. Parameters are [h * w][ld], or with ProductKind::Pixels
 // [h * w][W] with one value a row, for all channels.
 #pragma once
 
@@ -16,7 +16,7 @@ struct StageScale {
   i64 ld;
 
   i64 pixels() const { return s.h * s.w; }
-  bool of_pixels() const { return s.scale == ScaleKind::Pixels; }
+  bool of_pixels() const { return s.product == ProductKind::Pixels; }
   i64 parameters() const { return pixels() * (of_pixels() ? W : ld); }
 
   // out = b, or zeros without one.

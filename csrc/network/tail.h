@@ -53,46 +53,46 @@ class Tail {
 
   // rows: scratch for 7 blocks.
   Tail(const StagePlan<Team>& plan, int l, R* rows)
-      : s_(plan.stage(l)), ld_(plan.ld(l)), vectors_(ld_ / W), normed_(s_.norm != NormKind::None) {
+      : s_(plan.stage(l)), ld_(plan.ld(l)), overlaps_(plan.overlaps(l)),
+        normed_(s_.norm != NormKind::None) {
     const i64 block = round_up(plan.block_size, 64 / i64(sizeof(R)));
     R** buffers[] = {&xhat_, &value_, &d1_, &d2_, &ry_, &gy_, &rgy_};
     for (R** buffer : buffers) *buffer = rows, rows += block;
   }
 
   void forward(const R* z, const Constants<R>& c, const Images<R>& out) {
-    for (i64 oy = 0; oy < s_.out_h; ++oy) {
-      R* to = out.at(0, oy, 0);
+    each_pooled([&](const Block& b) {
       const bool direct = s_.pool == PoolKind::None && out.pixel == ld_;
-      R* value = direct ? to : value_;
-      activate<0>(z + first_row(oy) * row(), c, s_.window[0] * s_.w, value);
-      if (!direct) pool(value, value, to, out.pixel);
-    }
+      R* value = direct ? out.at(0, b.oy, 0) : value_;
+      activate<0>(z + b.row * row(), c, b.rows * s_.w, value);
+      if (!direct) pool(b, value, value, out);
+    });
   }
 
   // The derivative of forward along (rz, and the derivatives of the norm's parameters).
   void r_forward(const R* z, const R* rz, const Constants<R>& c, const Images<R>& out) {
-    for (i64 oy = 0; oy < s_.out_h; ++oy) {
-      const i64 at = first_row(oy) * row(), pixels = s_.window[0] * s_.w;
+    each_pooled([&](const Block& b) {
+      const i64 at = b.row * row(), pixels = b.rows * s_.w;
       activate<1>(z + at, c, pixels, value_);
       r_normalise(rz + at, c, pixels);
       for (i64 i = 0; i < pixels * ld_; i += W) store(ry_ + i, load(d1_ + i) * load(ry_ + i));
-      pool(value_, ry_, out.at(0, oy, 0), out.pixel);
-    }
+      pool(b, value_, ry_, out);
+    });
   }
 
   // sums[0] = sum of g, sums[1] = sum of g xhat, over this sample; g is that of y.
   void backward_sums(const R* z, const R* g, const Constants<R>& c, R* sums) {
     zero(sums, 2 * ld_);
-    each_block([&](i64 oy, i64 at, i64 pixels) {
-      gradient_of_y(z + at, g, oy, c, pixels);
-      add_sums(sums, sums + ld_, gy_, pixels);
+    each_block([&](const Block& b) {
+      gradient_of_y(z + b.row * row(), g, b, c);
+      add_sums(sums, sums + ld_, gy_, b.rows * s_.w);
     });
   }
 
   void backward(const R* z, const R* g, const Constants<R>& c, const Images<R>& gz) {
-    each_block([&](i64 oy, i64 at, i64 pixels) {
-      gradient_of_y(z + at, g, oy, c, pixels);
-      each_pixel(oy, pixels, gz, c, [&](i64 i, const Channels<R>& k, R* to) {
+    each_block([&](const Block& b) {
+      gradient_of_y(z + b.row * row(), g, b, c);
+      each_pixel(b, gz, c, [&](i64 i, const Channels<R>& k, R* to) {
         store(to, z_gradient(i, k));
       });
     });
@@ -101,8 +101,9 @@ class Tail {
   // The sums of backward_sums, then sum of Rg, and of Rg xhat + g Rxhat.
   void r_sums(const R* z, const R* rz, const R* g, const R* rg, const Constants<R>& c, R* sums) {
     zero(sums, 4 * ld_);
-    each_block([&](i64 oy, i64 at, i64 pixels) {
-      r_gradient_of_y(z + at, rz + at, g, rg, oy, c, pixels);
+    each_block([&](const Block& b) {
+      const i64 at = b.row * row(), pixels = b.rows * s_.w;
+      r_gradient_of_y(z + at, rz + at, g, rg, b, c);
       add_sums(sums, sums + ld_, gy_, pixels);
       add_sums(sums + 2 * ld_, sums + 3 * ld_, rgy_, pixels);
       for (i64 v = 0; v < ld_; v += W) {
@@ -117,29 +118,42 @@ class Tail {
 
   void r_backward(const R* z, const R* rz, const R* g, const R* rg, const Constants<R>& c,
                   const Images<R>& gz, const Images<R>& rgz) {
-    each_block([&](i64 oy, i64 at, i64 pixels) {
-      r_gradient_of_y(z + at, rz + at, g, rg, oy, c, pixels);
-      each_pixel(oy, pixels, rgz, c, [&](i64 i, const Channels<R>& k, R* to) {
+    each_block([&](const Block& b) {
+      const i64 at = b.row * row();
+      r_gradient_of_y(z + at, rz + at, g, rg, b, c);
+      each_pixel(b, rgz, c, [&](i64 i, const Channels<R>& k, R* to) {
         store(to, normed_ ? r_z_gradient(load(rz + at + i), i, k) : load(rgy_ + i));
       });
-      each_pixel(oy, pixels, gz, c, [&](i64 i, const Channels<R>& k, R* to) {
+      each_pixel(b, gz, c, [&](i64 i, const Channels<R>& k, R* to) {
         store(to, z_gradient(i, k));
       });
     });
   }
 
  private:
+  // Rows of z, and the rows of windows, from oy on, that are in them.
+  struct Block {
+    i64 oy, windows, row, rows;
+  };
+
   i64 row() const { return s_.w * ld_; }
   i64 first_row(i64 oy) const { return oy * s_.pool_stride[0]; }
   static void zero(R* p, i64 n) { std::memset(p, 0, sizeof(R) * size_t(n)); }
 
-  // f(row of windows, where its rows of z begin, pixels): together all of z.
+  // One row of windows after another, and together all of z. Where windows share rows, all at once.
   template <class F>
   FASTMETA_INLINE void each_block(F f) {
+    if (overlaps_) return f(Block{0, s_.out_h, 0, s_.h});
     for (i64 oy = 0; oy < s_.out_h; ++oy) {
       const i64 begin = first_row(oy), end = oy + 1 < s_.out_h ? first_row(oy + 1) : s_.h;
-      f(oy, begin * row(), (end - begin) * s_.w);
+      f(Block{oy, 1, begin, end - begin});
     }
+  }
+  // The same without the rows that no window covers.
+  template <class F>
+  FASTMETA_INLINE void each_pooled(F f) {
+    if (overlaps_) return f(Block{0, s_.out_h, 0, s_.h});
+    for (i64 oy = 0; oy < s_.out_h; ++oy) f(Block{oy, 1, first_row(oy), s_.window[0]});
   }
 
   // f(scalar in the block, its channels' constants), channels outside: their constants stay in
@@ -153,12 +167,12 @@ class Tail {
   }
   // The same, and where it lies in an image.
   template <class F>
-  FASTMETA_INLINE void each_pixel(i64 oy, i64 pixels, const Images<R>& images,
-                                  const Constants<R>& c, F f) const {
+  FASTMETA_INLINE void each_pixel(const Block& b, const Images<R>& images, const Constants<R>& c,
+                                  F f) const {
     for (i64 v = 0; v < ld_; v += W) {
       const Channels<R> k(c, v);
-      for (i64 y = 0; y * s_.w < pixels; ++y) {
-        R* to = images.at(0, first_row(oy) + y, 0) + v;
+      for (i64 y = 0; y < b.rows; ++y) {
+        R* to = images.at(0, b.row + y, 0) + v;
         const i64 begin = y * row() + v;
         for (i64 x = 0; x < s_.w; ++x) f(begin + x * ld_, k, to + x * images.pixel);
       }
@@ -212,18 +226,20 @@ class Tail {
 
   // ---- gradients ------------------------------------------------------------------------------
 
-  void gradient_of_y(const R* z, const R* g, i64 oy, const Constants<R>& c, i64 pixels) {
+  void gradient_of_y(const R* z, const R* g, const Block& b, const Constants<R>& c) {
+    const i64 pixels = b.rows * s_.w;
     activate<1>(z, c, pixels, value_);
-    unpool(g + oy * s_.out_w * ld_, gy_, pixels);
+    unpool(b, g, gy_);
     for (i64 i = 0; i < pixels * ld_; i += W) store(gy_ + i, load(gy_ + i) * load(d1_ + i));
   }
 
-  void r_gradient_of_y(const R* z, const R* rz, const R* g, const R* rg, i64 oy,
-                       const Constants<R>& c, i64 pixels) {
+  void r_gradient_of_y(const R* z, const R* rz, const R* g, const R* rg, const Block& b,
+                       const Constants<R>& c) {
+    const i64 pixels = b.rows * s_.w;
     activate<2>(z, c, pixels, value_);
     r_normalise(rz, c, pixels);
-    unpool(g + oy * s_.out_w * ld_, gy_, pixels);
-    unpool(rg + oy * s_.out_w * ld_, rgy_, pixels);
+    unpool(b, g, gy_);
+    unpool(b, rg, rgy_);
     for (i64 i = 0; i < pixels * ld_; i += W) {
       const V above = load(gy_ + i), d1 = load(d1_ + i);
       store(rgy_ + i, load(rgy_ + i) * d1 + above * load(d2_ + i) * load(ry_ + i));
@@ -257,69 +273,84 @@ class Tail {
 
   // ---- pool -----------------------------------------------------------------------------------
 
-  // f(window's first scalar in the block, its index) for every window and channel of the row.
+  // A window's place in a block, without what lies outside of the image.
+  struct Window {
+    i64 y, y_end, x, x_end;
+  };
+
+  // f(window, its row, its index in it, channel) for every window and channel of the block.
   template <class F>
-  FASTMETA_INLINE void each_window(F f) const {
-    for (i64 ox = 0; ox < s_.out_w; ++ox)
-      for (i64 v = 0; v < ld_; v += W) f(ox * s_.pool_stride[1] * ld_ + v, ox, v);
+  FASTMETA_INLINE void each_window(const Block& b, F f) const {
+    for (i64 oy = b.oy; oy < b.oy + b.windows; ++oy) {
+      const i64 y = oy * s_.pool_stride[0] - s_.border[0];
+      for (i64 ox = 0; ox < s_.out_w; ++ox) {
+        const i64 x = ox * s_.pool_stride[1] - s_.border[1];
+        const Window w{larger(y, 0) - b.row, smaller(y + s_.window[0], s_.h) - b.row, larger(x, 0),
+                       smaller(x + s_.window[1], s_.w)};
+        for (i64 v = 0; v < ld_; v += W) f(w, oy, ox, v);
+      }
+    }
   }
+  // f(scalar in the block)
   template <class F>
-  FASTMETA_INLINE void each_place(i64 begin, F f) const {
-    for (i64 y = 0; y < s_.window[0]; ++y)
-      for (i64 x = 0; x < s_.window[1]; ++x) f(begin + y * row() + x * ld_);
+  FASTMETA_INLINE void each_place(const Window& w, i64 v, F f) const {
+    for (i64 y = w.y; y < w.y_end; ++y)
+      for (i64 x = w.x; x < w.x_end; ++x) f(y * row() + x * ld_ + v);
   }
+  // Pixels outside of the image are in a mean as zeros.
+  R share() const { return R(1) / R(s_.window[0] * s_.window[1]); }
 
   // Of `taken`, what pooling `value` takes: its largest element's, or the mean.
-  void pool(const R* value, const R* taken, R* out, i64 pixel) const {
-    const R share = R(1) / R(s_.window[0] * s_.window[1]);
+  void pool(const Block& b, const R* value, const R* taken, const Images<R>& out) const {
     if (s_.pool == PoolKind::Max)
-      each_window([&](i64 begin, i64 ox, i64 v) {
+      each_window(b, [&](const Window& w, i64 oy, i64 ox, i64 v) {
+        const i64 begin = w.y * row() + w.x * ld_ + v;
         V best = load(value + begin), result = load(taken + begin);
-        each_place(begin, [&](i64 i) {
+        each_place(w, v, [&](i64 i) {
           const V candidate = load(value + i);
           const auto better = (candidate > best) | (candidate != candidate);
           best = select(better, candidate, best);
           result = select(better, load(taken + i), result);
         });
-        store(out + ox * pixel + v, result);
+        store(out.at(0, oy, ox) + v, result);
       });
     else
-      each_window([&](i64 begin, i64 ox, i64 v) {
+      each_window(b, [&](const Window& w, i64 oy, i64 ox, i64 v) {
         V sum{};
-        each_place(begin, [&](i64 i) { sum += load(taken + i); });
-        store(out + ox * pixel + v, sum * share);
+        each_place(w, v, [&](i64 i) { sum += load(taken + i); });
+        store(out.at(0, oy, ox) + v, sum * share());
       });
   }
 
-  // A row of windows' gradient to the pixels that it came from; the first of equals gets it.
-  void unpool(const R* g, R* to, i64 pixels) const {
+  // The windows' gradients to the pixels that they came from; the first of equals gets it.
+  void unpool(const Block& b, const R* g, R* to) const {
+    const auto above = [&](i64 oy, i64 ox, i64 v) { return load(g + (oy * s_.out_w + ox) * ld_ + v); };
     if (s_.pool == PoolKind::None) {
-      std::memcpy(to, g, sizeof(R) * size_t(pixels * ld_));
+      std::memcpy(to, g + b.oy * s_.out_w * ld_, sizeof(R) * size_t(b.rows * row()));
       return;
     }
-    zero(to, pixels * ld_);
-    const R share = R(1) / R(s_.window[0] * s_.window[1]);
+    zero(to, b.rows * row());
     if (s_.pool == PoolKind::Max)
-      each_window([&](i64 begin, i64 ox, i64 v) {
-        V best = load(value_ + begin);
-        each_place(begin, [&](i64 i) { best = vmax(load(value_ + i), best); });
-        V left = load(g + ox * ld_ + v);
-        each_place(begin, [&](i64 i) {
+      each_window(b, [&](const Window& w, i64 oy, i64 ox, i64 v) {
+        V best = load(value_ + w.y * row() + w.x * ld_ + v);
+        each_place(w, v, [&](i64 i) { best = vmax(load(value_ + i), best); });
+        V left = above(oy, ox, v);
+        each_place(w, v, [&](i64 i) {
           const auto here = load(value_ + i) == best;
-          store(to + i, select(here, left, V{}));
+          store(to + i, load(to + i) + select(here, left, V{}));
           left = select(here, V{}, left);
         });
       });
     else
-      each_window([&](i64 begin, i64 ox, i64 v) {
-        const V part = load(g + ox * ld_ + v) * share;
-        each_place(begin, [&](i64 i) { store(to + i, part); });
+      each_window(b, [&](const Window& w, i64 oy, i64 ox, i64 v) {
+        const V part = above(oy, ox, v) * share();
+        each_place(w, v, [&](i64 i) { store(to + i, load(to + i) + part); });
       });
   }
 
   const Stage& s_;
-  i64 ld_, vectors_;
-  bool normed_;
+  i64 ld_;
+  bool overlaps_, normed_;
   R *xhat_, *value_, *d1_, *d2_, *ry_, *gy_, *rgy_;
 };
 

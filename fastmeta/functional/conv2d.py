@@ -35,15 +35,17 @@ Pair = int | Sequence[int]
 
 @traced_whole
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0,
+    dilation: Pair = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
     """Convolve each task's images with its own weights.
 
     Args:
         x: [T, S, C, H, W], floating.
-        weight: [T, O, C, kh, kw], or [O, C, kh, kw] shared by all tasks.
+        weight: [T, O, C / groups, kh, kw], or [O, C / groups, kh, kw] shared by all tasks.
         bias: [T, O] or [O].
-        stride, padding: one number, or two for height and width; padding is of zeros.
+        stride, padding, dilation: one number, or two for height and width; padding is of zeros.
+        groups: of as many neighbouring channels each, of x and of the result.
 
     Returns:
         [T, S, O, H', W'], differentiable to any order.
@@ -53,14 +55,18 @@ def conv2d(
 
     Equivalent to::
 
-        torch.stack([F.conv2d(x[t], weight[t], bias[t], stride, padding) for t in range(T)])
+        torch.stack([F.conv2d(x[t], weight[t], bias[t], stride, padding, dilation, groups)
+                     for t in range(T)])
     """
     check_samples("x", x, "[T, S, C, H, W]")
     outputs, kernel = _outputs_and_kernel(weight, "[T, O, C, kh, kw] or [O, C, kh, kw]", (4, 5))
-    check_parameter("weight", weight, (outputs, x.shape[2], *kernel), x)
+    _check_groups(groups, outputs, x)
+    check_parameter("weight", weight, (outputs, x.shape[2] // groups, *kernel), x)
     if bias is not None:
         check_parameter("bias", bias, (outputs,), x)
-    window = _window(x.shape[-2:], kernel, stride, padding)
+    window = _window(x.shape[-2:], kernel, stride, padding, dilation)
+    if groups > 1:
+        return _in_groups(x, weight, bias, window, groups)
     if weight.dim() == 4:
         return _with_one_weight(x, weight, bias, window)
     return _Convolve.apply(x, weight, None if bias is None else bias.expand(len(x), -1), window)
@@ -68,15 +74,16 @@ def conv2d(
 
 @traced_whole
 def conv2d_input_gradient(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: Pair = 1, padding: Pair = 0
-) -> Tensor:
+    grad: Tensor, weight: Tensor, size: Sequence[int], stride: Pair = 1, padding: Pair = 0,
+    dilation: Pair = 1,
+) -> Tensor:  # fmt: skip
     """What a gradient for the output of `conv2d` is for its input.
 
     Args:
         grad: [T, S, O, H', W'], floating.
         weight: [T, O, C, kh, kw].
         size: (H, W) of the input.
-        stride, padding: of the convolution.
+        stride, padding, dilation: of the convolution.
 
     Returns:
         [T, S, C, H, W], differentiable to any order.
@@ -86,12 +93,12 @@ def conv2d_input_gradient(
 
     Equivalent to::
 
-        torch.stack([torch.nn.grad.conv2d_input((S, C, *size), weight[t], grad[t], stride, padding)
-                     for t in range(T)])
+        torch.stack([torch.nn.grad.conv2d_input((S, C, *size), weight[t], grad[t], stride, padding,
+                                                dilation) for t in range(T)])
     """
     check_samples("grad", grad, "[T, S, O, H', W']")
     outputs, kernel = _outputs_and_kernel(weight, "[T, O, C, kh, kw]", (5,))
-    window = _window(pair("size", size, 1), kernel, stride, padding)
+    window = _window(pair("size", size, 1), kernel, stride, padding, dilation)
     _check_gradient(grad, window, outputs)
     _check_like(grad, "weight", weight, (len(grad), *weight.shape[1:]))
     return _InputGradient.apply(grad, weight, window)
@@ -99,15 +106,16 @@ def conv2d_input_gradient(
 
 @traced_whole
 def conv2d_weight_gradient(
-    grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0
-) -> Tensor:
+    grad: Tensor, x: Tensor, kernel_size: Pair, stride: Pair = 1, padding: Pair = 0,
+    dilation: Pair = 1,
+) -> Tensor:  # fmt: skip
     """What a gradient for the output of `conv2d` is for its weight.
 
     Args:
         grad: [T, S, O, H', W'], floating.
         x: [T, S, C, H, W].
         kernel_size: (kh, kw) of the weight, or one number for both.
-        stride, padding: of the convolution.
+        stride, padding, dilation: of the convolution.
 
     Returns:
         [T, O, C, kh, kw], differentiable to any order.
@@ -117,12 +125,13 @@ def conv2d_weight_gradient(
 
     Equivalent to::
 
-        torch.stack([torch.nn.grad.conv2d_weight(x[t], (O, C, kh, kw), grad[t], stride, padding)
-                     for t in range(T)])
+        torch.stack([torch.nn.grad.conv2d_weight(x[t], (O, C, kh, kw), grad[t], stride, padding,
+                                                 dilation) for t in range(T)])
     """
     check_samples("grad", grad, "[T, S, O, H', W']")
     check_samples("x", x, "[T, S, C, H, W]")
-    window = _window(x.shape[-2:], pair("kernel_size", kernel_size, 1), stride, padding)
+    kernel = pair("kernel_size", kernel_size, 1)
+    window = _window(x.shape[-2:], kernel, stride, padding, dilation)
     _check_gradient(grad, window, grad.shape[2])
     _check_like(grad, "x", x, (*grad.shape[:2], *x.shape[2:]))
     return _WeightGradient.apply(grad, x, False, window)[0]
@@ -253,6 +262,22 @@ class _WeightGradient(Function):
         return (unfolded, unfold_batch(info.batch_size, of_bias)), (0, 0)
 
 
+def _in_groups(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+) -> Tensor:
+    """A group of a task's channels is to the products a task."""
+
+    def each(z: Tensor, dim: int) -> Tensor:
+        return z.unflatten(dim, (groups, -1)).movedim(dim, 1).flatten(0, 1)
+
+    tasks = len(x)
+    if weight.dim() == 4:
+        weight = weight.expand(tasks, *weight.shape)
+    own = None if bias is None else each(bias.expand(tasks, -1), 1)
+    y = _Convolve.apply(each(x, 2), each(weight, 1), own, window)
+    return y.unflatten(0, (tasks, groups)).movedim(1, 2).flatten(2, 3)
+
+
 def _with_one_weight(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """One weight for all tasks: to the products, one task that has all the samples."""
     rows, together = as_one_task(x, window)
@@ -281,16 +306,30 @@ def _outputs_and_kernel(
     return outputs, (height, width)
 
 
-def _window(size: Sequence[int], kernel: tuple[int, int], stride: Pair, padding: Pair) -> Window:
+def _window(
+    size: Sequence[int], kernel: tuple[int, int], stride: Pair, padding: Pair, dilation: Pair
+) -> Window:
     height, width = size
     steps, borders = pair("stride", stride, 1), pair("padding", padding, 0)
-    window = Window((height, width), kernel, steps, borders, product_precision())
+    apart = pair("dilation", dilation, 1)
+    window = Window((height, width), kernel, steps, borders, apart, product_precision())
     if min(window.output_size) < 1:
+        dilated = f" and dilation {list(apart)}" if apart != (1, 1) else ""
         raise ValueError(
-            f"a kernel of {list(kernel)} with padding {list(borders)} does not fit into "
+            f"a kernel of {list(kernel)} with padding {list(borders)}{dilated} does not fit into "
             f"images of {list(size)}"
         )
     return window
+
+
+def _check_groups(groups: object, outputs: int, x: Tensor) -> None:
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(f"groups must be a whole number, not {kind_of(groups)}")
+    if groups < 1 or outputs % groups or x.shape[2] % groups:
+        raise ValueError(
+            f"groups must divide the channels of x {list(x.shape)} and the {outputs} outputs of "
+            f"the weight, not {groups}"
+        )
 
 
 def _check_gradient(grad: Tensor, window: Window, outputs: int) -> None:

@@ -27,13 +27,20 @@ class Window(NamedTuple):
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    dilation: tuple[int, int]
     precision: str
+
+    @property
+    def steps(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Stride, padding, dilation."""
+        return self.stride, self.padding, self.dilation
 
     @property
     def output_size(self) -> tuple[int, int]:
         """Of the result: H', W'."""
         height, width = (
-            (n + 2 * p - k) // s + 1 for n, k, s, p in zip(*self[:4], strict=True)
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(*self[:5], strict=True)
         )  # fmt: skip
         return height, width
 
@@ -45,12 +52,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
             x, weight, bias, window.stride, window.padding, _kernels_name(window)
         )
     if cpu.takes(x, weight):
-        return convolution.convolve(x, weight, bias, window.stride, window.padding)
+        return convolution.convolve(x, weight, bias, *window.steps)
     tasks = len(x)
     rows = None if bias is None else bias.flatten()
-    y = F.conv2d(
-        in_channels(x), weight.flatten(0, 1), rows, window.stride, window.padding, groups=tasks
-    )
+    y = F.conv2d(in_channels(x), weight.flatten(0, 1), rows, *window.steps, groups=tasks)
     return of_tasks(y, tasks)
 
 
@@ -62,12 +67,12 @@ def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
             grad, weight, size, stride, padding, _kernels_name(window)
         )
     if cpu.takes(grad, weight):
-        return convolution.input_gradient(grad, weight, size, stride, padding)
+        return convolution.input_gradient(grad, weight, size, *window.steps)
     tasks, samples = grad.shape[:2]
     like = grad.new_empty(1).expand(samples, tasks * weight.shape[2], *size)
     wanted, _, _ = torch.ops.aten.convolution_backward(
         in_channels(grad), like, weight.flatten(0, 1), None, stride, padding,
-        [1, 1], False, [0, 0], tasks, [True, False, False],
+        window.dilation, False, [0, 0], tasks, [True, False, False],
     )  # fmt: skip
     return of_tasks(wanted, tasks)
 
@@ -83,12 +88,12 @@ def weight_gradient(
         )
     of_bias = grad.sum((1, 3, 4)) if with_bias else None
     if cpu.takes(grad, x):
-        return convolution.weight_gradient(grad, x, kernel, stride, padding), of_bias
+        return convolution.weight_gradient(grad, x, kernel, *window.steps), of_bias
     tasks, outputs = len(x), grad.shape[2]
     like = grad.new_empty(1).expand(tasks * outputs, x.shape[2], *kernel)
     _, wanted, _ = torch.ops.aten.convolution_backward(
         in_channels(grad), in_channels(x), like, None, stride, padding,
-        [1, 1], False, [0, 0], tasks, [False, True, False],
+        window.dilation, False, [0, 0], tasks, [False, True, False],
     )  # fmt: skip
     return wanted.unflatten(0, (tasks, outputs)), of_bias
 
@@ -109,10 +114,13 @@ def _triton_takes(window: Window, x: Tensor, *others: Tensor | None) -> bool:
     # Within an image the kernels count in 32 bits.
     pixels = max(window.size[0] * window.size[1], window.output_size[0] * window.output_size[1])
     channels = max(z.shape[2] for z in (x, *others) if z is not None and z.dim() > 2)
-    if channels * pixels < 2**31:
+    if channels * pixels < 2**31 and window.dilation == (1, 1):
         return True
     if window.precision != "fp32":
-        raise ValueError(f'precision "{window.precision}" is for images of less than 2^31 elements')
+        raise ValueError(
+            f'precision "{window.precision}" is for images of less than 2^31 elements, without '
+            "dilation"
+        )
     return False
 
 

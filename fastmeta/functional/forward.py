@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.linear import product
+from fastmeta.functional.task_kernels import OF_ALL_TASKS
 from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap, is_wrapped
 from fastmeta.models import Sine
 
@@ -211,13 +212,10 @@ class _Corrected(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        corrected = _CORRECTED.get(function)
-        if corrected is not None:
-            return corrected(*args, **(kwargs or {}))
         return self.call(function, *args, **(kwargs or {}))
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
+        return _CORRECTED.get(function, function)(*args, **kwargs)
 
 
 def _batch_norm(
@@ -262,7 +260,7 @@ _CORRECTED: dict[Any, Any] = {
 
 class _AsForOneTask(_Corrected):
     """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors. And
-    what it makes slow: products with a sequence that was turned.
+    what it makes slow: convolutions, norms, and products with a sequence that was turned.
 
     Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
     padding of the first task alone.
@@ -319,9 +317,11 @@ def _in_rows(x: Tensor) -> Tensor:
 
 
 _FOR_ONE_TASK: dict[Any, Any] = {
+    **_CORRECTED,
     F.embedding: _embedding,
     F.linear: _linear,
     F.multi_head_attention_forward: _attention,
+    **OF_ALL_TASKS,
 }
 
 

@@ -33,6 +33,8 @@ def convolution(like):
 def of_convolutions(like, prefix="", *precision):
     x, across, weight, bias, grad = convolution(like)
     window, end = ([2, 2], [1, 1]), precision
+    if not precision:  # the native ones dilate
+        window = (*window, [1, 1])
     gradient = [True] * len(precision)  # the Triton kernel gives that of the bias too
     yield f"{prefix}convolve", (x, weight, bias, *window, *end)
     yield f"{prefix}convolve", (across, weight[:1].expand_as(weight), None, *window, *end)

@@ -17,12 +17,12 @@ using namespace fastmeta::test;
 // Does nothing yet to images of a shape.
 Stage stage_of(i64 channels, i64 h, i64 w) {
   Stage s{};
-  s.added = no_stage;
+  s.other = no_stage;
   s.in_c = s.c = channels;
   s.in_h = s.h = s.out_h = h;
   s.in_w = s.w = s.out_w = w;
   s.weight = s.bias = s.gamma = s.beta = -1;
-  for (auto* pair : {s.kernel, s.stride, s.window, s.pool_stride}) pair[0] = pair[1] = 1;
+  for (auto* pair : {s.kernel, s.stride, s.dilation, s.window, s.pool_stride}) pair[0] = pair[1] = 1;
   s.groups = 1;
   return s;
 }
@@ -45,8 +45,10 @@ Stage stage_reading(const Case<double>& c, int m) {
 
 // Along one axis.
 struct Windows {
-  i64 size, stride, padding;
-  i64 count(i64 n) const { return (n + 2 * padding - size) / stride + 1; }
+  i64 size, stride, before, behind, dilation = 1;
+  i64 count(i64 n) const {
+    return (n + before + behind - (size - 1) * dilation - 1) / stride + 1;
+  }
 };
 
 // In braces their draws have an order.
@@ -55,38 +57,55 @@ struct Grid {
 };
 
 Windows any_kernel(Random& random, i64 n) {
-  const i64 padding = random.below(3);
-  const i64 size = 1 + random.below(std::min<i64>(4, n + 2 * padding));
-  return {size, 1 + random.below(3), padding};
+  const i64 before = random.below(3), behind = random.below(4) ? before : random.below(3);
+  const i64 most = n + before + behind, size = 1 + random.below(std::min<i64>(4, most));
+  const i64 dilation = size > 1 ? 1 + random.below(std::min<i64>(3, (most - 1) / (size - 1))) : 1;
+  return {size, 1 + random.below(3), before, behind, random.coin() ? dilation : 1};
 }
-Windows whole_kernel(Random& random, i64 n) { return {n, 1 + random.below(3), 0}; }
+Windows whole_kernel(Random& random, i64 n) { return {n, 1 + random.below(3), 0, 0}; }
 
 Windows any_pool(Random& random, i64 n) {
   const i64 size = 1 + random.below(std::min<i64>(3, n));
-  return {size, size + random.below(2), 0};
+  if (random.coin()) return {size, size + random.below(2), 0, 0};
+  const i64 border = random.below(size / 2 + 1);
+  return {size, 1 + random.below(3), border, border};
 }
 Windows only_pool(Random& random, i64 n) {
   const i64 size = 1 + random.below(n);
-  return {size, std::max(size, n - size + 1) + random.below(2), 0};
+  return {size, std::max(size, n - size + 1) + random.below(2), 0, 0};
 }
 
-void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid grid) {
-  const auto& [y, x] = grid;
-  s.product = true;
-  s.c = channels;
-  s.kernel[0] = y.size, s.stride[0] = y.stride, s.padding[0] = y.padding;
-  s.kernel[1] = x.size, s.stride[1] = x.stride, s.padding[1] = x.padding;
-  s.h = s.out_h = y.count(s.in_h);
-  s.w = s.out_w = x.count(s.in_w);
-  const i64 fan_in = s.in_c * y.size * x.size;
+void put_kernel(Stage& s, int axis, const Windows& w) {
+  s.kernel[axis] = w.size, s.stride[axis] = w.stride, s.dilation[axis] = w.dilation;
+  s.before[axis] = w.before, s.behind[axis] = w.behind;
+}
+
+void add_parameters(Case<double>& c, Random& random, Stage& s, i64 fan_in) {
   s.weight = c.add_parameter(s.c * fan_in, 1 / std::sqrt(double(fan_in)));
   if (random.below(4)) s.bias = c.add_parameter(s.c);
 }
 
+void put_product(Stage& s, ProductKind kind, i64 channels, Grid grid) {
+  s.product = kind;
+  s.c = channels;
+  put_kernel(s, 0, grid.y), put_kernel(s, 1, grid.x);
+  s.h = s.out_h = grid.y.count(s.in_h);
+  s.w = s.out_w = grid.x.count(s.in_w);
+}
+
+void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid grid) {
+  put_product(s, ProductKind::Dense, channels, grid);
+  add_parameters(c, random, s, s.in_c * grid.y.size * grid.x.size);
+}
+
+void add_depthwise(Case<double>& c, Random& random, Stage& s, Grid grid) {
+  put_product(s, ProductKind::Depthwise, s.in_c, grid);
+  add_parameters(c, random, s, grid.y.size * grid.x.size);
+}
+
 void add_scale(Case<double>& c, Random& random, Stage& s) {
-  s.product = true;
-  s.scale = random.coin() ? ScaleKind::Elements : ScaleKind::Pixels;
-  const i64 size = (s.scale == ScaleKind::Elements ? s.c : 1) * s.h * s.w;
+  s.product = random.coin() ? ProductKind::Elements : ProductKind::Pixels;
+  const i64 size = (s.product == ProductKind::Elements ? s.c : 1) * s.h * s.w;
   s.weight = c.add_parameter(size, 1.5);
   if (random.below(4)) s.bias = c.add_parameter(size);
 }
@@ -105,6 +124,7 @@ void add_pool(Stage& s, PoolKind kind, Grid grid) {
   s.pool = kind;
   s.window[0] = y.size, s.pool_stride[0] = y.stride;
   s.window[1] = x.size, s.pool_stride[1] = x.stride;
+  s.border[0] = y.before, s.border[1] = x.before;
   s.out_h = y.count(s.h);
   s.out_w = x.count(s.w);
 }
@@ -117,12 +137,14 @@ void add_activation(Stage& s, ActivationKind kind) {
 // The last stage leaves one pixel.
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
-  const int product = random.below(last ? 4 : 7);
+  const int product = random.below(last ? 5 : 8);
   if (product == 1)  // a linear layer
     add_product(c, random, s, channels,
                 {whole_kernel(random, s.in_h), whole_kernel(random, s.in_w)});
   else if (product == 2)
     add_scale(c, random, s);
+  else if (product == 3)
+    add_depthwise(c, random, s, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   else if (product)
     add_product(c, random, s, channels, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   add_norm(c, random, s, NormKind(random.below(3)));
@@ -136,12 +158,12 @@ Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, b
 }
 
 // The stage that most networks of images have. With the same pool its tail has kernels of its own.
-constexpr Windows common_pool{2, 2, 0};
+constexpr Windows common_pool{2, 2, 0, 0};
 using MaybeActivation = std::optional<ActivationKind>;
 
 Stage common_stage(Case<double>& c, Random& random, Stage s, i64 channels, NormKind norm,
                    MaybeActivation kind, Windows pool) {
-  add_product(c, random, s, channels, {{3, 1, 1}, {3, 1, 1}});
+  add_product(c, random, s, channels, {{3, 1, 1, 1}, {3, 1, 1, 1}});
   add_norm(c, random, s, norm);
   if (kind) add_activation(s, *kind);
   add_pool(s, PoolKind::Max, {pool, pool});
@@ -192,7 +214,7 @@ Case<double> make_large(unsigned seed, NormKind norm, Windows pool, i64 tasks) {
 int append_level(Case<double>& c, Random& random, int m, i64 channels) {
   Stage s = stage_reading(c, m);
   const i64 size = 2 * random.below(2) + 1;
-  const Windows same{size, 1, size / 2};
+  const Windows same{size, 1, size / 2, size / 2};
   add_product(c, random, s, channels, {same, same});
   add_norm(c, random, s, NormKind(random.below(3)));
   if (random.coin()) add_activation(s, ActivationKind::Tanh);
@@ -200,7 +222,25 @@ int append_level(Case<double>& c, Random& random, int m, i64 channels) {
   return int(c.stages.size()) - 1;
 }
 
-// f(x) + g(x): of f one or two products, of g none or one; then any activation and pool.
+void join(Stage& s, const Stage& given, int m, JoinKind kind) {
+  s.join = kind, s.other = m;
+  s.other_c = given.in_c, s.other_h = given.in_h, s.other_w = given.in_w;
+  if (kind == JoinKind::Channels) s.c = s.in_c + s.other_c;
+}
+
+// One number for all channels, rows or columns of what stage m gives, or for all of them.
+int append_share(Case<double>& c, Random& random, int m) {
+  Stage s = stage_reading(c, m);
+  if (random.coin()) add_product(c, random, s, 1, {{1, 1, 0, 0}, {1, 1, 0, 0}});
+  if (random.coin()) add_activation(s, ActivationKind::Sigmoid);
+  const Windows one{1, 1, 0, 0}, rows{s.h, s.h, 0, 0}, columns{s.w, s.w, 0, 0};
+  add_pool(s, random.coin() ? PoolKind::Average : PoolKind::Max,
+           {random.coin() ? one : rows, random.coin() ? one : columns});
+  c.stages.push_back(s);
+  return int(c.stages.size()) - 1;
+}
+
+// f(x) and g(x), joined: of f one or two products, of g none or one; then any activation and pool.
 void append_block(Case<double>& c, Random& random, int x, ActivationKind kind) {
   const bool shortcut = random.coin();
   const i64 channels = shortcut ? random.one_of({1, 3, 17}) : stage_reading(c, x).in_c;
@@ -208,13 +248,17 @@ void append_block(Case<double>& c, Random& random, int x, ActivationKind kind) {
   int main = append_level(c, random, x, channels);
   if (random.coin()) main = append_level(c, random, main, channels);
   if (shortcut && side == x) side = append_level(c, random, x, channels);
-  Stage sum = stage_reading(c, random.coin() ? main : side);
-  sum.added = sum.input == main ? side : main;
-  if (random.below(4)) add_activation(sum, kind);
+  const JoinKind how = JoinKind(1 + random.below(3));
+  const bool turned = random.coin();
+  if (turned) std::swap(main, side);
+  if (how != JoinKind::Channels && random.coin()) side = append_share(c, random, side);
+  Stage joined = stage_reading(c, main);
+  join(joined, stage_reading(c, side), side, how);
+  if (random.below(4)) add_activation(joined, kind);
   if (random.coin())
-    add_pool(sum, random.coin() ? PoolKind::Average : PoolKind::Max,
-             {any_pool(random, sum.h), any_pool(random, sum.w)});
-  c.stages.push_back(sum);
+    add_pool(joined, random.coin() ? PoolKind::Average : PoolKind::Max,
+             {any_pool(random, joined.h), any_pool(random, joined.w)});
+  c.stages.push_back(joined);
 }
 
 // Blocks after a stage; the network's input may have two readers as well.
@@ -223,12 +267,12 @@ Case<double> make_residual(unsigned seed, ActivationKind kind, LossKind loss, i6
     Stage first = stage_of(random.one_of({1, 3, 17}), 1 + random.below(8), 1 + random.below(8));
     const int start = random.below(3);
     if (start == 0) add_scale(c, random, first);
-    if (start == 1) add_product(c, random, first, 3, {{3, 1, 1}, {3, 1, 1}});
+    if (start == 1) add_product(c, random, first, 3, {{3, 1, 1, 1}, {3, 1, 1, 1}});
     append(c, first);
     if (start == 1 || random.coin()) {
       const int other = start == 1 ? append_level(c, random, -1, 3) : -random.below(2);
       Stage sum = stage_reading(c, 0);
-      sum.added = other;
+      join(sum, stage_reading(c, other), other, JoinKind(1 + random.below(3)));
       c.stages.push_back(sum);
     }
     for (i64 blocks = 1 + random.below(3); blocks > 0; --blocks)
@@ -274,7 +318,7 @@ void check_common(const Variant& variant) {
 // A crew shares the samples of a task, and of the tasks that are more than the threads.
 void check_large(const Variant& variant) {
   const auto one = make_large(1, NormKind::Batch, common_pool, 1);
-  const auto three = make_large(2, NormKind::Group, {4, 5, 0}, 3);
+  const auto three = make_large(2, NormKind::Group, {4, 5, 0, 0}, 3);
   check_case(variant, one, std::string(variant.name) + ", one large task");
   check_case(variant, three, std::string(variant.name) + ", three large tasks");
 

@@ -17,18 +17,20 @@ def draw(*shape, dtype=DOUBLE):
     return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
 
-def one_by_one(x, weight, bias, stride, padding):
+def one_by_one(x, weight, bias, *window):
     def of(parameter, rank, t):
         return parameter if parameter is None or parameter.dim() == rank else parameter[t]
 
     tasks = [
-        F.conv2d(x[t], of(weight, 4, t), of(bias, 1, t), stride, padding) for t in range(len(x))
+        F.conv2d(x[t], of(weight, 4, t), of(bias, 1, t), *window) for t in range(len(x))
     ]
     return torch.stack(tasks)
 
 
-def problem(shared=(), with_bias=True, t=2, s=3, c=2, o=3, image=(5, 4), kernel=(3, 2)):
-    weight = draw(*([] if "weight" in shared else [t]), o, c, *kernel)
+def problem(
+    shared=(), with_bias=True, t=2, s=3, c=2, o=3, image=(5, 4), kernel=(3, 2), groups=1
+):
+    weight = draw(*([] if "weight" in shared else [t]), o, c // groups, *kernel)
     bias = draw(*([] if "bias" in shared else [t]), o) if with_bias else None
     return draw(t, s, c, *image), weight, bias
 
@@ -42,25 +44,30 @@ def problem(shared=(), with_bias=True, t=2, s=3, c=2, o=3, image=(5, 4), kernel=
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.integers(0, 2) | st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.just(1) | st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    groups=st.sampled_from([1, 1, 1, 2, 3]),
     shared=st.sets(st.sampled_from(["weight", "bias"])),
     with_bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, DOUBLE]),
     seed=st.integers(0, 1000),
 )
 def test_random_shapes_equal_one_task_after_another(
-    t, s, c, o, image, kernel, stride, padding, shared, with_bias, dtype, seed
+    t, s, c, o, image, kernel, stride, padding, dilation, groups, shared, with_bias, dtype, seed
 ):
     torch.manual_seed(seed)
     borders = (padding, padding) if isinstance(padding, int) else padding
-    if any(n + 2 * p < k for n, p, k in zip(image, borders, kernel, strict=True)):
+    apart = (dilation, dilation) if isinstance(dilation, int) else dilation
+    sides = zip(image, borders, kernel, apart, strict=True)
+    if any(n + 2 * p < d * (k - 1) + 1 for n, p, k, d in sides):
         return
+    window = (stride, padding, dilation, groups)
     x, weight, bias = (
         None if z is None else z.detach().to(dtype).requires_grad_()
-        for z in problem(shared, with_bias, t, s, c, o, image, kernel)
+        for z in problem(shared, with_bias, t, s, c * groups, o * groups, image, kernel, groups)
     )
     inputs = [z for z in (x, weight, bias) if z is not None]
-    ours = fmF.conv2d(x, weight, bias, stride, padding)
-    right = one_by_one(x, weight, bias, stride, padding)
+    ours = fmF.conv2d(x, weight, bias, *window)
+    right = one_by_one(x, weight, bias, *window)
     torch.testing.assert_close(ours, right)
     outer = torch.randn_like(right)
     torch.testing.assert_close(
@@ -68,19 +75,25 @@ def test_random_shapes_equal_one_task_after_another(
     )
 
 
-WINDOWS = [(1, 0), (2, 1), ((2, 1), (0, 2))]
+WINDOWS = [(1, 0, 1), (2, 1, 1), ((2, 1), (0, 2), 1), ((2, 1), 2, (3, 2))]
 SMALL = {"s": 2, "c": 1, "o": 2, "image": (3, 4), "kernel": (2, 2)}
 
 
 @pytest.mark.parametrize(
-    "stride, padding, shared",
-    [*((*window, ()) for window in WINDOWS), (2, 1, ("weight",)), (1, 0, ("weight", "bias"))],
+    "window, shared, groups",
+    [
+        *((window, (), 1) for window in WINDOWS),
+        ((2, 1, 1), ("weight",), 1),
+        ((1, 0, 1), ("weight", "bias"), 1),
+        ((1, 1, 2), (), 2),
+        ((2, 1, 1), ("weight", "bias"), 2),
+    ],
 )
-def test_derivatives_of_any_order(stride, padding, shared):
-    x, weight, bias = problem(shared, **SMALL)
+def test_derivatives_of_any_order(window, shared, groups):
+    x, weight, bias = problem(shared, **{**SMALL, "c": groups}, groups=groups)
 
     def call(x, weight, bias):
-        return fmF.conv2d(x, weight, bias, stride, padding)
+        return fmF.conv2d(x, weight, bias, *window, groups)
 
     def slope(x, weight):
         loss = call(x, weight, bias).sin().sum()
@@ -91,29 +104,29 @@ def test_derivatives_of_any_order(stride, padding, shared):
     assert gradgradcheck(slope, (x, weight))
 
 
-@pytest.mark.parametrize("stride, padding", WINDOWS)
-def test_the_gradients_are_operations_of_their_own(stride, padding):
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_gradients_are_operations_of_their_own(window):
     x, weight, _ = problem(**SMALL)
-    y = fmF.conv2d(x, weight, None, stride, padding)
+    y = fmF.conv2d(x, weight, None, *window)
     outer = torch.randn_like(y).requires_grad_()
     of_x, of_weight = torch.autograd.grad(y, (x, weight), outer)
     size, kernel = x.shape[-2:], weight.shape[-2:]
     torch.testing.assert_close(
-        conv2d_input_gradient(outer, weight, size, stride, padding), of_x
+        conv2d_input_gradient(outer, weight, size, *window), of_x
     )
     torch.testing.assert_close(
-        conv2d_weight_gradient(outer, x, kernel, stride, padding), of_weight
+        conv2d_weight_gradient(outer, x, kernel, *window), of_weight
     )
     plain = [
-        torch.nn.grad.conv2d_input(x[t].shape, weight[t], outer[t], stride, padding)
+        torch.nn.grad.conv2d_input(x[t].shape, weight[t], outer[t], *window)
         for t in range(2)
     ]
     torch.testing.assert_close(of_x, torch.stack(plain))
     assert gradgradcheck(
-        lambda g, w: conv2d_input_gradient(g, w, size, stride, padding), (outer, weight)
+        lambda g, w: conv2d_input_gradient(g, w, size, *window), (outer, weight)
     )
     assert gradgradcheck(
-        lambda g, x: conv2d_weight_gradient(g, x, kernel, stride, padding), (outer, x)
+        lambda g, x: conv2d_weight_gradient(g, x, kernel, *window), (outer, x)
     )
 
 
@@ -193,6 +206,11 @@ def test_what_does_not_fit_is_refused():
         (ValueError, "padding must be", lambda: fmF.conv2d(x, weight, bias, 1, -1)),
         (ValueError, "padding must be", lambda: fmF.conv2d(x, weight, bias, 1, (1, 1, 1))),
         (ValueError, "does not fit into", lambda: fmF.conv2d(x[..., :1], weight)),
+        (ValueError, r"dilation \[9, 9\] does not", lambda: fmF.conv2d(x, weight, dilation=9)),
+        (ValueError, "dilation must be", lambda: fmF.conv2d(x, weight, dilation=0)),
+        (ValueError, "groups must divide", lambda: fmF.conv2d(x, weight, groups=2)),
+        (ValueError, "groups must divide", lambda: fmF.conv2d(x, weight, groups=0)),
+        (TypeError, "groups must be a whole", lambda: fmF.conv2d(x, weight, groups=1.0)),
         (ValueError, "grad must be", lambda: conv2d_input_gradient(x, weight, (9, 9))),
         (ValueError, "x must be", lambda: conv2d_weight_gradient(x[:1], x, 1)),
     ]:

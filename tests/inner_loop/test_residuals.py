@@ -346,7 +346,7 @@ REFUSED = {
     "draws random numbers": with_luck_of_torch,
     "calls exp": lambda self, x: rest(self, self.conv(x).exp()),
     "with what is no layer's result": lambda self, x: rest(self, self.conv(x) + True),
-    "a sum is of samples": lambda self, x: rest(self, self.conv(x) + x),
+    "a sum is of samples": lambda self, x: rest(self, self.conv(x) + F.max_pool2d(x, 2)),
     "changes in place what others read": lambda self, x: rest(
         self, (lambda y: y + F.relu(y, inplace=True))(self.conv(x))
     ),

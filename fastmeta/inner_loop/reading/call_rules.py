@@ -141,11 +141,12 @@ def _conv2d_call(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    if groups != 1 or several(dilation) not in ((1,), (1, 1)) or isinstance(padding, str):
-        raise ValueError("a conv2d that is grouped, dilated or padded by name")
+    if isinstance(padding, str):
+        raise ValueError("a conv2d that is padded by name")
     return fmF.conv2d(
-        x, _given(weight), _parameter(bias), _one_or_pair(stride), _one_or_pair(padding)
-    )
+        x, _given(weight), _parameter(bias), _one_or_pair(stride), _one_or_pair(padding),
+        _one_or_pair(dilation), groups,
+    )  # fmt: skip
 
 
 def _batch_norm_call(

@@ -1,9 +1,8 @@
-"""What a module's forward does: layers and sums of two results, in the order they run."""
+"""What a module's forward does: layers, and sums and the like of two results, in their order."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch.fx.node import Node
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.reading.affine import affine_of
 from fastmeta.inner_loop.reading.differs import differs
+from fastmeta.inner_loop.reading.joins import is_spread, join_of
 from fastmeta.inner_loop.reading.layer_calls import layers_of_call, name_of
 from fastmeta.inner_loop.reading.layers import called, leaves_of
 from fastmeta.inner_loop.reading.shape_layers import OfSizes
@@ -35,11 +35,12 @@ __all__ = ["Call", "asks_types", "calls_of", "is_by_hand", "misread"]
 
 @dataclass(frozen=True)
 class Call:
-    """A layer that runs, or a sum.
+    """A layer that runs, or a join of results.
 
     Attributes:
         name: what to call it in a sentence.
-        layer: None for the sum of both inputs. Of a function it may be one without values.
+        layer: a `Join` of the inputs, or a layer for one. Of a function it may be one without
+            values.
         parameters: the module's names of the layer's parameters, by the layer's own.
         inputs: the calls whose results it takes, -1 for the module's input.
         alone: at most one call reads its result.
@@ -152,9 +153,11 @@ class _GraphReader:
             source, layer = affine
             inputs = self._inputs(node, (source,), {})
             self._add(node, f"the call of {name_of(node)}", layer, {}, inputs)
-        elif _is_sum(node):
-            inputs = self._inputs(node, node.args, node.kwargs)
-            self._add(node, "a sum", None, {}, inputs, node.target in _SUMS_IN_PLACE)
+        elif (join := join_of(node)) is not None:
+            inputs = self._inputs(node, join.operands, {})
+            self._add(node, join.name, join, {}, inputs, join.in_place)
+        elif is_spread(node):
+            self.results[node] = self._inputs(node, node.args[:1], {})[0]
         elif node.op == "call_module":
             self._read_module(node)
         else:
@@ -217,10 +220,3 @@ class _GraphReader:
         alone = sum(not asks(user) for user in node.users) <= 1
         self.calls.append(Call(name, layer, parameters, inputs, alone, in_place, sizes))
 
-
-_SUMS_IN_PLACE = (operator.iadd, "add_")
-_SUMS = (operator.add, torch.add, "add", *_SUMS_IN_PLACE)
-
-
-def _is_sum(node: Node) -> bool:
-    return node.target in _SUMS and len(node.args) == 2 and not node.kwargs

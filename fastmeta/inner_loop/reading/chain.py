@@ -9,6 +9,7 @@ from torch import nn
 
 from fastmeta.inner_loop.reading.affine import Activation, composed
 from fastmeta.inner_loop.reading.calls import calls_of
+from fastmeta.inner_loop.reading.joins import Join
 from fastmeta.inner_loop.reading.layers import (
     activation_of,
     is_idle,
@@ -59,7 +60,7 @@ def chain_of(module: nn.Module) -> Chain | str:
     for index, call in enumerate(calls):
         layer = call.layer
         kind = type(layer)
-        if call.inputs != (index - 1,) or layer is None:
+        if call.inputs != (index - 1,) or isinstance(layer, Join):
             return "the module is no chain of layers"
         if is_idle(layer):
             continue

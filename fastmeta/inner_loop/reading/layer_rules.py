@@ -22,18 +22,24 @@ Layer = Callable[[Any, Mapping[str, Tensor], Tensor], Tensor]
 
 
 def _conv2d(layer: nn.Conv2d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return fmF.conv2d(x, own["weight"], own.get("bias"), layer.stride, _padding(layer))
+    padding, dilation = _padding(layer), layer.dilation
+    return fmF.conv2d(
+        x, own["weight"], own.get("bias"), layer.stride, padding, dilation, layer.groups
+    )
 
 
 def _conv1d(layer: nn.Conv1d, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    stride, padding = (1, *layer.stride), (0, *_padding(layer))
+    stride, padding, dilation = (1, *layer.stride), (0, *_padding(layer)), (1, *layer.dilation)
     weight, x = own["weight"].unsqueeze(-2), x.unsqueeze(-2)
-    return fmF.conv2d(x, weight, own.get("bias"), stride, padding).squeeze(-2)
+    return fmF.conv2d(
+        x, weight, own.get("bias"), stride, padding, dilation, layer.groups
+    ).squeeze(-2)
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d) -> Sequence[int]:
     if isinstance(layer.padding, str):
-        return [k // 2 if layer.padding == "same" else 0 for k in layer.kernel_size]
+        sides = zip(layer.kernel_size, layer.dilation, strict=True)
+        return [d * (k - 1) // 2 if layer.padding == "same" else 0 for k, d in sides]
     return layer.padding
 
 
@@ -142,9 +148,10 @@ LAYERS: dict[type, Layer] = {
 def unfit(layer: Any) -> str | None:
     """Why a layer of a known type is not one that its rule can run, or None."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        if layer.padding_mode != "zeros" or layer.groups != 1 or {*layer.dilation} != {1}:
-            return "is padded with something else than zeros, grouped or dilated"
-        if layer.padding == "same" and not all(k % 2 for k in layer.kernel_size):
+        if layer.padding_mode != "zeros":
+            return "is padded with something else than zeros"
+        around = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        if layer.padding == "same" and any(n % 2 for n in around):
             return "has even kernels with padding on one side"
     elif isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d)):
         if layer.ceil_mode or layer.return_indices or {*several(layer.dilation)} != {1}:

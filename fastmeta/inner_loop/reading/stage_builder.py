@@ -11,6 +11,7 @@ from torch import nn
 
 from fastmeta.inner_loop.reading.affine import Activation, composed
 from fastmeta.inner_loop.reading.calls import Call
+from fastmeta.inner_loop.reading.joins import Join
 from fastmeta.inner_loop.reading.layer_rules import several
 from fastmeta.inner_loop.reading.layers import activation_of, is_idle, unknown
 from fastmeta.inner_loop.reading.parameter_calls import BatchNormOfAny, InstanceNormOfAny
@@ -25,7 +26,7 @@ from fastmeta.inner_loop.reading.shape_layers import (
     whole,
 )
 from fastmeta.inner_loop.reading.stage_limits import (
-    stride_as_seen,
+    pooled,
     unfit,
     unfit_windows,
     windows_of,
@@ -57,6 +58,32 @@ class _Value(NamedTuple):
     def seen(self) -> list[int]:
         """The shape of a sample as PyTorch has it."""
         return [*self.shape[: self.rank - 1], math.prod(self.shape[self.rank - 1 :])]
+
+
+class _Taps(NamedTuple):
+    """Of a kernel over an image, height and width of each."""
+
+    kernel: Sequence[int]
+    stride: Sequence[int] = (1, 1)
+    dilation: Sequence[int] = (1, 1)
+    before: Sequence[int] = (0, 0)
+    behind: Sequence[int] = (0, 0)
+
+    def over(self, pixels: Sequence[int]) -> list[int]:
+        """Pixels that it makes; 0 where it does not fit."""
+        sides = zip(pixels, *self, strict=True)
+        free = [(n + b + e - d * (k - 1) - 1, s) for n, k, s, d, b, e in sides]
+        return [n // s + 1 if n >= 0 else 0 for n, s in free]
+
+
+def _borders(layer: nn.Conv1d | nn.Conv2d) -> tuple[list[int], list[int]]:
+    """Zeros before and behind each side."""
+    padding: Any = layer.padding
+    if padding == "same":
+        around = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [n // 2 for n in around], [n - n // 2 for n in around]
+    each = [0 for _ in layer.kernel_size] if padding == "valid" else [*padding]
+    return each, each
 
 
 @dataclass
@@ -91,8 +118,8 @@ class StageBuilder:
         if call.in_place and not source.open:
             return f"{call.name} changes in place what others read"
         self._go_to(source)
-        if call.layer is None:
-            reason = self._sum(sources[1])
+        if isinstance(call.layer, Join):
+            reason = self._join(call.layer, sources)
         elif type(call.layer) is OfSizes:
             reason = self._sized(call.layer, call)
         else:
@@ -141,12 +168,53 @@ class StageBuilder:
     def _here(self, is_open: bool) -> _Value:
         return _Value(self.at, self.shape, self.rank, is_open)
 
-    def _sum(self, other: _Value) -> str | None:
-        if (self.shape, self.rank) != (other.shape, other.rank):
-            return f"a sum is of samples {self._said()} and {other.seen}"
-        added, self.at = sorted((self.at, other.at))
-        self._new_stage()["added"] = added
+    # ---- joins -----------------------------------------------------------------------------------
+
+    def _join(self, join: Join, sources: Sequence[_Value]) -> str | None:
+        for other in sources[1:]:
+            if join.kind == "channels":
+                reason = self._beside(join, other)
+            else:
+                reason = self._together(join, other)
+            if reason is not None:
+                return reason
         return None
+
+    def _beside(self, join: Join, other: _Value) -> str | None:
+        if (self.rank, *self.shape[1:]) != (other.rank, *other.shape[1:]):
+            return f"{join.name} is of samples {self._said()} and {other.seen}"
+        try:
+            is_of_channels = place_of(join.dim, self.rank) == 1
+        except ValueError as error:
+            return f"{join.name} is along {error}"
+        if not is_of_channels or (self.rank == 1 and self.shape[1:] != (1, 1)):
+            return f"{join.name} is along something else than the channels"
+        channels, *sides = self.shape
+        self._put_join("channels", other)
+        self._shape_of_product(self.stages[-1], channels + other.shape[0], *sides)
+        return None
+
+    def _together(self, join: Join, other: _Value) -> str | None:
+        own = self._here(False)
+        if join.kind == "difference":
+            self._go_to(other._replace(open=False))
+            self._activate(("affine", -1.0, 0.0))
+            other = self._here(False)
+            self._go_to(own)
+        smaller, larger = sorted((own, other), key=lambda value: (math.prod(value.shape), value.at))
+        fits = all(n in (1, m) for n, m in zip(smaller.shape, larger.shape, strict=True))
+        flat = own.rank == 1 and smaller.shape[1:] != larger.shape[1:]
+        if own.rank != other.rank or not fits or flat:
+            return f"{join.name} is of samples {own.seen} and {other.seen}"
+        if join.in_place and own.shape != larger.shape:
+            return f"{join.name} in place is of samples {own.seen} and {other.seen}"
+        self._go_to(larger)
+        self._put_join("multiply" if join.kind == "multiply" else "sum", smaller)
+        return None
+
+    def _put_join(self, kind: str, other: _Value) -> None:
+        c, h, w = other.shape
+        self._new_stage().update(join=kind, other=other.at, other_c=c, other_h=h, other_w=w)
 
     # ---- products ------------------------------------------------------------------------------
 
@@ -156,34 +224,30 @@ class StageBuilder:
             return unlike
         if layer.in_channels != self.shape[0]:
             return f"{name} takes {layer.in_channels} channels but gets {self.shape[0]}"
-        padding: Any = layer.padding
-        if padding == "valid":
-            padding = 0
-        if padding == "same":
-            padding = tuple(k // 2 for k in layer.kernel_size)
+        kind = "depthwise" if layer.groups > 1 else "dense"
+        if kind == "depthwise" and not layer.in_channels == layer.out_channels == layer.groups:
+            return f"{name} has {layer.groups} groups of several channels"
+        before, behind = (self._sides(sides, 0) for sides in _borders(layer))
         kernel, stride = self._sides(layer.kernel_size), self._sides(layer.stride)
-        return self._product(names, layer, name, kernel, stride, self._sides(padding, 0))
+        taps = _Taps(kernel, stride, self._sides(layer.dilation), before, behind)
+        return self._product(names, layer, name, taps, kind)
 
     def _linear(self, names: Names, layer: nn.Linear, name: str) -> str | None:
         if self.rank > 1:
             return f"{name} gets samples {self._said()} that were not flattened"
         if layer.in_features != math.prod(self.shape):
             return f"{name} takes {layer.in_features} inputs but gets {math.prod(self.shape)}"
-        return self._product(names, layer, name, self.shape[1:], (1, 1), (0, 0))
+        return self._product(names, layer, name, _Taps(self.shape[1:]))
 
     def _product(
-        self, names: Names, layer: Any, name: str, kernel: Any, stride: Any, padding: Any
+        self, names: Names, layer: Any, name: str, taps: _Taps, kind: str = "dense"
     ) -> str | None:
-        c = layer.weight.shape[0]
-        size = [
-            (n + 2 * p - k) // s + 1 if n + 2 * p >= k else 0
-            for n, p, k, s in zip(self.shape[1:], padding, kernel, stride, strict=True)
-        ]
+        c, size = layer.weight.shape[0], taps.over(self.shape[1:])
         if min(c, *size) < 1:
             return f"{name} leaves nothing of samples {list(self.shape)}"
         stage = self._new_stage()
         stage.update(
-            product=True, kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
+            product=kind, **{side: tuple(pair) for side, pair in taps._asdict().items()},
             weight=self._parameter(names["weight"]),
             bias=-1 if layer.bias is None else self._parameter(names["bias"]),
         )  # fmt: skip
@@ -232,7 +296,7 @@ class StageBuilder:
 
     def _put_scale(self, names: Names, layer: nn.LayerNorm, scale: str) -> None:
         stage = self._new_stage()
-        stage.update(product=True, scale=scale, weight=self._parameter(names["weight"]))
+        stage.update(product=scale, weight=self._parameter(names["weight"]))
         if layer.bias is not None:
             stage["bias"] = self._parameter(names["bias"])
 
@@ -288,20 +352,22 @@ class StageBuilder:
         return None
 
     def _pool(self, layer: Any, name: str, kind: str) -> str | None:
-        window, given = map(self._sides, windows_of(layer))
-        stride = stride_as_seen(self.shape[1:], window, given)
-        reason = unfit_windows(name, self.shape[1:], window, stride, layer.ceil_mode)
+        window, stride = map(self._sides, windows_of(layer))
+        border = self._sides(layer.padding, 0)
+        reason = unfit_windows(name, self.shape[1:], window, stride, border, layer.ceil_mode)
         if reason is None:
-            self._put_pool(kind, window, stride)
+            self._put_pool(kind, window, stride, border)
         return reason
 
-    def _put_pool(self, kind: str, window: Sequence[int], stride: Sequence[int]) -> None:
+    def _put_pool(self, kind: str, window: Any, stride: Any, border: Any = (0, 0)) -> None:
         if {*window, *stride} == {1}:
             return
         stage = self._stage_before("pool")
-        out = [(n - w) // s + 1 for n, w, s in zip(self.shape[1:], window, stride, strict=True)]
-        stage.update(pool=kind, window=tuple(window), pool_stride=tuple(stride))
-        stage.update(out_h=out[0], out_w=out[1])
+        out = pooled(self.shape[1:], window, stride, border)
+        stage.update(
+            pool=kind, window=tuple(window), pool_stride=tuple(stride), border=tuple(border),
+            out_h=out[0], out_w=out[1],
+        )  # fmt: skip
         self.shape = (self.shape[0], *out)
 
     # ---- shapes ----------------------------------------------------------------------------------
@@ -371,11 +437,11 @@ class StageBuilder:
     def _new_stage(self) -> dict[str, Any]:
         c, h, w = self.shape
         stage: dict[str, Any] = dict(
-            input=self.at, added=_NO_STAGE, in_c=c, in_h=h, in_w=w,
-            product=False, scale="none", weight=-1, bias=-1,
-            kernel=(1, 1), stride=(1, 1), padding=(0, 0),
+            input=self.at, join="none", other=_NO_STAGE, in_c=c, in_h=h, in_w=w,
+            other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1,
+            **_Taps((1, 1))._asdict(),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
-            pool="none", window=(1, 1), pool_stride=(1, 1),
+            pool="none", window=(1, 1), pool_stride=(1, 1), border=(0, 0),
         )  # fmt: skip
         self._shape_of_product(stage, c, h, w)
         self.stages.append(stage)

@@ -8,17 +8,20 @@ from typing import Any
 from torch import nn
 
 from fastmeta.inner_loop.reading.layer_rules import several
+from fastmeta.inner_loop.reading.shape_layers import Mean
 
-__all__ = ["stride_as_seen", "unfit", "unfit_windows", "windows_of"]
+__all__ = ["pooled", "unfit", "unfit_windows", "windows_of"]
 
 
 def unfit(layer: Any, name: str) -> str | None:
     """Why stages cannot have such a layer, whatever it gets."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        if layer.groups != 1 or {*layer.dilation} != {1} or layer.padding_mode != "zeros":
-            return f"{name} has groups, dilation or a padding mode that the native kernels lack"
-        if layer.padding == "same" and any(k % 2 == 0 for k in layer.kernel_size):
-            return f"{name} pads an even kernel unevenly"
+        if layer.padding_mode != "zeros":
+            return f"{name} has a padding mode that the native kernels lack"
+        if layer.groups > 1 and not layer.in_channels == layer.out_channels == layer.groups:
+            return f"{name} has groups of several channels, which the native kernels lack"
+    elif isinstance(layer, Mean) and 0 in layer.dims:
+        return f"{name} is over samples"
     elif isinstance(layer, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)) and layer.return_indices:
         return f"{name} returns indices"
     elif isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)):
@@ -31,11 +34,8 @@ def _unfit_pool(layer: Any, name: str) -> str | None:
         return f"{name} has a dilation or returns indices"
     if getattr(layer, "divisor_override", None) is not None:
         return f"{name} overrides its divisor"
-    if {*several(layer.padding)} != {0}:
-        return f"{name} has padding, which the native kernels lack"
-    window, stride = windows_of(layer)
-    if any(1 < s < w for s, w in zip(stride, window, strict=True)):
-        return _OVERLAP.format(name)
+    if {*several(layer.padding)} != {0} and not getattr(layer, "count_include_pad", True):
+        return f"{name} leaves its padding out of the means, which the native kernels cannot"
     return None
 
 
@@ -47,26 +47,28 @@ def windows_of(layer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return window * (sides // len(window)), stride * (sides // len(stride))
 
 
-def stride_as_seen(
-    pixels: Sequence[int], window: Sequence[int], stride: Sequence[int]
-) -> list[int]:
-    """Of a pool's windows; a lone one overlaps with none, whatever its stride is."""
-    sides = zip(pixels, window, stride, strict=True)
-    return [max(s, w) if n - w < s else s for n, w, s in sides]
-
-
 def unfit_windows(
-    name: str, pixels: Sequence[int], window: Sequence[int], stride: Sequence[int], rounds_up: bool
+    name: str,
+    pixels: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    border: Sequence[int],
+    rounds_up: bool,
 ) -> str | None:
     """Why a pool does not fit so many pixels, or None."""
-    sides = [*zip(pixels, window, stride, strict=True)]
-    if any(n < w for n, w, _ in sides):
+    if any(2 * b > w for b, w in zip(border, window, strict=True)):
+        return f"{name} has padding of more than half its windows"
+    if min(pooled(pixels, window, stride, border)) < 1:
         return f"{name} leaves nothing of {[*pixels]} pixels"
-    if rounds_up and any((n - w) % s for n, w, s in sides):
+    sides = zip(pixels, window, stride, border, strict=True)
+    if rounds_up and any((n + 2 * b - w) % s for n, w, s, b in sides):
         return f"{name} has a ceil_mode that matters, which the native kernels lack"
-    if any(s < w for _, w, s in sides):
-        return _OVERLAP.format(name)
     return None
 
 
-_OVERLAP = "{} has windows that overlap"
+def pooled(
+    pixels: Sequence[int], window: Sequence[int], stride: Sequence[int], border: Sequence[int]
+) -> list[int]:
+    """Pixels that a pool makes; 0 or less where it does not fit."""
+    sides = zip(pixels, window, stride, border, strict=True)
+    return [(n + 2 * b - w) // s + 1 for n, w, s, b in sides]

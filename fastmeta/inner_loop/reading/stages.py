@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fastmeta.inner_loop.reading.calls import calls_of
+from fastmeta.inner_loop.reading.joins import Join
 from fastmeta.inner_loop.reading.layers import (
     activation_of,
     is_idle,
@@ -70,7 +71,7 @@ def never_fits(module: nn.Module) -> str | None:
     calls = calls_of(module)
     if isinstance(calls, str):
         return calls
-    layers = [(call, call.layer) for call in calls if call.layer is not None]
+    layers = [(call, call.layer) for call in calls if not isinstance(call.layer, Join)]
     for call, layer in layers:
         known = type(layer) in (*ADDERS, OfSizes) or is_idle(layer)
         if not known and activation_of(layer) is None:
@@ -91,7 +92,9 @@ def _finished(builder: StageBuilder) -> Stages | str:
     whole = [builder.stages[0][key] for key in ("in_c", "in_h", "in_w")]
     for stage in builder.stages:
         own = [stage[key] for key in ("in_c", "in_h", "in_w")]
-        if -1 in (stage["input"], stage["added"]) and own != whole:
+        read = [own] if stage["input"] == -1 else []
+        read += [[stage[key] for key in ("other_c", "other_h", "other_w")]] * (stage["other"] == -1)
+        if any(shape != whole for shape in read):
             return "samples are read as they are and flattened"
     if builder.rank > 1:
         return f"the module's outputs are {list(builder.shape)}, not flattened"

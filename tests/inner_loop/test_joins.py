@@ -1,0 +1,236 @@
+"""Networks of images whose forwards multiply results, put channels side by side, or look afar."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_exact, classification_tasks
+from torch import nn
+
+import fastmeta as fm
+from fastmeta.backends import cpu
+from fastmeta.inner_loop.reading.stages import stages_of
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
+
+C, SIZE = 2, 8
+
+
+class Network(nn.Module):
+    """Two convolutions, something that is told, and a linear layer over the mean of its pixels."""
+
+    def __init__(self, told, channels=5, **parts):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(C, 5, 3, padding=1), nn.BatchNorm2d(5)
+        self.second, self.head = nn.Conv2d(5, 5, 3, padding=1), nn.Linear(channels, 3)
+        self.told = told
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        h = torch.tanh(self.norm(self.first(x)))
+        return self.head(self.told(self, h).mean((2, 3)))
+
+
+def assert_resident(model, sample=(C, SIZE, SIZE), order=2, **options):
+    meta = fm.MAML(model.double(), inner_lr=0.1, inner_steps=2, order=order, **options)
+    tasks = classification_tasks(sample, t=2, s=4)
+    for x in (tasks.support_x, tasks.query_x):
+        x.requires_grad_()
+    choice = fm.explain(meta, tasks)
+    assert choice.name == "resident", choice.passed_over["resident"]
+    inputs = [p for p in meta.parameters() if p.requires_grad]
+    assert_exact(meta, tasks, [*inputs, tasks.support_x, tasks.query_x], tolerance=1e-9)
+
+
+def squeezed(self, h):
+    """Squeeze and excitation, Hu et al. 2018."""
+    b, c, _, _ = h.size()
+    s = F.adaptive_avg_pool2d(h, 1).view(b, c)
+    s = torch.sigmoid(self.out(F.relu(self.into(s)))).view(b, c, 1, 1)
+    return h * s.expand_as(h)
+
+
+def of_channels(self, h):
+    s = self.out(F.relu(self.into(h.mean((2, 3)))))
+    return h * torch.sigmoid(s)[:, :, None, None]
+
+
+def by_linear_layers():
+    return {"into": nn.Linear(5, 3), "out": nn.Linear(3, 5)}
+
+
+def of_rows(self, h):
+    return h * self.one(h).mean(3, keepdim=True)
+
+
+def convolved(channels, kernel=1, **options):
+    return nn.Conv2d(5, channels, kernel, padding=kernel // 2, **options)
+
+
+def in_place(self, h):
+    y = self.second(h)
+    y *= torch.sigmoid(self.one(h))
+    return y
+
+
+def dense(self, h):
+    h = torch.cat([h, F.relu(self.second(h))], 1)
+    return torch.cat((h, torch.tanh(self.third(h)), h), dim=-3)
+
+
+JOINS = {
+    "squeeze and excitation": (squeezed, 5, by_linear_layers()),
+    "a gate for each channel": (of_channels, 5, by_linear_layers()),
+    "a gate for each pixel": (lambda m, h: h * m.one(h).sigmoid(), 5, {"one": convolved(1)}),
+    "a gate for each row": (of_rows, 5, {"one": convolved(1)}),
+    "a gate for all": (
+        lambda m, h: m.one(h).mean((2, 3), keepdim=True) * m.second(h), 5, {"one": convolved(1)},
+    ),
+    "a gate for each number": (
+        lambda m, h: m.second(h) * m.one(h).sigmoid(), 5, {"one": convolved(5)},
+    ),
+    "in place": (in_place, 5, {"one": convolved(1)}),
+    "a square": (lambda m, h: h * h, 5, {}),
+    "a square of what is made": (lambda m, h: (lambda y: y * y)(m.second(h)), 5, {}),
+    "a product of three": (lambda m, h: h * m.second(h) * h.mean((2, 3), keepdim=True), 5, {}),
+    "a difference": (lambda m, h: h - m.second(h), 5, {}),
+    "a difference in place": (lambda m, h: m.second(h).sub_(h), 5, {}),
+    "less its mean": (lambda m, h: h - h.mean((2, 3), keepdim=True).tanh(), 5, {}),
+    "a mean less them": (lambda m, h: h.mean((2, 3), True) - h * h, 5, {}),
+    "a sum with a row": (lambda m, h: (m.second(h) + h.mean(2, keepdim=True)).tanh(), 5, {}),
+    "channels": (lambda m, h: torch.cat([h, m.second(h)], 1).relu(), 10, {}),
+    "channels of three": (dense, 27, {"third": nn.Conv2d(10, 7, 3, padding=1)}),
+    "channels of itself": (lambda m, h: torch.cat([h, h], 1).sigmoid(), 10, {}),
+    "one alone": (lambda m, h: torch.cat([m.second(h)], 1), 5, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_joins_are_exact(name):
+    told, channels, parts = JOINS[name]
+    assert_resident(Network(told, channels, **parts))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_joins_of_order_1_and_with_rates_that_are_learned(order):
+    model = Network(of_channels, **by_linear_layers())
+    assert_resident(model, order=order, learn_inner_lr="element")
+
+
+def test_joins_with_parameters_that_do_not_adapt():
+    model = Network(of_channels, **by_linear_layers())
+    names = [name for name, _ in model.named_parameters() if not name.startswith("first")]
+    assert_resident(model, adapt_parameters=names)
+
+
+def test_gates_of_the_input():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.conv = nn.Conv2d(C, 1, 3, padding=1), nn.Conv2d(2 * C, 4, 3)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = torch.cat([x * torch.sigmoid(self.one(x)), x], 1)
+            return self.head(self.conv(h).relu().mean((2, 3)))
+
+    assert_resident(Gated())
+
+
+class UShaped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(C, 6, 3, padding=1), nn.Conv2d(6 + C, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 64, 3)
+
+    def forward(self, x):
+        return self.head(self.up(torch.cat([self.down(x).relu(), x], 1)).flatten(1))
+
+
+def test_a_skip_over_a_convolution():
+    assert_resident(UShaped())
+
+
+OTHERS = {
+    "samples": lambda m, h: torch.cat([h, h], 0)[: len(h)],
+    "rows": lambda m, h: torch.cat([h, h], 2),
+    "an outer product": lambda m, h: h.mean(2, keepdim=True) * h.mean(3, keepdim=True),
+    "a product of ranks": lambda m, h: h * h.mean((0, 1)),
+    "a quotient": lambda m, h: h / (2 + h.mean((2, 3), keepdim=True)),
+    "alpha": lambda m, h: torch.add(h, m.second(h), alpha=0.5),
+    "what is spread": lambda m, h: h.mean((2, 3), keepdim=True).expand_as(h) * m.second(h),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_joins_are_exact_in_other_engines(name):
+    model = Network(OTHERS[name]).double()
+    assert isinstance(stages_of(model, (C, SIZE, SIZE)), str)
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)
+
+
+# ---- kernels and windows -------------------------------------------------------------------------
+
+
+def of_layers(*layers, kind=nn.AdaptiveAvgPool2d):
+    first = nn.Conv2d(C, 5, 3, padding=1) if kind is nn.AdaptiveAvgPool2d else nn.Conv1d(C, 5, 3)
+    return nn.Sequential(first, nn.Tanh(), *layers, kind(1), nn.Flatten(), nn.LazyLinear(3))
+
+
+def built(model, sample):
+    model(torch.zeros(2, *sample))
+    return model
+
+
+IMAGES = {
+    "dilation": nn.Conv2d(5, 4, 3, dilation=2),
+    "dilation and stride": nn.Conv2d(5, 4, 3, 2, padding=4, dilation=3),
+    "dilation within the stride": nn.Conv2d(5, 4, 2, 4, padding=1, dilation=2),
+    "two dilations": nn.Conv2d(5, 17, (3, 2), (1, 2), (2, 1), dilation=(2, 3)),
+    "the same size": nn.Conv2d(5, 4, 4, padding="same"),
+    "the same size, dilated": nn.Conv2d(5, 4, (2, 3), padding="same", dilation=(3, 2)),
+    "depthwise": nn.Conv2d(5, 5, 3, padding=1, groups=5),
+    "depthwise, strided and dilated": nn.Conv2d(5, 5, 3, 2, 2, dilation=2, groups=5, bias=False),
+    "overlapping maxima": nn.MaxPool2d(3, 2, 1),
+    "overlapping means": nn.AvgPool2d((3, 2), 1),
+    "means with zeros": nn.AvgPool2d(2, padding=1),
+    "maxima of some rows": nn.MaxPool2d((2, 3), (3, 1), (1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_kernels_and_windows_of_images(variant, name):
+    layer = copy.deepcopy(IMAGES[name])
+    model = of_layers(layer, nn.BatchNorm2d(getattr(layer, "out_channels", 5)), nn.ReLU())
+    assert_resident(built(model, (C, SIZE, SIZE + 1)), (C, SIZE, SIZE + 1))
+
+
+SEQUENCES = {
+    "dilation": nn.Conv1d(5, 5, 3, dilation=4),
+    "depthwise": nn.Conv1d(5, 5, 3, groups=5, padding=2),
+    "the same size": nn.Conv1d(5, 5, 2, padding="same", dilation=2),
+    "overlapping maxima": nn.MaxPool1d(3, 2),
+    "means with zeros": nn.AvgPool1d(2, padding=1),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_kernels_and_windows_of_sequences(name):
+    model = of_layers(copy.deepcopy(SEQUENCES[name]), nn.Sigmoid(), kind=nn.AdaptiveAvgPool1d)
+    assert_resident(built(model, (C, 20)), (C, 20))
+
+
+def test_depthwise_separable_layers_by_functions():
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.depth, self.head = nn.Parameter(torch.randn(C, 1, 3, 3)), nn.Linear(C, 3)
+
+        def forward(self, x):
+            h = F.conv2d(x, self.depth, padding=2, dilation=2, groups=C)
+            return self.head(F.avg_pool2d(F.relu(h), 3, 2, 1).mean((2, 3)))
+
+    assert_resident(ByHand())
