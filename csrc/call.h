@@ -77,29 +77,22 @@ class Chain {
   // A network of stages, each a dict of the fields of Stage.
   Chain(const std::vector<py::dict>& stages, const Loss& loss, int n_parameters)
       : loss_(loss), n_parameters_(n_parameters) {
-    require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
-    for (const py::dict& fields : stages) {
-      const Stage s = stage(fields);
-      check_stage(s);
-      check_inputs(s);
-      stages_.push_back(s);
-    }
-    check_readers();
-    require(stages_.back().out_h == 1 && stages_.back().out_w == 1,
-            "the last stage must leave one pixel");
-    loss_.check_predictions(stages_.back().c);
+    take_stages(stages);
+    loss_.check_predictions(features());
+  }
+
+  // A network of stages, and a forward as steps on rows of what they make; parameters: numbers of each.
+  Chain(const std::vector<py::dict>& stages, const RowSteps& steps,
+        const std::vector<i64>& parameters, const Loss& loss)
+      : loss_(loss), n_parameters_(int(parameters.size())) {
+    take_stages(stages);
+    write(features(), steps, parameters);
   }
 
   // A forward as steps on rows, of which the first has `inputs` numbers; parameters: numbers of each.
   Chain(i64 inputs, const RowSteps& steps, const std::vector<i64>& parameters, const Loss& loss)
       : loss_(loss), n_parameters_(int(parameters.size())) {
-    require(parameters.size() <= 512, "a network has at most 512 parameters");
-    require(inputs > 0, "a sample has inputs");
-    written_.give(inputs, true);
-    written_.add_steps(steps, parameters);
-    written_.share();
-    written_.finish();
-    loss_.check_predictions(written_.last_width());
+    write(inputs, steps, parameters);
   }
 
   Network network() const {
@@ -110,6 +103,33 @@ class Chain {
   int n_parameters() const { return n_parameters_; }
 
  private:
+  void take_stages(const std::vector<py::dict>& stages) {
+    require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
+    for (const py::dict& fields : stages) {
+      const Stage s = stage(fields);
+      check_stage(s);
+      check_inputs(s);
+      stages_.push_back(s);
+    }
+    check_readers();
+  }
+
+  // Numbers that the last stage makes of a sample.
+  i64 features() const {
+    const Stage& last = stages_.back();
+    return last.c * last.out_h * last.out_w;
+  }
+
+  void write(i64 inputs, const RowSteps& steps, const std::vector<i64>& parameters) {
+    require(parameters.size() <= 512, "a network has at most 512 parameters");
+    require(inputs > 0, "a sample has inputs");
+    written_.give(inputs, true);
+    written_.add_steps(steps, parameters);
+    written_.share();
+    written_.finish();
+    loss_.check_predictions(written_.last_width());
+  }
+
   static ActivationKind activation_kind(const std::string& name) {
     static const std::pair<const char*, ActivationKind> known[] = {
         {"relu", ActivationKind::ReLU},     {"leaky_relu", ActivationKind::LeakyReLU},
@@ -345,6 +365,8 @@ inline void bind_chain(py::module_& m) {
                                                  int, int>>&,
                     const Loss&, int>())
       .def(py::init<const std::vector<py::dict>&, const Loss&, int>())
+      .def(py::init<const std::vector<py::dict>&, const RowSteps&, const std::vector<i64>&,
+                    const Loss&>())
       .def(py::init<i64, const RowSteps&, const std::vector<i64>&, const Loss&>());
 }
 

@@ -90,8 +90,8 @@ ISAS = (
 )
 REALS = ("float", "double")
 KERNELS = (
-    "kernels", "stages", "written", "products", "row_machine", "convolution", "norm", "max_pool",
-    "pixels", "prototypes", "prototype_loss", "prototype_gradient", "nearest",
+    "kernels", "stages", "written", "headed", "products", "row_machine", "convolution", "norm",
+    "max_pool", "pixels", "prototypes", "prototype_loss", "prototype_gradient", "nearest",
 )  # fmt: skip
 
 

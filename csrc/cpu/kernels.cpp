@@ -99,7 +99,10 @@ auto with_adaptation(const InnerLoop<Real>& loop, F f) {
   return f(Kind<Adaptation<Plan<Pack<Real>>, Passes<Pack<Real>>>>{});
 }
 
+bool is_headed(const InnerLoop<Real>& loop) { return loop.network.n_stages && loop.network.written.n_rows; }
+
 i64 record_size(const InnerLoop<Real>& loop) {
+  if (is_headed(loop)) return headed_record_size(loop);
   if (loop.network.n_stages) return stage_record_size(loop);
   if (loop.network.written.n_rows) return written_record_size(loop);
   return with_adaptation(loop, [&](auto kind) {
@@ -109,6 +112,7 @@ i64 record_size(const InnerLoop<Real>& loop) {
 }
 
 void forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
+  if (is_headed(loop)) return headed_forward(loop, out);
   if (loop.network.n_stages) return stage_forward(loop, out);
   if (loop.network.written.n_rows) return written_forward(loop, out);
   with_adaptation(loop, [&](auto kind) {
@@ -118,6 +122,7 @@ void forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
 
 void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
               const BackwardOut<Real>& out) {
+  if (is_headed(loop)) return headed_backward(loop, in, out);
   if (loop.network.n_stages) return stage_backward(loop, in, out);
   if (loop.network.written.n_rows) return written_backward(loop, in, out);
   with_adaptation(loop, [&](auto kind) {
@@ -127,6 +132,7 @@ void backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
 
 void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
           const BackwardOut<Real>& gradients, Real factor) {
+  if (is_headed(loop)) return headed_step(loop, out, gradients, factor);
   if (loop.network.n_stages) return stage_step(loop, out, gradients, factor);
   if (loop.network.written.n_rows) return written_step(loop, out, gradients, factor);
   with_adaptation(loop, [&](auto kind) {
@@ -135,6 +141,7 @@ void step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
 }
 
 const char* team(const InnerLoop<Real>& loop) {
+  if (is_headed(loop)) return "stages below rows of samples";
   if (loop.network.n_stages) return "stages";
   if (loop.network.written.n_rows) return written_team(loop);
   if (!packs(loop)) return Plan<Solo<Real>>(loop).dual_size ? "dual" : Solo<Real>::name;

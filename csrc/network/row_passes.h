@@ -36,10 +36,15 @@ class RowPasses : RowProducts<Team> {
               {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at), at(plan.program_at)}) {}
 
   void take(const Samples<R>& samples, Slice slice) {
-    n_ = samples.n;
     const i64 I = plan_.sample_size();
-    Rows::gather(at(plan_.x_at), samples.x, n_ * I, I, 1, n_, I, slice);
-    if constexpr (samples_a_row<Team> > 1) Rows::repeat_last(at(plan_.x_at), n_, I);
+    Rows::gather(at(plan_.x_at), samples.x, samples.n * I, I, 1, samples.n, I, slice);
+    if constexpr (samples_a_row<Team> > 1) Rows::repeat_last(at(plan_.x_at), samples.n, I);
+    take_made(samples, slice, at(plan_.x_at), nullptr);
+  }
+  // Samples that were made of those: [n][stride of their width], and where their derivative will be.
+  void take_made(const Samples<R>& samples, Slice slice, const R* x, const R* rx) {
+    n_ = samples.n;
+    x_ = x, rx_ = rx;
     head_.take(samples, slice);
   }
 
@@ -121,6 +126,7 @@ class RowPasses : RowProducts<Team> {
       r_gradient_of_loss();
       run_backward<Dual>(gradients, below);
       if (into_input) take_input(at(plan_.r_input_g_at), r_adjoints(0));
+      if (into_input && rx_) take_input(at(plan_.input_g_at), adjoints(0));
     });
     sum_of_task<Dual>();
     run_of_task([&] { run_backward<Dual>(gradients, below); });
@@ -261,7 +267,7 @@ class RowPasses : RowProducts<Team> {
   }
 
   void run_forward() {
-    put_rows(values(0), at(plan_.x_at), plan_.sample_size());
+    put_rows(values(0), x_, plan_.sample_size());
     run_steps();
   }
   void run_steps() {
@@ -278,7 +284,8 @@ class RowPasses : RowProducts<Team> {
   }
 
   void run_r_forward() {
-    spread(slopes(0), nullptr, plan_.sample_size());
+    if (rx_) put_rows(slopes(0), rx_, plan_.sample_size());
+    else spread(slopes(0), nullptr, plan_.sample_size());
     run_r_steps();
   }
   void run_r_steps() {
@@ -376,6 +383,7 @@ class RowPasses : RowProducts<Team> {
   }
 
   Head<Team> head_;
+  const R *x_ = nullptr, *rx_ = nullptr;  // samples, and their derivative where they have one
   const R *theta_ = nullptr, *v_ = nullptr;
   const unsigned char* wanted_ = nullptr;
   bool seen_[2][Team::max_pieces];

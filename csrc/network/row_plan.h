@@ -47,9 +47,10 @@ struct RowPlan : Parameters<Team_> {
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;
 
-  explicit RowPlan(const InnerLoop<R>& l, bool keeps_records = false)
+  // input_adapts: a sample is what parameters that adapt have made.
+  explicit RowPlan(const InnerLoop<R>& l, bool keeps_records = false, bool input_adapts = false)
       : Base(l), program(l.network.written), record_size(program.size * Team::W),
-        task_size(program.task_size * Team::W) {
+        task_size(program.task_size * Team::W), input_adapts_(input_adapts) {
     cut();
     lay_out_parameters();
     find_reach();
@@ -129,6 +130,8 @@ struct RowPlan : Parameters<Team_> {
   }
 
  private:
+  bool input_adapts_;
+
   i64 most() const { return larger(loop.support.n, loop.query.n); }
 
   void cut() {
@@ -169,7 +172,7 @@ struct RowPlan : Parameters<Team_> {
   void find_reach() {
     for (int i = 0; i <= last(); ++i) {
       const RowStep& s = step(i);
-      bool to[3] = {false, reads_parameters(i), i == 0};
+      bool to[3] = {i == 0 && input_adapts_, reads_parameters(i), i == 0};
       if (reads_parameters(i))
         to[0] = has_rate(s.b) || (s.op == RowOp::Linear && has_rate(s.c));
       const int read[3] = {s.a, s.b, s.c};

@@ -112,7 +112,7 @@ struct RowProgram {
 };
 
 // A chain of nodes; with n_stages > 0 stages, each of which but the last has a reader; with written.n_rows
-// > 0 a forward that was written as arithmetic on rows.
+// > 0 a forward that was written as arithmetic on rows, with both of what the last stage makes.
 struct Network {
   const Node* nodes;
   int n_nodes;

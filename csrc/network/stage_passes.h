@@ -32,9 +32,12 @@ class StagePasses : StageNorms<Team> {
               {at(plan.y_at), at(plan.coefficient_at), at(plan.curvature_at), at(plan.program_at)}) {}
 
   void take(const Samples<R>& samples, Slice slice) {
+    take_inputs(samples, slice);
+    head_.take(samples, slice);
+  }
+  void take_inputs(const Samples<R>& samples, Slice slice) {
     n_ = samples.n;
     x_ = samples.x + slice.first * n_ * plan_.sample_size();
-    head_.take(samples, slice);
   }
 
   void scale_coefficients(V factor) { head_.scale_coefficients(factor); }
@@ -56,20 +59,31 @@ class StagePasses : StageNorms<Team> {
     put_output();
   }
 
+  // [n][stride of outputs], images as PyTorch has them; and the derivative of that.
   const R* predictions() const { return at(plan_.output_at); }
+  const R* r_predictions() const { return at(plan_.r_output_at); }
   V loss() const { return head_.loss(predictions()); }
 
   void loss_gradient() {
     side_ = 0;
-    head_.gradient(predictions(), g(last_));
+    head_.gradient(predictions(), output_g());
+    if (plan_.gives_images()) put_gradient(output_g());
   }
   void zero_gradient() {
     side_ = 0;
-    head_.zero(g(last_));
+    head_.zero(output_g());
+    if (plan_.gives_images()) put_gradient(output_g());
   }
   void add_gradient(const R* outside, Slice slice) {
-    head_.add(g(last_), at(plan_.r_output_at), outside, slice);
+    head_.add(output_g(), at(plan_.r_output_at), outside, slice);
+    if (plan_.gives_images()) put_gradient(output_g());
   }
+  // Of the predictions, laid out as they are; a backward begins with it, an R-pass with both.
+  void put_gradient(const R* rows) {
+    side_ = 0;
+    put_images(g(last_), rows);
+  }
+  void put_r_gradient(const R* rows) { put_images(rg(last_), rows); }
 
   void backward(const R* theta, int lowest, const GradientTarget<R>& target, bool into_input) {
     theta_ = theta;
@@ -85,12 +99,23 @@ class StagePasses : StageNorms<Team> {
   // As Passes::r_pass.
   void r_pass(const R* theta, const R* v, int lowest, const GradientTarget<R>& target,
               const GradientTarget<R>* gradient, bool into_input) {
+    r_forward(theta, v);
+    R* const rows = plan_.gives_images() ? at(plan_.output_rg_at) : rg(last_);
+    head_.r_gradient(predictions(), at(plan_.r_output_at), rows);
+    if (plan_.gives_images()) put_r_gradient(rows);
+    r_backward(v, lowest, target, gradient, into_input);
+  }
+
+  // The two halves of an R-pass.
+  void r_forward(const R* theta, const R* v) {
     theta_ = theta;
     v_ = v;
     r_ = true;
-    lowest_wanted_ = into_input ? -1 : lowest;
     r_forward();
-    head_.r_gradient(predictions(), at(plan_.r_output_at), rg(last_));
+  }
+  void r_backward(const R* v, int lowest, const GradientTarget<R>& target,
+                  const GradientTarget<R>* gradient, bool into_input) {
+    lowest_wanted_ = into_input ? -1 : lowest;
     for (int l = last_; l >= lowest; --l) {
       const bool plain = gradient && plan_.adapts(l);
       if (normed(l)) this->settle_gradients(l);
@@ -139,11 +164,45 @@ class StagePasses : StageNorms<Team> {
   }
 
   void put_output() {
-    const i64 ld = plan_.ld(last_);
+    const Images<R> out = output_images(at(plan_.output_at), g(last_));
     with_tail(last_, 0, [&](auto own) {
-      for (i64 i = 0; i < n_; ++i)
-        own.forward(z(last_, i), constants(last_, i), {at(plan_.output_at) + i * ld, ld, ld, ld});
+      for (i64 i = 0; i < n_; ++i) own.forward(z(last_, i), constants(last_, i), moved(out, i));
     });
+    if (plan_.gives_images()) take_images(at(plan_.output_at), out.p);
+  }
+
+  R* output_g() { return plan_.gives_images() ? at(plan_.output_g_at) : g(last_); }
+
+  // Where the last stage puts what it makes: where predictions lie, or images beside them.
+  Images<R> output_images(R* rows, R* images) const {
+    const i64 ld = plan_.ld(last_), row = plan_.stage(last_).out_w * ld;
+    return {plan_.gives_images() ? images : rows, plan_.out_size(last_), row, ld};
+  }
+
+  // Images [pixels][ld] into rows of numbers [channels][pixels], as PyTorch has them, and back.
+  void take_images(R* rows, const R* images) const {
+    const i64 width = plan_.outputs(), of_row = Team::stride(width);
+    for (i64 i = 0; i < n_; ++i)
+      std::memset(rows + i * of_row + width, 0, sizeof(R) * size_t(of_row - width));
+    each_number([&](i64 row, i64 pixel, i64, i64) { rows[row] = images[pixel]; });
+  }
+  void put_images(R* images, const R* rows) const {
+    const i64 ld = plan_.ld(last_);
+    each_number([&](i64 row, i64 pixel, i64 c, i64 channels) {
+      images[pixel] = rows[row];
+      if (c + 1 == channels)
+        for (i64 pad = 1; pad + c < ld; ++pad) images[pixel + pad] = 0;
+    });
+  }
+  // f(number of a row, number of an image, channel, channels)
+  template <class F>
+  FASTMETA_INLINE void each_number(F f) const {
+    const i64 C = plan_.stage(last_).c, pixels = plan_.out_pixels(last_), ld = plan_.ld(last_);
+    const i64 of_row = Team::stride(plan_.outputs());
+    for (i64 i = 0; i < n_; ++i)
+      for (i64 p = 0; p < pixels; ++p)
+        for (i64 c = 0; c < C; ++c)
+          f(i * of_row + c * pixels + p, (i * pixels + p) * ld + c, c, C);
   }
 
   void r_forward() {
@@ -161,12 +220,12 @@ class StagePasses : StageNorms<Team> {
       });
       if (normed(l)) this->settle_r_moments(l);
     }
-    const i64 ld = plan_.ld(last_);
+    const Images<R> out = output_images(at(plan_.r_output_at), rg(last_));
     with_tail(last_, 0, [&](auto own) {
       for (i64 i = 0; i < n_; ++i)
-        own.r_forward(z(last_, i), rz(last_, i), constants(last_, i),
-                      {at(plan_.r_output_at) + i * ld, ld, ld, ld});
+        own.r_forward(z(last_, i), rz(last_, i), constants(last_, i), moved(out, i));
     });
+    if (plan_.gives_images()) take_images(at(plan_.r_output_at), out.p);
   }
 
   // Rz = Rx W + x V

@@ -33,7 +33,7 @@ struct StagePlan : Parameters<Team_> {
   i64 g_at[2], rg_at[2], branch_g_at[max_stages + 1], branch_rg_at[max_stages + 1];
   i64 sums_at, gconstants_at, ones_at, zeros_at;
   i64 total_at[2], runs_at, run_size = 0, flipped_at[2];
-  i64 output_at, r_output_at, y_at, program_at, coefficient_at, curvature_at;
+  i64 output_at, r_output_at, output_g_at, output_rg_at, y_at, program_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
   i64 scratch_size = 0;
 
@@ -54,7 +54,8 @@ struct StagePlan : Parameters<Team_> {
   static StagePlan keeping(const InnerLoop<R>& l) { return StagePlan(l, true); }
 
   const Stage& stage(int l) const { return loop.network.stages[l]; }
-  i64 outputs() const { return stage(n_stages - 1).c; }
+  i64 outputs() const { return stage(n_stages - 1).c * out_pixels(n_stages - 1); }
+  bool gives_images() const { return out_pixels(n_stages - 1) > 1; }
   i64 sample_size() const { return stage(0).in_c * stage(0).in_h * stage(0).in_w; }
   i64 input_size(const Samples<R>& s) const { return s.n * product(0).in_size(); }
 
@@ -189,6 +190,8 @@ struct StagePlan : Parameters<Team_> {
     const i64 out = n * Team::stride(outputs());
     output_at = take(out);
     r_output_at = take(out);
+    output_g_at = take(gives_images() ? out : 0);
+    output_rg_at = take(gives_images() ? out : 0);
     y_at = take(n * Team::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
     program_at = take(loss_scratch<Team>(loop.network));
     curvature_at = take(out);

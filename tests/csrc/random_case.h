@@ -32,7 +32,7 @@ class Random {
 
 // What does not depend on the real type.
 struct Setting {
-  std::vector<Node> nodes;  // or stages, or a forward as arithmetic on rows
+  std::vector<Node> nodes;  // or stages, or a forward as arithmetic on rows, or that above stages
   std::vector<Stage> stages;
   Rows written;
   LossKind loss;
@@ -53,14 +53,14 @@ struct Setting {
   }
   size_t n_parameters() const { return sizes.size(); }
   i64 inputs() const {
-    if (!written.empty()) return written.width(0);
-    if (stages.empty()) return nodes.front().in;
+    if (stages.empty()) return written.empty() ? nodes.front().in : written.width(0);
     const Stage& first = stages.front();
     return first.in_c * first.in_h * first.in_w;
   }
   i64 outputs() const {
     if (!written.empty()) return written.last_width();
-    return stages.empty() ? nodes.back().out : stages.back().c;
+    if (stages.empty()) return nodes.back().out;
+    return stages.back().c * stages.back().out_h * stages.back().out_w;
   }
   i64 rate_steps() const {
     for (size_t p = 0; p < sizes.size(); ++p)

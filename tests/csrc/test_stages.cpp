@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "random_rows.h"
 
 namespace {
 
@@ -134,7 +135,7 @@ void add_activation(Stage& s, ActivationKind kind) {
   s.activation = activation(kind, s.c);
 }
 
-// The last stage leaves one pixel.
+// The last stage leaves one pixel, most often.
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
   const int product = random.below(last ? 5 : 8);
@@ -150,7 +151,7 @@ Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, b
   add_norm(c, random, s, NormKind(random.below(3)));
   if (random.below(4)) add_activation(s, kind);
   const PoolKind pool = random.coin() ? PoolKind::Average : PoolKind::Max;
-  if (last && s.h * s.w > 1)
+  if (last && s.h * s.w > 1 && random.below(4))
     add_pool(s, pool, {only_pool(random, s.h), only_pool(random, s.w)});
   else if (random.coin())
     add_pool(s, pool, {any_pool(random, s.h), any_pool(random, s.w)});
@@ -281,6 +282,21 @@ Case<double> make_residual(unsigned seed, ActivationKind kind, LossKind loss, i6
   });
 }
 
+// ---- rows above stages --------------------------------------------------------------------------
+
+// In some the stages have no parameters that adapt, in some of them nothing is kept.
+Case<double> make_headed(unsigned seed, LossKind loss, i64 tasks) {
+  const auto kind = ActivationKind(seed % unsigned(activation_kinds));
+  return make_case(seed, loss, tasks, [&](Case<double>& c, Random& random) {
+    const i64 h = 1 + random.below(5), w = 1 + random.below(5);
+    add_any(c, random, 1 + random.below(3), stage_of(random.one_of({1, 3, 17}), h, w), kind);
+    if (random.coin()) append_block(c, random, int(c.stages.size()) - 1, kind);
+    const Stage& last = c.stages.back();
+    Writer(c, random, kind, last.c * last.out_h * last.out_w).write();
+    if (!random.below(4)) c.support_n = 20 + random.below(30);  // more than one record, or chunk
+  });
+}
+
 // ---- all of it ----------------------------------------------------------------------------------
 
 void check_any(const Variant& variant) {
@@ -301,6 +317,15 @@ void check_residual(const Variant& variant) {
     const auto loss = LossKind(seed % 4);
     const auto c = make_residual(seed, kind, loss, 1 + seed % 3);
     check_case(variant, c, std::string(variant.name) + ", residual, seed " + std::to_string(seed));
+  }
+}
+
+void check_headed(const Variant& variant) {
+  for (unsigned seed = 1; seed <= 32 / every; ++seed) {
+    const auto c = make_headed(seed, LossKind(seed % (int(LossKind::Program) + 1)), 1 + seed % 3);
+    check_case(variant, c, std::string(variant.name) + ", headed, seed " + std::to_string(seed));
+    const std::string team = variant.f64->team(Call<double>(c, 1).loop);
+    expect(team == "stages below rows of samples", variant.name, "other kernels run it");
   }
 }
 
@@ -335,6 +360,7 @@ int main() {
     if (!v->runs_here()) continue;
     check_any(*v);
     check_residual(*v);
+    check_headed(*v);
     check_common(*v);
     check_large(*v);
   }

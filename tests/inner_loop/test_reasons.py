@@ -102,10 +102,10 @@ def test_layers_that_are_none_of_theirs_are_named_too():
 
 
 def test_with_convolutions_the_reason_is_that_of_layers():
-    model = Images(lambda m, h: h.exp())
+    model = Images(lambda m, h: h.erf())
     for tasks in ((), (tasks_of(1, 4, 4),)):
         said = passed_over(model, *tasks)["resident"]
-        assert "it calls exp, which is none of the native kernels' layers" in said
+        assert "it calls erf, which is none of the native kernels' layers" in said
         assert 'engine="auto"' in said and "arithmetic" not in said and "convolves" not in said
     grouped = nn.Conv2d(4, 4, 3, groups=2)
     said = passed_over(nn.Sequential(grouped, nn.Flatten(), nn.Linear(16, 2)), tasks_of(4, 4, 4))
@@ -119,10 +119,10 @@ def test_functions_that_convolve_count_as_convolutions():
             self.weight, self.head = nn.Parameter(torch.randn(1, 1, 3, 3)), nn.Linear(4, 2)
 
         def forward(self, x):
-            return self.head(F.conv2d(x, self.weight).exp().flatten(1))
+            return self.head(F.conv2d(x, self.weight).erf().flatten(1))
 
     said = passed_over(Functional(), tasks_of(1, 4, 4))["resident"]
-    assert "it calls exp" in said and "convolves" not in said
+    assert "it calls erf" in said and "convolves" not in said
 
 
 def test_patches_side_by_side_are_arithmetic():

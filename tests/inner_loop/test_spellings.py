@@ -276,5 +276,6 @@ def test_what_is_misread_as_stages_is_found(monkeypatch):
     right, wrong = Network(MEANS["both"]).double(), Network(MEANS["largest"]).double()
     misread = stages_of(wrong, (1, 8, 8))
     monkeypatch.setattr(networks, "stages_of", lambda module, sample: misread)
+    monkeypatch.setattr(networks, "headed_of", lambda module, sample: "not asked")
     choice = fm.explain(meta_of(right), classification_tasks((1, 8, 8)))
     assert "read as layers, gives something else" in choice.passed_over["resident"]

@@ -196,7 +196,7 @@ def test_a_chain_that_flattens_by_number(sample):
 
 def test_a_shape_that_mixes_samples_is_read_by_no_native_kernel():
     model = type("Mixing", (Images,), {"reshapes": (lambda x: x.view(-1, 1, 6, 6), None)})
-    model.forward = lambda m, x: m.head(m.conv(x.view(-1, 1, 6, 6)).view(len(x), -1)[:, :36])
+    model.forward = lambda m, x: m.head(m.conv(x.view(-1, 1, 3, 6)).view(len(x), -1)[:, :36])
     model = model(None, None).double()
     del model.reshapes, model.norm
     meta = fm.MAML(model, inner_lr=0.1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from fastmeta.inner_loop.reading.trace import DRAWS, Unknown
 from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.frozen import frozen, is_flat
 
-__all__ = ["Written", "unwritten_for_any", "written_of"]
+__all__ = ["Written", "read_head", "unwritten_for_any", "written_of"]
 
 _MOST_TENSORS = 512  # as in csrc/call.h
 
@@ -73,6 +73,21 @@ def written_of(module: nn.Module, sample: Sequence[int]) -> Written | str:
             return read()
     except (Unknown, Unreadable) as reason:
         return str(reason)
+
+
+def read_head(head: nn.Module, sample: Sequence[int], names: Mapping[str, str]) -> Written:
+    """`written_of` for what somebody else watches, by other names of its tensors.
+
+    Raises:
+        Unreadable: there are no such steps.
+    """
+    written = _Reader(head).read(sample)
+    return replace(
+        written,
+        names=tuple(names[name] for name in written.names),
+        buffers=tuple(names[name] for name in written.buffers),
+        tables=tuple((names[name], table) for name, table in written.tables),
+    )
 
 
 def unwritten_for_any(module: nn.Module) -> str | None:

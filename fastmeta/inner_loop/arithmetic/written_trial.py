@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import call_module
+from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.arithmetic.written import Written
 from fastmeta.inner_loop.reading.chain import Chain
 from fastmeta.inner_loop.reading.differs import is_alike
 from fastmeta.inner_loop.reading.stages import Stages
 
-__all__ = ["miscomputed", "miscounted", "mispredicted"]
+__all__ = ["miscomputed", "miscounted", "misheaded", "mispredicted"]
 
 
 def mispredicted(
@@ -45,8 +46,16 @@ def miscomputed(network: Written, module: nn.Module, sample: Sequence[int]) -> s
     With other parameters and buffers, too: what a gate of 0 hides may come out later.
     """
     try:
-        return _what_differs(_Trial(network, module), sample)
+        return _what_differs(_Trial(network, module), sample, _SAMPLES)
     except Exception as error:  # the forward is the user's, and need not take any parameters
+        return _fails(error)
+
+
+def misheaded(network: Headed, module: nn.Module, sample: Sequence[int]) -> str | None:
+    """`miscomputed` in float64, where kinks of activations do not show."""
+    try:
+        return _what_differs(_Trial(network, module, torch.float64), sample, (1, 2, 3, 10))
+    except Exception as error:  # of the user's code
         return _fails(error)
 
 
@@ -56,7 +65,7 @@ def _fails(error: Exception) -> str:
 
 
 def miscounted(
-    network: Written, module: nn.Module, sample: Sequence[int], samples: int
+    network: Written | Headed, module: nn.Module, sample: Sequence[int], samples: int
 ) -> str | None:
     """`miscomputed` for a number of samples: C tells it to a forward that counts with it there."""
     if samples in _SAMPLES:
@@ -70,8 +79,8 @@ def miscounted(
     return f"of {samples} samples its forward makes something else"
 
 
-def _what_differs(trial: _Trial, sample: Sequence[int]) -> str | None:
-    trials = [(0.0, 5), *((1.0, n) for n in _SAMPLES if n >= trial.fewest)]
+def _what_differs(trial: _Trial, sample: Sequence[int], counts: Sequence[int]) -> str | None:
+    trials = [(0.0, 5), *((1.0, n) for n in counts if n >= trial.fewest)]
     if not all(trial.predicts(off, _waves((n, *sample), 3)) for off, n in trials):
         return "its forward, read as arithmetic on each sample's numbers, gives something else"
     if not trial.differentiates(_OFF, _waves((5, *sample), 3)):
@@ -93,7 +102,7 @@ class _Trial:
     """In the module's dtype, or in another one."""
 
     def __init__(
-        self, network: Chain | Stages | Written, module: nn.Module, dtype: Any = None
+        self, network: Chain | Stages | Written | Headed, module: nn.Module, dtype: Any = None
     ) -> None:
         named = (*module.named_parameters(), *module.named_buffers())
         real = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
@@ -161,6 +170,8 @@ class _Trial:
 
     def _chain(self, kernels: Kernels, sizes: list[int]) -> Any:
         network = self._network
+        if isinstance(network, Headed):
+            return kernels.chain(list(network.below.stages), list(network.steps), sizes, "mse")
         if isinstance(network, Written):
             return kernels.chain(network.inputs, list(network.steps), sizes, "mse")
         layers = network.nodes if isinstance(network, Chain) else network.stages

@@ -1,4 +1,4 @@
-"""Modules as the native kernels know them: chains, stages, or arithmetic on samples."""
+"""Modules as the native kernels know them: chains, stages, arithmetic on samples, or both."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
+from fastmeta.inner_loop.arithmetic.headed import Headed, headed_of
 from fastmeta.inner_loop.arithmetic.written import Written, unwritten_for_any, written_of
-from fastmeta.inner_loop.arithmetic.written_trial import miscomputed, miscounted, mispredicted
+from fastmeta.inner_loop.arithmetic.written_trial import (
+    miscomputed,
+    miscounted,
+    misheaded,
+    mispredicted,
+)
 from fastmeta.inner_loop.engines.reasons import neither
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
@@ -29,7 +35,7 @@ __all__ = [
     "output_of", "shapes_of", "unlike_others",
 ]  # fmt: skip
 
-Network = Chain | Stages | Written
+Network = Chain | Stages | Written | Headed
 
 
 def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
@@ -47,7 +53,7 @@ def unlike_others(
     """A sentence if of such a number of samples something else becomes than of others."""
     if "asks types" not in loop.memory:
         loop.memory["asks types"] = asks_types(loop.module)
-    if not isinstance(network, Written) and not loop.memory["asks types"]:
+    if not isinstance(network, (Written, Headed)) and not loop.memory["asks types"]:
         return None
     for count in counts:
         key = ("count", sample, count)
@@ -60,7 +66,7 @@ def unlike_others(
 
 
 def _unlike(network: Network, module: nn.Module, sample: torch.Size, count: int) -> str | None:
-    if isinstance(network, Written):
+    if isinstance(network, (Written, Headed)):
         return miscounted(network, module, sample, count)
     return misread(module, sample, count)
 
@@ -76,7 +82,19 @@ def _network(module: nn.Module, sample: torch.Size, steps: int) -> Network | str
         return written
     if not isinstance(layers, str):
         return layers
-    return failed or neither(module, layers, str(written))
+    headed = _headed(module, sample)
+    if isinstance(headed, Headed):
+        return headed
+    return failed or headed or neither(module, layers, str(written))
+
+
+def _headed(module: nn.Module, sample: torch.Size) -> Headed | str | None:
+    """Layers and arithmetic above them; None, or why what was read is not so."""
+    with hidden_from_saved_tensor_hooks():
+        headed = headed_of(module, sample)
+        if isinstance(headed, str):
+            return None
+        return misread(module, sample) or misheaded(headed, module, sample) or headed
 
 
 def _faster_as_rows(network: Chain | Stages, steps: int) -> bool:
@@ -100,7 +118,7 @@ _NARROW = 64  # at 128 outputs stages are faster with few tasks
 
 def has_buffers(network: Network) -> bool:
     """Whether it depends on any of its module's."""
-    return bool(network.buffers or (isinstance(network, Written) and network.tables))
+    return bool(network.buffers or (isinstance(network, (Written, Headed)) and network.tables))
 
 
 def _layers(module: nn.Module, sample: torch.Size) -> Chain | Stages | str:
@@ -135,7 +153,7 @@ class Buffers:
             for prefix, owner in module.named_modules() for key in owner._buffers
         }  # fmt: skip
         self._names = network.buffers
-        self._tables = network.tables if isinstance(network, Written) else ()
+        self._tables = network.tables if isinstance(network, (Written, Headed)) else ()
         self._looks = self._look()
 
     def now(self) -> dict[str, Tensor]:
@@ -162,7 +180,7 @@ class Buffers:
 
 def output_of(network: Network) -> tuple[int, ...]:
     """The shape of what it makes of a sample."""
-    return network.shape if isinstance(network, Written) else (network.outputs,)
+    return (network.outputs,) if isinstance(network, Chain) else network.shape
 
 
 def inputs_of(network: Network, sample: torch.Size) -> int:
@@ -180,8 +198,10 @@ def shapes_of(network: Network, loop: InnerLoop) -> tuple[tuple[int, ...], ...]:
 def as_native(network: Network, loop: InnerLoop, kernels: Kernels) -> Any:
     """The same for the kernels, with the loss."""
     loss = _native_loss(loop.loss)
+    sizes = [math.prod(shape) for shape in shapes_of(network, loop)]
+    if isinstance(network, Headed):
+        return kernels.chain(list(network.below.stages), list(network.steps), sizes, loss)
     if isinstance(network, Written):
-        sizes = [math.prod(shape) for shape in shapes_of(network, loop)]
         return kernels.chain(network.inputs, list(network.steps), sizes, loss)
     layers = network.nodes if isinstance(network, Chain) else network.stages
     return kernels.chain(list(layers), loss, len(network.names))

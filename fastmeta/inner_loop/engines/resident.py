@@ -12,6 +12,7 @@ from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.first_gradients import fresh_gradients, give_gradients
 from fastmeta.functional.eager import apply_to_plain
 from fastmeta.functional.loss_programs import LossProgram, takes_labels
+from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.arithmetic.written import Written
 from fastmeta.inner_loop.engines.forms import BACKENDS, KERNELS, Form, prepare
 from fastmeta.inner_loop.engines.networks import Network, native_network, no_network, unlike_others
@@ -228,7 +229,9 @@ def _unfit_tasks(loop: InnerLoop, tasks: TaskBatch) -> str | None:
 
 def _unfit_samples(loop: InnerLoop, network: Network, tasks: TaskBatch) -> str | None:
     counts = tasks.support_x.shape[1], tasks.query_x.shape[1]
-    squeezes = isinstance(network, Written) or (isinstance(network, Stages) and network.squeezes)
+    squeezes = isinstance(network, Written) or (
+        isinstance(network, (Stages, Headed)) and network.squeezes
+    )
     if squeezes and min(counts) < network.fewest:
         return "its forward squeezes a dimension that lone samples would lose"
     return unlike_others(loop, network, tasks.support_x.shape[2:], counts)

@@ -30,7 +30,9 @@ from fastmeta.inner_loop.reading.unused import without_unused
 from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.surroundings import Surroundings
 
-__all__ = ["Call", "asks_types", "calls_of", "is_by_hand", "misread"]
+__all__ = [
+    "Call", "asks_types", "calls_of", "calls_until", "described", "is_by_hand", "misread",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def calls_of(module: nn.Module) -> list[Call] | str:
         ]  # fmt: skip
     root = nn.Sequential(module)
     try:
-        with module_lock, watched(module, again=lambda: _described(trace(root))) as surroundings:
+        with module_lock, watched(module, again=lambda: described(trace(root))) as surroundings:
             check_traceable(surroundings)
             return _GraphReader(root).read()
     except Unknown as unknown:
@@ -83,6 +85,17 @@ def calls_of(module: nn.Module) -> list[Call] | str:
         f"{called(*by_hand)} has a forward() written by hand, and {reason}: write it with layers "
         'that the native kernels have, or let another engine run it, as engine="auto" does'
     )
+
+
+def calls_until(graph: fx.Graph, root: nn.Module) -> tuple[list[Call], dict[Node, int]]:
+    """The calls of a traced forward up to one that none stands for, and which nodes those are."""
+    reader = _GraphReader(root)
+    try:
+        for node in graph.nodes:
+            reader.take(node)
+    except Unknown:
+        pass  # what follows is somebody else's
+    return reader.calls, reader.results
 
 
 def is_by_hand(module: nn.Module) -> bool:
@@ -118,7 +131,7 @@ def _works_in_place(layer: nn.Module) -> bool:
 # ---- a graph -----------------------------------------------------------------------------------
 
 
-def _described(graph: fx.Graph) -> list[tuple[Any, ...]]:
+def described(graph: fx.Graph) -> list[tuple[Any, ...]]:
     """What is equal for equal graphs."""
     return [(node.op, node.target, repr(node.args), repr(node.kwargs)) for node in graph.nodes]
 
@@ -134,18 +147,22 @@ class _GraphReader:
 
     def read(self) -> list[Call]:
         for node in without_unused(trace(self.root), self.root).nodes:
-            if node.op == "placeholder":
-                self.results[node] = -1
-            elif node.op == "output":
-                if self.results.get(node.args[0]) != len(self.calls) - 1:
-                    raise Unknown("it returns something else than the last layer's result")
-            elif is_size(node, self.sizes):
-                self.sizes.add(node)
-            elif node.op != "get_attr":
-                if not node.users:
-                    raise Unknown("it computes something that it does not return")
-                self._read(node)
+            self.take(node)
         return self.calls
+
+    def take(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self.results[node] = -1
+        elif node.op == "output":
+            (last,) = node.args
+            if not isinstance(last, Node) or self.results.get(last) != len(self.calls) - 1:
+                raise Unknown("it returns something else than the last layer's result")
+        elif is_size(node, self.sizes):
+            self.sizes.add(node)
+        elif node.op != "get_attr":
+            if not node.users:
+                raise Unknown("it computes something that it does not return")
+            self._read(node)
 
     def _read(self, node: Node) -> None:
         affine = affine_of(node)

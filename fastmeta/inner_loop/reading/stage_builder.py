@@ -182,7 +182,7 @@ class StageBuilder:
 
     def _beside(self, join: Join, other: _Value) -> str | None:
         if (self.rank, *self.shape[1:]) != (other.rank, *other.shape[1:]):
-            return f"{join.name} is of samples {self._said()} and {other.seen}"
+            return f"{join.name} is of samples {self.said()} and {other.seen}"
         try:
             is_of_channels = place_of(join.dim, self.rank) == 1
         except ValueError as error:
@@ -234,7 +234,7 @@ class StageBuilder:
 
     def _linear(self, names: Names, layer: nn.Linear, name: str) -> str | None:
         if self.rank > 1:
-            return f"{name} gets samples {self._said()} that were not flattened"
+            return f"{name} gets samples {self.said()} that were not flattened"
         if layer.in_features != math.prod(self.shape):
             return f"{name} takes {layer.in_features} inputs but gets {math.prod(self.shape)}"
         return self._product(names, layer, name, _Taps(self.shape[1:]))
@@ -259,7 +259,7 @@ class StageBuilder:
     def _batch_norm(self, names: Names, layer: Any, name: str) -> str | None:
         for_images = isinstance(layer, nn.BatchNorm2d)
         if type(layer) is not BatchNormOfAny and for_images != (self.rank == 3):
-            return f"{name} gets samples {self._said()}"
+            return f"{name} gets samples {self.said()}"
         if layer.affine and layer.num_features != self.shape[0]:
             return f"{name} takes {layer.num_features} channels but gets {self.shape[0]}"
         return self._norm(names, layer, name, "batch", 1)
@@ -280,7 +280,7 @@ class StageBuilder:
         return self._norm(names, layer, name, "group", self.shape[0])
 
     def _layer_norm(self, names: Names, layer: nn.LayerNorm, name: str) -> str | None:
-        over, whole, samples = [*layer.normalized_shape], math.prod(self.shape), self._said()
+        over, whole, samples = [*layer.normalized_shape], math.prod(self.shape), self.said()
         if over == samples:
             groups, scale = 1, "elements"
         elif over == samples[1:]:
@@ -373,20 +373,20 @@ class StageBuilder:
     # ---- shapes ----------------------------------------------------------------------------------
 
     def _flatten(self, names: Names, layer: nn.Flatten, name: str) -> str | None:
-        return self._view(whole(self._said(), layer.start_dim, layer.end_dim), name)
+        return self._view(whole(self.said(), layer.start_dim, layer.end_dim), name)
 
     def _reshape(self, names: Names, layer: Reshaped, name: str) -> str | None:
         return self._view(inferred(layer.sample, math.prod(self.shape)), name)
 
     def _viewed(self, names: Names, layer: Viewed, name: str) -> str | None:
         self.squeezes = self.squeezes or layer.squeezes
-        return self._view(layer.shape(self._said()), name)
+        return self._view(layer.shape(self.said()), name)
 
     def _unflatten(self, names: Names, layer: nn.Unflatten, name: str) -> str | None:
         return self._viewed(names, unflattened(layer.dim, layer.unflattened_size), name)
 
     def _view(self, wanted: Sequence[int], name: str) -> str | None:
-        given = self._said()
+        given = self.said()
         if wanted == given:
             return None
         if not 1 <= len(wanted) <= 3:
@@ -402,7 +402,7 @@ class StageBuilder:
 
     # ---- samples ---------------------------------------------------------------------------------
 
-    def _said(self) -> list[int]:
+    def said(self) -> list[int]:
         """The shape of a sample as PyTorch has it."""
         return self._here(True).seen
 
@@ -414,7 +414,7 @@ class StageBuilder:
             return f"{name} gets flat samples"
         in_a_row = self.rank == 2 and 1 in self.shape[1:]
         if isinstance(layer, of_sequences) != in_a_row or (self.rank == 2) != in_a_row:
-            return f"{name} gets samples {self._said()}"
+            return f"{name} gets samples {self.said()}"
         return None
 
     def _sides(self, value: Any, other: int = 1) -> tuple[Any, Any]:

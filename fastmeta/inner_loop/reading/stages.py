@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from fastmeta.inner_loop.reading.shape_layers import OfSizes
 from fastmeta.inner_loop.reading.stage_builder import ADDERS, StageBuilder
 from fastmeta.inner_loop.reading.stage_limits import unfit
 
-__all__ = ["Stages", "stages_of", "never_fits"]
+__all__ = ["Stages", "finished", "never_fits", "stages_of"]
 
 _MAX_STAGES = 256
 
@@ -34,7 +35,7 @@ class Stages:
         stages: the fields of the native side's Stage.
         names: the module's parameters, in the order that the stages' indices mean.
         sample: the shape of one sample, (C, H, W), (C, L) or (I,).
-        outputs: the width of the predictions.
+        shape: of what becomes of it.
         fewest: samples that a task must have: batch norm of one value a channel means nothing.
         squeezes: lone samples would lose their dimension.
     """
@@ -42,10 +43,14 @@ class Stages:
     stages: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
     sample: tuple[int, ...]
-    outputs: int
+    shape: tuple[int, ...]
     fewest: int
     squeezes: bool = False
     buffers: ClassVar[tuple[str, ...]] = ()  # of the names
+
+    @property
+    def outputs(self) -> int:
+        return math.prod(self.shape)
 
 
 def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
@@ -63,7 +68,7 @@ def stages_of(module: nn.Module, sample: Sequence[int]) -> Stages | str:
         reason = builder.add(call)
         if reason is not None:
             return reason
-    return _finished(builder)
+    return finished(builder)
 
 
 def never_fits(module: nn.Module) -> str | None:
@@ -84,7 +89,8 @@ def never_fits(module: nn.Module) -> str | None:
     )
 
 
-def _finished(builder: StageBuilder) -> Stages | str:
+def finished(builder: StageBuilder) -> Stages | str:
+    """What a builder has made, or a sentence why that is no network."""
     if not builder.stages:
         return "the module has no layer"
     if builder.at != len(builder.stages) - 1:
@@ -96,10 +102,6 @@ def _finished(builder: StageBuilder) -> Stages | str:
         read += [[stage[key] for key in ("other_c", "other_h", "other_w")]] * (stage["other"] == -1)
         if any(shape != whole for shape in read):
             return "samples are read as they are and flattened"
-    if builder.rank > 1:
-        return f"the module's outputs are {list(builder.shape)}, not flattened"
-    if builder.shape[1:] != (1, 1):
-        return f"the last layer flattens {list(builder.shape)} without a linear layer after it"
     if len(builder.stages) > _MAX_STAGES:
         return f"the network has {len(builder.stages)} stages, and the kernels take {_MAX_STAGES}"
     unlike = unlike_parameters(builder.module, builder.names)
@@ -107,6 +109,6 @@ def _finished(builder: StageBuilder) -> Stages | str:
         return unlike
     lone = any(s["norm"] == "batch" and s["h"] * s["w"] == 1 for s in builder.stages)
     return Stages(
-        tuple(builder.stages), tuple(builder.names), builder.sample, builder.shape[0],
+        tuple(builder.stages), tuple(builder.names), builder.sample, tuple(builder.said()),
         2 if lone or builder.squeezes else 1, builder.squeezes,
     )  # fmt: skip

@@ -1,0 +1,50 @@
+// The entry points of networks of stages with arithmetic on rows above them; see kernels.cpp.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <type_traits>
+
+#include "dispatch.h"
+#include "runtime.h"
+
+#include "crew.h"
+#include "team.h"
+//
+#include "correlation.h"
+#include "product_finish.h"
+#include "simd_math.h"
+#include "program_loss.h"
+//
+#include "../network/headed.h"
+//
+#include "run.h"
+#include "stages.h"
+
+namespace fastmeta::FASTMETA_ISA {
+
+namespace {
+
+using Real = FASTMETA_REAL;
+using Plan_ = HeadedPlan<Solo<Real>>;
+using Headed = Adaptation<Plan_, HeadedPasses<Solo<Real>>>;
+
+}  // namespace
+
+i64 headed_record_size(const InnerLoop<Real>& loop) { return Record<Plan_>::size(Plan_(loop)); }
+
+void headed_forward(const InnerLoop<Real>& loop, const ForwardOut<Real>& out) {
+  run_forward<Headed>(loop, out);
+}
+
+void headed_backward(const InnerLoop<Real>& loop, const BackwardIn<Real>& in,
+                     const BackwardOut<Real>& out) {
+  run_backward<Headed>(loop, in, out);
+}
+
+void headed_step(const InnerLoop<Real>& loop, const ForwardOut<Real>& out,
+                 const BackwardOut<Real>& gradients, Real factor) {
+  run_step<Headed>(loop, out, gradients, factor);
+}
+
+}  // namespace fastmeta::FASTMETA_ISA

@@ -1,0 +1,194 @@
+"""Networks of layers over pixels with arithmetic on each sample's numbers above them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.node import Node
+
+from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.functional.row_programs import Step, Unreadable
+from fastmeta.inner_loop.arithmetic.written import Written, read_head
+from fastmeta.inner_loop.reading.calls import Call, calls_until, described
+from fastmeta.inner_loop.reading.layers import misshapen, unlike_parameters
+from fastmeta.inner_loop.reading.sizes import asks, is_rows
+from fastmeta.inner_loop.reading.stage_builder import StageBuilder
+from fastmeta.inner_loop.reading.stages import Stages, finished
+from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, own_name, trace
+from fastmeta.inner_loop.reading.unused import without_unused
+from fastmeta.inner_loop.reading.watched import watched
+
+__all__ = ["Headed", "headed_of"]
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A module as the native kernels see it, for samples of one shape.
+
+    Attributes:
+        below: the stages.
+        above: what is made of the features that the last of them gives, its names aside.
+        names: the module's parameters and buffers, first those of the stages.
+    """
+
+    below: Stages
+    above: Written
+    names: tuple[str, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Those above, with indices into all names."""
+        return tuple(_moved(step, len(self.below.names)) for step in self.above.steps)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return self.above.buffers
+
+    @property
+    def tables(self) -> tuple[tuple[str, Any], ...]:
+        return self.above.tables
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.above.shape
+
+    @property
+    def outputs(self) -> int:
+        return self.above.outputs
+
+    @property
+    def fewest(self) -> int:
+        return max(self.below.fewest, self.above.fewest)
+
+    @property
+    def squeezes(self) -> bool:
+        return self.below.squeezes or self.above.fewest > 1
+
+
+def _moved(step: Step, first: int) -> Step:
+    op, a, b, c, x, y, width = step
+    if op == "linear":
+        return op, a, b + first, c + first if c >= 0 else c, x, y, width
+    return (op, a, b + first, c, x, y, width) if op == "parameter" else step
+
+
+def headed_of(module: nn.Module, sample: Sequence[int]) -> Headed | str:
+    """Stages and what stands above them, for samples of a shape, or a sentence why not."""
+    if any(has_hooks(part) for part in module.modules()):
+        return "it has hooks, which would not be called"
+    root = nn.Sequential(module)
+    try:
+        with module_lock, watched(module, again=lambda: described(trace(root))) as surroundings:
+            check_traceable(surroundings)
+            return _Cutter(root, module, sample).cut()
+    except (Unknown, Unreadable) as reason:
+        return str(reason)
+
+
+class _Cutter:
+    """Cuts a traced forward where one result alone goes on; raises Unknown and Unreadable."""
+
+    def __init__(self, root: nn.Module, module: nn.Module, sample: Sequence[int]) -> None:
+        self._root, self._module, self._sample = root, module, tuple(sample)
+        self._graph = without_unused(trace(root), root)
+
+    def cut(self) -> Headed:
+        """At the last place that leaves stages below and a forward of rows above."""
+        calls, results = calls_until(self._graph, self._root)
+        places = [node for node in _lone_results(self._graph) if node in results]
+        said = "no layers over pixels come first"
+        for node in reversed(places):
+            below = self._stages(calls[: results[node] + 1])
+            if isinstance(below, str):
+                continue
+            stages, features = below
+            if not any(map(_is_no_arithmetic, stages.stages)):
+                break
+            try:
+                return self._headed(stages, self._above(node, features))
+            except Unreadable as reason:
+                said = str(reason)
+        raise Unreadable(said)
+
+    def _stages(self, calls: Sequence[Call]) -> tuple[Stages, tuple[int, ...]] | str:
+        shapes = misshapen(self._module, [(call.layer, call.parameters) for call in calls])
+        if shapes is not None:
+            return shapes
+        builder = StageBuilder(self._module, self._sample)
+        for call in calls:
+            reason = builder.add(call)
+            if reason is not None:
+                return reason
+        stages = finished(builder)
+        return stages if isinstance(stages, str) else (stages, stages.shape)
+
+    def _above(self, node: Node, features: Sequence[int]) -> Written:
+        head = fx.GraphModule(self._root, _after(self._graph, node))
+        return read_head(head, features, self._names(head))
+
+    def _names(self, head: nn.Module) -> dict[str, str]:
+        """The module's names of the head's parameters and buffers."""
+        own = (*self._module.named_parameters(), *self._module.named_buffers())
+        names = {id(tensor): name for name, tensor in own}
+        known = (*head.named_parameters(), *head.named_buffers())
+        return {name: names.get(id(tensor), own_name(name)) for name, tensor in known}
+
+    def _headed(self, below: Stages, above: Written) -> Headed:
+        names = (*below.names, *above.names)
+        parameters = [name for name in names if name not in above.buffers]
+        unlike = unlike_parameters(self._module, parameters)
+        if unlike is not None:
+            raise Unreadable(unlike)
+        return Headed(below, above, names)
+
+
+def _is_no_arithmetic(stage: Mapping[str, Any]) -> bool:
+    return stage["h"] * stage["w"] > 1 or stage["norm"] == "batch"
+
+
+def _lone_results(graph: fx.Graph) -> list[Node]:
+    """Nodes of which alone is made what follows, parameters and the number of samples aside."""
+    nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
+    places = {node: i for i, node in enumerate(nodes)}
+    end = len(nodes)
+    last = {node: max((places.get(u, end) for u in node.users), default=-1) for node in nodes}
+    counted = {node for node in nodes if asks(node) or is_rows(node)}
+    return [
+        node
+        for i, node in enumerate(nodes)
+        if node.op != "placeholder"
+        and node not in counted
+        and all(last[other] <= i or _counts_alone(other, i, places) for other in nodes[:i])
+    ]
+
+
+def _counts_alone(node: Node, place: int, places: Mapping[Node, int]) -> bool:
+    """Whether all that is made of it behind a place is a number of samples."""
+    if is_rows(node):
+        return True
+    later = [user for user in node.users if places.get(user, place + 1) > place]
+    return all(
+        is_rows(user) or (asks(user) and _counts_alone(user, place, places)) for user in later
+    )
+
+
+def _after(graph: fx.Graph, cut: Node) -> fx.Graph:
+    """What follows a node, of which it is the input now."""
+    after, values = fx.Graph(), {}
+    x = after.placeholder("x")
+    values[cut] = x
+    seen = False
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = after.node_copy(node)
+        elif node is cut:
+            seen = True
+        elif seen or is_rows(node):
+            if is_rows(node) and not seen:
+                values[node] = after.call_method("size", (x, 0))
+            else:
+                values[node] = after.node_copy(node, lambda n: values[n])
+    return after
