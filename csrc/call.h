@@ -36,11 +36,14 @@ inline void check_geometry(const Stage& s) {
       require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.dilation[axis] > 0 &&
                   s.before[axis] >= 0 && s.behind[axis] >= 0 && z[axis] == pixels_of_product(s, axis),
               "a product's geometry is not that of its sizes");
+    else if (s.join == JoinKind::Repeat)
+      require(z[axis] % in[axis] == 0, "pixels are repeated a whole number of times");
     else
       require(z[axis] == in[axis], "without a product the size stays");
-    const i64 pooled = z[axis] + 2 * s.border[axis] - s.window[axis];
-    require(s.window[axis] > 0 && s.pool_stride[axis] > 0 && s.border[axis] >= 0 &&
-                2 * s.border[axis] <= s.window[axis] && pooled >= 0 &&
+    const i64 before = s.pool_before[axis], behind = s.pool_behind[axis];
+    const i64 pooled = z[axis] + before + behind - s.window[axis];
+    require(s.window[axis] > 0 && s.pool_stride[axis] > 0 && 2 * before <= s.window[axis] &&
+                2 * behind <= s.window[axis] && pooled >= 0 &&
                 out[axis] == pooled / s.pool_stride[axis] + 1,
             "a pool's geometry is not that of its sizes");
     require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
@@ -152,7 +155,7 @@ class Chain {
     };
     Stage s{};
     s.input = int(number("input")), s.other = int(number("other"));
-    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels"}));
+    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat"}));
     s.other_c = number("other_c"), s.other_h = number("other_h"), s.other_w = number("other_w");
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = ProductKind(
@@ -174,7 +177,8 @@ class Chain {
       s.activation.a = a, s.activation.b = b;
     }
     s.pool = PoolKind(one_of(fields["pool"], {"none", "average", "max"}));
-    pair("window", s.window), pair("pool_stride", s.pool_stride), pair("border", s.border);
+    pair("window", s.window), pair("pool_stride", s.pool_stride);
+    pair("pool_before", s.pool_before), pair("pool_behind", s.pool_behind);
     s.out_h = number("out_h"), s.out_w = number("out_w");
     return s;
   }
@@ -203,8 +207,10 @@ class Chain {
   void check_inputs(const Stage& s) const {
     require(gives(s.input, s, s.in_c, s.in_h, s.in_w),
             "a stage does not take what the one that it reads gives");
-    if (s.join == JoinKind::None) return require(s.other == no_stage, "a stage joins nothing");
-    require(s.product == ProductKind::None && gives(s.other, s, s.other_c, s.other_h, s.other_w),
+    require(s.join == JoinKind::None || s.product == ProductKind::None, "a product joins nothing");
+    if (s.join == JoinKind::None || s.join == JoinKind::Repeat)
+      return require(s.other == no_stage, "a stage joins nothing");
+    require(gives(s.other, s, s.other_c, s.other_h, s.other_w),
             "a stage cannot join what the other one gives");
     const bool any_size = s.join != JoinKind::Channels;
     const auto fits = [&](i64 own, i64 others) { return own == others || (any_size && others == 1); };

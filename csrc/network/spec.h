@@ -33,8 +33,9 @@ enum class NormKind { None, Batch, Group };
 // and a bias for every element of a sample, or for every pixel, whatever the channel.
 enum class ProductKind { None, Dense, Depthwise, Elements, Pixels };
 // What a stage without a product makes of two others: the sum or the product of their numbers, where
-// `other` may have one channel, row or column for all; or the channels of both, side by side.
-enum class JoinKind { None, Sum, Multiply, Channels };
+// `other` may have one channel, row or column for all; or the channels of both, side by side. Or of one
+// alone: each pixel again and again.
+enum class JoinKind { None, Sum, Multiply, Channels, Repeat };
 enum class PoolKind { None, Average, Max };
 constexpr int no_stage = -2;
 
@@ -58,7 +59,8 @@ struct Stage {
   bool activates;
   Node activation;
   PoolKind pool;
-  i64 window[2], pool_stride[2], border[2];  // `border` pixels before and behind count as none
+  i64 window[2], pool_stride[2];
+  i64 pool_before[2], pool_behind[2];  // pixels around each line that count as none; or, < 0, are left out
   i64 out_h, out_w;
 };
 

@@ -21,12 +21,19 @@ class StageInputs : protected StageState<Team> {
 
   // What stage l reads, of samples first..first + n.
   void put_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
+    if (join(l).repeats()) return join(l).repeat(to, put_own_of(l, worker, first, n), n);
     put_output_of(plan_.input(l), worker, first, n, to);
     if (plan_.joins(l)) join(l).join(to, put_other_of(l, worker, first, n), n);
   }
 
   // Its derivative; false where that is 0 everywhere.
   bool put_r_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
+    if (join(l).repeats()) {
+      const Images<R> r_own = product(l).bordered_input(work(worker, plan_.rx_at), n);
+      const bool any = put_r_output_of(plan_.input(l), worker, first, n, r_own);
+      if (any) join(l).repeat(to, r_own, n);
+      return any;
+    }
     const bool any = put_r_output_of(plan_.input(l), worker, first, n, to);
     if (!plan_.joins(l)) return any;
     const StageJoin<Team> own = join(l);
@@ -48,6 +55,11 @@ class StageInputs : protected StageState<Team> {
     const i64 offset = first * whole.in_size();
     const Images<R> below = whole.input_gradient_images(g_below(l) + offset);
     const Images<R> r_below = whole.input_gradient_images(rg_below(l) + offset);
+    if (join(l).repeats()) {
+      repeat_gradients(l, n, gz, below);
+      if (r) repeat_gradients(l, n, rgz, r_below);
+      return spread_gradient(l, first, n, r);
+    }
     const Images<R> other = join(l).others(work(worker, plan_.other_g_at));
     const Images<R> r_other = join(l).others(work(worker, plan_.r_other_g_at));
     if (join(l).puts_beside()) {
@@ -64,7 +76,7 @@ class StageInputs : protected StageState<Team> {
 
   // Is the gradient of what stage l reads wanted?
   bool goes_deeper(int l) const {
-    return wanted(plan_.input(l)) || (plan_.joins(l) && wanted(plan_.other(l)));
+    return wanted(plan_.input(l)) || (plan_.other(l) != no_stage && wanted(plan_.other(l)));
   }
 
   // Where the backward of stage l leaves the gradient of its input, all samples'.
@@ -79,7 +91,7 @@ class StageInputs : protected StageState<Team> {
     const R *own = g_below(l) + first * out_size(m), *r_own = rg_below(l) + first * out_size(m);
     if (plan_.branches(m) && !leaves_at_once(l) && wanted(m))
       take_gradient(m, first, n, own, r ? r_own : nullptr, false);
-    if (plan_.joins(l) && wanted(other))
+    if (other != no_stage && wanted(other))
       take_gradient(other, first, n, of_other ? of_other : own, !r ? nullptr : of_other ? r_of_other : r_own,
                     plan_.last_reader(other) == l && other != m);
   }
@@ -147,6 +159,10 @@ class StageInputs : protected StageState<Team> {
     Images<R> own, other;
   };
 
+  void repeat_gradients(int l, i64 n, const Images<R>& gz, const Images<R>& below) const {
+    zero(below.p, n * out_size(plan_.input(l)));
+    join(l).add_repeated(below, gz, n);
+  }
   void sum_gradients(int l, i64 n, const Images<R>& gz, const Both& to) const {
     std::memcpy(to.own.p, gz.p, sizeof(R) * size_t(n * plan_.z_size(l)));
     zero(to.other.p, n * out_size(plan_.other(l)));

@@ -1,6 +1,7 @@
-// A stage of two others: of images a [h][w][ld] and of b, which are added, multiplied or put beside them.
+// A stage of two others: of images a [h][w][ld] and of b, which are added, multiplied or put beside them; or
+// of a alone, whose pixels it repeats.
 //
-// Unless it is put beside them, b may have one channel, row or column that stands for all of a's.
+// Where they are added or multiplied b may have one channel, row or column that stands for all of a's.
 #pragma once
 
 #include "stage_product.h"
@@ -15,6 +16,7 @@ struct StageJoin {
 
   const Stage& s;
   bool multiplies() const { return s.join == JoinKind::Multiply; }
+  bool repeats() const { return s.join == JoinKind::Repeat; }
   bool adds_alike() const {
     return s.join == JoinKind::Sum && s.other_c == s.c && s.other_h == s.h && s.other_w == s.w;
   }
@@ -29,6 +31,7 @@ struct StageJoin {
   void join(const Images<R>& z, const Images<R>& b, i64 n) const {
     switch (s.join) {
       case JoinKind::None:
+      case JoinKind::Repeat:
         return;
       case JoinKind::Sum:
         return each(n, z, b, [](R* to, V other) { store(to, load(to) + other); });
@@ -73,7 +76,24 @@ struct StageJoin {
     });
   }
 
+  // z = a, each pixel as often as it goes into z's.
+  void repeat(const Images<R>& z, const Images<R>& a, i64 n) const {
+    each_pixel(n, [&](i64 i, i64 y, i64 x) {
+      std::memcpy(z.at(i, y, x), under(a, i, y, x), sizeof(R) * size_t(Team::stride(s.c)));
+    });
+  }
+  // g_a += the sum of g over the pixels that are one of a's.
+  void add_repeated(const Images<R>& g_a, const Images<R>& g, i64 n) const {
+    each_pixel(n, [&](i64 i, i64 y, i64 x) {
+      R *to = under(g_a, i, y, x), *from = g.at(i, y, x);
+      for (i64 v = 0; v < Team::stride(s.c); v += W) store(to + v, load(to + v) + load(from + v));
+    });
+  }
+
  private:
+  R* under(const Images<R>& a, i64 i, i64 y, i64 x) const {
+    return a.at(i, y / (s.h / s.in_h), x / (s.w / s.in_w));
+  }
   bool one_channel() const { return s.other_c == 1 && s.c > 1; }
   R* at(const Images<R>& b, i64 i, i64 y, i64 x) const {
     return b.at(i, s.other_h == 1 ? 0 : y, s.other_w == 1 ? 0 : x);

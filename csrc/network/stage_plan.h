@@ -211,7 +211,7 @@ struct StagePlan : Parameters<Team_> {
       gz = larger(gz, chunk * p.gz_size());
       block_size = larger(block_size, block_rows(l) * p.s.w * p.ld);
       if (p.s.product == ProductKind::Dense) terms = larger(terms, p.count_terms(chunk));
-      if (joins(l)) other = larger(other, chunk * out_size(this->other(l)));
+      if (this->other(l) != no_stage) other = larger(other, chunk * out_size(this->other(l)));
     }
     x_at = grow(worker_size, x);
     rx_at = grow(worker_size, x);
@@ -235,7 +235,8 @@ struct StagePlan : Parameters<Team_> {
   }
   bool overlaps(int l) const {
     const Stage& s = stage(l);
-    return s.pool_stride[0] < s.window[0] || s.pool_stride[1] < s.window[1] || s.border[0] || s.border[1];
+    return s.pool_stride[0] < s.window[0] || s.pool_stride[1] < s.window[1] ||
+           s.pool_before[0] || s.pool_before[1] || s.pool_behind[0] || s.pool_behind[1];
   }
 };
 

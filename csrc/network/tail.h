@@ -282,9 +282,9 @@ class Tail {
   template <class F>
   FASTMETA_INLINE void each_window(const Block& b, F f) const {
     for (i64 oy = b.oy; oy < b.oy + b.windows; ++oy) {
-      const i64 y = oy * s_.pool_stride[0] - s_.border[0];
+      const i64 y = oy * s_.pool_stride[0] - s_.pool_before[0];
       for (i64 ox = 0; ox < s_.out_w; ++ox) {
-        const i64 x = ox * s_.pool_stride[1] - s_.border[1];
+        const i64 x = ox * s_.pool_stride[1] - s_.pool_before[1];
         const Window w{larger(y, 0) - b.row, smaller(y + s_.window[0], s_.h) - b.row, larger(x, 0),
                        smaller(x + s_.window[1], s_.w)};
         for (i64 v = 0; v < ld_; v += W) f(w, oy, ox, v);

@@ -68,8 +68,10 @@ Windows whole_kernel(Random& random, i64 n) { return {n, 1 + random.below(3), 0,
 Windows any_pool(Random& random, i64 n) {
   const i64 size = 1 + random.below(std::min<i64>(3, n));
   if (random.coin()) return {size, size + random.below(2), 0, 0};
-  const i64 border = random.below(size / 2 + 1);
-  return {size, 1 + random.below(3), border, border};
+  const i64 border = random.below(size / 2 + 1), stride = 1 + random.below(3);
+  if (random.below(3)) return {size, stride, border, border};
+  const i64 left_out = random.below(n - size + 1);  // on both sides together
+  return {size, stride, -(left_out / 2), -(left_out - left_out / 2)};
 }
 Windows only_pool(Random& random, i64 n) {
   const i64 size = 1 + random.below(n);
@@ -125,7 +127,8 @@ void add_pool(Stage& s, PoolKind kind, Grid grid) {
   s.pool = kind;
   s.window[0] = y.size, s.pool_stride[0] = y.stride;
   s.window[1] = x.size, s.pool_stride[1] = x.stride;
-  s.border[0] = y.before, s.border[1] = x.before;
+  s.pool_before[0] = y.before, s.pool_before[1] = x.before;
+  s.pool_behind[0] = y.behind, s.pool_behind[1] = x.behind;
   s.out_h = y.count(s.h);
   s.out_w = x.count(s.w);
 }
@@ -139,7 +142,11 @@ void add_activation(Stage& s, ActivationKind kind) {
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
   const int product = random.below(last ? 5 : 8);
-  if (product == 1)  // a linear layer
+  if (!last && product == 7) {
+    s.join = JoinKind::Repeat;
+    s.h = s.out_h = s.in_h * (1 + random.below(2));
+    s.w = s.out_w = s.in_w * (1 + random.below(3));
+  } else  if (product == 1)  // a linear layer
     add_product(c, random, s, channels,
                 {whole_kernel(random, s.in_h), whole_kernel(random, s.in_w)});
   else if (product == 2)

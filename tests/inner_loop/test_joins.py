@@ -234,3 +234,85 @@ def test_depthwise_separable_layers_by_functions():
             return self.head(F.avg_pool2d(F.relu(h), 3, 2, 1).mean((2, 3)))
 
     assert_resident(ByHand())
+
+
+# ---- borders, parts of images, pixels again and again --------------------------------------------
+
+
+class Causal(nn.Module):
+    """Bai et al. 2018: dilated convolutions that see no later steps."""
+
+    def __init__(self, chomps):
+        super().__init__()
+        self.chomps = chomps
+        self.layers = nn.ModuleList(
+            nn.Conv1d(6 if i else C, 6, 3, dilation=2**i, padding=2 * 2**i * chomps)
+            for i in range(3)
+        )
+        self.side, self.head = nn.Conv1d(C, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = x
+        for i, layer in enumerate(self.layers):
+            if self.chomps:
+                h = torch.relu(layer(h)[:, :, : -2 * 2**i])
+            else:
+                h = torch.relu(layer(F.pad(h, (2 * 2**i, 0))))
+        return self.head((h + self.side(x))[:, :, -1])
+
+
+@pytest.mark.parametrize("chomps", [0, 1])
+def test_causal_convolutions(chomps):
+    assert_resident(Causal(chomps), (C, 15))
+
+
+PARTS = {
+    "padding": (lambda m, h: m.second(F.pad(h, (2, 1, 0, 3))), 5, {}),
+    "padding by a layer": (
+        lambda m, h: m.second(m.pad(h)), 5, {"pad": nn.ZeroPad2d((1, 0, 2, 1))},
+    ),
+    "a part": (lambda m, h: m.second(h)[:, :, 1:-2, 3:].relu(), 5, {}),
+    "every other pixel": (lambda m, h: h[..., ::2, 1::3], 5, {}),
+    "a row, kept": (lambda m, h: h * h[:, :, 2:3], 5, {}),
+    "half of it twice as large": (
+        lambda m, h: h + F.interpolate(F.max_pool2d(h, 2), scale_factor=2), 5, {},
+    ),
+    "upsampled": (lambda m, h: m.second(m.up(h)), 5, {"up": nn.Upsample(scale_factor=(1, 3))}),
+    "to a size": (
+        lambda m, h: torch.cat([h, m.up(h.mean((2, 3), keepdim=True))], 1), 10,
+        {"up": nn.Upsample(size=SIZE)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_and_borders_are_exact(name):
+    told, channels, parts = PARTS[name]
+    assert_resident(Network(told, channels, **parts))
+
+
+def test_a_corner():
+    model = Network(lambda m, h: m.second(h)[:, :, -1, 0:1, None])
+    assert_resident(Network(lambda m, h: m.second(h)[:, :, 3:4, -1:]))
+    assert isinstance(stages_of(model.double(), (C, SIZE, SIZE)), str)
+
+
+OTHER_PARTS = {
+    "another number around": lambda m, h: m.second(F.pad(h, (1, 1), value=2.0)),
+    "reflected": lambda m, h: m.second(F.pad(h, (1, 1, 1, 1), mode="reflect")),
+    "cut off": lambda m, h: m.second(F.pad(h, (-1, 1))),
+    "channels around": lambda m, h: F.pad(h, (0, 0, 0, 0, 1, 0))[:, 1:],
+    "padded and pooled": lambda m, h: F.max_pool2d(F.pad(h, (1, 1, 1, 1)), 2),
+    "bilinear": lambda m, h: F.interpolate(h, scale_factor=2, mode="bilinear"),
+    "in part": lambda m, h: F.interpolate(h, size=(12, 8)),
+    "some channels": lambda m, h: torch.cat([h[:, :2], h[:, 2:]], 1),
+    "a place": lambda m, h: h * h[:, :, 0, 0, None, None],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PARTS)
+def test_other_parts_are_exact_in_other_ways(name):
+    model = Network(OTHER_PARTS[name]).double()
+    assert isinstance(stages_of(model, (C, SIZE, SIZE)), str)
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)

@@ -18,7 +18,9 @@ from fastmeta.inner_loop.reading.shape_layers import (
     flattened,
     mean,
     of_shape,
+    padded,
     picked,
+    resized,
     squeezed,
     unflattened,
     unsqueezed,
@@ -69,6 +71,8 @@ _METHODS: dict[str, Callable[..., nn.Module]] = {
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     **{getattr(torch, name): make for name, make in _METHODS.items() if hasattr(torch, name)},
     operator.getitem: picked,
+    F.pad: padded,
+    F.interpolate: resized,
     F.relu: nn.ReLU,
     F.leaky_relu: nn.LeakyReLU,
     F.tanh: nn.Tanh,

@@ -11,8 +11,9 @@ from torch import nn
 from fastmeta.inner_loop.reading.sizes import ROWS
 
 __all__ = [
-    "Mean", "OfSizes", "Reshaped", "Viewed", "flattened", "inferred", "mean", "of_shape", "picked",
-    "place_of", "squeezed", "unflattened", "unsqueezed", "whole",
+    "Mean", "OfSizes", "Padded", "Picked", "Repeated", "Reshaped", "Viewed", "flattened",
+    "inferred", "mean", "of_shape", "padded", "picked", "place_of", "resized", "slices",
+    "squeezed", "unflattened", "unsqueezed", "whole",
 ]  # fmt: skip
 
 Shape = Sequence[int]
@@ -47,6 +48,31 @@ class Mean(nn.Module):
         super().__init__()
         self.dims = tuple(dims)
         self.keepdim = keepdim
+
+
+class Padded(nn.Module):
+    """Zeros around the last sides: before and behind of each, the last one first."""
+
+    def __init__(self, around: Sequence[int]) -> None:
+        super().__init__()
+        self.around = tuple(around)
+
+
+class Picked(nn.Module):
+    """x[index]: some of a sample's pixels, as places that an index has."""
+
+    def __init__(self, places: Sequence[Any]) -> None:
+        super().__init__()
+        self.places = tuple(places)
+
+
+class Repeated(nn.Module):
+    """Every pixel again and again, as many times a side; or to a size."""
+
+    def __init__(self, factor: Any, size: Any = None) -> None:
+        super().__init__()
+        self.factor = factor
+        self.size = size
 
 
 class OfSizes(nn.Module):
@@ -132,12 +158,47 @@ def unflattened(dim: Any, sizes: Any) -> Viewed:
     return Viewed(shape)
 
 
-def picked(index: Any) -> Viewed:
-    """x[index], where that takes all of a sample's numbers."""
+def picked(index: Any) -> nn.Module:
+    """x[index], which takes all or some of a sample's numbers."""
     places = list(index) if isinstance(index, (tuple, list)) else [index]
     if isinstance(index, list) or not all(p is None or type(p) in _PLACES for p in places):
         raise ValueError("an index that is no place")
+    if any(_takes_some(place) for place in places) and None not in places:
+        return Picked(places)
     return Viewed(lambda given: _picked(given, _spelled_out(places, len(given) + 1)))
+
+
+def _takes_some(place: Any) -> bool:
+    """Whether it may, of more than one."""
+    return type(place) is int or (type(place) is slice and place != slice(None))
+
+
+def slices(places: Sequence[Any], given: Shape) -> list[tuple[range, bool]]:
+    """What an index takes of each side of a sample, and whether the side goes."""
+    of_samples, *others = _spelled_out([*places], len(given) + 1)
+    if of_samples != slice(None):
+        raise ValueError("a pick of samples")
+    taken = []
+    for place, n in zip(others, given, strict=True):
+        at = range(n)[place]
+        taken.append((at, False) if isinstance(at, range) else (range(at, at + 1), True))
+    return taken
+
+
+def padded(pad: Any, mode: str = "constant", value: Any = None) -> Padded:
+    around = pad if isinstance(pad, (tuple, list)) else (pad,)
+    if mode != "constant" or value not in (None, 0) or not all(type(n) is int for n in around):
+        raise ValueError("a padding that is not of zeros")
+    return Padded(around)
+
+
+def resized(
+    size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None,
+    recompute_scale_factor: Any = None, antialias: bool = False,
+) -> Repeated:  # fmt: skip
+    if mode not in ("nearest", "nearest-exact") or align_corners is not None or antialias:
+        raise ValueError("an interpolation between pixels")
+    return Repeated(scale_factor, size)
 
 
 _PLACES = (int, slice, type(...))

@@ -18,10 +18,14 @@ from fastmeta.inner_loop.reading.parameter_calls import BatchNormOfAny, Instance
 from fastmeta.inner_loop.reading.shape_layers import (
     Mean,
     OfSizes,
+    Padded,
+    Picked,
+    Repeated,
     Reshaped,
     Viewed,
     inferred,
     place_of,
+    slices,
     unflattened,
     whole,
 )
@@ -37,6 +41,7 @@ __all__ = ["ADDERS", "StageBuilder"]
 
 Names = Mapping[str, str]  # the module's, of a layer's parameters by its own
 _NO_STAGE = -2
+_NO_BORDER = (0, 0, 0, 0)
 
 
 class _Value(NamedTuple):
@@ -47,17 +52,22 @@ class _Value(NamedTuple):
         shape: C, H, W.
         rank: dimensions that the module sees: C, H, W; or C and all pixels; or all in one.
         open: no call but the next one reads it, so that one may become a part of the stage.
+        around: zeros before and behind height and width, which only a convolution takes.
     """
 
     at: int
     shape: tuple[int, ...]
     rank: int
     open: bool
+    around: tuple[int, ...] = _NO_BORDER
 
     @property
     def seen(self) -> list[int]:
         """The shape of a sample as PyTorch has it."""
-        return [*self.shape[: self.rank - 1], math.prod(self.shape[self.rank - 1 :])]
+        c, h, w = self.shape
+        above, below, left, right = self.around
+        shape = c, h + above + below, w + left + right
+        return [*shape[: self.rank - 1], math.prod(shape[self.rank - 1 :])]
 
 
 class _Taps(NamedTuple):
@@ -74,6 +84,13 @@ class _Taps(NamedTuple):
         sides = zip(pixels, *self, strict=True)
         free = [(n + b + e - d * (k - 1) - 1, s) for n, k, s, d, b, e in sides]
         return [n // s + 1 if n >= 0 else 0 for n, s in free]
+
+
+_PADDINGS = nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d
+
+
+def _takes_border(layer: Any) -> bool:
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d, Padded, *_PADDINGS)) or is_idle(layer)
 
 
 def _borders(layer: nn.Conv1d | nn.Conv2d) -> tuple[list[int], list[int]]:
@@ -118,6 +135,8 @@ class StageBuilder:
         if call.in_place and not source.open:
             return f"{call.name} changes in place what others read"
         self._go_to(source)
+        if any(s.around != _NO_BORDER for s in sources) and not _takes_border(call.layer):
+            return f"{call.name} gets what is padded, as convolutions alone do"
         if isinstance(call.layer, Join):
             reason = self._join(call.layer, sources)
         elif type(call.layer) is OfSizes:
@@ -125,7 +144,7 @@ class StageBuilder:
         else:
             reason = self._layer(call.parameters, call.layer, call.name)
         open_still = source.open or self.at != source.at
-        self.values.append(self._here(call.alone and open_still))
+        self.values.append(self._here(call.alone and open_still)._replace(around=self.around))
         return reason
 
     def _sized(self, sized: OfSizes, call: Call) -> str | None:
@@ -163,7 +182,7 @@ class StageBuilder:
         here["activation"] = both
 
     def _go_to(self, value: _Value) -> None:
-        self.at, self.shape, self.rank, self.open = value
+        self.at, self.shape, self.rank, self.open, self.around = value
 
     def _here(self, is_open: bool) -> _Value:
         return _Value(self.at, self.shape, self.rank, is_open)
@@ -227,8 +246,12 @@ class StageBuilder:
         kind = "depthwise" if layer.groups > 1 else "dense"
         if kind == "depthwise" and not layer.in_channels == layer.out_channels == layer.groups:
             return f"{name} has {layer.groups} groups of several channels"
+        above, below, left, right = self.around
         before, behind = (self._sides(sides, 0) for sides in _borders(layer))
+        before = before[0] + above, before[1] + left
+        behind = behind[0] + below, behind[1] + right
         kernel, stride = self._sides(layer.kernel_size), self._sides(layer.stride)
+        self.around = _NO_BORDER
         taps = _Taps(kernel, stride, self._sides(layer.dilation), before, behind)
         return self._product(names, layer, name, taps, kind)
 
@@ -338,7 +361,7 @@ class StageBuilder:
         if any(k < 1 or n % k for k, n in zip(wanted, pixels, strict=True)):
             return f"{name} makes {wanted} of {[*pixels]} pixels, in windows that are not alike"
         window = [n // k for k, n in zip(wanted, pixels, strict=True)]
-        self._put_pool("max" if largest else "average", window, window)
+        self._put_parts("max" if largest else "average", window)
         return None
 
     def _mean(self, names: Names, layer: Mean, name: str) -> str | None:
@@ -347,7 +370,7 @@ class StageBuilder:
             return f"{name} is over something else than all pixels of a row, a column or an image"
         sides = {2, 3} if self.rank == 2 else dims
         window = [n if d in sides else 1 for d, n in enumerate(self.shape[1:], start=2)]
-        self._put_pool("average", window, window)
+        self._put_parts("average", window)
         self.rank -= 0 if layer.keepdim else len(dims)
         return None
 
@@ -356,17 +379,24 @@ class StageBuilder:
         border = self._sides(layer.padding, 0)
         reason = unfit_windows(name, self.shape[1:], window, stride, border, layer.ceil_mode)
         if reason is None:
-            self._put_pool(kind, window, stride, border)
+            out = pooled(self.shape[1:], window, stride, border)
+            self._put_pool(kind, window, stride, out, border, border)
         return reason
 
-    def _put_pool(self, kind: str, window: Any, stride: Any, border: Any = (0, 0)) -> None:
-        if {*window, *stride} == {1}:
+    def _put_parts(self, kind: str, window: Sequence[int]) -> None:
+        """Windows side by side."""
+        out = [n // w for n, w in zip(self.shape[1:], window, strict=True)]
+        self._put_pool(kind, window, window, out)
+
+    def _put_pool(
+        self, kind: str, window: Any, stride: Any, out: Any, before: Any = (0, 0),
+        behind: Any = (0, 0),
+    ) -> None:  # fmt: skip
+        if {*window, *stride} == {1} and {*before, *behind} == {0}:
             return
-        stage = self._stage_before("pool")
-        out = pooled(self.shape[1:], window, stride, border)
-        stage.update(
-            pool=kind, window=tuple(window), pool_stride=tuple(stride), border=tuple(border),
-            out_h=out[0], out_w=out[1],
+        self._stage_before("pool").update(
+            pool=kind, window=tuple(window), pool_stride=tuple(stride),
+            pool_before=tuple(before), pool_behind=tuple(behind), out_h=out[0], out_w=out[1],
         )  # fmt: skip
         self.shape = (self.shape[0], *out)
 
@@ -400,11 +430,71 @@ class StageBuilder:
         self.rank = len(wanted)
         return None
 
+    # ---- some pixels, and pixels again and again -------------------------------------------------
+
+    def _pad(self, names: Names, layer: Padded, name: str) -> str | None:
+        if self.rank == 1 or len(layer.around) > 2 * (self.rank - 1) or len(layer.around) % 2:
+            return f"{name} pads something else than pixels"
+        if any(n < 0 for n in layer.around):
+            return f"{name} leaves out pixels"
+        last, others = layer.around[:2], layer.around[2:4] or (0, 0)
+        sides = (*others, *last)
+        if self.rank == 2 and self.shape[1] != 1:  # a sequence that is one pixel wide
+            sides = (*last, *others)
+        self.around = tuple(a + b for a, b in zip(self.around, sides, strict=True))
+        return None
+
+    def _pad_zeros(self, names: Names, layer: Any, name: str) -> str | None:
+        if getattr(layer, "value", 0) != 0:
+            return f"{name} pads with something else than zeros"
+        return self._pad(names, Padded(several(layer.padding)), name)
+
+    def _pick(self, names: Names, layer: Picked, name: str) -> str | None:
+        if self.rank == 1:
+            return f"{name} picks some of a row's numbers"
+        if self.rank == 2 and 1 not in self.shape[1:]:
+            return f"{name} gets samples {self.said()}"
+        channels, *sides = slices(layer.places, self.said())
+        if channels != (range(self.shape[0]), False):
+            return f"{name} picks some channels"
+        if self.rank == 2:
+            sides.insert(0 if self.shape[1] == 1 else 1, (range(1), False))
+        if any(at.step < 1 or not at for at, _ in sides):
+            return f"{name} picks no pixels, or turns them round"
+        (rows, row_goes), (columns, column_goes) = sides
+        out = len(rows), len(columns)
+        behind = [at[-1] + 1 - n for (at, _), n in zip(sides, self.shape[1:], strict=True)]
+        before, steps = (-rows.start, -columns.start), (rows.step, columns.step)
+        self._put_pool("average", (1, 1), steps, out, before, behind)
+        self.rank -= row_goes + column_goes
+        return None
+
+    def _repeat(self, names: Names, layer: Repeated, name: str) -> str | None:
+        if self.rank == 1:
+            return f"{name} gets flat samples"
+        pixels = self.shape[1:]
+        if layer.size is None:
+            sides = zip(pixels, self._sides(layer.factor), strict=True)
+            wanted = [n * factor for n, factor in sides]
+        else:
+            given = zip(pixels, self._sides(layer.size, None), strict=True)
+            wanted = [n if size is None else size for n, size in given]
+        if any(k < n or k % n for k, n in zip(wanted, pixels, strict=True)):
+            return f"{name} makes {wanted} of {[*pixels]} pixels"
+        self._new_stage().update(join="repeat")
+        self._shape_of_product(self.stages[-1], self.shape[0], *map(int, wanted))
+        return None
+
+    def _upsample(self, names: Names, layer: nn.Upsample, name: str) -> str | None:
+        if layer.mode not in ("nearest", "nearest-exact"):
+            return f"{name} interpolates between pixels"
+        return self._repeat(names, Repeated(layer.scale_factor, layer.size), name)
+
     # ---- samples ---------------------------------------------------------------------------------
 
     def said(self) -> list[int]:
         """The shape of a sample as PyTorch has it."""
-        return self._here(True).seen
+        return self._here(True)._replace(around=self.around).seen
 
     def _unlike(
         self, layer: nn.Module, name: str, of_sequences: type | tuple[type, ...]
@@ -417,7 +507,7 @@ class StageBuilder:
             return f"{name} gets samples {self.said()}"
         return None
 
-    def _sides(self, value: Any, other: int = 1) -> tuple[Any, Any]:
+    def _sides(self, value: Any, other: Any = 1) -> tuple[Any, Any]:
         """Height and width of what a layer says of its sides; of sequences one is another."""
         given = several(value)
         if self.rank == 3:
@@ -441,7 +531,7 @@ class StageBuilder:
             other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1,
             **_Taps((1, 1))._asdict(),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
-            pool="none", window=(1, 1), pool_stride=(1, 1), border=(0, 0),
+            pool="none", window=(1, 1), pool_stride=(1, 1), pool_before=(0, 0), pool_behind=(0, 0),
         )  # fmt: skip
         self._shape_of_product(stage, c, h, w)
         self.stages.append(stage)
@@ -480,6 +570,12 @@ ADDERS: dict[type, Any] = {
     nn.Flatten: StageBuilder._flatten,
     nn.Unflatten: StageBuilder._unflatten,
     Mean: StageBuilder._mean,
+    Padded: StageBuilder._pad,
+    **dict.fromkeys(_PADDINGS, StageBuilder._pad_zeros),
+    Picked: StageBuilder._pick,
+    Repeated: StageBuilder._repeat,
+    nn.Upsample: StageBuilder._upsample,
+    nn.UpsamplingNearest2d: StageBuilder._upsample,
     Reshaped: StageBuilder._reshape,
     Viewed: StageBuilder._viewed,
 }
