@@ -41,9 +41,15 @@ def mini_imagenet(tasks: int) -> Workload:
     return _conv4(name, "mini-imagenet", (3, 84, 84), 32, tasks, 5, 5, 75)
 
 
+def unlike_conv4(blocks: str) -> Workload:
+    """What differs from Conv4 with 32 filters, on 5-way 1-shot tasks as large as Omniglot's."""
+    name = {"excitation": "conv-gates", "depthwise": "conv-depthwise", "cosine": "conv-cosine"}
+    return _conv4(name[blocks], "beside-conv4", (1, 28, 28), 32, 8, 5, 5, 25, blocks)
+
+
 def _conv4(
     name: str, family: str, image: tuple[int, int, int], filters: int,
-    tasks: int, steps: int, support: int, query: int,
+    tasks: int, steps: int, support: int, query: int, blocks: str = "",
 ) -> Workload:  # fmt: skip
     side = image[-1] >> BLOCKS
     return Workload(
@@ -58,6 +64,7 @@ def _conv4(
         steps=steps,
         image=image,
         filters=filters,
+        blocks=blocks,
     )
 
 
@@ -98,6 +105,7 @@ WORKLOADS: dict[str, Workload] = {
         head(features=64),
         head(features=1600),
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),
+        *map(unlike_conv4, ("excitation", "depthwise", "cosine")),
         mini_imagenet(tasks=4),
         mini_imagenet(tasks=1),
         *LARGE,

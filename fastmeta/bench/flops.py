@@ -2,8 +2,9 @@
 
 Counted in passes. One pass of a linear layer [S, I] x [O, I] is one matrix product, 2*S*I*O flops:
 x W^T, g W and g^T x are one pass each. So are a convolution, its input gradient and its weight
-gradient: 2*S*H*W*9*I*O flops for H*W pixels of output, the products with padding among them.
-Biases, norms, activations, pools, losses and updates are not counted.
+gradient: 2*S*H*W*9*I*O flops for H*W pixels of output, the products with padding among them; with
+I = 1 where each channel is convolved by itself.
+Biases, norms, activations, pools, gates, losses and updates are not counted.
 
 With theta_k the fast weights, L the support loss, and one R-pass (Pearlmutter 1994; forward over
 reverse) at each theta_k for the Hessian-vector product of the meta-gradient's recursion::
@@ -42,7 +43,7 @@ def useful_flops(workload: Workload) -> int:
 
 def _flops_of_a_pass(workload: Workload) -> list[int]:
     """Of each layer, for one sample."""
-    convolutions = [2 * c.pixels * 9 * c.inputs * c.outputs for c in workload.convolutions]
+    convolutions = [2 * c.pixels * c.taps * c.inputs * c.outputs for c in workload.convolutions]
     return convolutions + [2 * inputs * outputs for inputs, outputs in workload.layers]
 
 

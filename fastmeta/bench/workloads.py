@@ -28,11 +28,12 @@ BLOCKS = 4
 
 
 class Convolution(NamedTuple):
-    """3x3, padded by 1, in front of batch norm, ReLU and a 2x2 max-pool."""
+    """Of a block, in front of batch norm, ReLU and a 2x2 max-pool."""
 
-    inputs: int
+    inputs: int  # that each output depends on
     outputs: int
     pixels: int  # of its output, before the pool
+    taps: int = 9
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Workload:
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
     hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
+    blocks: str = ""  # how it differs from Conv4: "excitation", "depthwise" or "cosine"
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -70,11 +72,15 @@ class Workload:
             return []
         channels, *size = self.image
         inputs = [channels] + [self.filters] * (BLOCKS - 1)
-        halvings = range(BLOCKS)
-        return [
-            Convolution(i, self.filters, math.prod(n >> halved for n in size))
-            for i, halved in zip(inputs, halvings, strict=True)
+        pixels = [math.prod(n >> halved for n in size) for halved in range(BLOCKS)]
+        whole = [Convolution(i, self.filters, n) for i, n in zip(inputs, pixels, strict=True)]
+        if self.blocks != "depthwise":
+            return whole
+        apart = [
+            (Convolution(1, self.filters, n), Convolution(self.filters, self.filters, n, taps=1))
+            for n in pixels[1:]
         ]
+        return [whole[0], *(convolution for pair in apart for convolution in pair)]
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -85,12 +91,16 @@ class Workload:
 
     @property
     def parameter_count(self) -> int:
+        if self.blocks:
+            return sum(p.numel() for p in self.module().parameters())
         # A convolution's bias, and the weight and bias of its norm
         of_blocks = sum((9 * c.inputs + 3) * c.outputs for c in self.convolutions)
         return of_blocks + sum((inputs + 1) * outputs for inputs, outputs in self.layers)
 
     def module(self) -> nn.Sequential:
         """The network as an ordinary module, freshly initialised."""
+        if self.blocks:
+            return _unlike_conv4(self)
         if self.image:
             channels, size, _ = self.image
             return conv4(self.sizes[-1], channels, self.filters, size)
@@ -117,6 +127,48 @@ class UnitRows(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, F.normalize(self.weight, dim=1), self.bias)
+
+
+class Excitation(nn.Module):
+    """Scales channels by what they are in the mean: Hu et al. 2018, section 3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // 4)
+        self.excite = nn.Linear(channels // 4, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3))))))
+        return x * scale[:, :, None, None]
+
+
+class CosineHead(nn.Module):
+    """Ten times the cosines between features and a weight for each class: Chen et al. 2019."""
+
+    def __init__(self, features: int, ways: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(features, ways).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+
+def _unlike_conv4(workload: Workload) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    filters, inputs = workload.filters, workload.image[0]
+    for _ in range(BLOCKS):
+        if workload.blocks == "depthwise" and modules:
+            modules.append(nn.Conv2d(filters, filters, 3, padding=1, groups=filters))
+            modules.append(nn.Conv2d(filters, filters, 1))
+        else:
+            modules.append(nn.Conv2d(inputs, filters, 3, padding=1))
+        norm = nn.BatchNorm2d(filters, track_running_stats=False)
+        modules += [norm, nn.ReLU(), nn.MaxPool2d(2)]
+        if workload.blocks == "excitation":
+            modules.append(Excitation(filters))
+        inputs = filters
+    head = CosineHead if workload.blocks == "cosine" else nn.Linear
+    return nn.Sequential(*modules, nn.Flatten(), head(*workload.layers[-1]))
 
 
 # (inputs, outputs, activation) -> the modules of a hidden layer, whose parameters are one linear

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastmeta.bench.workloads import Workload
+from fastmeta.bench.workloads import BLOCKS, Workload
 
 
 def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> Any:
@@ -13,15 +13,18 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     import jax
     import jax.numpy as jnp
 
-    first_linear = len(parameters) - 2 * len(workload.layers)
-    for block in range(0, first_linear, 4):
-        x = _block(parameters[block : block + 4], x)
+    own = iter(parameters)
+    for block in range(BLOCKS if workload.image else 0):
+        x = _block(workload.blocks, own, x, block == 0)
     x = x.reshape(len(x), -1)
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}[workload.activation]
-    weights, biases = parameters[first_linear::2], parameters[first_linear + 1 :: 2]
+    if workload.blocks == "cosine":
+        return _cross_entropy(10 * _unit(x) @ _unit(next(own)).T, y)
+    parameters = [*own]
+    weights, biases = parameters[::2], parameters[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         if workload.hidden == "unit rows":
-            weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
+            weight = _unit(weight)
         x = x @ weight.T + bias
         if workload.hidden == "layer norm":
             centred = x - x.mean(-1, keepdims=True)
@@ -37,18 +40,45 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
         return jnp.where(error <= 1, 0.5 * error**2, error - 0.5).mean()
     if workload.loss == "mse":
         return ((x - y) ** 2).mean()
+    return _cross_entropy(x, y)
+
+
+def _cross_entropy(x: Any, y: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
     return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1).mean()
 
 
-def _block(parameters: Sequence[Any], x: Any) -> Any:
+def _unit(rows: Any) -> Any:
+    import jax.numpy as jnp
+
+    return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _block(kind: str, own: Iterator[Any], x: Any, first: bool) -> Any:
     """Channels first and pooling by `max` are faster here than channels last or reduce_window."""
     import jax
 
-    weight, bias, scale, shift = (p if p.ndim == 4 else p[:, None, None] for p in parameters)
-    x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME") + bias
+    def convolved(x: Any, groups: int = 1) -> Any:
+        weight, bias = next(own), next(own)
+        y = jax.lax.conv_general_dilated(
+            x, weight, (1, 1), "SAME", feature_group_count=groups
+        )
+        return y + bias[:, None, None]
+
+    if kind == "depthwise" and not first:
+        x = convolved(convolved(x, x.shape[1]))
+    else:
+        x = convolved(x)
+    scale, shift = (next(own)[:, None, None] for _ in range(2))
     centred = x - x.mean((0, 2, 3), keepdims=True)
     variance = (centred**2).mean((0, 2, 3), keepdims=True)
     x = jax.nn.relu(centred * jax.lax.rsqrt(variance + 1e-5) * scale + shift)
     samples, channels, height, width = x.shape
     x = x[:, :, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(samples, channels, height // 2, 2, width // 2, 2).max((3, 5))
+    x = x.reshape(samples, channels, height // 2, 2, width // 2, 2).max((3, 5))
+    if kind == "excitation":
+        squeezed = jax.nn.relu(x.mean((2, 3)) @ next(own).T + next(own))
+        x = x * jax.nn.sigmoid(squeezed @ next(own).T + next(own))[:, :, None, None]
+    return x

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.bench.workloads import LOSSES, Workload
+from fastmeta.bench.workloads import BLOCKS, LOSSES, Workload
 
 # x [S, C, H, W], weight [C], bias [C]
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,16 +35,28 @@ def task_loss(
     norm: Norm = decomposed_norm,
 ) -> Tensor:
     """The loss of one task: x [S, I] or [S, C, H, W], parameters in the module's order."""
-    first_linear = len(parameters) - 2 * len(workload.layers)
-    for block in range(0, first_linear, 4):
-        x = _block(parameters[block : block + 4], x, norm)
-    predictions = _linear_layers(workload, parameters[first_linear:], x.flatten(1))
+    own = iter(parameters)
+    for block in range(BLOCKS if workload.image else 0):
+        x = _block(workload.blocks, own, x, norm, block == 0)
+    x = x.flatten(1)
+    if workload.blocks == "cosine":
+        predictions = 10 * F.linear(F.normalize(x, dim=1), F.normalize(next(own), dim=1))
+    else:
+        predictions = _linear_layers(workload, [*own], x)
     return LOSSES[workload.loss](predictions, y)
 
 
-def _block(parameters: Sequence[Tensor], x: Tensor, norm: Norm) -> Tensor:
-    weight, bias, scale, shift = parameters
-    return F.max_pool2d(norm(F.conv2d(x, weight, bias, padding=1), scale, shift).relu(), 2)
+def _block(kind: str, own: Iterator[Tensor], x: Tensor, norm: Norm, first: bool) -> Tensor:
+    if kind == "depthwise" and not first:
+        x = F.conv2d(x, next(own), next(own), padding=1, groups=x.shape[1])
+        x = F.conv2d(x, next(own), next(own))
+    else:
+        x = F.conv2d(x, next(own), next(own), padding=1)
+    x = F.max_pool2d(norm(x, next(own), next(own)).relu(), 2)
+    if kind == "excitation":
+        squeezed = F.linear(x.mean((2, 3)), next(own), next(own)).relu()
+        x = x * F.linear(squeezed, next(own), next(own)).sigmoid()[:, :, None, None]
+    return x
 
 
 def _linear_layers(workload: Workload, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
