@@ -38,6 +38,9 @@ inline void check_geometry(const Stage& s) {
               "a product's geometry is not that of its sizes");
     else if (s.join == JoinKind::Repeat)
       require(z[axis] % in[axis] == 0, "pixels are repeated a whole number of times");
+    else if (s.join == JoinKind::Insert)
+      require(s.stride[axis] > 0 && z[axis] == (in[axis] - 1) * s.stride[axis] + 1,
+              "zeros are put between pixels");
     else
       require(z[axis] == in[axis], "without a product the size stays");
     const i64 before = s.pool_before[axis], behind = s.pool_behind[axis];
@@ -155,12 +158,14 @@ class Chain {
     };
     Stage s{};
     s.input = int(number("input")), s.other = int(number("other"));
-    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat"}));
+    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat", "insert"}));
     s.other_c = number("other_c"), s.other_h = number("other_h"), s.other_w = number("other_w");
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = ProductKind(
         one_of(fields["product"], {"none", "dense", "depthwise", "elements", "pixels"}));
     s.weight = int(number("weight")), s.bias = int(number("bias"));
+    s.turned = fields["turned"].cast<bool>();
+    require(!s.turned || s.product == ProductKind::Dense, "a dense product may be turned");
     pair("kernel", s.kernel), pair("stride", s.stride), pair("dilation", s.dilation);
     pair("before", s.before), pair("behind", s.behind);
     s.c = number("c"), s.h = number("h"), s.w = number("w");
@@ -208,7 +213,7 @@ class Chain {
     require(gives(s.input, s, s.in_c, s.in_h, s.in_w),
             "a stage does not take what the one that it reads gives");
     require(s.join == JoinKind::None || s.product == ProductKind::None, "a product joins nothing");
-    if (s.join == JoinKind::None || s.join == JoinKind::Repeat)
+    if (s.join == JoinKind::None || s.join == JoinKind::Repeat || s.join == JoinKind::Insert)
       return require(s.other == no_stage, "a stage joins nothing");
     require(gives(s.other, s, s.other_c, s.other_h, s.other_w),
             "a stage cannot join what the other one gives");

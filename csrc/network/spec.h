@@ -34,8 +34,8 @@ enum class NormKind { None, Batch, Group };
 enum class ProductKind { None, Dense, Depthwise, Elements, Pixels };
 // What a stage without a product makes of two others: the sum or the product of their numbers, where
 // `other` may have one channel, row or column for all; or the channels of both, side by side. Or of one
-// alone: each pixel again and again.
-enum class JoinKind { None, Sum, Multiply, Channels, Repeat };
+// alone: each pixel again and again, or zeros between neighbours, which are `stride` pixels apart then.
+enum class JoinKind { None, Sum, Multiply, Channels, Repeat, Insert };
 enum class PoolKind { None, Average, Max };
 constexpr int no_stage = -2;
 
@@ -49,6 +49,7 @@ struct Stage {
   i64 other_c, other_h, other_w;
   ProductKind product;     // None: the input goes straight into what follows
   int weight, bias;        // parameter indices, -1 where there is none
+  bool turned;             // the weight is [I, O, kh, kw] with taps in reverse order, as of a transposed one
   // Of height and width; zeros lie before and behind each line, neighbouring taps `dilation` pixels apart.
   i64 kernel[2], stride[2], dilation[2], before[2], behind[2];
   i64 c, h, w;             // after the product

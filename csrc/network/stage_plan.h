@@ -115,7 +115,8 @@ struct StagePlan : Parameters<Team_> {
         if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
       } else if (s.product != ProductKind::None) {
         const i64 in = s.product == ProductKind::Depthwise ? 1 : s.in_c;
-        this->add({s.weight, 0, 0, taps, in, s.c, 1, taps, in * taps});
+        if (s.turned) this->add({s.weight, 0, 0, taps, in, s.c, -1, s.c * taps, taps});
+        else this->add({s.weight, 0, 0, taps, in, s.c, 1, taps, in * taps});
         bias_at[l] = row(s.bias, s.c);
       }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);

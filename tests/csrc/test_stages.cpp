@@ -98,6 +98,7 @@ void put_product(Stage& s, ProductKind kind, i64 channels, Grid grid) {
 
 void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid grid) {
   put_product(s, ProductKind::Dense, channels, grid);
+  s.turned = random.below(4) == 0;
   add_parameters(c, random, s, s.in_c * grid.y.size * grid.x.size);
 }
 
@@ -143,9 +144,12 @@ Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, b
   const i64 channels = random.one_of({1, 3, 16, 17});
   const int product = random.below(last ? 5 : 8);
   if (!last && product == 7) {
-    s.join = JoinKind::Repeat;
-    s.h = s.out_h = s.in_h * (1 + random.below(2));
-    s.w = s.out_w = s.in_w * (1 + random.below(3));
+    const i64 y = 1 + random.below(2), x = 1 + random.below(3);
+    s.join = random.coin() ? JoinKind::Repeat : JoinKind::Insert;
+    const bool inserts = s.join == JoinKind::Insert;
+    s.stride[0] = y, s.stride[1] = x;
+    s.h = s.out_h = inserts ? (s.in_h - 1) * y + 1 : s.in_h * y;
+    s.w = s.out_w = inserts ? (s.in_w - 1) * x + 1 : s.in_w * x;
   } else  if (product == 1)  // a linear layer
     add_product(c, random, s, channels,
                 {whole_kernel(random, s.in_h), whole_kernel(random, s.in_w)});

@@ -245,6 +245,55 @@ def test_a_buffer_of_a_head_may_change():
         model.table.mul_(-3)
 
 
+COUNTS = {
+    "of the input": lambda m, x, h: h.amax((2, 3)).view(x.size(0), -1),
+    "of its shape": lambda m, x, h: h.amax((2, 3)).reshape(x.shape[0], -1),
+    "of a size": lambda m, x, h: h.amax((2, 3)).reshape(x.size()[0], -1),
+    "in numbers": lambda m, x, h: h.amax((2, 3)) + 0 * x.size(0),
+    "of zeros": lambda m, x, h: h.amax((2, 3)) + h.new_zeros(x.size(0), 6),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_heads_that_ask_for_the_number_of_samples(name):
+    class Counting(Network):
+        def forward(self, x):
+            shape = x.shape
+            h = COUNTS[name](self, x, self.features(x))
+            return self.head(h.view(shape[0], -1))
+
+    model = Counting(None)
+    meta, tasks = meta_of(model), classification_tasks(SAMPLE, t=2, s=4)
+    assert name == "in numbers" or fm.explain(meta, tasks).name == "resident"
+    assert_exact(meta, tasks, tolerance=1e-9)
+
+
+def test_a_head_that_asks_for_the_samples_of_a_layer_below():
+    class Counting(Network):
+        def forward(self, x):
+            h = self.norm(self.first(x))
+            features = self.second(F.max_pool2d(F.relu(h), 2))
+            return self.head(features.amax((2, 3)).view(h.size(0), -1))
+
+    assert_headed(Counting(None))
+
+
+def test_a_network_without_parameters():
+    class Bounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return F.hardtanh(x)
+
+    meta = fm.MAML(Bounded(), inner_steps=0, loss="mse")
+    x, y = torch.randn(2, 2, 3, 2, 4, 4)
+    tasks = fm.TaskBatch(x.requires_grad_(), y, x, y)
+    meta(tasks).loss.sum().backward()
+    assert x.grad is not None
+
+
 def shared(m, h):
     return h.mean((2, 3)) + m.first.weight.sum()
 

@@ -194,6 +194,9 @@ IMAGES = {
     "the same size, dilated": nn.Conv2d(5, 4, (2, 3), padding="same", dilation=(3, 2)),
     "depthwise": nn.Conv2d(5, 5, 3, padding=1, groups=5),
     "depthwise, strided and dilated": nn.Conv2d(5, 5, 3, 2, 2, dilation=2, groups=5, bias=False),
+    "transposed": nn.ConvTranspose2d(5, 4, 4, 2, 1),
+    "transposed by one": nn.ConvTranspose2d(5, 17, (2, 3), bias=False),
+    "transposed with everything": nn.ConvTranspose2d(5, 4, 3, (3, 2), (1, 2), (1, 0), dilation=2),
     "overlapping maxima": nn.MaxPool2d(3, 2, 1),
     "overlapping means": nn.AvgPool2d((3, 2), 1),
     "means with zeros": nn.AvgPool2d(2, padding=1),
@@ -212,6 +215,7 @@ SEQUENCES = {
     "dilation": nn.Conv1d(5, 5, 3, dilation=4),
     "depthwise": nn.Conv1d(5, 5, 3, groups=5, padding=2),
     "the same size": nn.Conv1d(5, 5, 2, padding="same", dilation=2),
+    "transposed": nn.ConvTranspose1d(5, 5, 4, 3, 2, 1),
     "overlapping maxima": nn.MaxPool1d(3, 2),
     "means with zeros": nn.AvgPool1d(2, padding=1),
 }
@@ -221,6 +225,30 @@ SEQUENCES = {
 def test_kernels_and_windows_of_sequences(name):
     model = of_layers(copy.deepcopy(SEQUENCES[name]), nn.Sigmoid(), kind=nn.AdaptiveAvgPool1d)
     assert_resident(built(model, (C, 20)), (C, 20))
+
+
+def test_a_decoder_by_functions():
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(C, 6, 3, 2, 1), nn.Parameter(torch.randn(6, 4, 4, 4))
+            self.head = nn.Linear(4 + C, 3)
+
+        def forward(self, x):
+            h = F.conv_transpose2d(self.down(x).relu(), self.up, stride=2, padding=1)
+            return self.head(torch.cat([h.tanh(), x], 1).mean((2, 3)))
+
+    assert_resident(ByHand())
+
+
+@pytest.mark.parametrize("layer", [
+    nn.ConvTranspose2d(5, 5, 3, groups=5), nn.ConvTranspose2d(5, 4, 2, 2, padding=2),
+], ids=["groups", "padding"])  # fmt: skip
+def test_other_transposed_convolutions_are_exact_in_other_engines(layer):
+    model = built(of_layers(copy.deepcopy(layer), nn.Tanh()), (C, SIZE, SIZE)).double()
+    assert isinstance(stages_of(model, (C, SIZE, SIZE)), str)
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)
 
 
 def test_depthwise_separable_layers_by_functions():

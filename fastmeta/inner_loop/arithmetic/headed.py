@@ -186,9 +186,9 @@ def _after(graph: fx.Graph, cut: Node) -> fx.Graph:
             values[node] = after.node_copy(node)
         elif node is cut:
             seen = True
-        elif seen or is_rows(node):
-            if is_rows(node) and not seen:
-                values[node] = after.call_method("size", (x, 0))
-            else:
-                values[node] = after.node_copy(node, lambda n: values[n])
+        elif is_rows(node):  # of whatever: there are as many of x
+            values[node] = after.call_method("size", (x, 0))
+        elif seen and all(below in values for below in node.all_input_nodes):
+            values[node] = after.node_copy(node, lambda n: values[n])
+        # else it is below, or a shape of what is below, of which nothing but that is read
     return after

@@ -43,7 +43,9 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
     key = ("network", sample)
     if key not in loop.memory:
         with module_lock, counters_put_back(loop.module):
-            loop.memory[key] = _network(loop.module, sample, loop.steps)
+            network = _network(loop.module, sample, loop.steps)
+        bare = not isinstance(network, str) and not network.names
+        loop.memory[key] = "its forward reads no parameter" if bare else network
     return loop.memory[key]
 
 

@@ -83,6 +83,9 @@ def _shapes(layer: Any) -> dict[str, tuple[int, ...]]:
         inputs = layer.in_channels // layer.groups
         weight = (layer.out_channels, inputs, *layer.kernel_size)
         bias = weight[:1]
+    elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        weight = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel_size)
+        bias = (layer.out_channels,)
     elif isinstance(layer, _NormBase):
         weight = bias = (layer.num_features,)
     elif isinstance(layer, nn.GroupNorm):

@@ -76,6 +76,21 @@ def _convolution(kind: Any) -> Callable[..., nn.Module]:
     return make
 
 
+def _transposed(kind: Any) -> Callable[..., nn.Module]:
+    def make(
+        of: Operands, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+        output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    ) -> nn.Module:  # fmt: skip
+        inputs, outputs, *kernel = of.weight(weight).shape
+        biased = of.take("bias", bias) is not None
+        return kind(
+            inputs, outputs * groups, kernel, stride, padding, output_padding, groups, biased,
+            dilation, device="meta",
+        )  # fmt: skip
+
+    return make
+
+
 def _batch_norm(
     of: Operands, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -127,6 +142,8 @@ OF_PARAMETERS: dict[Any, Callable[..., nn.Module]] = {
     F.conv2d: _convolution(nn.Conv2d),
     torch.conv1d: _convolution(nn.Conv1d),
     torch.conv2d: _convolution(nn.Conv2d),
+    F.conv_transpose1d: _transposed(nn.ConvTranspose1d),
+    F.conv_transpose2d: _transposed(nn.ConvTranspose2d),
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,

@@ -255,6 +255,32 @@ class StageBuilder:
         taps = _Taps(kernel, stride, self._sides(layer.dilation), before, behind)
         return self._product(names, layer, name, taps, kind)
 
+    def _transposed(self, names: Names, layer: Any, name: str) -> str | None:
+        """Of the input with zeros between its pixels, by the taps in reverse order."""
+        unlike = self._unlike(layer, name, nn.ConvTranspose1d)
+        if unlike is not None:
+            return unlike
+        if layer.in_channels != self.shape[0]:
+            return f"{name} takes {layer.in_channels} channels but gets {self.shape[0]}"
+        kernel, stride = self._sides(layer.kernel_size), self._sides(layer.stride)
+        dilation, padding = self._sides(layer.dilation), self._sides(layer.padding, 0)
+        more = self._sides(layer.output_padding, 0)
+        sides = zip(kernel, dilation, padding, strict=True)
+        before = [d * (k - 1) - p for k, d, p in sides]
+        if min(before) < 0:
+            return f"{name} has more padding than its kernel reaches"
+        if max(stride) > 1:
+            c, h, w = self.shape
+            self._new_stage().update(join="insert", stride=tuple(stride))
+            pixels = [(n - 1) * s + 1 for n, s in zip((h, w), stride, strict=True)]
+            self._shape_of_product(self.stages[-1], c, *pixels)
+        behind = [b + m for b, m in zip(before, more, strict=True)]
+        taps = _Taps(kernel, (1, 1), dilation, before, behind)
+        reason = self._product(names, layer, name, taps, outputs=layer.out_channels)
+        if reason is None:
+            self.stages[-1]["turned"] = True
+        return reason
+
     def _linear(self, names: Names, layer: nn.Linear, name: str) -> str | None:
         if self.rank > 1:
             return f"{name} gets samples {self.said()} that were not flattened"
@@ -263,9 +289,11 @@ class StageBuilder:
         return self._product(names, layer, name, _Taps(self.shape[1:]))
 
     def _product(
-        self, names: Names, layer: Any, name: str, taps: _Taps, kind: str = "dense"
-    ) -> str | None:
-        c, size = layer.weight.shape[0], taps.over(self.shape[1:])
+        self, names: Names, layer: Any, name: str, taps: _Taps, kind: str = "dense",
+        outputs: int | None = None,
+    ) -> str | None:  # fmt: skip
+        c = layer.weight.shape[0] if outputs is None else outputs
+        size = taps.over(self.shape[1:])
         if min(c, *size) < 1:
             return f"{name} leaves nothing of samples {list(self.shape)}"
         stage = self._new_stage()
@@ -528,7 +556,7 @@ class StageBuilder:
         c, h, w = self.shape
         stage: dict[str, Any] = dict(
             input=self.at, join="none", other=_NO_STAGE, in_c=c, in_h=h, in_w=w,
-            other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1,
+            other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1, turned=False,
             **_Taps((1, 1))._asdict(),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
             pool="none", window=(1, 1), pool_stride=(1, 1), pool_before=(0, 0), pool_behind=(0, 0),
@@ -550,6 +578,8 @@ class StageBuilder:
 ADDERS: dict[type, Any] = {
     nn.Conv1d: StageBuilder._conv,
     nn.Conv2d: StageBuilder._conv,
+    nn.ConvTranspose1d: StageBuilder._transposed,
+    nn.ConvTranspose2d: StageBuilder._transposed,
     nn.Linear: StageBuilder._linear,
     nn.BatchNorm1d: StageBuilder._batch_norm,
     nn.BatchNorm2d: StageBuilder._batch_norm,

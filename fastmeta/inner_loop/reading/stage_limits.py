@@ -20,6 +20,9 @@ def unfit(layer: Any, name: str) -> str | None:
             return f"{name} has a padding mode that the native kernels lack"
         if layer.groups > 1 and not layer.in_channels == layer.out_channels == layer.groups:
             return f"{name} has groups of several channels, which the native kernels lack"
+    elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        if layer.groups > 1:
+            return f"{name} has groups, which the native kernels lack"
     elif isinstance(layer, Mean) and 0 in layer.dims:
         return f"{name} is over samples"
     elif isinstance(layer, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)) and layer.return_indices:
