@@ -17,6 +17,7 @@ from fastmeta.functional.activations import (
     tanh,
 )
 from fastmeta.functional.conv2d import conv2d, conv2d_input_gradient, conv2d_weight_gradient
+from fastmeta.functional.conv_transpose2d import conv_transpose2d
 from fastmeta.functional.distances import pairwise_distance
 from fastmeta.functional.hessian_vector_product import hessian_vector_product
 from fastmeta.functional.inner_sgd import inner_sgd
@@ -38,6 +39,7 @@ __all__ = [
     "conv2d",
     "conv2d_input_gradient",
     "conv2d_weight_gradient",
+    "conv_transpose2d",
     "cross_entropy",
     "flatten",
     "gelu",

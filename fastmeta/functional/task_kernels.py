@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 from fastmeta.functional import norms
-from fastmeta.functional.conv2d import conv2d, conv2d_input_gradient
+from fastmeta.functional.conv2d import conv2d
+from fastmeta.functional.conv_transpose2d import conv_transpose2d
 from fastmeta.functional.pooling import max_pool2d
 
 __all__ = ["OF_ALL_TASKS"]
@@ -102,21 +103,15 @@ def _conv_transpose2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sides = 1,
     padding: Sides = 0, output_padding: Sides = 0, groups: int = 1, dilation: Sides = 1,
 ) -> Tensor:  # fmt: skip
-    window = tuple(map(_pair, (stride, padding, dilation)))
-    more, steps = _pair(output_padding), window[0]
+    more, steps = _pair(output_padding), _pair(stride)
     fits = groups == 1 and all(m < s for m, s in zip(more, steps, strict=True))
     if not fits or (input.dim(), weight.dim()) != (4, 4) or not _takes(input, weight, bias):
         return torch.conv_transpose2d(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    sides = zip(input.shape[2:], weight.shape[2:], more, *window, strict=True)
-    size = [(n - 1) * s - 2 * p + d * (k - 1) + m + 1 for n, k, m, s, p, d in sides]
 
     def of_all(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight.dim() == 4:
-            weight = weight.expand(len(x), *weight.shape)
-        y = conv2d_input_gradient(x, weight, size, *window)
-        return y if bias is None else y + bias.expand(len(x), -1)[:, None, :, None, None]
+        return conv_transpose2d(x, weight, bias, steps, _pair(padding), more, _pair(dilation))
 
     return _OfAllTasks.apply(of_all, input, weight, bias)
 

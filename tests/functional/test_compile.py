@@ -58,6 +58,10 @@ FUNCTIONS = {
         lambda x, w, b: F.conv2d(x, w, b, dilation=2, groups=3),
         lambda: [images(), double(2, 6, 1, 3, 3), double(2, 6)],
     ),
+    "conv_transpose2d": (
+        lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1, (1, 0)),
+        lambda: [images(), double(2, 3, 2, 3, 3), double(2, 2)],
+    ),
     "shared conv2d": (F.conv2d, lambda: [images(), double(4, 3, 3, 3), double(2, 4)]),
     "conv2d_input_gradient": (
         lambda g, w: F.conv2d_input_gradient(g, w, (8, 16)),

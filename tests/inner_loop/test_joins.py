@@ -344,3 +344,21 @@ def test_other_parts_are_exact_in_other_ways(name):
     assert isinstance(stages_of(model, (C, SIZE, SIZE)), str)
     meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
     assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)
+
+
+LAYERED = {
+    **{name: Network(*PARTS[name][:2], **PARTS[name][2]) for name in PARTS},
+    "causal": Causal(0),
+    "transposed": of_layers(IMAGES["transposed"], nn.Tanh()),
+    "transposed with everything": of_layers(IMAGES["transposed with everything"], nn.Tanh()),
+    "a sequence": of_layers(SEQUENCES["transposed"], nn.Tanh(), kind=nn.AdaptiveAvgPool1d),
+    "groups": of_layers(nn.Conv2d(5, 10, 3, groups=5, dilation=2), nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_the_layered_engine_has_them_too(name):
+    sample = (C, 15) if name in ("causal", "a sequence") else (C, SIZE, SIZE)
+    model = built(copy.deepcopy(LAYERED[name]), sample).double()
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2, engine="layered")
+    assert_exact(meta, classification_tasks(sample, t=2, s=4), tolerance=1e-9)

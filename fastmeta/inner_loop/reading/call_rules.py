@@ -227,6 +227,16 @@ def _avg_pool2d_call(
     return fmF.avg_pool2d(x, kernel_size, stride or None, padding)
 
 
+def _pad_call(x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
+    if mode != "constant" or len(pad) > 2 * (x.dim() - 2):
+        raise ValueError("a pad by something else than a number, or of the samples")
+    return F.pad(x, pad, mode, value)
+
+
+def _interpolate_call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return F.interpolate(x.flatten(0, 1), *args, **kwargs).unflatten(0, x.shape[:2])
+
+
 def _dropout_call(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     if training and p > 0:
         raise ValueError("a dropout that draws random numbers")
@@ -298,6 +308,8 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.max_pool2d: _max_pool2d_call,
     F.avg_pool2d: _avg_pool2d_call,
     F.adaptive_avg_pool2d: fmF.adaptive_avg_pool2d,
+    F.pad: _pad_call,
+    F.interpolate: _interpolate_call,
     F.dropout: _dropout_call,
     F.dropout2d: _dropout_call,
 }

@@ -43,6 +43,25 @@ def _padding(layer: nn.Conv1d | nn.Conv2d) -> Sequence[int]:
     return layer.padding
 
 
+def _conv_transpose2d(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return fmF.conv_transpose2d(
+        x, own["weight"], own.get("bias"), layer.stride, layer.padding, layer.output_padding,
+        layer.dilation,
+    )  # fmt: skip
+
+
+def _conv_transpose1d(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    window = [(least, *sides) for least, sides in (
+        (1, layer.stride), (0, layer.padding), (0, layer.output_padding), (1, layer.dilation),
+    )]  # fmt: skip
+    weight, x = own["weight"].unsqueeze(-2), x.unsqueeze(-2)
+    return fmF.conv_transpose2d(x, weight, own.get("bias"), *window).squeeze(-2)
+
+
+def _upsample(layer: nn.Upsample, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return layer.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 def _linear(layer: nn.Linear, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return fmF.linear(x, own["weight"], own.get("bias"))
 
@@ -117,6 +136,7 @@ def _nothing(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x
 
 
+_PADS = nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d
 _OTHER_ELEMENTWISE = (
     nn.ReLU6, nn.Hardtanh, nn.SELU, nn.Mish, nn.CELU, nn.Hardswish, nn.LogSigmoid,
     nn.Softsign, nn.Tanhshrink,
@@ -124,6 +144,10 @@ _OTHER_ELEMENTWISE = (
 LAYERS: dict[type, Layer] = {
     nn.Conv1d: _conv1d,
     nn.Conv2d: _conv2d,
+    nn.ConvTranspose1d: _conv_transpose1d,
+    nn.ConvTranspose2d: _conv_transpose2d,
+    nn.Upsample: _upsample,
+    nn.UpsamplingNearest2d: _upsample,
     nn.Linear: _linear,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
@@ -141,7 +165,7 @@ LAYERS: dict[type, Layer] = {
     nn.Flatten: _flatten,
     nn.Dropout: _nothing,
     nn.Dropout2d: _nothing,
-    **dict.fromkeys((*ELEMENTWISE, *_OTHER_ELEMENTWISE), _alone),
+    **dict.fromkeys((*ELEMENTWISE, *_OTHER_ELEMENTWISE, *_PADS), _alone),
 }
 
 
@@ -153,6 +177,10 @@ def unfit(layer: Any) -> str | None:
         around = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
         if layer.padding == "same" and any(n % 2 for n in around):
             return "has even kernels with padding on one side"
+    elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        more = zip(layer.output_padding, layer.stride, strict=True)
+        if layer.groups != 1 or any(m >= s for m, s in more):
+            return "is grouped, or pads its output by more than its stride"
     elif isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d)):
         if layer.ceil_mode or layer.return_indices or {*several(layer.dilation)} != {1}:
             return "is dilated, rounds up or returns indices"
