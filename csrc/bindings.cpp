@@ -161,7 +161,7 @@ void convolve(int form, const std::array<i64, 8>& shape, const std::array<i64, 6
     s.window[axis] = s.pool_stride[axis] = 1;
     require(s.stride[axis] > 0, "a stride must be positive");
   }
-  s.h = s.out_h = pixels_of_product(s, 0), s.w = s.out_w = pixels_of_product(s, 1);
+  s.h = s.out_h = pixels_of_product(s, 0, H), s.w = s.out_w = pixels_of_product(s, 1, W);
   check_geometry(s);
   const auto batch = [](const auto& b) {
     const auto& [task, sample, channel, row, pixel] = b.second;

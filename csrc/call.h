@@ -19,9 +19,9 @@ namespace fastmeta {
 
 namespace py = pybind11;
 
-// Those of height or width that a product gives, 0 where its kernel does not fit.
-inline i64 pixels_of_product(const Stage& s, int axis) {
-  const i64 in = (axis ? s.in_w : s.in_h) + s.before[axis] + s.behind[axis];
+// Those of height or width that a convolution gives of so many, 0 where its kernel does not fit.
+inline i64 pixels_of_product(const Stage& s, int axis, i64 pixels) {
+  const i64 in = pixels + s.before[axis] + s.behind[axis];
   const i64 taken = (s.kernel[axis] - 1) * s.dilation[axis] + 1;
   return in < taken ? 0 : (in - taken) / s.stride[axis] + 1;
 }
@@ -32,15 +32,14 @@ inline void check_geometry(const Stage& s) {
   require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
   for (int axis = 0; axis < 2; ++axis) {
     require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
-    if (s.product == ProductKind::Dense || s.product == ProductKind::Depthwise)
+    const bool transposes = s.product == ProductKind::Transposed;
+    if (transposes || s.product == ProductKind::Dense || s.product == ProductKind::Depthwise)
       require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.dilation[axis] > 0 &&
-                  s.before[axis] >= 0 && s.behind[axis] >= 0 && z[axis] == pixels_of_product(s, axis),
+                  s.before[axis] >= 0 && s.behind[axis] >= 0 &&
+                  (transposes ? in : z)[axis] == pixels_of_product(s, axis, (transposes ? z : in)[axis]),
               "a product's geometry is not that of its sizes");
     else if (s.join == JoinKind::Repeat)
       require(z[axis] % in[axis] == 0, "pixels are repeated a whole number of times");
-    else if (s.join == JoinKind::Insert)
-      require(s.stride[axis] > 0 && z[axis] == (in[axis] - 1) * s.stride[axis] + 1,
-              "zeros are put between pixels");
     else
       require(z[axis] == in[axis], "without a product the size stays");
     const i64 before = s.pool_before[axis], behind = s.pool_behind[axis];
@@ -51,7 +50,7 @@ inline void check_geometry(const Stage& s) {
             "a pool's geometry is not that of its sizes");
     require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
   }
-  require(s.product == ProductKind::Dense ||
+  require(s.product == ProductKind::Dense || s.product == ProductKind::Transposed ||
               s.c == s.in_c + (s.join == JoinKind::Channels ? s.other_c : 0),
           "without a dense product the channels stay");
 }
@@ -158,14 +157,12 @@ class Chain {
     };
     Stage s{};
     s.input = int(number("input")), s.other = int(number("other"));
-    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat", "insert"}));
+    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat"}));
     s.other_c = number("other_c"), s.other_h = number("other_h"), s.other_w = number("other_w");
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = ProductKind(
-        one_of(fields["product"], {"none", "dense", "depthwise", "elements", "pixels"}));
+        one_of(fields["product"], {"none", "dense", "transposed", "depthwise", "elements", "pixels"}));
     s.weight = int(number("weight")), s.bias = int(number("bias"));
-    s.turned = fields["turned"].cast<bool>();
-    require(!s.turned || s.product == ProductKind::Dense, "a dense product may be turned");
     pair("kernel", s.kernel), pair("stride", s.stride), pair("dilation", s.dilation);
     pair("before", s.before), pair("behind", s.behind);
     s.c = number("c"), s.h = number("h"), s.w = number("w");
@@ -213,7 +210,7 @@ class Chain {
     require(gives(s.input, s, s.in_c, s.in_h, s.in_w),
             "a stage does not take what the one that it reads gives");
     require(s.join == JoinKind::None || s.product == ProductKind::None, "a product joins nothing");
-    if (s.join == JoinKind::None || s.join == JoinKind::Repeat || s.join == JoinKind::Insert)
+    if (s.join == JoinKind::None || s.join == JoinKind::Repeat)
       return require(s.other == no_stage, "a stage joins nothing");
     require(gives(s.other, s, s.other_c, s.other_h, s.other_w),
             "a stage cannot join what the other one gives");

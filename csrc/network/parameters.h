@@ -12,10 +12,9 @@ struct Piece {
   int parameter;
   i64 at, shared_at;  // in theta, and in what all tasks share
   i64 taps, rows, columns;
-  i64 tap_step, row_step, column_step;  // in PyTorch's layout; tap_step < 0: the last tap comes first there
+  i64 tap_step, row_step, column_step;  // in PyTorch's layout
   i64 first = 0;  // the row that a block of a cluster begins with
   FASTMETA_BOTH i64 elements() const { return taps * rows * columns; }
-  FASTMETA_BOTH i64 tap_offset(i64 tap) const { return (tap_step < 0 ? tap + 1 - taps : tap) * tap_step; }
 };
 
 // One tap of a piece.
@@ -111,7 +110,7 @@ struct Parameters {
       for (i64 tap = 0; tap < p.taps; ++tap)
         f(View{p.parameter, p.at + tap * p.rows * Team::stride(p.columns),
                p.shared_at + tap * p.rows * Team::shared_stride(p.columns),
-               p.tap_offset(tap) + p.first * p.row_step, p.rows, p.columns, p.row_step,
+               tap * p.tap_step + p.first * p.row_step, p.rows, p.columns, p.row_step,
                p.column_step});
     });
   }

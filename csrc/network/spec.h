@@ -28,14 +28,15 @@ struct Node {
 };
 
 enum class NormKind { None, Batch, Group };
-// Dense: a convolution, or a linear layer, whose kernel is as large as its input. Depthwise: a convolution
-// of each channel by itself. The others are scales, what a layer norm over images multiplies with: a weight
+// Dense: a convolution, or a linear layer, whose kernel is as large as its input. Transposed: what takes a
+// gradient for the output of one to that for its input; kernel, stride and zeros are those of that one.
+// Depthwise: a convolution of each channel by itself. The others are scales, what a layer norm over images multiplies with: a weight
 // and a bias for every element of a sample, or for every pixel, whatever the channel.
-enum class ProductKind { None, Dense, Depthwise, Elements, Pixels };
+enum class ProductKind { None, Dense, Transposed, Depthwise, Elements, Pixels };
 // What a stage without a product makes of two others: the sum or the product of their numbers, where
 // `other` may have one channel, row or column for all; or the channels of both, side by side. Or of one
-// alone: each pixel again and again, or zeros between neighbours, which are `stride` pixels apart then.
-enum class JoinKind { None, Sum, Multiply, Channels, Repeat, Insert };
+// alone: each pixel again and again.
+enum class JoinKind { None, Sum, Multiply, Channels, Repeat };
 enum class PoolKind { None, Average, Max };
 constexpr int no_stage = -2;
 
@@ -49,7 +50,6 @@ struct Stage {
   i64 other_c, other_h, other_w;
   ProductKind product;     // None: the input goes straight into what follows
   int weight, bias;        // parameter indices, -1 where there is none
-  bool turned;             // the weight is [I, O, kh, kw] with taps in reverse order, as of a transposed one
   // Of height and width; zeros lie before and behind each line, neighbouring taps `dilation` pixels apart.
   i64 kernel[2], stride[2], dilation[2], before[2], behind[2];
   i64 c, h, w;             // after the product

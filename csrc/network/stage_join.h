@@ -1,5 +1,5 @@
 // A stage of two others: of images a [h][w][ld] and of b, which are added, multiplied or put beside them; or
-// of a alone, whose pixels it repeats or puts apart.
+// of a alone, whose pixels it repeats.
 //
 // Where they are added or multiplied b may have one channel, row or column that stands for all of a's.
 #pragma once
@@ -16,7 +16,7 @@ struct StageJoin {
 
   const Stage& s;
   bool multiplies() const { return s.join == JoinKind::Multiply; }
-  bool repeats() const { return s.join == JoinKind::Repeat || s.join == JoinKind::Insert; }
+  bool repeats() const { return s.join == JoinKind::Repeat; }
   bool adds_alike() const {
     return s.join == JoinKind::Sum && s.other_c == s.c && s.other_h == s.h && s.other_w == s.w;
   }
@@ -32,7 +32,6 @@ struct StageJoin {
     switch (s.join) {
       case JoinKind::None:
       case JoinKind::Repeat:
-      case JoinKind::Insert:
         return;
       case JoinKind::Sum:
         return each(n, z, b, [](R* to, V other) { store(to, load(to) + other); });
@@ -77,28 +76,22 @@ struct StageJoin {
     });
   }
 
-  // z = a, each pixel as often as it goes into z's; or zeros between them.
+  // z = a, each pixel as often as it goes into z's.
   void repeat(const Images<R>& z, const Images<R>& a, i64 n) const {
-    const size_t pixel = sizeof(R) * size_t(Team::stride(s.c));
     each_pixel(n, [&](i64 i, i64 y, i64 x) {
-      if (is_between(y, x)) std::memset(z.at(i, y, x), 0, pixel);
-      else std::memcpy(z.at(i, y, x), under(a, i, y, x), pixel);
+      std::memcpy(z.at(i, y, x), under(a, i, y, x), sizeof(R) * size_t(Team::stride(s.c)));
     });
   }
   // g_a += the sum of g over the pixels that are one of a's.
   void add_repeated(const Images<R>& g_a, const Images<R>& g, i64 n) const {
     each_pixel(n, [&](i64 i, i64 y, i64 x) {
-      if (is_between(y, x)) return;
       R *to = under(g_a, i, y, x), *from = g.at(i, y, x);
       for (i64 v = 0; v < Team::stride(s.c); v += W) store(to + v, load(to + v) + load(from + v));
     });
   }
 
  private:
-  bool inserts() const { return s.join == JoinKind::Insert; }
-  bool is_between(i64 y, i64 x) const { return inserts() && (y % s.stride[0] || x % s.stride[1]); }
   R* under(const Images<R>& a, i64 i, i64 y, i64 x) const {
-    if (inserts()) return a.at(i, y / s.stride[0], x / s.stride[1]);
     return a.at(i, y / (s.h / s.in_h), x / (s.w / s.in_w));
   }
   bool one_channel() const { return s.other_c == 1 && s.c > 1; }

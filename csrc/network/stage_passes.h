@@ -47,6 +47,7 @@ class StagePasses : StageNorms<Team> {
     theta_ = theta;
     values_ = keep ? keep : at(plan_.values_at);
     for (int l = 0; l <= last_; ++l) {
+      turn_weights(l, false);
       each_chunk(l, [&](i64 worker, i64 first, i64 n) { stage_forward(l, worker, first, n); });
       if (normed(l)) this->settle_moments(l);
     }
@@ -141,8 +142,18 @@ class StagePasses : StageNorms<Team> {
  private:
   // ---- forward --------------------------------------------------------------------------------
 
+  // vector: theta_ or v_
   Correlated<R> weighted(int l, const Images<R>& images, const R* vector) const {
-    return {images, product(l).filter(vector + plan_.weight_at[l])};
+    const bool turned = product(l).transposes();
+    const R* weight = turned ? at(plan_.flipped_at[vector != theta_]) : vector + plan_.weight_at[l];
+    return {images, product(l).filter(weight)};
+  }
+  // Of a transposed convolution, which multiplies as the gradient of a convolution does.
+  void turn_weights(int l, bool of_direction) {
+    const StageProduct<Team> own = product(l);
+    if (!own.transposes()) return;
+    own.turn(at(plan_.flipped_at[0]), theta_ + plan_.weight_at[l]);
+    if (of_direction) own.turn(at(plan_.flipped_at[1]), v_ + plan_.weight_at[l]);
   }
   const R* bias(int l, const R* vector) const {
     return plan_.bias_at[l] < 0 ? nullptr : vector + plan_.bias_at[l];
@@ -213,6 +224,7 @@ class StagePasses : StageNorms<Team> {
                     sizeof(R) * size_t(plan_.sets(l, n_) * 2 * plan_.ld(l)));
         continue;
       }
+      turn_weights(l, plan_.weight_adapts(l));
       each_chunk(l, [&](i64 worker, i64 first, i64 n) {
         stage_r_forward(l, worker, first, n);
         if (normed(l))

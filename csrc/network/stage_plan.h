@@ -114,9 +114,9 @@ struct StagePlan : Parameters<Team_> {
         scale(s.weight, s);
         if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
       } else if (s.product != ProductKind::None) {
-        const i64 in = s.product == ProductKind::Depthwise ? 1 : s.in_c;
-        if (s.turned) this->add({s.weight, 0, 0, taps, in, s.c, -1, s.c * taps, taps});
-        else this->add({s.weight, 0, 0, taps, in, s.c, 1, taps, in * taps});
+        i64 in = s.product == ProductKind::Depthwise ? 1 : s.in_c, out = s.c;
+        if (s.product == ProductKind::Transposed) std::swap(in, out);
+        this->add({s.weight, 0, 0, taps, in, out, 1, taps, in * taps});
         bias_at[l] = row(s.bias, s.c);
       }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);
@@ -211,7 +211,7 @@ struct StagePlan : Parameters<Team_> {
       x = larger(x, chunk * p.x_size());
       gz = larger(gz, chunk * p.gz_size());
       block_size = larger(block_size, block_rows(l) * p.s.w * p.ld);
-      if (p.s.product == ProductKind::Dense) terms = larger(terms, p.count_terms(chunk));
+      if (p.s.product == ProductKind::Dense || p.transposes()) terms = larger(terms, p.count_terms(chunk));
       if (this->other(l) != no_stage) other = larger(other, chunk * out_size(this->other(l)));
     }
     x_at = grow(worker_size, x);

@@ -25,6 +25,7 @@ struct StageProduct {
   i64 taps() const { return s.kernel[0] * s.kernel[1]; }
   bool any() const { return s.product != ProductKind::None; }
   bool moves() const { return any() && !scales(); }  // a kernel over the pixels
+  bool transposes() const { return s.product == ProductKind::Transposed; }
   bool scales() const {
     return s.product == ProductKind::Elements || s.product == ProductKind::Pixels;
   }
@@ -34,6 +35,7 @@ struct StageProduct {
   i64 flipped_size() const {
     if (scales()) return scale().parameters();
     if (depthwise()) return taps() * ld;
+    if (transposes()) return taps() * larger(s.in_c * ld, s.c * ld_gradient);
     return any() ? taps() * s.c * ld_gradient : 0;
   }
 
@@ -43,12 +45,16 @@ struct StageProduct {
   i64 z_size() const { return s.h * s.w * ld; }
   i64 in_size() const { return s.in_h * s.in_w * ld_gradient; }
   i64 x_row() const { return (s.in_w + around(1)) * ld_in; }
-  i64 x_size() const { return (s.in_h + around(0)) * x_row(); }
+  i64 x_size() const {
+    if (transposes()) return mirrored([](const auto& m) { return m.gz_size(); });
+    return (s.in_h + around(0)) * x_row();
+  }
   i64 gz_row() const {
     const Border b = border();
     return (b.before[1] + s.w + b.after[1]) * ld;
   }
   i64 gz_size() const {
+    if (transposes()) return mirrored([](const auto& m) { return m.x_size(); });
     const Border b = border();
     return (b.before[0] + s.h + b.after[0]) * gz_row();
   }
@@ -58,10 +64,12 @@ struct StageProduct {
     return {p, in_size(), s.in_w * ld_gradient, ld_gradient};
   }
   Images<R> bordered_input(R* p, i64 samples) const {
+    if (transposes()) return mirrored([&](const auto& m) { return m.bordered_gradient(p, samples); });
     if (around(0) || around(1)) std::memset(p, 0, sizeof(R) * size_t(samples * x_size()));
     return {p + before(0) * x_row() + before(1) * ld_in, x_size(), x_row(), ld_in};
   }
   Images<R> bordered_gradient(R* p, i64 samples) const {
+    if (transposes()) return mirrored([&](const auto& m) { return m.bordered_input(p, samples); });
     const Border b = border();
     if (b.before[0] || b.before[1] || b.after[0] || b.after[1])
       std::memset(p, 0, sizeof(R) * size_t(samples * gz_size()));
@@ -82,6 +90,7 @@ struct StageProduct {
   static constexpr i64 most_runs = 8;
   i64 runs(i64 n) const { return smaller(most_runs, chunks(n)); }
   i64 count_terms(i64 chunk) const {
+    if (transposes()) return mirrored([&](const auto& m) { return m.count_terms(chunk); });
     return FASTMETA_ISA::count_terms(s.kernel[0], s.kernel[1], larger(s.in_c, s.c), chunk * s.h);
   }
 
@@ -93,10 +102,16 @@ struct StageProduct {
             {s.dilation[0], s.dilation[1]}};
   }
 
+  // What weights are to be in forward() where that is not how they lie.
+  void turn(R* to, const R* w) const {
+    mirrored([&](const auto& m) { m.flip(to, w); });
+  }
+
   // count 0: a scale alone
   void forward(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
                const R* bias, Term<R>* terms) const {
     if (scales()) return scale_sum(sums, count, samples, out, bias);
+    if (transposes()) return transposed(sums, count, samples, out, bias, terms);
     if (depthwise()) return channels().forward(sums, count, sweep(samples), out, bias);
     Target<R> target{nullptr, 0};
     if (bias) target.finish = Finish::Bias, target.row = bias;
@@ -108,6 +123,11 @@ struct StageProduct {
     if (scales()) {
       for (int i = 0; i < count; ++i) scale().add_gradient(samples, to, sums[i].g.p, sums[i].in.p);
       return;
+    }
+    if (transposes()) {
+      Outer<R> turned[2];
+      for (int i = 0; i < count; ++i) turned[i] = {sums[i].g, sums[i].in};
+      return mirrored([&](const auto& m) { m.add_weight_gradient(turned, count, samples, to, terms); });
     }
     if (depthwise()) {
       for (int i = 0; i < count; ++i) channels().add_weight_gradient(sums[i], sweep(samples), to);
@@ -135,6 +155,7 @@ struct StageProduct {
   // Every phase's taps, transposed and in reverse order.
   void flip(R* to, const R* w) const {
     if (scales() || depthwise()) return Team::copy(to, w, flipped_size());
+    if (transposes()) return Team::copy(to, w, taps() * s.c * ld_gradient);
     each_phase([&](const Phase& py, i64, const Phase& px, i64) {
       for (i64 r = py.taps - 1; r >= 0; --r)
         for (i64 c = px.taps - 1; c >= 0; --c, to += s.c * ld_gradient) {
@@ -150,6 +171,14 @@ struct StageProduct {
     if (scales()) {
       for (int i = 0; i < count; ++i)
         scale().add_products(n, out.p, gradients[i].p, flipped[i], i > 0);
+      return;
+    }
+    if (transposes()) {
+      mirrored([&](const auto& m) {
+        Correlated<R> sums[2];
+        for (int i = 0; i < count; ++i) sums[i] = {gradients[i], m.filter(flipped[i])};
+        m.forward(sums, count, n, out, nullptr, terms);
+      });
       return;
     }
     i64 offset = 0;
@@ -178,6 +207,27 @@ struct StageProduct {
     scale().fill(samples, out.p, bias);
     for (int i = 0; i < count; ++i)
       scale().add_products(samples, out.p, sums[i].in.p, sums[i].filter.w, true);
+  }
+
+  // f(the convolution whose input's gradient this is)
+  template <class F>
+  auto mirrored(F f) const {
+    Stage m = s;
+    m.product = ProductKind::Dense;
+    m.in_c = s.c, m.in_h = s.h, m.in_w = s.w;
+    m.c = s.in_c, m.h = s.in_h, m.w = s.in_w;
+    return f(StageProduct(m, false));
+  }
+
+  void transposed(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out, const R* bias,
+                  Term<R>* terms) const {
+    Images<R> from[2];
+    R* weights[2];
+    for (int i = 0; i < count; ++i)
+      from[i] = sums[i].in, weights[i] = const_cast<R*>(sums[i].filter.w);
+    mirrored([&](const auto& m) { m.input_gradient(from, weights, count, samples, out, terms); });
+    for (i64 p = 0; bias && p < samples * s.h * s.w; ++p)
+      for (i64 v = 0; v < ld; v += W) store(out.p + p * ld + v, load(out.p + p * ld + v) + load(bias + v));
   }
 
   struct Border {

@@ -61,6 +61,8 @@ def refusal(*tensors: Tensor | None) -> str | None:
             return "a tensor is empty"
         if tensor.is_neg():
             return "a tensor is a view with the sign turned, which resolve_neg makes plain"
+        if tensor._is_zerotensor():
+            return "a tensor is zeros that lie nowhere"
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return "a tensor is a wrapper that torch.func has left"
     return unavailable()

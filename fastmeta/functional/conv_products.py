@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta.backends import convolution, cpu, triton, triton_products
-from fastmeta.functional.layout import in_channels, of_tasks
+from fastmeta.functional.layout import in_channels, in_memory, of_tasks
 from fastmeta.functional.precision import PRECISIONS
 
 __all__ = ["Window", "as_one_task", "convolve", "input_gradient", "weight_gradient"]
@@ -47,6 +47,8 @@ class Window(NamedTuple):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     """[T, S, C, H, W] * [T, O, C, kh, kw] + [T, O] -> [T, S, O, H', W']"""
+    x, weight = in_memory(x), in_memory(weight)
+    bias = None if bias is None else in_memory(bias)
     if _triton_takes(window, x, weight, bias):
         return triton_products.convolve(
             x, weight, bias, window.stride, window.padding, _kernels_name(window)
@@ -61,6 +63,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> 
 
 def input_gradient(grad: Tensor, weight: Tensor, window: Window) -> Tensor:
     """[T, S, O, H', W'] and [T, O, C, kh, kw] -> [T, S, C, H, W]"""
+    grad, weight = in_memory(grad), in_memory(weight)
     size, stride, padding = window.size, window.stride, window.padding
     if _triton_takes(window, grad, weight):
         return triton_products.convolve_input_gradient(
@@ -81,6 +84,7 @@ def weight_gradient(
     grad: Tensor, x: Tensor, with_bias: bool, window: Window
 ) -> tuple[Tensor, Tensor | None]:
     """[T, S, O, H', W'] and [T, S, C, H, W] -> [T, O, C, kh, kw], and that of the bias [T, O]"""
+    grad, x = in_memory(grad), in_memory(x)
     kernel, stride, padding = window.kernel, window.stride, window.padding
     if _triton_takes(window, grad, x):
         return triton_products.convolve_weight_gradient(

@@ -98,7 +98,6 @@ void put_product(Stage& s, ProductKind kind, i64 channels, Grid grid) {
 
 void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid grid) {
   put_product(s, ProductKind::Dense, channels, grid);
-  s.turned = random.below(4) == 0;
   add_parameters(c, random, s, s.in_c * grid.y.size * grid.x.size);
 }
 
@@ -139,17 +138,36 @@ void add_activation(Stage& s, ActivationKind kind) {
   s.activation = activation(kind, s.c);
 }
 
+// Of a convolution of what it makes; not where that is too large, or nothing.
+bool add_transposed(Case<double>& c, Random& random, Stage& s, i64 channels) {
+  const i64 in[2] = {s.in_h, s.in_w};
+  i64 out[2];
+  Windows of[2];
+  for (int axis = 0; axis < 2; ++axis) {
+    of[axis] = {1 + random.below(4), 1 + random.below(3), random.below(3), 0, 1 + random.below(2)};
+    of[axis].behind = of[axis].before;
+    const Windows& w = of[axis];
+    out[axis] = (in[axis] - 1) * w.stride + (w.size - 1) * w.dilation + 1 - w.before - w.behind +
+                random.below(int(w.stride));
+    if (out[axis] < 1 || out[axis] > 12) return false;
+  }
+  s.product = ProductKind::Transposed;
+  s.c = channels;
+  put_kernel(s, 0, of[0]), put_kernel(s, 1, of[1]);
+  s.h = s.out_h = out[0], s.w = s.out_w = out[1];
+  add_parameters(c, random, s, s.in_c * of[0].size * of[1].size);
+  return true;
+}
+
 // The last stage leaves one pixel, most often.
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
   const int product = random.below(last ? 5 : 8);
   if (!last && product == 7) {
-    const i64 y = 1 + random.below(2), x = 1 + random.below(3);
-    s.join = random.coin() ? JoinKind::Repeat : JoinKind::Insert;
-    const bool inserts = s.join == JoinKind::Insert;
-    s.stride[0] = y, s.stride[1] = x;
-    s.h = s.out_h = inserts ? (s.in_h - 1) * y + 1 : s.in_h * y;
-    s.w = s.out_w = inserts ? (s.in_w - 1) * x + 1 : s.in_w * x;
+    s.join = JoinKind::Repeat;
+    s.h = s.out_h = s.in_h * (1 + random.below(2));
+    s.w = s.out_w = s.in_w * (1 + random.below(3));
+  } else if (!last && product == 6 && add_transposed(c, random, s, channels)) {
   } else  if (product == 1)  // a linear layer
     add_product(c, random, s, channels,
                 {whole_kernel(random, s.in_h), whole_kernel(random, s.in_w)});

@@ -366,6 +366,14 @@ def test_another_loss_of_images():
     assert_exact(meta, fm.TaskBatch(x[0], y[0], x[1], y[1]), tolerance=1e-9)
 
 
+@pytest.mark.parametrize("loss", [F.l1_loss, lambda p, y: (p - y).abs().sum(3).mean()])
+def test_a_loss_without_a_second_derivative(loss):
+    model, shape = OUTPUTS["images"]
+    meta = meta_of(copy.deepcopy(model), loss=loss)
+    x, y = torch.randn(2, 2, 4, *SAMPLE).double(), torch.randn(2, 2, 4, *shape).double()
+    assert_exact(meta, fm.TaskBatch(x[0], y[0], x[1], y[1]), tolerance=1e-9)
+
+
 def test_sequences_are_predicted():
     model = nn.Sequential(nn.Conv1d(2, 4, 3, padding=2, dilation=2), nn.Tanh(), nn.Conv1d(4, 1, 1))
     meta = meta_of(model, loss="mse")

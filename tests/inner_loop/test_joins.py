@@ -195,6 +195,7 @@ IMAGES = {
     "depthwise": nn.Conv2d(5, 5, 3, padding=1, groups=5),
     "depthwise, strided and dilated": nn.Conv2d(5, 5, 3, 2, 2, dilation=2, groups=5, bias=False),
     "transposed": nn.ConvTranspose2d(5, 4, 4, 2, 1),
+    "transposed and cut off": nn.ConvTranspose2d(5, 4, 2, 2, padding=2),
     "transposed by one": nn.ConvTranspose2d(5, 17, (2, 3), bias=False),
     "transposed with everything": nn.ConvTranspose2d(5, 4, 3, (3, 2), (1, 2), (1, 0), dilation=2),
     "overlapping maxima": nn.MaxPool2d(3, 2, 1),
@@ -241,11 +242,9 @@ def test_a_decoder_by_functions():
     assert_resident(ByHand())
 
 
-@pytest.mark.parametrize("layer", [
-    nn.ConvTranspose2d(5, 5, 3, groups=5), nn.ConvTranspose2d(5, 4, 2, 2, padding=2),
-], ids=["groups", "padding"])  # fmt: skip
-def test_other_transposed_convolutions_are_exact_in_other_engines(layer):
-    model = built(of_layers(copy.deepcopy(layer), nn.Tanh()), (C, SIZE, SIZE)).double()
+def test_transposed_convolutions_in_groups_are_exact_in_other_engines():
+    model = of_layers(nn.ConvTranspose2d(5, 5, 3, groups=5), nn.Tanh())
+    model = built(model, (C, SIZE, SIZE)).double()
     assert isinstance(stages_of(model, (C, SIZE, SIZE)), str)
     meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
     assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)
@@ -362,3 +361,22 @@ def test_the_layered_engine_has_them_too(name):
     model = built(copy.deepcopy(LAYERED[name]), sample).double()
     meta = fm.MAML(model, inner_lr=0.1, inner_steps=2, engine="layered")
     assert_exact(meta, classification_tasks(sample, t=2, s=4), tolerance=1e-9)
+
+
+SIZES = {
+    "times": lambda m, h: h.view(h.size(0) * 5, -1).mean(1).view(h.size(0), 5, 1, 1),
+    "folded": lambda m, h: m.second(h.view(h.size(0) * 1, *h.shape[1:])),
+    "arange": lambda m, h: h[torch.arange(h.size(0)), :, 0, 0][:, :, None, None],
+    "a root": lambda m, h: h / h.size(3) ** 0.5,
+    "a power": lambda m, h: h.tanh() ** (1 + 1 / h.size(0)) if h.size(0) > 99 else h,
+    "a remainder": lambda m, h: h[:, :, h.size(2) % 3 :],
+    "a remainder around": lambda m, h: m.second(F.pad(h, (0, h.size(3) % 3, 0, 0))),
+    "a half": lambda m, h: h[:, :, -h.size(2) // 2 :],
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_are_computed(name):
+    model = Network(SIZES[name]).double()
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)

@@ -218,7 +218,10 @@ class _GraphReader:
         self, node: Node, shapes: Mapping[Node, Sequence[int]]
     ) -> list[tuple[nn.Module, Mapping[str, str]]]:
         given = (node.args[1:], node.kwargs)
-        args, kwargs = evaluated(given, self.sizes, lambda of: (ROWS, *shapes[of]))
+        try:
+            args, kwargs = evaluated(given, self.sizes, lambda of: (ROWS, *shapes[of]))
+        except (TypeError, ValueError) as error:  # of the number of samples, or of what not
+            raise Unknown(f"it calls {name_of(node)} with a size that it computes") from error
         return layers_of_call(node, self.root, args, kwargs)
 
     def _inputs(self, node: Node, args: Any, kwargs: Any) -> tuple[int, ...]:

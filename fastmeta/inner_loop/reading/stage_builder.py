@@ -197,7 +197,7 @@ class StageBuilder:
         c, h, w = self.shape
         stage: dict[str, Any] = dict(
             input=self.at, join="none", other=_NO_STAGE, in_c=c, in_h=h, in_w=w,
-            other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1, turned=False,
+            other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1,
             **Taps((1, 1))._asdict(),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
             pool="none", window=(1, 1), pool_stride=(1, 1), pool_before=(0, 0), pool_behind=(0, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -35,7 +36,6 @@ def _conv(to: StageBuilder, names: Names, layer: nn.Conv1d | nn.Conv2d, name: st
 
 
 def _transposed(to: StageBuilder, names: Names, layer: Any, name: str) -> str | None:
-    """Of the input with zeros between its pixels, by the taps in reverse order."""
     unlike = to.unlike(layer, name, nn.ConvTranspose1d)
     if unlike is not None:
         return unlike
@@ -44,21 +44,12 @@ def _transposed(to: StageBuilder, names: Names, layer: Any, name: str) -> str | 
     kernel, stride = to.sides(layer.kernel_size), to.sides(layer.stride)
     dilation, padding = to.sides(layer.dilation), to.sides(layer.padding, 0)
     more = to.sides(layer.output_padding, 0)
-    sides = zip(kernel, dilation, padding, strict=True)
-    before = [d * (k - 1) - p for k, d, p in sides]
-    if min(before) < 0:
-        return f"{name} has more padding than its kernel reaches"
-    if max(stride) > 1:
-        c, h, w = to.shape
-        to.new_stage().update(join="insert", stride=tuple(stride))
-        pixels = [(n - 1) * s + 1 for n, s in zip((h, w), stride, strict=True)]
-        to.shape_of_product(to.stages[-1], c, *pixels)
-    behind = [b + m for b, m in zip(before, more, strict=True)]
-    taps = Taps(kernel, (1, 1), dilation, before, behind)
-    reason = _product(to, names, layer, name, taps, outputs=layer.out_channels)
-    if reason is None:
-        to.stages[-1]["turned"] = True
-    return reason
+    if any(m >= s for m, s in zip(more, stride, strict=True)):
+        return f"{name} pads its output by more than its stride"
+    sides = zip(to.shape[1:], kernel, stride, dilation, padding, more, strict=True)
+    size = [(n - 1) * s - 2 * p + d * (k - 1) + m + 1 for n, k, s, d, p, m in sides]
+    taps = Taps(kernel, stride, dilation, padding, padding)
+    return _put(to, names, layer, name, taps, "transposed", layer.out_channels, size)
 
 
 def _linear(to: StageBuilder, names: Names, layer: nn.Linear, name: str) -> str | None:
@@ -70,12 +61,17 @@ def _linear(to: StageBuilder, names: Names, layer: nn.Linear, name: str) -> str 
 
 
 def _product(
-    to: StageBuilder, names: Names, layer: Any, name: str, taps: Taps, kind: str = "dense",
-    outputs: int | None = None,
+    to: StageBuilder, names: Names, layer: Any, name: str, taps: Taps, kind: str = "dense"
+) -> str | None:
+    outputs, size = layer.weight.shape[0], taps.over(to.shape[1:])
+    return _put(to, names, layer, name, taps, kind, outputs, size)
+
+
+def _put(
+    to: StageBuilder, names: Names, layer: Any, name: str, taps: Taps, kind: str, outputs: int,
+    size: Sequence[int],
 ) -> str | None:  # fmt: skip
-    c = layer.weight.shape[0] if outputs is None else outputs
-    size = taps.over(to.shape[1:])
-    if min(c, *size) < 1:
+    if min(outputs, *size) < 1:
         return f"{name} leaves nothing of samples {list(to.shape)}"
     stage = to.new_stage()
     stage.update(
@@ -83,7 +79,7 @@ def _product(
         weight=to.parameter(names["weight"]),
         bias=-1 if layer.bias is None else to.parameter(names["bias"]),
     )  # fmt: skip
-    to.shape_of_product(stage, c, *size)
+    to.shape_of_product(stage, outputs, *size)
     return None
 
 
