@@ -317,6 +317,11 @@ def test_what_is_left_to_other_engines_is_exact(name):
     assert_exact(meta, tasks, tolerance=1e-9)
 
 
+def test_explain_knows_heads_without_tasks():
+    assert fm.explain(fm.MAML(HEADS["attention over places"]())).name == "resident"
+    assert fm.explain(fm.MAML(Network(lambda m, h: h.amax((2, 3)).erf()))).name != "resident"
+
+
 def test_hooks_are_called():
     model, calls = HEADS["cosine"](), []
     model.second.register_forward_hook(lambda *given: calls.append(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, own_name
 from fastmeta.inner_loop.reading.unused import without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
-__all__ = ["Headed", "headed_of"]
+__all__ = ["Headed", "headed_for_some", "headed_of"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,25 @@ def headed_of(module: nn.Module, sample: Sequence[int]) -> Headed | str:
             return _Cutter(root, module, sample).cut()
     except (Unknown, Unreadable) as reason:
         return str(reason)
+
+
+def headed_for_some(module: nn.Module) -> bool:
+    """Whether it is such a network for samples of a likely shape."""
+    return any(isinstance(headed_of(module, sample), Headed) for sample in _shapes(module))
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Those that the first layer takes, of sizes that images and sequences have."""
+    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    for layer in layers[:1]:
+        if isinstance(layer, nn.Linear):
+            yield (layer.in_features,)
+        else:
+            sides = 1 if isinstance(layer, nn.Conv1d) else 2
+            yield from ((layer.in_channels, *[size] * sides) for size in _SIZES)
+
+
+_SIZES = 28, 84, 32, 16, 8, 64
 
 
 class _Cutter:

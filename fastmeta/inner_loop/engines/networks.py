@@ -13,7 +13,7 @@ from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
-from fastmeta.inner_loop.arithmetic.headed import Headed, headed_of
+from fastmeta.inner_loop.arithmetic.headed import Headed, headed_for_some, headed_of
 from fastmeta.inner_loop.arithmetic.written import Written, unwritten_for_any, written_of
 from fastmeta.inner_loop.arithmetic.written_trial import (
     miscomputed,
@@ -138,7 +138,9 @@ def no_network(module: nn.Module, chain: Chain | str) -> str | None:
         return None
     layer = never_fits(module)
     written = None if layer is None else unwritten_for_any(module)
-    return None if layer is None or written is None else neither(module, layer, written)
+    if layer is None or written is None or headed_for_some(module):
+        return None
+    return neither(module, layer, written)
 
 
 class Buffers:
