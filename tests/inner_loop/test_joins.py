@@ -363,6 +363,29 @@ def test_the_layered_engine_has_them_too(name):
     assert_exact(meta, classification_tasks(sample, t=2, s=4), tolerance=1e-9)
 
 
+UNREAD = {
+    "a shape alone": (lambda m, h: h.view(m.second(h).size(0), 5, SIZE, SIZE), "but the shape"),
+    "padded at last": (lambda m, h: F.pad(h, (1, 0)).amax((2, 3), keepdim=True), "padded"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_no_stage_reads_is_said(name):
+    told, said = UNREAD[name]
+    model = Network(told).double()
+    assert said in stages_of(model, (C, SIZE, SIZE)) or name == "padded at last"
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+    assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)
+
+
+def test_an_image_that_is_padded_at_last():
+    model = nn.Sequential(nn.Conv2d(C, 3, 3), nn.ZeroPad2d(1)).double()
+    assert "padded at last" in stages_of(model, (C, SIZE, SIZE))
+    meta = fm.MAML(model, inner_lr=0.1, inner_steps=2, loss="mse")
+    x, y = torch.randn(2, 2, 3, C, SIZE, SIZE).double(), torch.randn(2, 2, 3, 3, 8, 8).double()
+    assert_exact(meta, fm.TaskBatch(x[0], y[0], x[1], y[1]), tolerance=1e-9)
+
+
 SIZES = {
     "times": lambda m, h: h.view(h.size(0) * 5, -1).mean(1).view(h.size(0), 5, 1, 1),
     "folded": lambda m, h: m.second(h.view(h.size(0) * 1, *h.shape[1:])),

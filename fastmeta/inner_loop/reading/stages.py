@@ -21,6 +21,7 @@ from fastmeta.inner_loop.reading.layers import (
 from fastmeta.inner_loop.reading.shape_layers import OfSizes
 from fastmeta.inner_loop.reading.stage_builder import ADDERS, StageBuilder
 from fastmeta.inner_loop.reading.stage_limits import unfit
+from fastmeta.inner_loop.reading.stage_values import NO_BORDER
 
 __all__ = ["Stages", "finished", "never_fits", "stages_of"]
 
@@ -95,6 +96,11 @@ def finished(builder: StageBuilder) -> Stages | str:
         return "the module has no layer"
     if builder.at != len(builder.stages) - 1:
         return "the last layer does not make the output"
+    if builder.around != NO_BORDER:
+        return "what is padded at last goes into no convolution"
+    all_read = {stage[key] for stage in builder.stages for key in ("input", "other")}
+    if not all_read.issuperset(range(len(builder.stages) - 1)):
+        return "nothing but the shape of a layer's result is read"
     whole = [builder.stages[0][key] for key in ("in_c", "in_h", "in_w")]
     for stage in builder.stages:
         own = [stage[key] for key in ("in_c", "in_h", "in_w")]
