@@ -1,4 +1,4 @@
-"""Conv4 on images of Omniglot's and of miniImageNet's size, and its convolutions by themselves."""
+"""Conv4 on images of Omniglot's and of miniImageNet's size, the like, and single convolutions."""
 
 import pytest
 
@@ -6,7 +6,8 @@ from fastmeta.bench import FAMILIES, OPERATIONS, WORKLOADS
 from fastmeta.bench.gate import TOLERANCE, relative_error
 from fastmeta.bench.operations import CONTESTANTS, exact_result, make_arrays
 
-IMAGES = [WORKLOADS[name] for family in ("omniglot", "mini-imagenet") for name in FAMILIES[family]]
+_OF_IMAGES = ("omniglot", "beside-conv4", "mini-imagenet")
+IMAGES = [WORKLOADS[name] for family in _OF_IMAGES for name in FAMILIES[family]]
 
 
 @pytest.mark.parametrize("workload", IMAGES, ids=lambda workload: workload.name)

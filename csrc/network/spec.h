@@ -30,8 +30,8 @@ struct Node {
 enum class NormKind { None, Batch, Group };
 // Dense: a convolution, or a linear layer, whose kernel is as large as its input. Transposed: what takes a
 // gradient for the output of one to that for its input; kernel, stride and zeros are those of that one.
-// Depthwise: a convolution of each channel by itself. The others are scales, what a layer norm over images multiplies with: a weight
-// and a bias for every element of a sample, or for every pixel, whatever the channel.
+// Depthwise: a convolution of each channel by itself. The others are scales, what a layer norm over images
+// multiplies with: a weight and a bias for every element of a sample, or for every pixel, whatever the channel.
 enum class ProductKind { None, Dense, Transposed, Depthwise, Elements, Pixels };
 // What a stage without a product makes of two others: the sum or the product of their numbers, where
 // `other` may have one channel, row or column for all; or the channels of both, side by side. Or of one

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta.backends import cpu
 
-__all__ = ["along_pixels", "by_pixels_if_it_can", "empty", "laid_out"]
+__all__ = ["along_pixels", "by_pixels_if_it_can", "empty", "in_memory", "laid_out"]
 
 
 def along_pixels(x: Tensor) -> bool:
@@ -23,6 +23,11 @@ def along_pixels(x: Tensor) -> bool:
 def by_pixels_if_it_can(x: Tensor) -> bool:
     """Whether its pixels are side by side, or nothing is."""
     return _fits(x, True) or not _fits(x, False)
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """Zeros that PyTorch keeps nowhere, as a second derivative of abs is, for kernels that read."""
+    return x.new_zeros(x.shape) if x._is_zerotensor() else x
 
 
 def laid_out(x: Tensor, by_pixels: bool) -> Tensor:

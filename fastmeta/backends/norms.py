@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.backends import cpu
-from fastmeta.backends.image_layout import along_pixels, empty, laid_out
+from fastmeta.backends.image_layout import along_pixels, empty, in_memory, laid_out
 from fastmeta.backends.operation import FakeTensor, operation
 
 __all__ = ["backward", "forward", "second_backward", "takes"]
@@ -84,13 +84,13 @@ def _run(
 
     See `Norm` in csrc/network/spec.h. What is written is laid out for it, the rest is made so.
     """
-    x, y, *others = (_in_memory(z) for z in images)
+    x, y, *others = (z if z is None else in_memory(z) for z in images)
     assert x is not None and y is not None
     if type(x) is FakeTensor:
         return
     by_pixels = along_pixels(x)
     laid = [z if z is None else laid_out(z, by_pixels) for z in (x, y, *others)]
-    own = (_in_memory(z) for z in per_channel)
+    own = (z if z is None else in_memory(z) for z in per_channel)
     sides = [z if z is None or z.stride(1) == 1 else z.contiguous() for z in own]
     kernel: Any = getattr(cpu.native, _KERNELS[x.dtype])
     kernel(
@@ -98,11 +98,6 @@ def _run(
         _padded([z if z is None else (z.data_ptr(), z.stride()) for z in laid], 5),
         _padded([z if z is None else (z.data_ptr(), z.stride(0)) for z in sides], 8),
     )  # fmt: skip
-
-
-def _in_memory(z: Tensor | None) -> Tensor | None:
-    """Zeros that lie nowhere, as a gradient may, as zeros that lie somewhere."""
-    return z if z is None or not z._is_zerotensor() else z.new_zeros(z.shape)
 
 
 def _padded(values: list[Any], n: int) -> list[Any]:

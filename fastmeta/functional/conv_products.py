@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta.backends import convolution, cpu, triton, triton_products
-from fastmeta.functional.layout import in_channels, in_memory, of_tasks
+from fastmeta.backends.image_layout import in_memory
+from fastmeta.functional.layout import in_channels, of_tasks
 from fastmeta.functional.precision import PRECISIONS
 
 __all__ = ["Window", "as_one_task", "convolve", "input_gradient", "weight_gradient"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["in_channels", "in_memory", "of_tasks"]
+__all__ = ["in_channels", "of_tasks"]
 
 
 def in_channels(x: Tensor) -> Tensor:
@@ -14,11 +14,6 @@ def in_channels(x: Tensor) -> Tensor:
     so that nothing is copied between one operation and the next.
     """
     return x.transpose(0, 1).flatten(1, 2)
-
-
-def in_memory(x: Tensor) -> Tensor:
-    """Zeros that PyTorch keeps nowhere, as a second derivative of abs is, for kernels that read."""
-    return x.new_zeros(x.shape) if x._is_zerotensor() else x
 
 
 def of_tasks(y: Tensor, tasks: int) -> Tensor:

@@ -97,19 +97,22 @@ def test_layers(monkeypatch, name, shared):
     torch.testing.assert_close(derivatives(ours), derivatives(right))
 
 
-def test_a_forward_that_maps_over_its_samples():
-    def forward(self, x):
-        of_one = torch.func.vmap(lambda image: self.conv(image.unsqueeze(0)).squeeze(0))
-        return of_one(x).relu()
-
-    module = Told(forward, conv=conv(3)).to(DOUBLE)
-    x = torch.randn(T, S, 2, 5, 5, dtype=DOUBLE)
+def assert_as_one_by_one(module, x):
     parameters = {
         n: torch.randn(T, *p.shape, dtype=DOUBLE) for n, p in module.named_parameters()
     }
     torch.testing.assert_close(
         task_forward(module, parameters, x), one_by_one(module, parameters, x)
     )
+
+
+def test_a_forward_that_maps_over_its_samples():
+    def forward(self, x):
+        of_one = torch.func.vmap(lambda image: self.conv(image.unsqueeze(0)).squeeze(0))
+        return of_one(x).relu()
+
+    module = Told(forward, conv=conv(3)).to(DOUBLE)
+    assert_as_one_by_one(module, torch.randn(T, S, 2, 5, 5, dtype=DOUBLE))
 
 
 def test_a_forward_that_differentiates():
@@ -117,20 +120,13 @@ def test_a_forward_that_differentiates():
         return torch.func.grad(lambda z: F.max_pool2d(self.conv(z), 2).sin().sum())(x)
 
     module = Told(forward, conv=conv(3)).to(DOUBLE)
-    x = torch.randn(T, S, 2, 6, 6, dtype=DOUBLE)
-    parameters = {
-        n: torch.randn(T, *p.shape, dtype=DOUBLE) for n, p in module.named_parameters()
-    }
-    torch.testing.assert_close(
-        task_forward(module, parameters, x), one_by_one(module, parameters, x)
-    )
+    assert_as_one_by_one(module, torch.randn(T, S, 2, 6, 6, dtype=DOUBLE))
 
 
 def test_what_belongs_to_no_task():
     table = torch.randn(4, 2, 3, 3, dtype=DOUBLE)
     module = Told(lambda self, x: x + F.conv2d(torch.ones(1, 2, 3, 3, dtype=DOUBLE), table).sum())
-    x = torch.randn(T, S, 2, dtype=DOUBLE)
-    torch.testing.assert_close(task_forward(module, {}, x), one_by_one(module, {}, x))
+    assert_as_one_by_one(module, torch.randn(T, S, 2, dtype=DOUBLE))
 
 
 def test_samples_that_all_tasks_share():

@@ -75,17 +75,20 @@ def _moved(step: Step, first: int) -> Step:
     return (op, a, b + first, c, x, y, width) if op == "parameter" else step
 
 
-def headed_of(module: nn.Module, sample: Sequence[int]) -> Headed | str:
-    """Stages and what stands above them, for samples of a shape, or a sentence why not."""
+def headed_of(module: nn.Module, sample: Sequence[int]) -> Headed | str | None:
+    """Stages and what stands above them, for samples of a shape.
+
+    A sentence where what stands above is no arithmetic, None where no stages come first.
+    """
     if any(has_hooks(part) for part in module.modules()):
-        return "it has hooks, which would not be called"
+        return None
     root = nn.Sequential(module)
     try:
         with module_lock, watched(module, again=lambda: described(trace(root))) as surroundings:
             check_traceable(surroundings)
             return _Cutter(root, module, sample).cut()
-    except (Unknown, Unreadable) as reason:
-        return str(reason)
+    except Unknown:  # which a reading as layers alone has told of
+        return None
 
 
 def headed_for_some(module: nn.Module) -> bool:
@@ -108,17 +111,20 @@ _SIZES = 28, 84, 32, 16, 8, 64
 
 
 class _Cutter:
-    """Cuts a traced forward where one result alone goes on; raises Unknown and Unreadable."""
+    """Cuts a traced forward where one result alone goes on; raises Unknown."""
 
     def __init__(self, root: nn.Module, module: nn.Module, sample: Sequence[int]) -> None:
         self._root, self._module, self._sample = root, module, tuple(sample)
         self._graph = without_unused(trace(root), root)
 
-    def cut(self) -> Headed:
-        """At the last place that leaves stages below and a forward of rows above."""
+    def cut(self) -> Headed | str | None:
+        """At the last place that leaves stages below and a forward of rows above.
+
+        If none does, why what stands above the last stages is no such forward.
+        """
         calls, results = calls_until(self._graph, self._root)
         places = [node for node in _lone_results(self._graph) if node in results]
-        said = "no layers over pixels come first"
+        said: str | None = None
         for node in reversed(places):
             below = self._stages(calls[: results[node] + 1])
             if isinstance(below, str):
@@ -129,8 +135,8 @@ class _Cutter:
             try:
                 return self._headed(stages, self._above(node, features))
             except Unreadable as reason:
-                said = str(reason)
-        raise Unreadable(said)
+                said = said or str(reason)
+        return said
 
     def _stages(self, calls: Sequence[Call]) -> tuple[Stages, tuple[int, ...]] | str:
         shapes = misshapen(self._module, [(call.layer, call.parameters) for call in calls])

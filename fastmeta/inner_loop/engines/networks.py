@@ -84,19 +84,11 @@ def _network(module: nn.Module, sample: torch.Size, steps: int) -> Network | str
         return written
     if not isinstance(layers, str):
         return layers
-    headed = _headed(module, sample)
-    if isinstance(headed, Headed):
-        return headed
-    return failed or headed or neither(module, layers, str(written))
-
-
-def _headed(module: nn.Module, sample: torch.Size) -> Headed | str | None:
-    """Layers and arithmetic above them; None, or why what was read is not so."""
     with hidden_from_saved_tensor_hooks():
         headed = headed_of(module, sample)
-        if isinstance(headed, str):
-            return None
-        return misread(module, sample) or misheaded(headed, module, sample) or headed
+        if isinstance(headed, Headed):
+            return misread(module, sample) or misheaded(headed, module, sample) or headed
+    return failed or neither(module, layers, str(written), headed)
 
 
 def _faster_as_rows(network: Chain | Stages, steps: int) -> bool:

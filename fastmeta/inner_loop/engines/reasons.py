@@ -21,10 +21,14 @@ from fastmeta.inner_loop.reading.layer_rules import several
 __all__ = ["neither"]
 
 
-def neither(module: nn.Module, layers: str, written: str) -> str:
-    """Why it is neither layers nor arithmetic on each sample's numbers: what decides, first."""
+def neither(module: nn.Module, layers: str, written: str, above: str | None = None) -> str:
+    """Why it is neither layers nor arithmetic on each sample's numbers: what decides, first.
+
+    above: why what stands above layers is no such arithmetic.
+    """
     if any(map(_is_of_layers, module.modules())):
-        return layers
+        end = "" if above is None else f". Nor is what follows the layers read: {_explained(above)}"
+        return f"{layers}{end}"
     said = _explained(written)
     if is_by_hand(module) or said == layers:
         return said
