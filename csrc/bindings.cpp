@@ -46,15 +46,17 @@ void check_weights_stay(const InnerLoop<R>& loop,
             "with a query and one rate there are no fast weights and no gradients of rates");
 }
 
-// Outputs by address, 0 where one is not wanted; fast: one a parameter.
+// Outputs by address, 0 where one is not wanted; fast: one a parameter; moments: one a stage.
 template <class R>
 std::unique_ptr<Record> forward(const Call<R>& call, int threads, const Addresses& addresses,
                                 bool keep, std::uintptr_t predictions, std::uintptr_t loss,
-                                const Addresses& fast) {
+                                const Addresses& fast, const Addresses& moments) {
   const typename Call<R>::Bound bound(call, threads, addresses);
   check_weights_stay(bound.loop, {&fast});
   const auto fast_out = pointers<R>(fast, call.n_parameters(), "fast: one a parameter");
-  ForwardOut<R> out{nullptr, pointer<R>(predictions), pointer<R>(loss), data_or_null(fast_out)};
+  const auto moments_out = pointers<R>(moments, call.n_stages(), "moments: one a stage");
+  ForwardOut<R> out{nullptr, pointer<R>(predictions), pointer<R>(loss), data_or_null(fast_out),
+                    data_or_null(moments_out)};
   const py::gil_scoped_release release;
   std::unique_ptr<Record> kept;
   if (keep) {
@@ -257,7 +259,9 @@ template <class R>
 void bind_real(py::module_& m, const char* suffix) {
   const auto name = [&](const char* stem) { return std::string(stem) + suffix; };
   bind_call<R>(m, name("call_").c_str());
-  m.def(name("forward_").c_str(), &forward<R>);
+  m.def(name("forward_").c_str(), &forward<R>, py::arg("call"), py::arg("threads"), py::arg("addresses"),
+        py::arg("keep"), py::arg("predictions"), py::arg("loss"), py::arg("fast"),
+        py::arg("moments") = Addresses{});
   m.def(name("backward_").c_str(), &backward<R>);
   m.def(name("step_").c_str(), &step<R>);
   m.def(name("common_value_").c_str(), &common_value<R>);

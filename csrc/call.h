@@ -166,10 +166,11 @@ class Chain {
     pair("kernel", s.kernel), pair("stride", s.stride), pair("dilation", s.dilation);
     pair("before", s.before), pair("behind", s.behind);
     s.c = number("c"), s.h = number("h"), s.w = number("w");
-    s.norm = NormKind(one_of(fields["norm"], {"none", "batch", "group"}));
+    s.norm = NormKind(one_of(fields["norm"], {"none", "batch", "group", "running"}));
     s.groups = number("groups");
     s.eps = fields["eps"].cast<double>();
     s.gamma = int(number("gamma")), s.beta = int(number("beta"));
+    s.mean = int(number("mean")), s.variance = int(number("variance"));
     s.activates = !fields["activation"].is_none();
     if (s.activates) {
       const auto [name, a, b] =
@@ -238,7 +239,9 @@ class Chain {
       return index < n_parameters_ && index >= (optional ? -1 : 0);
     };
     require(parameter(s.weight, s.product == ProductKind::None) && parameter(s.bias, true) &&
-                parameter(s.gamma, true) && parameter(s.beta, true),
+                parameter(s.gamma, true) && parameter(s.beta, true) &&
+                parameter(s.mean, s.norm != NormKind::Running) &&
+                parameter(s.variance, s.norm != NormKind::Running),
             "a parameter's index is out of range");
     require(s.norm != NormKind::Group || (s.groups > 0 && s.c % s.groups == 0),
             "groups must divide the channels");
@@ -291,6 +294,7 @@ class Call {
   }
 
   size_t n_parameters() const { return parameters_.size(); }
+  size_t n_stages() const { return size_t(loop_.network.n_stages); }
   size_t n_addresses() const { return n_addresses_; }
   bool one_rate() const { return one_rate_; }
 

@@ -15,7 +15,7 @@ struct HeadedPlan : Parameters<Team_> {
   using R = typename Team::Real;
   using Base = Parameters<Team>;
   using Base::loop, Base::theta_size, Base::shared_size;
-  static constexpr bool has_dual_form = false, splits = true;
+  static constexpr bool has_dual_form = false, splits = true, has_moments = true;
 
  private:
   InnerLoop<R> below_, above_;
@@ -131,6 +131,8 @@ class HeadedPasses {
     stages_.put_r_gradient(rows_.r_input_gradient_of_loss());
     stages_.r_backward(v, 0, target, gradient, into_input);
   }
+
+  void put_moments(R* const* out, Slice slice) const { stages_.put_moments(out, slice); }
 
   const R* input_gradient_of_loss() { return stages_.input_gradient_of_loss(); }
   const R* r_input_gradient_of_loss() { return stages_.r_input_gradient_of_loss(); }

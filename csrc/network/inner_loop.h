@@ -61,6 +61,8 @@ class Adaptation {
                                O, slice);
       if (out.loss) loss += passes_.loss();
     });
+    if constexpr (Plan::has_moments)
+      if (out.moments) passes_.put_moments(out.moments, slice);
     if (out.loss) Team::put_per_task(out.loss, slice, loss);
   }
 

@@ -37,6 +37,7 @@ struct GradientTarget {
 template <class Team>
 struct Parameters {
   using R = typename Team::Real;
+  static constexpr bool has_moments = false;  // of norms; see ForwardOut
 
   typename Team::Loop loop;
   Piece pieces[Team::max_pieces];

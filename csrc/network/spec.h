@@ -27,7 +27,8 @@ struct Node {
   int bias;
 };
 
-enum class NormKind { None, Batch, Group };
+// Running: by a mean and a variance that are given, as batch norm has them outside of training.
+enum class NormKind { None, Batch, Group, Running };
 // Dense: a convolution, or a linear layer, whose kernel is as large as its input. Transposed: what takes a
 // gradient for the output of one to that for its input; kernel, stride and zeros are those of that one.
 // Depthwise: a convolution of each channel by itself. The others are scales, what a layer norm over images
@@ -57,6 +58,7 @@ struct Stage {
   i64 groups;              // of channels, for Group: statistics a sample and group
   double eps;
   int gamma, beta;
+  int mean, variance;      // of Running; constants, which get no gradient
   bool activates;
   Node activation;
   PoolKind pool;
@@ -171,6 +173,9 @@ struct ForwardOut {
   R* predictions;   // [T, Q, O] or nullptr
   R* loss;          // [T] or nullptr
   R* const* fast;   // by parameter, [T, ...], or nullptr (entries may be nullptr)
+  // By stage, [T, 2, C], or nullptr (entries may be nullptr): of a batch norm over the query the mean and
+  // the inverse of the deviation, 1 / sqrt(variance + eps).
+  R* const* moments = nullptr;
 };
 
 template <class R>

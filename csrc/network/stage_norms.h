@@ -15,14 +15,14 @@ class StageNorms : protected StageInputs<Team> {
   using V = Vec<R>;
   static constexpr i64 W = Team::W;
   using Base::at, Base::constants, Base::each_chunk, Base::g, Base::n_, Base::out_size,
-      Base::plan_, Base::r_, Base::rg, Base::rz, Base::sums, Base::values_, Base::with_tail, Base::z;
+      Base::plan_, Base::r_, Base::rg, Base::rz, Base::sums, Base::theta_, Base::values_, Base::with_tail, Base::z;
   using Base::Base;
 
   // f(set, first sample, samples, first channel, channels): what one set of constants is over.
   template <class F>
   void each_set(int l, F f) const {
     const Stage& s = plan_.stage(l);
-    if (plan_.batch(l)) {
+    if (plan_.is_one_set(l)) {
       for (i64 c = 0; c < s.c; ++c) f(i64(0), i64(0), n_, c, i64(1));
       return;
     }
@@ -66,6 +66,7 @@ class StageNorms : protected StageInputs<Team> {
     const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
     R* to = values_ + plan_.constants_at[l];
     std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 2 * ld));
+    if (plan_.running(l)) return take_moments(l, to);
     each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
       const auto total = [&](auto term) {
         double sum = 0;
@@ -81,6 +82,15 @@ class StageNorms : protected StageInputs<Team> {
       for (i64 c = c0; c < c0 + channels; ++c)
         to[set * 2 * ld + c] = R(mean), to[set * 2 * ld + ld + c] = R(scale);
     });
+  }
+
+  void take_moments(int l, R* to) const {
+    const Stage& s = plan_.stage(l);
+    const R *mean = theta_ + plan_.mean_at[l], *variance = theta_ + plan_.variance_at[l];
+    for (i64 c = 0; c < s.c; ++c) {
+      to[c] = mean[c];
+      to[plan_.ld(l) + c] = R(1 / std::sqrt(double(variance[c]) + s.eps));
+    }
   }
 
   // Sums of Rz and xhat Rz, of one sample.
@@ -102,6 +112,7 @@ class StageNorms : protected StageInputs<Team> {
     const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
     R* to = at(plan_.rconstants_at[l]);
     std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 2 * ld));
+    if (plan_.running(l)) return;
     each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
       double sum = 0, product = 0;
       for (i64 i = first; i < first + n; ++i)
@@ -134,6 +145,7 @@ class StageNorms : protected StageInputs<Team> {
     const i64 ld = plan_.ld(l), pixels = plan_.z_pixels(l);
     R* to = at(plan_.gconstants_at);
     std::memset(to, 0, sizeof(R) * size_t(plan_.sets(l, n_) * 4 * ld));
+    if (plan_.running(l)) return;
     const Constants<R> p = constants(l, 0);  // the parameters are those of all sets
     each_set(l, [&](i64 set, i64 first, i64 n, i64 c0, i64 channels) {
       double a = 0, b = 0, ra = 0, rb = 0;

@@ -89,6 +89,7 @@ class StagePasses : StageNorms<Team> {
   void backward(const R* theta, int lowest, const GradientTarget<R>& target, bool into_input) {
     theta_ = theta;
     r_ = false;
+    if (!into_input) lowest = int(larger(lowest, plan_.lowest_learned));
     lowest_wanted_ = into_input ? -1 : lowest;
     for (int l = last_; l >= lowest; --l) {
       if (normed(l)) this->settle_gradients(l);
@@ -116,6 +117,7 @@ class StagePasses : StageNorms<Team> {
   }
   void r_backward(const R* v, int lowest, const GradientTarget<R>& target,
                   const GradientTarget<R>* gradient, bool into_input) {
+    if (!into_input) lowest = int(larger(lowest, plan_.lowest_learned));
     lowest_wanted_ = into_input ? -1 : lowest;
     for (int l = last_; l >= lowest; --l) {
       const bool plain = gradient && plan_.adapts(l);
@@ -123,6 +125,18 @@ class StagePasses : StageNorms<Team> {
       stage_backward(l, v, true, plain, goes_deeper(l));
       if (plain) apply(l, *gradient, at(plan_.total_at[1]));
       apply(l, target, at(plan_.total_at[0]));
+    }
+  }
+
+  // Of the latest forward; see ForwardOut.
+  void put_moments(R* const* out, Slice slice) const {
+    for (int l = 0; l <= last_; ++l) {
+      const i64 C = plan_.stage(l).c;
+      if (!out[l] || !plan_.batch(l)) continue;
+      const R* from = values_ + plan_.constants_at[l];
+      R* to = out[l] + slice.first * 2 * C;
+      std::memcpy(to, from, sizeof(R) * size_t(C));
+      std::memcpy(to + C, from + plan_.ld(l), sizeof(R) * size_t(C));
     }
   }
 
@@ -170,7 +184,7 @@ class StagePasses : StageNorms<Team> {
       const Correlated<R> sum = weighted(l, x, theta_);
       own.forward(&sum, 1, n, out, bias(l, theta_), terms(worker));
     }
-    if (normed(l))
+    if (normed(l) && !plan_.running(l))
       for (i64 i = first; i < first + n; ++i) this->moments(l, i);
   }
 
@@ -227,7 +241,7 @@ class StagePasses : StageNorms<Team> {
       turn_weights(l, plan_.weight_adapts(l));
       each_chunk(l, [&](i64 worker, i64 first, i64 n) {
         stage_r_forward(l, worker, first, n);
-        if (normed(l))
+        if (normed(l) && !plan_.running(l))
           for (i64 i = first; i < first + n; ++i) this->r_moments(l, i);
       });
       if (normed(l)) this->settle_r_moments(l);

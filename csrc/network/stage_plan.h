@@ -17,13 +17,14 @@ struct StagePlan : Parameters<Team_> {
   using Base = Parameters<Team>;
   using Base::loop, Base::has_rate, Base::theta_size, Base::shared_size, Base::rate_steps;
   static_assert(Team::tasks == 1, "lanes are channels");
-  static constexpr bool has_dual_form = false, splits = false;
+  static constexpr bool has_dual_form = false, splits = false, has_moments = true;
 
   int n_stages;
   int first_piece[max_stages + 1];
   i64 weight_at[max_stages], bias_at[max_stages], gamma_at[max_stages], beta_at[max_stages];
+  i64 mean_at[max_stages], variance_at[max_stages];
   i64 begin_at[max_stages + 1];  // the stage's parameters in theta
-  int lowest_adapted;
+  int lowest_adapted, lowest_learned;  // of those that adapt, and of all with parameters
 
   // Values of one set of samples: what the products gave, and the constants of the norms.
   i64 z_at[max_stages], constants_at[max_stages], values_size = 0;
@@ -75,7 +76,9 @@ struct StagePlan : Parameters<Team_> {
   i64 out_pixels(int l) const { return stage(l).out_h * stage(l).out_w; }
   i64 z_size(int l) const { return z_pixels(l) * ld(l); }  // a sample
   bool batch(int l) const { return stage(l).norm == NormKind::Batch; }
-  i64 sets(int l, i64 n) const { return batch(l) ? 1 : n; }  // of a norm's constants
+  bool running(int l) const { return stage(l).norm == NormKind::Running; }
+  bool is_one_set(int l) const { return batch(l) || running(l); }
+  i64 sets(int l, i64 n) const { return is_one_set(l) ? 1 : n; }  // of a norm's constants
   bool adapts(int l) const {
     bool any = false;
     for (int i = first_piece[l]; i < first_piece[l + 1]; ++i)
@@ -121,10 +124,15 @@ struct StagePlan : Parameters<Team_> {
       }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);
       beta_at[l] = row(s.norm == NormKind::None ? -1 : s.beta, s.c);
+      mean_at[l] = row(running(l) ? s.mean : -1, s.c);
+      variance_at[l] = row(running(l) ? s.variance : -1, s.c);
       run_size = larger(run_size, theta_size - begin_at[l]);
     }
     first_piece[n_stages] = this->n_pieces;
     begin_at[n_stages] = theta_size;
+    lowest_learned = 0;
+    while (lowest_learned + 1 < n_stages && first_piece[lowest_learned] == first_piece[lowest_learned + 1])
+      ++lowest_learned;
     for (int l = n_stages - 1; l >= 0; --l)
       if (adapts(l)) lowest_adapted = l;
   }

@@ -57,7 +57,7 @@ class StageState {
 
   // Everything that a norm multiplies with or adds, for one sample.
   Constants<R> constants(int l, i64 sample) const {
-    const i64 ld = plan_.ld(l), set = plan_.batch(l) ? 0 : sample;
+    const i64 ld = plan_.ld(l), set = plan_.is_one_set(l) ? 0 : sample;
     const R* own = values_ + plan_.constants_at[l] + set * 2 * ld;
     const R* r_own = at(plan_.rconstants_at[l]) + set * 2 * ld;
     const R* gradient = at(plan_.gconstants_at) + set * 4 * ld;

@@ -17,6 +17,7 @@ from fastmeta.algorithms.plan import (
     above,
     adapt,
     autocast,
+    keeps_samples,
     kinds_of,
     looks_of,
     meta_gradient,
@@ -37,6 +38,7 @@ from fastmeta.inner_loop.checks import (
     loss_as_explained,
 )
 from fastmeta.inner_loop.choose import Choice, choose
+from fastmeta.inner_loop.engines import resident
 from fastmeta.inner_loop.loop import (
     InnerLoop,
     Rates,
@@ -44,7 +46,7 @@ from fastmeta.inner_loop.loop import (
     check_grad_mode,
     check_rates,
 )
-from fastmeta.inner_loop.prefix import Prefix, split
+from fastmeta.inner_loop.prefix import Prefix, split, split_inputs
 from fastmeta.inner_loop.reading.snapshot import Snapshot
 from fastmeta.inner_loop.target_labels import NoSuchClass
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -261,11 +263,12 @@ class MAML(Learner):
         if not self._runs_plainly():
             loss, unread = loss_as_explained(loop.loss, *_likely_outputs(parameters))
             loop = replace(loop, loss=loss, unread=unread)
-        parts = self._cut(loop)
-        if parts is not None:
-            loop = replace(loop, module=parts[1])
+        rates = self._rates(self.inner_steps)
+        cut = self._cut(loop, parameters, rates, None)
+        if cut is not None:
+            loop = replace(loop, module=cut[1])
             parameters = {name: parameters[name] for name in loop.shapes}
-        return choose(loop, None, parameters, self._rates(self.inner_steps), self.engine)
+        return choose(loop, None, parameters, rates, self.engine)
 
     def extra_repr(self) -> str:
         loss = self.loss if isinstance(self.loss, str) else "custom"
@@ -374,10 +377,13 @@ class MAML(Learner):
     ) -> Plan:  # fmt: skip
         loop = self._loop(parameters, steps, tasks.support_y)
         found = check_model(loop, parameters, rates, tasks)
-        prefix, rest = self._cut(loop) or (None, self.model)
         renames_loss = found.loss is not loop.loss and not as_written and not self._runs_plainly()
         loss = found.loss if renames_loss else loop.loss
-        loop = replace(loop, module=rest, loss=loss, unread=found.unread or found.unfit)
+        loop = replace(loop, loss=loss, unread=found.unread or found.unfit)
+        prefix = None
+        cut = self._cut(loop, parameters, rates, tasks)
+        if cut is not None:
+            prefix, loop = cut[0], replace(loop, module=cut[1])
         inner, tasks = above(prefix, loop, parameters, tasks)
         choice = choose(loop, tasks, inner, rates, self.engine)
         loop.memory[_SIZES] = {tasks.support_x.shape[1]}
@@ -395,10 +401,30 @@ class MAML(Learner):
             self.randomness, self.precision,
         )  # fmt: skip
 
-    def _cut(self, loop: InnerLoop) -> tuple[Prefix, nn.Sequential] | None:
-        """The model as the layers below the inner loop and those in it, where that is exact."""
-        whole = self._runs_plainly() or loop.randomness
-        return None if whole else split(self.model, loop.adapted)
+    def _cut(
+        self, loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates,
+        tasks: TaskBatch | None,
+    ) -> tuple[Prefix, nn.Module] | None:  # fmt: skip
+        """The model as what lies below the inner loop and what is in it, where that is exact."""
+        if self._runs_plainly() or loop.randomness:
+            return None
+        native = self.engine in ("auto", "resident")
+        cut = split(self.model, loop.adapted, native)
+        if tasks is None:
+            return cut
+        if cut is not None:
+            return cut if keeps_samples(cut[0], parameters, tasks) else None
+        if not native or requested_backend() == "triton":
+            return None
+        if resident.can_run(loop, tasks, parameters, rates) is None:
+            return None
+        # What is made of the samples alone may be all that the fastest engine does not know.
+        cut = split_inputs(self.model, loop.adapted)
+        if cut is None or not keeps_samples(cut[0], parameters, tasks):
+            return None
+        rest = replace(loop, module=cut[1])
+        inner, tasks = above(cut[0], rest, parameters, tasks)
+        return cut if resident.can_run(rest, tasks, inner, rates) is None else None
 
     def _runs_plainly(self) -> bool:
         return "reference" in (self.engine, requested_backend())

@@ -17,8 +17,8 @@ from fastmeta.inner_loop.prefix import Prefix
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
-    "Plan", "above", "adapt", "autocast", "kinds_of", "looks_of", "meta_gradient", "meta_loss",
-    "rate_kinds",
+    "Plan", "above", "adapt", "autocast", "keeps_samples", "kinds_of", "looks_of", "meta_gradient",
+    "meta_loss", "rate_kinds",
 ]  # fmt: skip
 
 
@@ -77,6 +77,14 @@ def above(
         return parameters, tasks
     own = {name: parameters[name] for name in loop.shapes}
     return own, prefix.features(parameters, tasks)
+
+
+def keeps_samples(prefix: Prefix, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> bool:
+    """Whether what comes of each task's samples is as many."""
+    with torch.no_grad():
+        seen = prefix.features(parameters, tasks)
+    counts = [x.shape[:2] for x in (seen.support_x, seen.query_x)]
+    return counts == [x.shape[:2] for x in (tasks.support_x, tasks.query_x)]
 
 
 def looks_of(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -> tuple[Any, ...]:

@@ -124,7 +124,7 @@ class ProtoNet(SharedEncoder[PrototypeHead]):
 
     def _mean_feature(self, inputs: Iterable[Tensor]) -> Tensor:
         with torch.no_grad(), in_evaluation(self):
-            features = [self.encoder(x) for x in inputs]
+            features = [self._run(self.encoder, x) for x in inputs]
         if not features:
             raise ValueError("inputs must hold a batch of samples")
         count = sum(map(len, features))

@@ -1,10 +1,11 @@
-"""The layers of a chain below the first one that adapts: the same for every task and step."""
+"""What of a forward lies below all that adapts: the same for every task and step."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,9 +16,12 @@ from fastmeta.functional.forward import (
     has_hooks,
     task_forward,
 )
+from fastmeta.inner_loop.engines.features import Features, convolutional, unfit_inputs
+from fastmeta.inner_loop.loop import InnerLoop
+from fastmeta.inner_loop.reading.cuts import halves
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["Prefix", "split"]
+__all__ = ["Prefix", "split", "split_inputs"]
 
 # Layers that treat each sample by itself, so that all tasks' samples can be one batch.
 _SAMPLE_BY_SAMPLE = (
@@ -35,11 +39,15 @@ class Prefix:
         module: the layers.
         names: of their parameters.
         flat: whether each sample goes through them by itself.
+        native: whether the native kernels may run them.
+        known: what the kernels make of them, or why they do not, by shape of a sample.
     """
 
-    module: nn.Sequential
+    module: nn.Module
     names: tuple[str, ...]
     flat: bool
+    native: bool
+    known: dict[Any, Features | str] = field(default_factory=dict, repr=False)
 
     def features(self, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> TaskBatch:
         """The tasks with their inputs run through the layers: [T, S, ...] and [T, Q, ...]."""
@@ -50,28 +58,78 @@ class Prefix:
         return tasks.with_inputs(support, self._run(own, tasks.query_x))
 
     def _run(self, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        features = self._features(x)
+        if isinstance(features, str) or features.unfit(own, x) is not None:
+            return self._by_torch(own, x)
+        return features(own, x)
+
+    def _features(self, x: Tensor) -> Features | str:
+        if not self.native:
+            return "another engine was asked for"
+        unfit = unfit_inputs(x)
+        if unfit is not None:
+            return unfit
+        sample = x.shape[2:]
+        if sample not in self.known:
+            loop = InnerLoop(self.module, "cross_entropy", 0, 1, ())
+            network: Any = convolutional(loop, sample)
+            if not isinstance(network, str):
+                network = Features(loop, network, self._by_torch)
+            self.known[sample] = network
+        return self.known[sample]
+
+    def _by_torch(self, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if not self.flat:
             return task_forward(self.module, own, x)
         return call_module(self.module, own, x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def split(module: nn.Module, adapted: tuple[str, ...]) -> tuple[Prefix, nn.Sequential] | None:
-    """A chain cut before its first adapting child: (prefix, rest); None where there is no prefix.
+def split(
+    module: nn.Module, adapted: tuple[str, ...], native: bool = True
+) -> tuple[Prefix, nn.Module] | None:
+    """A module cut before what adapts first: (prefix, rest); None where there is no prefix.
 
-    Both keep the children's names, so parameters are found under the same names.
+    Both keep the module's names, so parameters are found under the same names.
     """
-    if type(module) is not nn.Sequential or has_hooks(module) or has_backward_hooks(module):
+    if has_hooks(module) or has_backward_hooks(module):
         return None
+    return _prefix(module, adapted, _halves(module, adapted), native)
+
+
+def split_inputs(
+    module: nn.Module, adapted: tuple[str, ...], native: bool = True
+) -> tuple[Prefix, nn.Module] | None:
+    """`split` before the first parameter, of a forward that is written by hand."""
+    if type(module) is nn.Sequential or has_backward_hooks(module):
+        return None
+    return _prefix(module, adapted, halves(module, lambda name: True), native)
+
+
+def _prefix(
+    module: nn.Module, adapted: tuple[str, ...], parts: tuple[nn.Module, nn.Module] | None,
+    native: bool,
+) -> tuple[Prefix, nn.Module] | None:  # fmt: skip
+    if parts is None:
+        return None
+    below, rest = parts
+    names = set(_names(rest))
+    # A parameter tied across the cut is known under its name in the prefix alone.
+    if not names <= set(_names(module)) or not names.issuperset(adapted):
+        return None
+    return Prefix(below, _names(below), _sample_by_sample(below), native), rest
+
+
+def _halves(module: nn.Module, adapted: tuple[str, ...]) -> tuple[nn.Module, nn.Module] | None:
+    if type(module) is not nn.Sequential:
+        parts = halves(module, adapted.__contains__)
+        return parts if parts is not None and _names(parts[0]) else None
     children = list(module._modules.items())
     adapting = {name.split(".")[0] for name in adapted}
     cut = next((i for i, (name, _) in enumerate(children) if name in adapting), 0)
     if cut == 0:
         return None
     below, rest = (nn.Sequential(OrderedDict(part)) for part in (children[:cut], children[cut:]))
-    # A parameter tied across the cut is known under its name in the prefix alone.
-    if set(_names(rest)) - set(_names(module)):
-        return None
-    return Prefix(below, _names(below), _sample_by_sample(below)), rest
+    return below, rest
 
 
 def _names(module: nn.Module) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ Stage stage_of(i64 channels, i64 h, i64 w) {
   s.in_c = s.c = channels;
   s.in_h = s.h = s.out_h = h;
   s.in_w = s.w = s.out_w = w;
-  s.weight = s.bias = s.gamma = s.beta = -1;
+  s.weight = s.bias = s.gamma = s.beta = s.mean = s.variance = -1;
   for (auto* pair : {s.kernel, s.stride, s.dilation, s.window, s.pool_stride}) pair[0] = pair[1] = 1;
   s.groups = 1;
   return s;

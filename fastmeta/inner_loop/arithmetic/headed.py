@@ -13,8 +13,8 @@ from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.functional.row_programs import Step, Unreadable
 from fastmeta.inner_loop.arithmetic.written import Written, read_head
 from fastmeta.inner_loop.reading.calls import Call, calls_until, described
+from fastmeta.inner_loop.reading.cuts import after, lone_results
 from fastmeta.inner_loop.reading.layers import misshapen, unlike_parameters
-from fastmeta.inner_loop.reading.sizes import asks, is_rows
 from fastmeta.inner_loop.reading.stage_builder import StageBuilder
 from fastmeta.inner_loop.reading.stages import Stages, finished
 from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, own_name, trace
@@ -45,7 +45,7 @@ class Headed:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        return self.above.buffers
+        return (*self.below.buffers, *self.above.buffers)
 
     @property
     def tables(self) -> tuple[tuple[str, Any], ...]:
@@ -123,7 +123,7 @@ class _Cutter:
         If none does, why what stands above the last stages is no such forward.
         """
         calls, results = calls_until(self._graph, self._root)
-        places = [node for node in _lone_results(self._graph) if node in results]
+        places = [node for node in lone_results(self._graph) if node in results]
         said: str | None = None
         for node in reversed(places):
             below = self._stages(calls[: results[node] + 1])
@@ -151,7 +151,7 @@ class _Cutter:
         return stages if isinstance(stages, str) else (stages, stages.shape)
 
     def _above(self, node: Node, features: Sequence[int]) -> Written:
-        head = fx.GraphModule(self._root, _after(self._graph, node))
+        head = fx.GraphModule(self._root, after(self._graph, node))
         return read_head(head, features, self._names(head))
 
     def _names(self, head: nn.Module) -> dict[str, str]:
@@ -172,48 +172,3 @@ class _Cutter:
 
 def _is_no_arithmetic(stage: Mapping[str, Any]) -> bool:
     return stage["h"] * stage["w"] > 1 or stage["norm"] == "batch"
-
-
-def _lone_results(graph: fx.Graph) -> list[Node]:
-    """Nodes of which alone is made what follows, parameters and the number of samples aside."""
-    nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
-    places = {node: i for i, node in enumerate(nodes)}
-    end = len(nodes)
-    last = {node: max((places.get(u, end) for u in node.users), default=-1) for node in nodes}
-    counted = {node for node in nodes if asks(node) or is_rows(node)}
-    return [
-        node
-        for i, node in enumerate(nodes)
-        if node.op != "placeholder"
-        and node not in counted
-        and all(last[other] <= i or _counts_alone(other, i, places) for other in nodes[:i])
-    ]
-
-
-def _counts_alone(node: Node, place: int, places: Mapping[Node, int]) -> bool:
-    """Whether all that is made of it behind a place is a number of samples."""
-    if is_rows(node):
-        return True
-    later = [user for user in node.users if places.get(user, place + 1) > place]
-    return all(
-        is_rows(user) or (asks(user) and _counts_alone(user, place, places)) for user in later
-    )
-
-
-def _after(graph: fx.Graph, cut: Node) -> fx.Graph:
-    """What follows a node, of which it is the input now."""
-    after, values = fx.Graph(), {}
-    x = after.placeholder("x")
-    values[cut] = x
-    seen = False
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            values[node] = after.node_copy(node)
-        elif node is cut:
-            seen = True
-        elif is_rows(node):  # of whatever: there are as many of x
-            values[node] = after.call_method("size", (x, 0))
-        elif seen and all(below in values for below in node.all_input_nodes):
-            values[node] = after.node_copy(node, lambda n: values[n])
-        # else it is below, or a shape of what is below, of which nothing but that is read
-    return after

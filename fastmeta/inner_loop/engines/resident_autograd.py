@@ -23,7 +23,7 @@ from fastmeta.inner_loop.engines.resident_runs import (
 )
 from fastmeta.inner_loop.loop import refuse_batched, refuse_graph
 
-__all__ = ["Adapt", "MetaLoss"]
+__all__ = ["Adapt", "MetaLoss", "keep_tensors", "run_backward"]
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -35,7 +35,7 @@ class MetaLoss(torch.autograd.Function):
     def forward(
         ctx: Any, form: Form, addresses: list[int], constants: list[Tensor], *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        _keep(ctx, form, tensors, constants)
+        keep_tensors(ctx, form, tensors, constants)
         ctx.record = ctx.gradients = None
         if _steps_at_once(form, ctx.needs_input_grad[3:]):
             ctx.gradients = new_gradients(form, tensors, ctx.needs_input_grad[3:])
@@ -58,9 +58,9 @@ class MetaLoss(torch.autograd.Function):
             factor = _factor(ctx.form, grad_loss if grad_predictions is None else None)
         gradients, ctx.gradients = ctx.gradients, None
         if factor is None:
-            gradients = _run_backward(ctx, kept, grad_loss, grad_predictions, None)
+            gradients = run_backward(ctx, kept, grad_loss, grad_predictions, None)
         elif gradients is None:
-            gradients = _run_backward(ctx, kept, kept[0].new_ones(ctx.form.tasks), None, None)
+            gradients = run_backward(ctx, kept, kept[0].new_ones(ctx.form.tasks), None, None)
         if factor is not None:
             scale(ctx.form, gradients, factor)
         return None, None, None, *by_tensor(ctx.form, gradients)
@@ -73,7 +73,7 @@ class Adapt(torch.autograd.Function):
     def forward(
         ctx: Any, form: Form, addresses: list[int], constants: list[Tensor], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        _keep(ctx, form, tensors, constants)
+        keep_tensors(ctx, form, tensors, constants)
         ctx.record, fast = run_adapt(form, addresses, tensors[-1], keep=True)
         return fast
 
@@ -84,11 +84,13 @@ class Adapt(torch.autograd.Function):
         refuse_batched("resident", *grad_fast)
         if all([gradient is None for gradient in grad_fast]):
             return (None,) * len(ctx.needs_input_grad)
-        gradients = _run_backward(ctx, ctx.saved_tensors, None, None, grad_fast)
+        gradients = run_backward(ctx, ctx.saved_tensors, None, None, grad_fast)
         return None, None, None, *by_tensor(ctx.form, gradients)
 
 
-def _keep(ctx: Any, form: Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
+def keep_tensors(
+    ctx: Any, form: Form, tensors: Sequence[Tensor], constants: Sequence[Tensor]
+) -> None:
     """The tensors are kept for the backward: nobody may change them before."""
     ctx.form = form
     ctx.save_for_backward(*tensors, *constants)
@@ -128,13 +130,14 @@ def _factor(form: Form, grad_loss: Tensor | None) -> float | None:
     return factor
 
 
-def _run_backward(
+def run_backward(
     ctx: Any,
     kept: Sequence[Tensor],
     grad_loss: Tensor | None,
     grad_predictions: Tensor | None,
     grad_fast: Sequence[Tensor | None] | None,
 ) -> Gradients:
+    """What the kernels make of gradients of the outputs; `ctx` is as `keep_tensors` left it."""
     form = ctx.form
     program, n = form.program, len(form.program.names)
     fast = [] if grad_fast is None else _by_parameter(program, grad_fast)

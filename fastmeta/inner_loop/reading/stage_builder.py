@@ -39,6 +39,7 @@ class StageBuilder:
 
     Attributes:
         squeezes: a lone sample would lose its dimension.
+        norms: the batch norms, each with the stage whose norm it is.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class StageBuilder:
     names: list[str] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     squeezes: bool = False
+    norms: list[tuple[int, nn.Module]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.input = self.input_of(self.sample)
@@ -199,7 +201,8 @@ class StageBuilder:
             input=self.at, join="none", other=_NO_STAGE, in_c=c, in_h=h, in_w=w,
             other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1,
             **Taps((1, 1))._asdict(),
-            norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, activation=None,
+            norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, mean=-1, variance=-1,
+            activation=None,
             pool="none", window=(1, 1), pool_stride=(1, 1), pool_before=(0, 0), pool_behind=(0, 0),
         )  # fmt: skip
         self.shape_of_product(stage, c, h, w)

@@ -22,7 +22,10 @@ def _batch_norm(to: StageBuilder, names: Names, layer: Any, name: str) -> str | 
         return f"{name} gets samples {to.said()}"
     if layer.affine and layer.num_features != to.shape[0]:
         return f"{name} takes {layer.num_features} channels but gets {to.shape[0]}"
-    return _norm(to, names, layer, name, "batch", 1)
+    reason = _norm(to, names, layer, name, "batch", 1)
+    if reason is None:
+        to.norms.append((to.at, layer))
+    return reason
 
 
 def _group_norm(to: StageBuilder, names: Names, layer: nn.GroupNorm, name: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -34,11 +34,13 @@ class Stages:
 
     Attributes:
         stages: the fields of the native side's Stage.
-        names: the module's parameters, in the order that the stages' indices mean.
+        names: the module's parameters and buffers, in the order that the stages' indices mean.
         sample: the shape of one sample, (C, H, W), (C, L) or (I,).
         shape: of what becomes of it.
         fewest: samples that a task must have: batch norm of one value a channel means nothing.
         squeezes: lone samples would lose their dimension.
+        norms: the layers that are batch norms, or stand for some function's, and their stages.
+        buffers: of the names; an inner loop reads none.
     """
 
     stages: tuple[dict[str, Any], ...]
@@ -47,7 +49,8 @@ class Stages:
     shape: tuple[int, ...]
     fewest: int
     squeezes: bool = False
-    buffers: ClassVar[tuple[str, ...]] = ()  # of the names
+    norms: tuple[tuple[int, Any], ...] = ()
+    buffers: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -116,5 +119,5 @@ def finished(builder: StageBuilder) -> Stages | str:
     lone = any(s["norm"] == "batch" and s["h"] * s["w"] == 1 for s in builder.stages)
     return Stages(
         tuple(builder.stages), tuple(builder.names), builder.sample, tuple(builder.said()),
-        2 if lone or builder.squeezes else 1, builder.squeezes,
+        2 if lone or builder.squeezes else 1, builder.squeezes, tuple(builder.norms),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from fastmeta.inner_loop.reading.call_rules import FUNCTIONS, METHODS
 from fastmeta.inner_loop.reading.layer_rules import LAYERS
 from fastmeta.inner_loop.reading.layers import is_idle
 
-__all__ = ["without_unused"]
+__all__ = ["only_computes", "without_unused"]
 
 _MORE_METHODS = ("detach", "expand", "expand_as")
 
@@ -20,12 +20,12 @@ _MORE_METHODS = ("detach", "expand", "expand_as")
 def without_unused(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     """The graph without what leads to no result, where it does nothing beside one."""
     for node in reversed([*graph.nodes]):
-        if not node.users and _only_computes(node, root):
+        if not node.users and only_computes(node, root):
             graph.erase_node(node)
     return graph
 
 
-def _only_computes(node: Node, root: nn.Module) -> bool:
+def only_computes(node: Node, root: nn.Module) -> bool:
     """Whether it writes into no tensor and draws no random numbers, as far as is known."""
     if node.op == "get_attr":
         return True
@@ -33,7 +33,7 @@ def _only_computes(node: Node, root: nn.Module) -> bool:
         return _layer_only_computes(root.get_submodule(str(node.target)))
     if node.op == "call_method":
         return node.target in METHODS or node.target in _MORE_METHODS
-    return node.op == "call_function" and _function_only_computes(node)
+    return node.op == "call_function" and _functiononly_computes(node)
 
 
 def _layer_only_computes(layer: Any) -> bool:
@@ -43,7 +43,7 @@ def _layer_only_computes(layer: Any) -> bool:
     return type(layer) in LAYERS and not getattr(layer, "inplace", False)
 
 
-def _function_only_computes(node: Node) -> bool:
+def _functiononly_computes(node: Node) -> bool:
     name = getattr(node.target, "__name__", "")
     if node.target not in FUNCTIONS or name.startswith("dropout") or "out" in node.kwargs:
         return False

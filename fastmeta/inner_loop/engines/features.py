@@ -1,0 +1,174 @@
+"""What a network makes of samples, on the native kernels: one forward, without an inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+from fastmeta.backends import cpu, requested_backend
+from fastmeta.backends.operation import nobody_sees_values
+from fastmeta.functional.eager import apply_to_plain, runs_eagerly
+from fastmeta.inner_loop.arithmetic.headed import Headed
+from fastmeta.inner_loop.engines.forms import Form, prepare
+from fastmeta.inner_loop.engines.networks import native_network, unlike_others
+from fastmeta.inner_loop.engines.resident_autograd import keep_tensors, run_backward
+from fastmeta.inner_loop.engines.resident_runs import by_tensor
+from fastmeta.inner_loop.loop import InnerLoop
+from fastmeta.inner_loop.reading.own_norms import Learning
+from fastmeta.inner_loop.reading.stages import Stages
+
+__all__ = ["Features", "convolutional", "stages_in", "unfit_inputs"]
+
+_transform_level = torch._C._functorch.maybe_current_level
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """A network that the kernels run on the samples of T tasks, each with statistics of its own.
+
+    Attributes:
+        loop: without steps.
+        network: what its module is for samples of one shape.
+        again: (parameters by name, samples [T, n, ...]) -> the same by PyTorch, for derivatives of
+            gradients.
+        learning: norms that keep running statistics, which a run updates; of one task.
+    """
+
+    loop: InnerLoop
+    network: Stages | Headed
+    again: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    learning: tuple[Learning, ...] = ()
+
+    def unfit(self, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:
+        """None if this can run, else the reason; x: [T, n, ...]."""
+        if any([p.dtype is not x.dtype or p.device != x.device for p in parameters.values()]):
+            return "parameters and inputs are not of one dtype on one device"
+        n = x.shape[1]
+        if n < self.network.fewest or any([n * own.pixels < 2 for own in self.learning]):
+            return "of so few samples a norm has no statistics"
+        return unlike_others(self.loop, self.network, x.shape[2:], [n])
+
+    def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Features [T, n, ...] of samples [T, n, ...], differentiable to any order.
+
+        Raises:
+            UnknownTensors: a buffer that the network reads is of another kind than before.
+        """
+        # The kernels judge predictions by targets; these cost nothing: nobody asks for the loss.
+        labels = torch.zeros(x.shape[:2], dtype=torch.int64)
+        one, every = (x[:, :1], labels[:, :1], None), (x, labels, None)
+        form, addresses, tensors, constants = prepare(self.loop, parameters, 0.0, one, every)
+        if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
+            call = _Call(form, self, x.shape)
+            return apply_to_plain(_Features, call, addresses, constants, *tensors)
+        return self.run(form, addresses, tensors[-1], keep=False)[1]
+
+    def run(
+        self, form: Form, addresses: list[int], like: Tensor, keep: bool
+    ) -> tuple[Any, Tensor]:
+        """(record, features)"""
+        assert form.predictions is not None
+        features = form.program.kernels.empty(form.predictions, like)
+        stages = stages_in(self.network).stages
+        moments = {own.stage: like.new_empty(2, stages[own.stage]["c"]) for own in self.learning}
+        written = [moments[at].data_ptr() if at in moments else 0 for at in range(len(stages))]
+        record = form.program.kernels.forward(
+            form.native, like, addresses, keep, features.data_ptr(), 0, (),
+            written if moments else (),
+        )  # fmt: skip
+        for own in self.learning:
+            own.learn(moments[own.stage], samples=form.predictions[1])
+        return record, features
+
+
+def unfit_inputs(x: Tensor) -> str | None:
+    """What of samples [n, ...] or [T, n, ...] keeps them from the kernels, whatever the network."""
+    if requested_backend() not in (None, "cpu"):
+        return f'the backend "{requested_backend()}" is in force'
+    if type(x) is not Tensor:
+        return f"samples are a {type(x).__name__}"
+    if _transform_level() is not None or forward_ad._current_level >= 0 or nobody_sees_values():
+        return "a transform of PyTorch's takes the forward apart"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    return cpu.refusal(x)
+
+
+def convolutional(loop: InnerLoop, sample: torch.Size) -> Stages | Headed | str:
+    """A module as the kernels know it, or why they do not or are no faster than PyTorch's own."""
+    network = native_network(loop, sample)
+    if isinstance(network, str):
+        return network
+    if isinstance(network, (Stages, Headed)):
+        stages = stages_in(network).stages
+        if any(stage["product"] != "none" and stage["h"] * stage["w"] > 1 for stage in stages):
+            return network
+    return "without convolutions PyTorch's products are as fast"
+
+
+def stages_in(network: Stages | Headed) -> Stages:
+    return network.below if isinstance(network, Headed) else network
+
+
+# ---- autograd ----------------------------------------------------------------------------------
+
+
+class _Call(NamedTuple):
+    form: Form
+    features: Features
+    shape: torch.Size  # of the samples
+
+
+class _Features(torch.autograd.Function):
+    """(parameters, each task's first sample, all samples) -> features."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, addresses: list[int], constants: list[Tensor], *tensors: Tensor
+    ) -> Tensor:
+        keep_tensors(ctx, call.form, tensors, constants)
+        ctx.call, ctx.modes = call, _modes(call.features.loop.module)
+        ctx.record, features = call.features.run(call.form, addresses, tensors[-1], keep=True)
+        return features
+
+    @staticmethod
+    @runs_eagerly
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if torch.is_grad_enabled() or _is_batched(grad) or _is_legacy_batched(grad):
+            return None, None, None, *_by_autograd(ctx, grad)
+        gradients = run_backward(ctx, ctx.saved_tensors, None, grad, None)
+        return None, None, None, *by_tensor(ctx.form, gradients)
+
+
+def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """The gradients through PyTorch's own forward, which autograd differentiates once more."""
+    form, features, shape = ctx.call
+    if _modes(features.loop.module) != ctx.modes:
+        raise RuntimeError(
+            "the module went from train() to eval(), or back, before a gradient with "
+            "create_graph=True, for which its forward runs once more"
+        )
+    names, needs = form.program.names, ctx.needs_input_grad[3:]
+    tensors = ctx.saved_tensors[: len(needs)]
+    with torch.enable_grad():
+        parameters = dict(zip(names, tensors, strict=False))
+        made = features.again(parameters, tensors[-1].view(shape))
+    wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+    found = torch.autograd.grad(
+        made, wanted, grad, create_graph=torch.is_grad_enabled(), allow_unused=True
+    )
+    each = iter(found)
+    return [next(each) if need else None for need in needs]
+
+
+def _modes(module: nn.Module) -> tuple[bool, ...]:
+    return tuple([part.training for part in module.modules()])

@@ -1,0 +1,150 @@
+"""Traced forwards in two: what lies below one result, and what is made of that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from torch import fx, nn
+from torch.fx.node import Node
+from torch.nn.modules.batchnorm import _NormBase
+
+from fastmeta.functional.forward import has_hooks, module_lock
+from fastmeta.inner_loop.reading.calls import described
+from fastmeta.inner_loop.reading.sizes import asks, is_rows
+from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, trace
+from fastmeta.inner_loop.reading.unused import only_computes, without_unused
+from fastmeta.inner_loop.reading.watched import watched
+
+__all__ = ["after", "halves", "lone_results"]
+
+
+def halves(
+    module: nn.Module, stays_above: Callable[[str], bool]
+) -> tuple[nn.Module, nn.Module] | None:
+    """A module below and a module above a result, which together are the one that is given.
+
+    They are cut as far up as nothing below reads a parameter that stays above; their parameters
+    have the module's names. None where its forward has no such result, or does more than compute.
+    """
+    if any(has_hooks(part) for part in module.modules()):
+        return None
+    try:
+        with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
+            check_traceable(surroundings)
+            graph = without_unused(trace(module), module)
+    except Unknown:
+        return None
+    calls = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    if not all(_only_computes(node, module) for node in calls):
+        return None
+    order = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
+    reads = (any(map(stays_above, _parameters(node, module))) for node in order)
+    end = next((i for i, it in enumerate(reads) if it), len(order))
+    places = [node for node in lone_results(graph) if node in order[:end]]
+    if not places:
+        return None
+    upper = after(graph, places[-1])
+    if [*upper.nodes][-1].op != "output":
+        return None
+    return _module(module, _until(graph, places[-1])), _module(module, upper)
+
+
+def _only_computes(node: Node, module: nn.Module) -> bool:
+    """Whether a call changes no tensor but one that a layer has just made, and draws nothing."""
+    if only_computes(node, module) or asks(node):
+        return True
+    if node.op != "call_module":
+        return False
+    if type(module.get_submodule(str(node.target))) not in _ACTIVATIONS:
+        return False
+    (source,) = node.all_input_nodes
+    made = source.op == "call_module"
+    return made and isinstance(module.get_submodule(str(source.target)), _MAKING)
+
+
+# What may work in place, and what gives a tensor that is nobody else's.
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.CELU, nn.SELU,
+    nn.Hardtanh, nn.Hardsigmoid,
+)  # fmt: skip
+_MAKING = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, _NormBase)
+
+
+def _parameters(node: Node, module: nn.Module) -> Iterator[str]:
+    """Names of those that a call reads; buffers are none."""
+    for read in node.all_input_nodes:
+        if read.op == "get_attr" and isinstance(_tensor(module, read), nn.Parameter):
+            yield str(read.target)
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        yield from (f"{node.target}.{name}" for name, _ in layer.named_parameters())
+
+
+def _tensor(module: nn.Module, node: Node) -> object:
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def _until(graph: fx.Graph, cut: Node) -> fx.Graph:
+    below = fx.Graph()
+    values: dict[Node, Node] = {}
+    for node in graph.nodes:
+        values[node] = below.node_copy(node, lambda n: values[n])
+        if node is cut:
+            below.output(values[node])
+            break
+    for node in reversed([*below.nodes]):
+        if node.op == "get_attr" and not node.users:
+            below.erase_node(node)
+    return below
+
+
+def _module(root: nn.Module, graph: fx.Graph) -> nn.Module:
+    made = fx.GraphModule(root, graph, type(root).__name__)
+    type(made).__module__ = __name__  # a class of its own: by that of fx it would pass for a layer
+    return made
+
+
+def lone_results(graph: fx.Graph) -> list[Node]:
+    """Nodes of which alone is made what follows, parameters and the number of samples aside."""
+    nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
+    places = {node: i for i, node in enumerate(nodes)}
+    end = len(nodes)
+    last = {node: max((places.get(u, end) for u in node.users), default=-1) for node in nodes}
+    counted = {node for node in nodes if asks(node) or is_rows(node)}
+    return [
+        node
+        for i, node in enumerate(nodes)
+        if node.op != "placeholder"
+        and node not in counted
+        and all(last[other] <= i or _counts_alone(other, i, places) for other in nodes[:i])
+    ]
+
+
+def _counts_alone(node: Node, place: int, places: Mapping[Node, int]) -> bool:
+    """Whether all that is made of it behind a place is a number of samples."""
+    if is_rows(node):
+        return True
+    later = [user for user in node.users if places.get(user, place + 1) > place]
+    return all(
+        is_rows(user) or (asks(user) and _counts_alone(user, place, places)) for user in later
+    )
+
+
+def after(graph: fx.Graph, cut: Node) -> fx.Graph:
+    """What follows a node, of which it is the input now."""
+    after, values = fx.Graph(), {}
+    x = after.placeholder("x")
+    values[cut] = x
+    seen = False
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = after.node_copy(node)
+        elif node is cut:
+            seen = True
+        elif is_rows(node):  # of whatever: there are as many of x
+            values[node] = after.call_method("size", (x, 0))
+        elif seen and all(below in values for below in node.all_input_nodes):
+            values[node] = after.node_copy(node, lambda n: values[n])
+        # else it is below, or a shape of what is below, of which nothing but that is read
+    return after
