@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from fastmeta.algorithms.maml import MAML
 from fastmeta.algorithms.shared_encoder import SharedEncoder
 from fastmeta.functional.losses import Loss
 from fastmeta.inner_loop.choose import Choice
+from fastmeta.inner_loop.engines import reference, resident
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["explain"]
@@ -32,21 +35,33 @@ def explain(
         device: where it would run; None: where its parameters are.
 
     Returns:
-        The choice: `name` of the engine, and in `passed_over` a sentence for each other one.
+        The choice: `name` of the engine, and in `passed_over` a sentence for each other one. Of
+        `ProtoNet` and its kin, what runs the encoder: "resident" where the native kernels do,
+        "reference" where it is called as it is.
 
     Raises:
         ValueError: a loss given for an algorithm that has one, a device beside tasks, or a demand
             (`engine=`, `use_backend`) that cannot be met, or dropout or tasks that a call would
             refuse.
-        TypeError: an algorithm without an inner loop.
+        TypeError: an algorithm without an inner loop, and no tasks that its encoder would get.
     """
     if isinstance(meta_or_module, SharedEncoder):
-        raise TypeError(
-            f"{type(meta_or_module).__name__} has no inner loop that an engine would run: its "
-            "encoder sees the samples of all tasks at once"
-        )
+        return _of_encoder(meta_or_module, tasks)
     if not isinstance(meta_or_module, MAML):
         return MAML(meta_or_module, loss=loss or "cross_entropy").choice(device, tasks)
     if loss is not None:
         raise ValueError("loss belongs to the algorithm; give it only with a plain module")
     return meta_or_module.choice(device, tasks)
+
+
+def _of_encoder(meta: SharedEncoder[Any], tasks: TaskBatch | None) -> Choice:
+    name = type(meta).__name__
+    if tasks is None:
+        raise TypeError(
+            f"{name} has no inner loop; with tasks, explain says what runs its encoder, which sees "
+            "the samples of all of them at once"
+        )
+    reason = meta.not_native(tasks)
+    if reason is None:
+        return Choice("resident", resident, {"reference": "resident is faster"})
+    return Choice("reference", reference, {"resident": reason})

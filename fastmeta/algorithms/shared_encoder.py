@@ -30,7 +30,7 @@ class SharedEncoder(Learner, Generic[Head]):
     use the running ones. A norm without running statistics uses those of the batch in eval() too;
     what is predicted then depends on what is in the batch. Padding does not go through the encoder.
     On a CPU, convolutional encoders that the native kernels know run on them, with the same results
-    up to rounding and the same running statistics.
+    up to rounding and the same running statistics; `fastmeta.explain` says whether they do.
 
     Under autocast the encoder alone runs in lower precision: heads are at least float32.
 
@@ -110,6 +110,13 @@ class SharedEncoder(Learner, Generic[Head]):
             (tasks.support_x, tasks.support_weight), (tasks.query_x, tasks.query_weight)
         )
         return support, query
+
+    def not_native(self, tasks: TaskBatch) -> str | None:
+        """None if the native kernels run the encoder on such tasks, else the reason."""
+        check_tasks(tasks)
+        support = _real_samples(tasks.support_x, tasks.support_weight)
+        query = _real_samples(tasks.query_x, tasks.query_weight)
+        return self._run.why_not(self.encoder, torch.cat([support, query]))
 
     def _fit(self, features: TaskBatch, n_way: int) -> Head:
         """The heads of checked tasks, whose inputs are features."""

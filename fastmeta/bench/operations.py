@@ -38,6 +38,9 @@ class Operation:
         return 2 * self.tasks * self.samples * self.size**2 * 9 * self.inputs * self.outputs
 
 
+POINT = Operation
+
+
 class Arrays(NamedTuple):
     """x [T, S, I, H, W], weight [T, O, I, 3, 3], grad [T, S, O, H, W]"""
 
@@ -155,6 +158,11 @@ CONTESTANTS = (
     Contestant("per-task-last", "the same, channels last", _per_task(torch.channels_last)),
     Contestant("grouped", "F.conv2d with tasks as groups", _grouped, _of_groups),
 )
+
+
+def contestants(operation: Operation, device: torch.device) -> tuple[Contestant, ...]:
+    """The same everywhere."""
+    return CONTESTANTS
 
 
 # ---- what is measured --------------------------------------------------------------------------

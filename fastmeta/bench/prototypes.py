@@ -43,6 +43,9 @@ class Prototypes:
         return products * 2 * self.tasks * queries * self.classes * self.features
 
 
+POINT = Prototypes
+
+
 class Arrays(NamedTuple):
     """Features and labels; of a search, the bank is ``support``."""
 

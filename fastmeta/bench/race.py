@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 
-from fastmeta.bench import operations, prototypes
 from fastmeta.bench.ceilings import Ceilings, measure_ceilings
 from fastmeta.bench.device import CPU, peak_memory, waits_for, work_of
 from fastmeta.bench.flops import useful_flops
 from fastmeta.bench.gate import TOLERANCE, exact_outcome, judge
+from fastmeta.bench.kits import Single, kit_of
 from fastmeta.bench.memory import peak_bytes
-from fastmeta.bench.operations import Operation
-from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.results import Entry, Point
 from fastmeta.bench.rivals import (
     FASTMETA,
@@ -212,14 +210,12 @@ def _measure_memory(rival: Rival, entry: Entry, workload: Workload, settings: Se
         entry.memory_reason = str(error)
 
 
-def measure_operation(operation: Operation | Prototypes, settings: Settings) -> Point:
+def measure_operation(operation: Single, settings: Settings) -> Point:
     """Fastmeta and others at a single operation; in a quick run without those that compile."""
     torch.compiler.reset()
     settings.progress(operation.name)
-    kit: Any = operations
-    everyone: tuple[Any, ...] = operations.CONTESTANTS
-    if isinstance(operation, Prototypes):
-        kit, everyone = prototypes, prototypes.contestants(operation, settings.device)
+    kit = kit_of(operation)
+    everyone: tuple[Any, ...] = kit.contestants(operation, settings.device)
     arrays = kit.make_arrays(operation)
     arrays = type(arrays)(*(each.to(settings.device) for each in arrays))
     exact = kit.exact_result(operation, arrays)

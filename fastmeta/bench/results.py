@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmeta.bench.ceilings import Ceilings
-from fastmeta.bench.operations import Operation
-from fastmeta.bench.prototypes import Prototypes
+from fastmeta.bench.kits import Single
 from fastmeta.bench.workloads import Workload
 
 SCHEMA = 1
@@ -57,7 +56,7 @@ class Entry:
 class Point:
     """One workload or operation: what it needs at least, and how everyone did."""
 
-    workload: Workload | Operation | Prototypes
+    workload: Workload | Single
     engine: str | None  # that fastmeta took for a workload
     useful_flops: int
     data_bytes: int

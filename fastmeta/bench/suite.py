@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from fastmeta.bench import operations, prototypes
+from fastmeta.bench import prototypes
 from fastmeta.bench.catalogue import FAMILIES, MEMORY, ON_GPU, SMALL, USUAL, WORKLOADS
 from fastmeta.bench.ceilings import Ceilings
 from fastmeta.bench.device import CPU, ieee_products
+from fastmeta.bench.kits import KITS, Single, single_operations
 from fastmeta.bench.machine import describe_machine, only_cores
 from fastmeta.bench.memory import memory_in_steps
-from fastmeta.bench.operations import OPERATIONS, Operation
-from fastmeta.bench.prototypes import Prototypes
 from fastmeta.bench.race import (
     PART,
     Progress,
@@ -48,8 +47,8 @@ class Interrupted(KeyboardInterrupt):
 
 def selectable() -> list[str]:
     """What ``run`` takes as a workload: names of families, of workloads and of operations."""
-    families = [*FAMILIES, operations.FAMILY, prototypes.FAMILY]
-    return list(dict.fromkeys([*families, *WORKLOADS, *OPERATIONS, *prototypes.OPERATIONS]))
+    families = [*FAMILIES, *(kit.FAMILY for kit in KITS)]
+    return list(dict.fromkeys([*families, *WORKLOADS, *single_operations()]))
 
 
 def run(
@@ -111,7 +110,7 @@ def _usual_points(quick: bool, device: torch.device) -> Sequence[str]:
     on_gpu = device.type == "cuda"
     if quick:
         return (*ON_GPU, *prototypes.OPERATIONS) if on_gpu else SMALL
-    return [*(ON_GPU if on_gpu else USUAL), *OPERATIONS, *prototypes.OPERATIONS]
+    return [*(ON_GPU if on_gpu else USUAL), *single_operations()]
 
 
 def _settings(
@@ -129,7 +128,7 @@ def _settings(
 
 
 def _measure_all(
-    chosen: Iterable[Workload | Operation | Prototypes],
+    chosen: Iterable[Workload | Single],
     rivals: Sequence[Rival],
     settings: Settings,
     time_limit: float | None,
@@ -152,16 +151,10 @@ def _measure_all(
         memory.append(memory_in_steps(workload, settings.threads, settings.device))
 
 
-def _chosen_points(asked: Iterable[str]) -> list[Workload | Operation | Prototypes]:
+def _chosen_points(asked: Iterable[str]) -> list[Workload | Single]:
     """The workloads and operations of these names, families in full."""
-    families = {
-        **FAMILIES,
-        operations.FAMILY: list(OPERATIONS),
-        prototypes.FAMILY: list(prototypes.OPERATIONS),
-    }
-    known: dict[str, Workload | Operation | Prototypes] = {
-        **WORKLOADS, **OPERATIONS, **prototypes.OPERATIONS,
-    }  # fmt: skip
+    families = {**FAMILIES, **{kit.FAMILY: list(kit.OPERATIONS) for kit in KITS}}
+    known: dict[str, Workload | Single] = {**WORKLOADS, **single_operations()}
     members = [member for name in asked for member in families.get(name, [name])]
     unknown = [name for name in members if name not in known]
     if unknown:
@@ -178,7 +171,7 @@ def _chosen_rivals(asked: Sequence[str]) -> list[Rival]:
 
 
 def _measure(
-    what: Workload | Operation | Prototypes, rivals: Sequence[Rival], settings: Settings
+    what: Workload | Single, rivals: Sequence[Rival], settings: Settings
 ) -> Point:
     if not isinstance(what, Workload):
         return measure_operation(what, settings)

@@ -9,6 +9,7 @@ from oracle import DOUBLE, classification_tasks, regression_tasks
 from torch import nn
 
 import fastmeta as fm
+from fastmeta.backends import cpu
 from fastmeta.models import mlp
 
 
@@ -141,3 +142,16 @@ def test_labels_and_weights_that_keep_a_loss_from_being_read_are_named():
         fm.MAML(mlp([2, 4, 2]).double(), loss=weighted), regression_tasks(support_weight=ones)
     )
     assert "weights of samples" in choice.passed_over["resident"]
+
+
+def test_what_runs_an_encoder():
+    tasks = classification_tasks([1, 8, 8]).to(dtype=torch.float32)
+    meta = fm.ProtoNet(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten()))
+    with pytest.raises(TypeError, match="with tasks"):
+        fm.explain(meta)
+    if cpu.unavailable() is None:
+        assert fm.explain(meta, tasks).name == "resident"
+    meta.encoder.append(nn.LogSigmoid())
+    meta.encoder[1].register_forward_hook(lambda *_: None)
+    chosen = fm.explain(meta, tasks)
+    assert chosen.name == "reference" and "hooks" in chosen.passed_over["resident"]

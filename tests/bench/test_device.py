@@ -9,7 +9,16 @@ from tiny_workloads import TINY
 
 from fastmeta import bench
 from fastmeta.backends.device import find_device
-from fastmeta.bench import ceilings, device, machine, prototypes, race, suite
+from fastmeta.bench import (
+    ceilings,
+    device,
+    encoders,
+    machine,
+    operations,
+    prototypes,
+    race,
+    suite,
+)
 from fastmeta.bench.catalogue import LARGE, ON_GPU, USUAL, WORKLOADS
 from fastmeta.bench.device import CPU, count_work, ieee_products, peak_memory, work_of
 from fastmeta.bench.results import Entry, Point
@@ -101,7 +110,8 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(race, "FASTMETA_GRAPH", replayed)
     monkeypatch.setattr(suite, "WORKLOADS", TINY)
     monkeypatch.setattr(suite, "FAMILIES", {})
-    monkeypatch.setattr(suite, "OPERATIONS", {})
+    monkeypatch.setattr(operations, "OPERATIONS", {})
+    monkeypatch.setattr(encoders, "OPERATIONS", {})
     monkeypatch.setattr(suite, "MEMORY", ())
     monkeypatch.setattr(machine, "describe_gpu", lambda device: {"gpu": "NVIDIA H200", "cuda": "1"})
     return gpu

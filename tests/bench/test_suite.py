@@ -8,8 +8,9 @@ from tiny_workloads import FIRST_ORDER, TINY
 
 from fastmeta import bench
 from fastmeta.backends import cpu
-from fastmeta.bench import ceilings, memory, operations, prototypes, race, suite
+from fastmeta.bench import ceilings, encoders, memory, operations, prototypes, race, suite
 from fastmeta.bench.catalogue import sinusoid
+from fastmeta.bench.encoders import Episodes
 from fastmeta.bench.gate import relative_error
 from fastmeta.bench.operations import Contestant, Operation
 from fastmeta.bench.prototypes import Prototypes
@@ -37,12 +38,19 @@ OPERATIONS_HERE = {
 }
 
 
+EPISODES_HERE = {
+    name: Episodes(name, 2, 3, 1, 2, filters=4, channels=1, size=16, trains=name == "train")
+    for name in ("train", "judge")
+}
+
+
 @pytest.fixture(autouse=True)
 def small_suite(monkeypatch):
     monkeypatch.setattr(suite, "WORKLOADS", TINY)
     monkeypatch.setattr(suite, "RIVALS", RIVALS_HERE)
     monkeypatch.setattr(suite, "FAMILIES", {"family": ["head", "deep-head"]})
-    monkeypatch.setattr(suite, "OPERATIONS", OPERATIONS_HERE)
+    monkeypatch.setattr(operations, "OPERATIONS", OPERATIONS_HERE)
+    monkeypatch.setattr(encoders, "OPERATIONS", EPISODES_HERE)
     monkeypatch.setattr(suite, "MEMORY", ())  # it takes processes of its own
     monkeypatch.setattr(suite, "SMALL", ("relu", "head"))
     monkeypatch.setattr(suite, "USUAL", ("relu", "conv"))
@@ -231,17 +239,19 @@ def test_a_full_run_measures_the_usual_workloads_and_all_operations(monkeypatch)
     monkeypatch.setattr(prototypes, "OPERATIONS", {"few": small})
     monkeypatch.setattr(suite, "RIVALS", {})
     everyone, of_prototypes = operations.CONTESTANTS, prototypes.contestants
+    of_encoders = encoders.CONTESTANTS
 
     def instant(contestants):  # what compiles is measured in tests of its own
         return tuple(one for one in contestants if not one.compiles)
 
     monkeypatch.setattr(operations, "CONTESTANTS", instant(everyone))
+    monkeypatch.setattr(encoders, "CONTESTANTS", instant(of_encoders))
     monkeypatch.setattr(prototypes, "contestants", lambda *of: instant(of_prototypes(*of)))
     monkeypatch.setattr(race, "peak_bytes", lambda *_: 1)
     results = bench.run(None, None, False, 0.01, progress=lambda line: None)
     assert [point["workload"]["name"] for point in results["points"]] == ["relu", "conv"]
     names = [point["workload"]["name"] for point in results["operations"]]
-    assert names == [*OPERATIONS_HERE, "few"]
+    assert names == [*OPERATIONS_HERE, "few", *EPISODES_HERE]
 
 
 def test_a_family_stands_for_its_workloads_and_none_is_measured_twice():
@@ -275,6 +285,21 @@ def test_an_operation_of_other_tasks_or_layout_is_caught(operation):
         for drawn, right in ((arrays, True), (rolled, False)):
             result = contestant.by_task(operation, contestant.build(operation, drawn)())
             assert (relative_error(list(result), exact) < 1e-5) is right
+
+
+@pytest.mark.parametrize("name", EPISODES_HERE)
+def test_encoders_are_gated_and_timed(monkeypatch, name):
+    def other(point, arrays):
+        return encoders._plain(point, arrays._replace(query_y=arrays.query_y.flip(1)))
+
+    wrong = encoders.Contestant("wrong", "with other labels", other)
+    instant = [one for one in encoders.CONTESTANTS if not one.compiles]
+    monkeypatch.setattr(encoders, "CONTESTANTS", (*instant, wrong))
+    (point,) = run((name,))["operations"]
+    found = {entry["name"]: entry["status"] for entry in point["entries"]}
+    assert found.pop("wrong") == "wrong"
+    assert set(found) == {"fastmeta", "pytorch", "channels-last"}
+    assert set(found.values()) == {"timed"}
 
 
 @pytest.mark.parametrize(

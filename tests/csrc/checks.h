@@ -6,6 +6,7 @@
 //   forward pass; float32: all is near float64's.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -121,11 +122,12 @@ Outputs<R> outputs_of(const Case<R>& c, Wanted wanted) {
 }
 
 template <class R>
-void forward(const Kernels<R>& kernels, const Call<R>& call, R* record, Outputs<R>& out) {
+void forward(const Kernels<R>& kernels, const Call<R>& call, R* record, Outputs<R>& out,
+             R* const* moments = nullptr) {
   release_memory();  // so that scratch is fresh, and of exact size too
   const auto fast = pointers(out.fast);
   kernels.forward(call.loop,
-                  {record, data_or_null(out.predictions), data_or_null(out.loss), fast.data()});
+                  {record, data_or_null(out.predictions), data_or_null(out.loss), fast.data(), moments});
 }
 
 template <class R>
@@ -160,7 +162,7 @@ Outputs<R> in_one_step(const Kernels<R>& kernels, const Case<R>& c, int threads,
   Outputs<R> out = outputs_of(c, Wanted::All);
   release_memory();
   const auto parameters = pointers(out.parameters), rates = pointers(out.rates);
-  kernels.step(call.loop, {nullptr, out.predictions.data(), out.loss.data(), nullptr},
+  kernels.step(call.loop, {nullptr, out.predictions.data(), out.loss.data(), nullptr, nullptr},
                {parameters.data(), c.one_rate ? nullptr : rates.data(), nullptr, nullptr}, factor);
   return out;
 }
@@ -225,17 +227,18 @@ inline double plain_loss(const Case<double>& c, const std::vector<double>& predi
   for (size_t s = task * n; s < (task + 1) * n; ++s) {
     const double* y = &predictions[s * width];
     double value = 0, partition = 0;
+    const double top = *std::max_element(y, y + width);
     for (size_t o = 0; o < width; ++o) {
-      partition += std::exp(y[o]);
+      partition += std::exp(y[o] - top);
       if (c.loss == LossKind::CrossEntropy) continue;
       const double t = c.query_y[s * width + o];
       value += c.loss == LossKind::BinaryCrossEntropy ? std::log1p(std::exp(y[o])) - y[o] * t
                                                       : (y[o] - t) * (y[o] - t);
     }
     value /= double(width);
-    if (c.loss == LossKind::Program) value += std::log(partition) * std::tanh(y[width - 1]);
+    if (c.loss == LossKind::Program) value += (top + std::log(partition)) * std::tanh(y[width - 1]);
     if (c.loss == LossKind::CrossEntropy)
-      value = std::log(partition) - y[size_t(c.query_labels[s])];
+      value = top + std::log(partition) - y[size_t(c.query_labels[s])];
     const double weight = c.query_weight.empty() ? 1 : c.query_weight[s];
     sum += weight * value;
     total += weight;
@@ -245,9 +248,11 @@ inline double plain_loss(const Case<double>& c, const std::vector<double>& predi
 
 inline void check_loss(const Case<double>& c, const Outputs<double>& out,
                        const std::string& where) {
-  for (size_t task = 0; task < out.loss.size(); ++task)
-    expect(std::fabs(out.loss[task] - plain_loss(c, out.predictions, task)) < 1e-9, where,
+  for (size_t task = 0; task < out.loss.size(); ++task) {
+    const double right = plain_loss(c, out.predictions, task);
+    expect(std::fabs(out.loss[task] - right) < 1e-9 * std::fmax(1, std::fabs(right)), where,
            "the loss is not that of the predictions");
+  }
 }
 
 // ---- the meta-gradient --------------------------------------------------------------------------
@@ -281,6 +286,8 @@ struct Direction {
     Random random(seed);
     const auto like = [&](const auto& v) { return random.reals<double>(i64(v.size()), -1, 1); };
     for (const auto& one : c.parameters) parameters.push_back(like(one));
+    for (size_t p = 0; p < c.n_parameters(); ++p)
+      if (c.constant[p]) parameters[p].assign(parameters[p].size(), 0);
     for (const auto& one : c.rates) rates.push_back(like(one));
     support_x = like(c.support_x);
     query_x = like(c.query_x);

@@ -41,6 +41,7 @@ struct Setting {
   int order;
   std::vector<i64> sizes;       // of the parameters
   std::vector<double> largest;  // of each parameter's elements
+  std::vector<bool> constant;   // of each parameter: 1 to 2, and nobody asks for its gradient
   std::vector<bool> per_task, adapts, rate_per_step, rate_per_element;
   bool one_rate = false;      // the first parameter's is that of all
   bool weights_stay = false;  // as in InnerLoop
@@ -49,7 +50,13 @@ struct Setting {
   int add_parameter(i64 size, double most = 0.6) {
     sizes.push_back(size);
     largest.push_back(most);
+    constant.push_back(false);
     return int(sizes.size()) - 1;
+  }
+  int add_constant(i64 size) {
+    const int p = add_parameter(size, 2);
+    constant[size_t(p)] = true;
+    return p;
   }
   size_t n_parameters() const { return sizes.size(); }
   i64 inputs() const {
@@ -99,11 +106,12 @@ inline void make_parameters(Case<double>& c, Random& random) {
   const int frozen = random.below(3);
   for (size_t p = 0; p < c.sizes.size(); ++p) {
     c.per_task.push_back(!random.below(3));
-    c.adapts.push_back(frozen == 0 || random.coin());
+    c.adapts.push_back((frozen == 0 || random.coin()) && !c.constant[p]);
     c.rate_per_step.push_back(random.coin());
     c.rate_per_element.push_back(random.coin());
     const i64 copies = c.per_task[p] ? c.tasks : 1;
-    c.parameters.push_back(random.reals<double>(c.sizes[p] * copies, -c.largest[p], c.largest[p]));
+    const double least = c.constant[p] ? 1 : -c.largest[p];
+    c.parameters.push_back(random.reals<double>(c.sizes[p] * copies, least, c.largest[p]));
     const i64 steps = c.rate_per_step[p] && c.steps > 1 ? c.steps : 1;
     c.rates.push_back(random.reals<double>(steps * c.rate_size(p), 0.02, 0.2));
     c.grad_fast.push_back(random.reals<double>(random.coin() ? c.sizes[p] * c.tasks : 0, -1, 1));

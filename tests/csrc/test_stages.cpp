@@ -116,6 +116,7 @@ void add_scale(Case<double>& c, Random& random, Stage& s) {
 void add_norm(Case<double>& c, Random& random, Stage& s, NormKind kind) {
   s.norm = kind;
   if (s.norm == NormKind::None) return;
+  if (s.norm == NormKind::Running) s.mean = c.add_constant(s.c), s.variance = c.add_constant(s.c);
   if (s.norm == NormKind::Group) s.groups = random.one_of({1, s.c, s.c % 4 ? 1 : 4});
   s.eps = random.coin() ? 0.1 : 0.01;
   if (random.coin()) s.gamma = c.add_parameter(s.c);
@@ -177,7 +178,7 @@ Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, b
     add_depthwise(c, random, s, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   else if (product)
     add_product(c, random, s, channels, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
-  add_norm(c, random, s, NormKind(random.below(3)));
+  add_norm(c, random, s, NormKind(random.below(4)));
   if (random.below(4)) add_activation(s, kind);
   const PoolKind pool = random.coin() ? PoolKind::Average : PoolKind::Max;
   if (last && s.h * s.w > 1 && random.below(4))
@@ -246,7 +247,7 @@ int append_level(Case<double>& c, Random& random, int m, i64 channels) {
   const i64 size = 2 * random.below(2) + 1;
   const Windows same{size, 1, size / 2, size / 2};
   add_product(c, random, s, channels, {same, same});
-  add_norm(c, random, s, NormKind(random.below(3)));
+  add_norm(c, random, s, NormKind(random.below(4)));
   if (random.coin()) add_activation(s, ActivationKind::Tanh);
   c.stages.push_back(s);
   return int(c.stages.size()) - 1;
@@ -369,6 +370,40 @@ void check_common(const Variant& variant) {
     }
 }
 
+// By the statistics that a batch norm had, a running one makes the same of its batch.
+void check_moments(const Variant& variant) {
+  auto batch = make_common(3, NormKind::Batch, ActivationKind::ReLU);
+  batch.steps = 0, batch.tasks = 1;
+  expect(batch.query_n > 0, variant.name, "no batch to norm");
+  std::vector<std::vector<double>> moments;
+  for (const Stage& s : batch.stages) moments.push_back(poisoned<double>(2 * s.c));
+  const auto places = pointers(moments);
+  auto out = outputs_of(batch, Wanted::Few);
+  forward<double>(*variant.f64, Call<double>(batch, 2), nullptr, out, places.data());
+
+  auto running = batch;
+  for (size_t l = 0; l < running.stages.size(); ++l) {
+    Stage& s = running.stages[l];
+    s.norm = NormKind::Running;
+    s.mean = running.add_constant(s.c), s.variance = running.add_constant(s.c);
+    const auto middle = moments[l].begin() + s.c;
+    std::vector<double> variances(middle, moments[l].end());
+    for (double& one : variances) one = 1 / (one * one) - s.eps;
+    running.parameters.push_back({moments[l].begin(), middle});
+    running.parameters.push_back(variances);
+    for (int i = 0; i < 2; ++i) {
+      running.per_task.push_back(false), running.adapts.push_back(false);
+      running.rates.push_back({0.1}), running.grad_fast.push_back({});
+      running.rate_per_step.push_back(false), running.rate_per_element.push_back(false);
+    }
+  }
+  const auto same = forward(*variant.f64, running).predictions;
+  double error = 0;
+  for (size_t i = 0; i < same.size(); ++i)
+    error = std::fmax(error, std::fabs(same[i] - out.predictions[i]));
+  expect(!same.empty() && error < 1e-12, variant.name, "the moments of a batch norm are not its own");
+}
+
 // A crew shares the samples of a task, and of the tasks that are more than the threads.
 void check_large(const Variant& variant) {
   const auto one = make_large(1, NormKind::Batch, common_pool, 1);
@@ -391,6 +426,7 @@ int main() {
     check_residual(*v);
     check_headed(*v);
     check_common(*v);
+    check_moments(*v);
     check_large(*v);
   }
   release_memory();

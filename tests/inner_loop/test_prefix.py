@@ -1,6 +1,7 @@
 import pytest
 import torch
-from oracle import assert_exact, classification_tasks
+import torch.nn.functional as F
+from oracle import assert_exact, classification_tasks, regression_tasks
 from torch import nn
 
 import fastmeta as fm
@@ -78,3 +79,103 @@ def test_features_of_a_set_that_is_support_and_query_are_computed_once():
     seen = below.features(dict(model.named_parameters()), both)
     assert seen.query_x is seen.support_x and seen.support_x.shape == (3, 5, 64)
     torch.testing.assert_close(seen.support_x[1], below.module(tasks.support_x[1]))
+
+
+# ---- forwards that are written by hand --------------------------------------------------------
+
+
+class Network(nn.Module):
+    """Features below a head, of images that are normalised and get a channel of places."""
+
+    def __init__(self, norm=None, skip=False, inplace=False):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3), norm or nn.BatchNorm2d(4), nn.ReLU(inplace), nn.AvgPool2d(2)
+        )
+        self.head, self.skip = nn.Linear(16, 3), skip
+        self.register_buffer("mean", torch.tensor([0.3, -0.2]).view(1, 2, 1, 1))
+        self.register_buffer("places", torch.linspace(-1, 1, 36).view(1, 1, 6, 6))
+
+    def forward(self, x):
+        x = (x - self.mean) / (1 + self.mean.square())
+        x = torch.cat([x, self.places.expand(x.shape[0], -1, -1, -1)], 1)
+        h = self.features(x).flatten(1)
+        out = self.head(h)
+        return out + h.mean(1, keepdim=True) if self.skip else out
+
+
+def prefixes(meta):
+    return {plan.prefix is not None for plan in meta._plans.values()}
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": nn.GroupNorm(2, 4)}, {"skip": True},
+                                     {"inplace": True}])  # fmt: skip
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_is_below_the_head_of_a_forward_changes_no_number(options, order):
+    model, tasks = Network(**options).double(), classification_tasks([2, 6, 6])
+    tasks.support_x.requires_grad_(), tasks.query_x.requires_grad_()
+    meta = fm.ANIL(model, "head", inner_steps=3, inner_lr=0.5, order=order)
+    assert_exact(meta, tasks, [*model.parameters(), tasks.support_x, tasks.query_x])
+    assert prefixes(meta) == {True, False}  # False: by the reference
+    model.mean.mul_(2)
+    assert_exact(meta, tasks)
+
+
+def test_what_is_made_of_the_inputs_alone_is_left_to_pytorch():
+    model, tasks = Network().double(), classification_tasks([2, 6, 6])
+    tasks.query_x.requires_grad_()
+    meta = fm.MAML(model, inner_steps=2, inner_lr=0.1)
+    assert_exact(meta, tasks, [*model.parameters(), tasks.query_x])
+    if fm.explain(meta, tasks).name == "resident":
+        assert prefixes(meta) == {True, False}
+        demanding = fm.MAML(model, inner_steps=2, inner_lr=0.1, engine="resident")
+        assert_exact(demanding, tasks)
+
+
+class Other(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.body, self.head, self.unused = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 2)
+        self.told = forward
+
+    def forward(self, x):
+        return self.told(self, x)
+
+
+WHOLE = {
+    "the head reads what the body does": lambda m, x: m.head(m.body(x)) + m.body(x)[:, :2],
+    "other samples": lambda m, x: m.head(m.body(x.view(-1, 2, 2).view(-1, 4)).view(len(x), -1)),
+    "in place": lambda m, x: m.head(m.body(x).add_(1).relu_()),
+    "random": lambda m, x: m.head(F.dropout(m.body(x), 0.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_forwards_in_which_nothing_is_below_the_head_alone(name):
+    model, tasks = Other(WHOLE[name]).double(), regression_tasks(inputs=4)
+    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
+    assert_exact(meta, tasks)
+
+
+def test_a_parameter_that_adapts_and_that_nothing_reads():
+    model, tasks = Other(lambda m, x: m.head(m.body(x))).double(), regression_tasks(inputs=4)
+    names = ["head.weight", "unused.weight"]
+    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=names)
+    assert_exact(meta, tasks)
+    assert prefixes(meta) == {False}
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (2, 2, 2)])
+def test_a_prefix_that_makes_other_samples_is_none(shape):
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.body(x.reshape(-1, 4)).tanh().reshape(len(x), 8))
+
+    meta = fm.ANIL(Split().double(), "head", loss="mse", inner_steps=2)
+    tasks = regression_tasks(inputs=8)
+    tasks = tasks.with_inputs(tasks.support_x.view(3, 5, *shape), tasks.query_x.view(3, 4, *shape))
+    assert_exact(meta, tasks)
