@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from fastmeta.algorithms.classes import asked_ways, count_classes
 from fastmeta.algorithms.learner import Learner
+from fastmeta.algorithms.plan import autocast, looks_of
 from fastmeta.algorithms.shared_encoder import check_input
 from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import runs_eagerly
-from fastmeta.functional.forward import call_module, module_lock, task_forward
+from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.prototypes import prototypes
 from fastmeta.inner_loop.checks import check_model, check_sizes
 from fastmeta.inner_loop.choose import Engine, check_engine, choose
-from fastmeta.inner_loop.loop import InnerLoop, check_grad_mode, check_rates
+from fastmeta.inner_loop.engines.task_forward import TaskForward
+from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors, check_grad_mode, check_rates
+from fastmeta.inner_loop.reading.snapshot import Snapshot
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
 from fastmeta.tasks.checks import check_rows
 
 __all__ = ["ProtoMAML"]
 
+Result = TypeVar("Result")
+
 _HEAD = ("head.weight", "head.bias")
+_MOST_CHOSEN = 64  # ragged batches have ever new looks
 
 
 class ProtoMAML(Learner):
@@ -77,6 +85,10 @@ class ProtoMAML(Learner):
         self.inner_steps = inner_steps
         self.order = order
         self.engine = engine
+        self._known: _Known | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": None}
 
     @runs_eagerly
     def forward(
@@ -101,8 +113,11 @@ class ProtoMAML(Learner):
         if not isinstance(tasks, TaskBatch):
             raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
         n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
-        engine, loop, parameters = self._start(tasks, n_way, inner_steps)
-        loss, predictions = engine.meta_loss(loop, parameters, self.inner_lr, tasks)
+        loss, predictions = self._run(
+            lambda engine, loop, parameters: engine.meta_loss(
+                loop, parameters, self.inner_lr, tasks
+            ), tasks, n_way, inner_steps,
+        )  # fmt: skip
         check_rows("query_x", tasks.query_x.shape[1:], predictions.shape[1:])
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
 
@@ -133,12 +148,26 @@ class ProtoMAML(Learner):
         """
         tasks = TaskBatch.of_support(support_x, support_y, support_weight)
         n_way = count_classes(tasks.support_y, None, n_way)
-        engine, loop, parameters = self._start(tasks, n_way, inner_steps)
-        fast = engine.adapt(loop, parameters, self.inner_lr, tasks)
-        return Adapted(loop.module, {**parameters, **fast}, len(tasks))
+        return self._run(
+            lambda engine, loop, parameters: Adapted(
+                loop.module,
+                {**parameters, **engine.adapt(loop, parameters, self.inner_lr, tasks)},
+                len(tasks),
+            ), tasks, n_way, inner_steps,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"inner_lr={self.inner_lr:g}, inner_steps={self.inner_steps}, order={self.order}"
+
+    def _run(
+        self, part: Callable[[Engine, InnerLoop, dict[str, Tensor]], Result],
+        tasks: TaskBatch, n_way: int, inner_steps: int | None,
+    ) -> Result:  # fmt: skip
+        try:
+            return part(*self._start(tasks, n_way, inner_steps))
+        except UnknownTensors:  # what was found out no longer holds
+            self._known = None
+            return part(*self._start(tasks, n_way, inner_steps))
 
     def _start(
         self, tasks: TaskBatch, n_way: int, inner_steps: int | None
@@ -147,36 +176,78 @@ class ProtoMAML(Learner):
         check_grad_mode()
         check_input(self.encoder, tasks.support_x)
         with module_lock:
-            own: dict[str, Tensor] = dict(self.encoder.named_parameters())
+            known, own = self._look_at_encoder()
         # Of copies: a forward that writes to its parameters is refused only afterwards.
-        features = self._support_features({name: p.clone() for name, p in own.items()}, tasks)
+        copies = {name: p.clone() for name, p in own.items()}
+        features = self._support_features(known.forward, copies, tasks)
         centres = prototypes(features, tasks.support_y, n_way, tasks.support_weight)
         parameters = _at_start(own, centres)
-        loop = InnerLoop(
-            _with_head(self.encoder, *centres.shape[1:]),
-            "cross_entropy",
-            self.inner_steps if inner_steps is None else inner_steps,
-            self.order,
-            (*(f"encoder.{name}" for name, p in own.items() if p.requires_grad), *_HEAD),
+        steps = self.inner_steps if inner_steps is None else inner_steps
+        key = (
+            steps, self.order, self.engine, requested_backend(), autocast(),
+            *looks_of(parameters, self.inner_lr, tasks),
+        )  # fmt: skip
+        if key not in known.chosen:
+            if len(known.chosen) >= _MOST_CHOSEN:
+                known.chosen.clear()
+            known.chosen[key] = self._choose(parameters, tasks, steps)
+        return *known.chosen[key], parameters
+
+    def _look_at_encoder(self) -> tuple[_Known, dict[str, Tensor]]:
+        """What was found out of the encoder as it is built now, and its parameters."""
+        known = self._known
+        if known is not None and known.snapshot.module is self.encoder:
+            own = known.snapshot.parameters()
+            if own is not None and known.forward.native is self._may_be_native():
+                return known, own
+        forward = TaskForward(self.encoder, native=self._may_be_native())
+        known = self._known = _Known(Snapshot(self.encoder), forward, {})
+        return known, dict(self.encoder.named_parameters())
+
+    def _may_be_native(self) -> bool:
+        return self.engine in ("auto", "resident")
+
+    def _choose(
+        self, parameters: Mapping[str, Tensor], tasks: TaskBatch, steps: int
+    ) -> tuple[Engine, InnerLoop]:
+        adapted = tuple(
+            name for name, p in self.encoder.named_parameters(prefix="encoder") if p.requires_grad
         )
+        head = _with_head(self.encoder, *parameters[_HEAD[0]].shape[1:])
+        loop = InnerLoop(head, "cross_entropy", steps, self.order, (*adapted, *_HEAD))
         check_model(loop, parameters, self.inner_lr, tasks)
         if tasks.query_x.shape[1] == 1:  # it may be squeezed, and then no engine runs
             check_sizes(loop, parameters, tasks, {tasks.support_x.shape[1]})
-        chosen = choose(loop, tasks, parameters, self.inner_lr, self.engine)
-        return chosen.engine, loop, parameters
+        return choose(loop, tasks, parameters, self.inner_lr, self.engine).engine, loop
 
-    def _support_features(self, own: dict[str, Tensor], tasks: TaskBatch) -> Tensor:
+    def _support_features(
+        self, forward: TaskForward, own: dict[str, Tensor], tasks: TaskBatch
+    ) -> Tensor:
         """[T, S, D]: as the first inner step sees them."""
         if "reference" in (self.engine, requested_backend()):
             features = torch.stack([call_module(self.encoder, own, x) for x in tasks.support_x])
         else:
-            features = task_forward(self.encoder, own, tasks.support_x)
+            features = forward(own, tasks.support_x)
         if features.dim() != 3:
             raise ValueError(
                 f"encoder must make features [S, D] of a task's support_x "
                 f"{list(tasks.support_x.shape[1:])}: it made {list(features.shape[1:])}"
             )
         return features
+
+
+class _Known(NamedTuple):
+    """An encoder as it was looked at.
+
+    Attributes:
+        snapshot: whether it still is that.
+        forward: makes features of support samples.
+        chosen: engines and inner loops of encoder and head, by what tensors and settings were like.
+    """
+
+    snapshot: Snapshot
+    forward: TaskForward
+    chosen: dict[Hashable, tuple[Engine, InnerLoop]]
 
 
 def _at_start(own: Mapping[str, Tensor], centres: Tensor) -> dict[str, Tensor]:
@@ -189,6 +260,10 @@ def _at_start(own: Mapping[str, Tensor], centres: Tensor) -> dict[str, Tensor]:
 
 
 def _with_head(encoder: nn.Module, n_way: int, width: int) -> nn.Sequential:
-    # Of the head only names and shapes are used.
-    head = nn.Linear(width, n_way, device="meta")
+    # Of the head names and shapes are used; its numbers are for trials of the forward.
+    like = next(encoder.parameters(), torch.empty(()))
+    head = skip_init(nn.Linear, width, n_way, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
     return nn.Sequential(OrderedDict(encoder=encoder, head=head))

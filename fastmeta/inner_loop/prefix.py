@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fastmeta.functional.forward import (
     ELEMENTWISE,
-    call_module,
     has_backward_hooks,
     has_hooks,
-    task_forward,
 )
-from fastmeta.inner_loop.engines.features import Features, convolutional, unfit_inputs
-from fastmeta.inner_loop.loop import InnerLoop
+from fastmeta.inner_loop.engines.task_forward import TaskForward
 from fastmeta.inner_loop.reading.cuts import halves
 from fastmeta.tasks import TaskBatch
 
@@ -36,52 +32,20 @@ class Prefix:
     """The layers below the inner loop.
 
     Attributes:
-        module: the layers.
+        forward: runs the layers.
         names: of their parameters.
-        flat: whether each sample goes through them by itself.
-        native: whether the native kernels may run them.
-        known: what the kernels make of them, or why they do not, by shape of a sample.
     """
 
-    module: nn.Module
+    forward: TaskForward
     names: tuple[str, ...]
-    flat: bool
-    native: bool
-    known: dict[Any, Features | str] = field(default_factory=dict, repr=False)
 
     def features(self, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> TaskBatch:
         """The tasks with their inputs run through the layers: [T, S, ...] and [T, Q, ...]."""
         own = {name: parameters[name] for name in self.names}
-        support = self._run(own, tasks.support_x)
+        support = self.forward(own, tasks.support_x)
         if tasks.query_x is tasks.support_x:
             return tasks.with_inputs(support, support)
-        return tasks.with_inputs(support, self._run(own, tasks.query_x))
-
-    def _run(self, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        features = self._features(x)
-        if isinstance(features, str) or features.unfit(own, x) is not None:
-            return self._by_torch(own, x)
-        return features(own, x)
-
-    def _features(self, x: Tensor) -> Features | str:
-        if not self.native:
-            return "another engine was asked for"
-        unfit = unfit_inputs(x)
-        if unfit is not None:
-            return unfit
-        sample = x.shape[2:]
-        if sample not in self.known:
-            loop = InnerLoop(self.module, "cross_entropy", 0, 1, ())
-            network: Any = convolutional(loop, sample)
-            if not isinstance(network, str):
-                network = Features(loop, network, self._by_torch)
-            self.known[sample] = network
-        return self.known[sample]
-
-    def _by_torch(self, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        if not self.flat:
-            return task_forward(self.module, own, x)
-        return call_module(self.module, own, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return tasks.with_inputs(support, self.forward(own, tasks.query_x))
 
 
 def split(
@@ -116,7 +80,7 @@ def _prefix(
     # A parameter tied across the cut is known under its name in the prefix alone.
     if not names <= set(_names(module)) or not names.issuperset(adapted):
         return None
-    return Prefix(below, _names(below), _sample_by_sample(below), native), rest
+    return Prefix(TaskForward(below, _sample_by_sample(below), native), _names(below)), rest
 
 
 def _halves(module: nn.Module, adapted: tuple[str, ...]) -> tuple[nn.Module, nn.Module] | None:

@@ -11,6 +11,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import fastmeta as fm
+from fastmeta.algorithms import proto_maml
+from fastmeta.backends import cpu
 from fastmeta.models import conv4, mlp
 
 ENGINES = ["auto", "vmap", "reference"]
@@ -223,3 +225,26 @@ def test_what_does_not_fit_is_refused():
         build()(episodes(), inner_steps=-2)
     with pytest.raises(TypeError, match="float32"):
         build()(episodes().to(dtype=torch.float32))
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.GroupNorm(1, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.conv(x))).mean(3).flatten(1)
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
+def test_an_encoder_written_by_hand_runs_in_the_native_kernels_and_is_looked_at_once(monkeypatch):
+    encoder, tasks = ByHand(), episodes(s=5, n_way=2, shape=(1, 8, 8))
+    meta = build(encoder, inner_steps=2)
+    assert_like_the_loop(meta, tasks, tolerance=1e-9)
+    (chosen,) = {engine for engine, _ in meta._known.chosen.values()}
+    assert chosen.__name__.endswith("resident")
+    monkeypatch.setattr(proto_maml, "choose", None)
+    meta(tasks)
+    encoder.norm.eps = 0.5
+    with pytest.raises(TypeError, match="NoneType"):
+        meta(tasks)

@@ -55,9 +55,9 @@ def test_the_reference_sees_the_whole_model():
 def test_a_cut_keeps_names_and_mode():
     model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 1)).eval()
     below, above = split(model, ("1.0.bias",))
-    assert below.names == ("0.weight", "0.bias") and below.flat
+    assert below.names == ("0.weight", "0.bias") and below.forward.flat
     assert "1.0.weight" in dict(above.named_parameters())
-    assert below.module[0] is model[0] and above[1] is model[2] and not above[1].training
+    assert below.forward.module[0] is model[0] and above[1] is model[2] and not above[1].training
 
 
 def test_where_there_is_no_prefix():
@@ -78,7 +78,7 @@ def test_features_of_a_set_that_is_support_and_query_are_computed_once():
     below, _ = split(model, ("4.weight",))
     seen = below.features(dict(model.named_parameters()), both)
     assert seen.query_x is seen.support_x and seen.support_x.shape == (3, 5, 64)
-    torch.testing.assert_close(seen.support_x[1], below.module(tasks.support_x[1]))
+    torch.testing.assert_close(seen.support_x[1], below.forward.module(tasks.support_x[1]))
 
 
 # ---- forwards that are written by hand --------------------------------------------------------
