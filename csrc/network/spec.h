@@ -173,8 +173,7 @@ struct ForwardOut {
   R* predictions;   // [T, Q, O] or nullptr
   R* loss;          // [T] or nullptr
   R* const* fast;   // by parameter, [T, ...], or nullptr (entries may be nullptr)
-  // By stage, [T, 2, C], or nullptr (entries may be nullptr): of a batch norm over the query the mean and
-  // the inverse of the deviation, 1 / sqrt(variance + eps).
+  // By stage, [T, 2, C], or nullptr (entries may be nullptr): mean and variance of a batch norm over the query.
   R* const* moments = nullptr;
 };
 

@@ -78,7 +78,9 @@ class StageNorms : protected StageInputs<Team> {
       const double squares = total([&](const R* m) {
         return m[ld] + double(pixels) * (m[0] - mean) * (m[0] - mean);
       });
-      const double scale = 1 / std::sqrt(squares / double(n * channels * pixels) + s.eps);
+      const double variance = squares / double(n * channels * pixels);
+      const double scale = 1 / std::sqrt(variance + s.eps);
+      if (plan_.batch(l)) at(plan_.batch_variance_at[l])[c0] = R(variance);
       for (i64 c = c0; c < c0 + channels; ++c)
         to[set * 2 * ld + c] = R(mean), to[set * 2 * ld + ld + c] = R(scale);
     });

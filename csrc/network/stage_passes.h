@@ -133,10 +133,9 @@ class StagePasses : StageNorms<Team> {
     for (int l = 0; l <= last_; ++l) {
       const i64 C = plan_.stage(l).c;
       if (!out[l] || !plan_.batch(l)) continue;
-      const R* from = values_ + plan_.constants_at[l];
       R* to = out[l] + slice.first * 2 * C;
-      std::memcpy(to, from, sizeof(R) * size_t(C));
-      std::memcpy(to + C, from + plan_.ld(l), sizeof(R) * size_t(C));
+      std::memcpy(to, values_ + plan_.constants_at[l], sizeof(R) * size_t(C));
+      std::memcpy(to + C, at(plan_.batch_variance_at[l]), sizeof(R) * size_t(C));
     }
   }
 

@@ -32,7 +32,7 @@ struct StagePlan : Parameters<Team_> {
 
   i64 values_at, rz_at[max_stages], rconstants_at[max_stages];
   i64 g_at[2], rg_at[2], branch_g_at[max_stages + 1], branch_rg_at[max_stages + 1];
-  i64 sums_at, gconstants_at, ones_at, zeros_at;
+  i64 sums_at, gconstants_at, ones_at, zeros_at, batch_variance_at[max_stages];
   i64 total_at[2], runs_at, run_size = 0, flipped_at[2];
   i64 output_at, r_output_at, output_g_at, output_rg_at, y_at, program_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, direction_at, support_gradient_at;
@@ -175,6 +175,7 @@ struct StagePlan : Parameters<Team_> {
     for (int l = 0; l < n_stages; ++l) {
       rz_at[l] = take(S * z_size(l));
       rconstants_at[l] = take(sets(l, S) * 2 * ld(l));
+      batch_variance_at[l] = take(batch(l) ? ld(l) : 0);
       const StageProduct<Team> p = product(l);
       widest = larger(widest, larger(p.ld, p.ld_gradient));
       gradient = larger(gradient, larger(p.in_size(), out_pixels(l) * p.ld));

@@ -17,7 +17,7 @@ from fastmeta.algorithms.plan import (
     above,
     adapt,
     autocast,
-    keeps_samples,
+    is_exact,
     kinds_of,
     looks_of,
     meta_gradient,
@@ -413,14 +413,14 @@ class MAML(Learner):
         if tasks is None:
             return cut
         if cut is not None:
-            return cut if keeps_samples(cut[0], parameters, tasks) else None
+            return cut if is_exact(cut, self.model, parameters, tasks) else None
         if not native or requested_backend() == "triton":
             return None
         if resident.can_run(loop, tasks, parameters, rates) is None:
             return None
         # What is made of the samples alone may be all that the fastest engine does not know.
         cut = split_inputs(self.model, loop.adapted)
-        if cut is None or not keeps_samples(cut[0], parameters, tasks):
+        if cut is None or not is_exact(cut, self.model, parameters, tasks):
             return None
         rest = replace(loop, module=cut[1])
         inner, tasks = above(cut[0], rest, parameters, tasks)

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmeta.backends.looks import looks
+from fastmeta.functional.forward import call_module
 from fastmeta.inner_loop.choose import Choice, Engine
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix
+from fastmeta.inner_loop.reading.differs import is_alike
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
-    "Plan", "above", "adapt", "autocast", "keeps_samples", "kinds_of", "looks_of", "meta_gradient",
+    "Plan", "above", "adapt", "autocast", "is_exact", "kinds_of", "looks_of", "meta_gradient",
     "meta_loss", "rate_kinds",
 ]  # fmt: skip
 
@@ -79,12 +81,28 @@ def above(
     return own, prefix.features(parameters, tasks)
 
 
-def keeps_samples(prefix: Prefix, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> bool:
-    """Whether what comes of each task's samples is as many."""
-    with torch.no_grad():
-        seen = prefix.features(parameters, tasks)
-    counts = [x.shape[:2] for x in (seen.support_x, seen.query_x)]
-    return counts == [x.shape[:2] for x in (tasks.support_x, tasks.query_x)]
+def is_exact(
+    cut: tuple[Prefix, nn.Module], module: nn.Module, parameters: Mapping[str, Tensor],
+    tasks: TaskBatch,
+) -> bool:  # fmt: skip
+    """Whether the halves of a forward make of the first task's samples what the whole makes."""
+    prefix, above = cut
+    if type(prefix.forward.module) is nn.Sequential:  # its children, and not a copy of its forward
+        return True
+    own = {name: parameters[name] for name in prefix.names}
+    rest = {name: parameters[name] for name, _ in above.named_parameters()}
+    try:
+        with torch.no_grad():
+            for x in (tasks.support_x[0], tasks.query_x[0]):
+                between = call_module(prefix.forward.module, own, x.clone())
+                if not between.is_floating_point() or between.shape[0] != len(x):
+                    return False
+                whole = call_module(module, parameters, x.clone())
+                if not is_alike(whole, call_module(above, rest, between)):
+                    return False
+    except Exception:  # of the user's code, which ran whole before: it is left whole
+        return False
+    return True
 
 
 def looks_of(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from fastmeta.functional.forward import (
     has_hooks,
 )
 from fastmeta.inner_loop.engines.task_forward import TaskForward
+from fastmeta.inner_loop.loop import UnknownTensors
 from fastmeta.inner_loop.reading.cuts import halves
 from fastmeta.tasks import TaskBatch
 
@@ -34,18 +36,30 @@ class Prefix:
     Attributes:
         forward: runs the layers.
         names: of their parameters.
+        held: the buffers that copies of a forward's halves hold, and where their module has them.
     """
 
     forward: TaskForward
     names: tuple[str, ...]
+    held: tuple[tuple[dict[str, Any], str, Any], ...] = ()
 
     def features(self, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> TaskBatch:
-        """The tasks with their inputs run through the layers: [T, S, ...] and [T, Q, ...]."""
+        """The tasks with their inputs run through the layers: [T, S, ...] and [T, Q, ...].
+
+        Raises:
+            UnknownTensors: a buffer is another tensor than before, or what comes of the samples is
+                not as many.
+        """
+        if any([owner.get(key) is not buffer for owner, key, buffer in self.held]):
+            raise UnknownTensors("a buffer of the module is another tensor than before")
         own = {name: parameters[name] for name in self.names}
-        support = self.forward(own, tasks.support_x)
-        if tasks.query_x is tasks.support_x:
-            return tasks.with_inputs(support, support)
-        return tasks.with_inputs(support, self.forward(own, tasks.query_x))
+        support = query = self.forward(own, tasks.support_x)
+        if tasks.query_x is not tasks.support_x:
+            query = self.forward(own, tasks.query_x)
+        for made, x in ((support, tasks.support_x), (query, tasks.query_x)):
+            if made.shape[:2] != x.shape[:2]:
+                raise UnknownTensors("below the inner loop other samples are made of these")
+        return tasks.with_inputs(support, query)
 
 
 def split(
@@ -57,7 +71,10 @@ def split(
     """
     if has_hooks(module) or has_backward_hooks(module):
         return None
-    return _prefix(module, adapted, _halves(module, adapted), native)
+    if type(module) is nn.Sequential:
+        return _prefix(module, adapted, _of_children(module, adapted), native)
+    cut = _prefix(module, adapted, halves(module, adapted.__contains__), native)
+    return cut if cut is not None and cut[0].names else None
 
 
 def split_inputs(
@@ -80,13 +97,19 @@ def _prefix(
     # A parameter tied across the cut is known under its name in the prefix alone.
     if not names <= set(_names(module)) or not names.issuperset(adapted):
         return None
-    return Prefix(TaskForward(below, _sample_by_sample(below), native), _names(below)), rest
+    forward = TaskForward(below, _sample_by_sample(below), native)
+    held = () if type(module) is nn.Sequential else _buffers(module)
+    return Prefix(forward, _names(below), held), rest
 
 
-def _halves(module: nn.Module, adapted: tuple[str, ...]) -> tuple[nn.Module, nn.Module] | None:
-    if type(module) is not nn.Sequential:
-        parts = halves(module, adapted.__contains__)
-        return parts if parts is not None and _names(parts[0]) else None
+def _buffers(module: nn.Module) -> tuple[tuple[dict[str, Any], str, Any], ...]:
+    owners = [part._buffers for part in module.modules()]
+    return tuple((own, key, buffer) for own in owners for key, buffer in own.items())
+
+
+def _of_children(
+    module: nn.Sequential, adapted: tuple[str, ...]
+) -> tuple[nn.Module, nn.Module] | None:
     children = list(module._modules.items())
     adapting = {name.split(".")[0] for name in adapted}
     cut = next((i for i, (name, _) in enumerate(children) if name in adapting), 0)

@@ -387,10 +387,8 @@ void check_moments(const Variant& variant) {
     s.norm = NormKind::Running;
     s.mean = running.add_constant(s.c), s.variance = running.add_constant(s.c);
     const auto middle = moments[l].begin() + s.c;
-    std::vector<double> variances(middle, moments[l].end());
-    for (double& one : variances) one = 1 / (one * one) - s.eps;
     running.parameters.push_back({moments[l].begin(), middle});
-    running.parameters.push_back(variances);
+    running.parameters.push_back({middle, moments[l].end()});
     for (int i = 0; i < 2; ++i) {
       running.per_task.push_back(false), running.adapts.push_back(false);
       running.rates.push_back({0.1}), running.grad_fast.push_back({});

@@ -18,7 +18,7 @@ from fastmeta.inner_loop.engines.forms import Form, prepare
 from fastmeta.inner_loop.engines.networks import native_network, unlike_others
 from fastmeta.inner_loop.engines.resident_autograd import keep_tensors, run_backward
 from fastmeta.inner_loop.engines.resident_runs import by_tensor
-from fastmeta.inner_loop.loop import InnerLoop
+from fastmeta.inner_loop.loop import InnerLoop, refuse_batched, refuse_graph
 from fastmeta.inner_loop.reading.own_norms import Learning
 from fastmeta.inner_loop.reading.stages import Stages
 
@@ -36,24 +36,33 @@ class Features:
     Attributes:
         loop: without steps.
         network: what its module is for samples of one shape.
+        trial: the loop of a module that may be run on trial.
         again: (parameters by name, samples [T, n, ...]) -> the same by PyTorch, for derivatives of
-            gradients.
+            gradients, or RuntimeError where the module is no longer what it was; None: there are no
+            such derivatives.
         learning: norms that keep running statistics, which a run updates; of one task.
     """
 
     loop: InnerLoop
     network: Stages | Headed
-    again: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    trial: InnerLoop
+    again: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     learning: tuple[Learning, ...] = ()
 
     def unfit(self, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:
         """None if this can run, else the reason; x: [T, n, ...]."""
-        if any([p.dtype is not x.dtype or p.device != x.device for p in parameters.values()]):
-            return "parameters and inputs are not of one dtype on one device"
-        n = x.shape[1]
+        shapes, n = self.loop.shapes, x.shape[1]
+        for name, p in parameters.items():
+            if p.dtype is not x.dtype or p.device != x.device or p.shape != shapes[name]:
+                return f"parameter {name!r} is of another dtype, device or shape than it was"
+            if type(p) not in (Tensor, nn.Parameter):
+                return f"parameter {name!r} is a {type(p).__name__}"
         if n < self.network.fewest or any([n * own.pixels < 2 for own in self.learning]):
             return "of so few samples a norm has no statistics"
-        return unlike_others(self.loop, self.network, x.shape[2:], [n])
+        stages = stages_in(self.network).stages
+        if not all([own.fits(x.dtype, stages[own.stage]["c"]) for own in self.learning]):
+            return "running statistics are not one number a channel, of the inputs' dtype"
+        return unlike_others(self.trial, self.network, x.shape[2:], [n])
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Features [T, n, ...] of samples [T, n, ...], differentiable to any order.
@@ -62,9 +71,10 @@ class Features:
             UnknownTensors: a buffer that the network reads is of another kind than before.
         """
         # The kernels judge predictions by targets; these cost nothing: nobody asks for the loss.
-        labels = torch.zeros(x.shape[:2], dtype=torch.int64)
-        one, every = (x[:, :1], labels[:, :1], None), (x, labels, None)
-        form, addresses, tensors, constants = prepare(self.loop, parameters, 0.0, one, every)
+        labels = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+        few = slice(0, self.network.fewest)
+        support, every = (x[:, few], labels[:, few], None), (x, labels, None)
+        form, addresses, tensors, constants = prepare(self.loop, parameters, 0.0, support, every)
         if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
             call = _Call(form, self, x.shape)
             return apply_to_plain(_Features, call, addresses, constants, *tensors)
@@ -96,6 +106,8 @@ def unfit_inputs(x: Tensor) -> str | None:
         return f"samples are a {type(x).__name__}"
     if _transform_level() is not None or forward_ad._current_level >= 0 or nobody_sees_values():
         return "a transform of PyTorch's takes the forward apart"
+    if torch.jit.is_tracing():
+        return "torch.jit traces it"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return cpu.refusal(x)
@@ -127,14 +139,14 @@ class _Call(NamedTuple):
 
 
 class _Features(torch.autograd.Function):
-    """(parameters, each task's first sample, all samples) -> features."""
+    """(parameters, each task's first samples, all samples) -> features."""
 
     @staticmethod
     def forward(
         ctx: Any, call: _Call, addresses: list[int], constants: list[Tensor], *tensors: Tensor
     ) -> Tensor:
         keep_tensors(ctx, call.form, tensors, constants)
-        ctx.call, ctx.modes = call, _modes(call.features.loop.module)
+        ctx.call = call
         ctx.record, features = call.features.run(call.form, addresses, tensors[-1], keep=True)
         return features
 
@@ -143,7 +155,8 @@ class _Features(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        if torch.is_grad_enabled() or _is_batched(grad) or _is_legacy_batched(grad):
+        transformed = _is_batched(grad) or _is_legacy_batched(grad)
+        if torch.is_grad_enabled() or transformed or forward_ad._current_level >= 0:
             return None, None, None, *_by_autograd(ctx, grad)
         gradients = run_backward(ctx, ctx.saved_tensors, None, grad, None)
         return None, None, None, *by_tensor(ctx.form, gradients)
@@ -152,14 +165,12 @@ class _Features(torch.autograd.Function):
 def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """The gradients through PyTorch's own forward, which autograd differentiates once more."""
     form, features, shape = ctx.call
-    if _modes(features.loop.module) != ctx.modes:
-        raise RuntimeError(
-            "the module went from train() to eval(), or back, before a gradient with "
-            "create_graph=True, for which its forward runs once more"
-        )
+    if features.again is None:
+        refuse_graph("resident")
+        refuse_batched("resident", grad)
     names, needs = form.program.names, ctx.needs_input_grad[3:]
     tensors = ctx.saved_tensors[: len(needs)]
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         parameters = dict(zip(names, tensors, strict=False))
         made = features.again(parameters, tensors[-1].view(shape))
     wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
@@ -168,7 +179,3 @@ def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     )
     each = iter(found)
     return [next(each) if need else None for need in needs]
-
-
-def _modes(module: nn.Module) -> tuple[bool, ...]:
-    return tuple([part.training for part in module.modules()])

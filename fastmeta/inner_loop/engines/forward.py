@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from fastmeta.functional.forward import in_every_place, module_lock
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.engines.features import Features, convolutional, stages_in, unfit_inputs
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
-from fastmeta.inner_loop.reading.counters import counts
+from fastmeta.inner_loop.reading.own_calls import does_more
 from fastmeta.inner_loop.reading.own_norms import with_own_norms
 from fastmeta.inner_loop.reading.snapshot import Snapshot
 from fastmeta.inner_loop.reading.stages import Stages
@@ -22,6 +23,7 @@ from fastmeta.inner_loop.reading.stages import Stages
 __all__ = ["Forward"]
 
 _MOST_KNOWN = 8  # train() and eval() of a module and of its parts
+_MOST_LOOKS, _RUNS_A_LOOK = 8, 16  # a look takes as long as many calls
 
 
 class Forward:
@@ -33,12 +35,14 @@ class Forward:
 
     def __init__(self) -> None:
         self._known: dict[Any, _Known] = {}  # by which parts are in train()
+        self._looks = self._runs = 0  # at what was another module before; on the kernels
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         found = self._native(module, x)
         if isinstance(found, str):
             return module(x)
         features, parameters = found
+        self._runs += 1
         try:
             return features(parameters, x.unsqueeze(0)).squeeze(0)
         except UnknownTensors:
@@ -51,7 +55,7 @@ class Forward:
         return found if isinstance(found, str) else None
 
     def __getstate__(self) -> dict[str, Any]:  # what was found out is of this process
-        return {"_known": {}}
+        return {"_known": {}, "_looks": 0, "_runs": 0}
 
     def _native(self, module: nn.Module, x: Tensor) -> tuple[Features, Mapping[str, Tensor]] | str:
         unfit = unfit_inputs(x)
@@ -59,6 +63,8 @@ class Forward:
             return unfit
         if x.dim() < 3:
             return "the kernels of forwards are for batches of images and sequences"
+        if self._looks > _MOST_LOOKS + self._runs // _RUNS_A_LOOK:
+            return "the module changes again and again"
         with module_lock:
             known, parameters = self._look_at(module)
             features = known.features(x)
@@ -73,6 +79,7 @@ class Forward:
             parameters = known.snapshot.parameters()
             if parameters is not None:
                 return known, parameters
+            self._looks += 1
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         known = self._known[modes] = _Known(module, Snapshot(module), {})
@@ -89,28 +96,35 @@ class _Known(NamedTuple):
     def features(self, x: Tensor) -> Features | str:
         key = x.shape[1:], x.dtype
         if key not in self.by_sample:
-            self.by_sample[key] = _features(self.module, x)
+            self.by_sample[key] = _features(self.module, self.snapshot, x)
         return self.by_sample[key]
 
 
-def _features(module: nn.Module, x: Tensor) -> Features | str:
+def _features(module: nn.Module, snapshot: Snapshot, x: Tensor) -> Features | str:
     if any(map(is_lazy, module.parameters())):
         return "parameters have no shape yet"
-    loop, sample = InnerLoop(module, "cross_entropy", 0, 1, ()), x.shape[1:]
-    network = convolutional(loop, sample)
+    try:
+        twin = deepcopy(module)  # a forward that is tried out may do more than compute
+    except Exception as error:
+        return f"it cannot be copied: {type(error).__name__}"
+    trial, as_it_was = InnerLoop(twin, "cross_entropy", 0, 1, ()), Snapshot(twin)
+    sample = x.shape[1:]
+    network = convolutional(trial, sample)
     if isinstance(network, str):
         return network
-    if counts(module):
-        return "its forward counts its calls"
-    own = with_own_norms(module, stages_in(network))
+    more = does_more(twin, stages_in(network))
+    if more is not None:
+        return more
+    if as_it_was.parameters() is None:
+        return "its forward changes the module"
+    own = with_own_norms(module, twin, stages_in(network), x.dtype)
     if isinstance(own, str):
         return own
     stages, learning = own
-    if any(module.get_buffer(name).dtype is not x.dtype for name in stages.buffers):
-        return "running statistics are of another dtype than the inputs"
     network = _with_stages(network, stages)
+    loop = InnerLoop(module, "cross_entropy", 0, 1, ())  # of a loss that nobody asks for
     loop.memory["network", sample] = network
-    return Features(loop, network, partial(_again, module), learning)
+    return Features(loop, network, trial, partial(_again, module, snapshot), learning)
 
 
 def _with_stages(network: Stages | Headed, stages: Stages) -> Stages | Headed:
@@ -119,8 +133,15 @@ def _with_stages(network: Stages | Headed, stages: Stages) -> Stages | Headed:
     return Headed(stages, network.above, (*stages.names, *network.above.names))
 
 
-def _again(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _again(
+    module: nn.Module, snapshot: Snapshot, parameters: Mapping[str, Tensor], x: Tensor
+) -> Tensor:
     """By PyTorch, without another update of running statistics."""
+    if snapshot.parameters() is None:
+        raise RuntimeError(
+            "the module changed (train() or eval(), hooks, attributes) before a gradient with "
+            "create_graph=True, for which its forward runs once more"
+        )
     own = {name: buffer.clone() for name, buffer in module.named_buffers()} | dict(parameters)
     with module_lock:
         tensors = in_every_place(module, own)

@@ -56,7 +56,7 @@ class TaskForward:
         network: Any = convolutional(loop, sample)
         if isinstance(network, str):
             return network
-        return Features(loop, network, self._by_torch)
+        return Features(loop, network, loop)
 
     def _by_torch(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if not self.flat:

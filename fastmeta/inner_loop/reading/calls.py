@@ -118,6 +118,8 @@ def misread(module: nn.Module, sample: Sequence[int], samples: int = 2) -> str |
         return differs(module, own, x.reshape(samples, *sample))
     except RuntimeError as error:
         return f"its forward has no gradient: {str(error).splitlines()[0]}"
+    except Exception as error:  # the forward is the user's
+        return f"its forward does not run for some samples: {type(error).__name__}: {error}"
 
 
 def _parameters(layer: nn.Module, prefix: str) -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, NoReturn
 from torch import nn
 
 from fastmeta.functional.row_programs import Unreadable
-from fastmeta.inner_loop.reading.trace import Unknown, is_layer, trace
+from fastmeta.inner_loop.reading.trace import Unknown, is_layer
 
-__all__ = ["Counters", "are_unread", "counters_put_back", "counts"]
+__all__ = ["Counters", "are_unread", "counters_put_back"]
 
 
 class Counter(NamedTuple):
@@ -64,13 +64,6 @@ def counters_put_back(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         counters.put_back()
-
-
-def counts(module: nn.Module) -> bool:
-    """Whether the forward of a module that has been read changes numbers in it."""
-    counters = Counters(module)
-    trace(nn.Sequential(module))
-    return bool(counters.put_back())
 
 
 def are_unread(counters: list[Counter], read: Callable[[], Any]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import keyword
+import operator
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from torch import fx, nn
 from torch.fx.node import Node
@@ -24,9 +26,10 @@ def halves(
     """A module below and a module above a result, which together are the one that is given.
 
     They are cut as far up as nothing below reads a parameter that stays above; their parameters
-    have the module's names. None where its forward has no such result, or does more than compute.
+    have the module's names, and they hold the tensors that the module has now. None where its
+    forward has no such result, or does more than compute. Tried out they are not.
     """
-    if any(has_hooks(part) for part in module.modules()):
+    if not _can_be_copied(module):
         return None
     try:
         with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
@@ -34,19 +37,75 @@ def halves(
             graph = without_unused(trace(module), module)
     except Unknown:
         return None
+    if surroundings.asks_types:  # which torch.fx answers for tensors
+        return None
     calls = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     if not all(_only_computes(node, module) for node in calls):
         return None
+    place = _highest_place(graph, module, stays_above)
+    if place is None:
+        return None
+    upper = after(graph, place)
+    if [*upper.nodes][-1].op != "output":
+        return None
+    return _module(module, _until(graph, place)), _module(module, upper)
+
+
+def _can_be_copied(module: nn.Module) -> bool:
+    """Whether a GraphModule can have all of its parts, each under one name."""
+    if any(has_hooks(part) for part in module.modules()):
+        return False
+    places = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    if len(places) > len(dict(module.named_parameters())):
+        return False
+    names = [*places, *(name for name, _ in module.named_buffers(remove_duplicate=False))]
+    names += [name for name, _ in module.named_modules(remove_duplicate=False)]
+    words = {name.partition(".")[0] for name in names}
+    return not words & _TAKEN and not any(
+        keyword.iskeyword(word) for name in names for word in name.split(".")
+    )
+
+
+_TAKEN = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), "shape_env"} - {""}
+
+
+def _highest_place(
+    graph: fx.Graph, module: nn.Module, stays_above: Callable[[str], bool]
+) -> Node | None:
     order = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
     reads = (any(map(stays_above, _parameters(node, module))) for node in order)
     end = next((i for i, it in enumerate(reads) if it), len(order))
-    places = [node for node in lone_results(graph) if node in order[:end]]
-    if not places:
-        return None
-    upper = after(graph, places[-1])
-    if [*upper.nodes][-1].op != "output":
-        return None
-    return _module(module, _until(graph, places[-1])), _module(module, upper)
+    places = {node: i for i, node in enumerate(order[:end])}
+    for node in reversed(lone_results(graph)):
+        if node in places and _is_one_tensor(node) and not _is_written(node, module):
+            below = {*order[: places[node]]}
+            if not any(_counts_other_rows(each, below) for each in order if is_rows(each)):
+                return node
+    return None
+
+
+def _is_one_tensor(node: Node) -> bool:
+    """Else it may be one of several results of a call, or several."""
+    return not any(user.target is operator.getitem for user in node.users)
+
+
+def _is_written(node: Node, module: nn.Module) -> bool:
+    """Whether somebody works in place on what would be the result of the half below."""
+    return any(not only_computes(user, module) and not asks(user) for user in node.users)
+
+
+def _counts_other_rows(size: Node, below: Container[Node]) -> bool:
+    """Whether what is above reads the first dimension of what is below, not that of the input."""
+    asked = _asked(size)
+    if asked not in below or asked.op == "placeholder":
+        return False
+    return any(user not in below for user in size.users)
+
+
+def _asked(size: Node) -> Node:
+    """The tensor of which a size is the first dimension."""
+    (of,) = size.all_input_nodes
+    return of if size.op == "call_method" else of.all_input_nodes[0]
 
 
 def _only_computes(node: Node, module: nn.Module) -> bool:
@@ -142,7 +201,7 @@ def after(graph: fx.Graph, cut: Node) -> fx.Graph:
             values[node] = after.node_copy(node)
         elif node is cut:
             seen = True
-        elif is_rows(node):  # of whatever: there are as many of x
+        elif is_rows(node) and _asked(node) not in values:  # of what is below: as many as of x
             values[node] = after.call_method("size", (x, 0))
         elif seen and all(below in values for below in node.all_input_nodes):
             values[node] = after.node_copy(node, lambda n: values[n])

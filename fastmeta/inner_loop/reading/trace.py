@@ -33,6 +33,7 @@ class Unknown(Exception):
 
 def trace(root: nn.Module) -> fx.Graph:
     """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
+    buffers = [(part._buffers, dict(part._buffers)) for part in root.modules()]
     try:
         for _ in range(3):  # another thread may draw meanwhile
             before = random_state()
@@ -45,6 +46,10 @@ def trace(root: nn.Module) -> fx.Graph:
         raise
     except Exception as error:  # the forward is the user's, and may do anything to a proxy
         raise Unknown(_untraceable(error)) from error
+    finally:
+        for own, were in buffers:  # `self.buffer += 1` leaves a proxy there
+            if any(isinstance(buffer, fx.Proxy) for buffer in own.values()):
+                own.update(were)
 
 
 def _untraceable(error: Exception) -> str:
