@@ -170,12 +170,12 @@ def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
         refuse_batched("resident", grad)
     names, needs = form.program.names, ctx.needs_input_grad[3:]
     tensors = ctx.saved_tensors[: len(needs)]
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        parameters = dict(zip(names, tensors, strict=False))
-        made = features.again(parameters, tensors[-1].view(shape))
     wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-    found = torch.autograd.grad(
-        made, wanted, grad, create_graph=torch.is_grad_enabled(), allow_unused=True
-    )
+    graph = torch.is_grad_enabled()
+    with torch.autocast("cpu", enabled=False):  # as in the forward that ran
+        with torch.enable_grad():
+            parameters = dict(zip(names, tensors, strict=False))
+            made = features.again(parameters, tensors[-1].view(shape))
+        found = torch.autograd.grad(made, wanted, grad, create_graph=graph, allow_unused=True)
     each = iter(found)
     return [next(each) if need else None for need in needs]
