@@ -10,7 +10,9 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
+from fastmeta.inner_loop.engines import forward
 from fastmeta.inner_loop.engines.forward import Forward
+from fastmeta.inner_loop.reading.snapshot import Snapshot
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 
@@ -186,6 +188,35 @@ class ByFunction(Residual):
         return x.mean((2, 3))
 
 
+class Unused(Residual):
+    """A norm is called twice, and what it makes first is dropped."""
+
+    def forward(self, x):
+        self.norm(self.a(x))
+        return super().forward(x)
+
+
+class CountsInABuffer(Residual):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls_made", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls_made += 1
+        return super().forward(x)
+
+
+class Remembers(Residual):
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+class ReadsStatistics(Residual):
+    def forward(self, x):
+        return super().forward(x) - self.norm.running_mean
+
+
 def hooked():
     model = convs()
     model[1].register_forward_hook(lambda *_: None)
@@ -194,6 +225,9 @@ def hooked():
 
 OTHERS = {
     "counts": Counting, "a norm twice": Twice, "functional": ByFunction, "hooked": hooked,
+    "an unused norm": Unused, "a buffer that counts": CountsInABuffer, "remembers": Remembers,
+    "reads statistics": ReadsStatistics,
+    "in place": lambda: nn.Sequential(nn.Identity(), nn.ReLU(True), nn.Conv2d(2, 3, 3)),
     "of rows": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)),
     "dropout": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Dropout(0.0), nn.Dropout(1.0)),
     "other statistics": lambda: convs(nn.InstanceNorm2d(5, track_running_stats=True), None),
@@ -206,7 +240,9 @@ def test_what_runs_as_it_is(name):
     plain, run = deepcopy(ours), Forward()
     assert run.why_not(ours, samples()) is not None
     for _ in range(2):
-        torch.testing.assert_close(run(ours, samples()), plain(samples()))
+        one, two = samples(), samples()
+        torch.testing.assert_close(run(ours, one), plain(two))
+        torch.testing.assert_close(one, two, rtol=0, atol=0)  # or both are changed
     for one, two in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(one, two)
     assert getattr(ours, "calls", 2) == 2
@@ -220,6 +256,76 @@ def test_errors_are_those_of_the_module():
         run(model, samples(2, (3, 4, 4)))
     with pytest.raises(RuntimeError, match="type"):
         run(model, samples(2, (1, 4, 4)).float())
+
+
+def test_norms_of_lone_numbers():
+    ours = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4)
+    ).double()  # fmt: skip
+    plain = deepcopy(ours)
+    assert_same(ours, plain, samples())
+    ours.eval(), plain.eval()
+    assert_same(ours, plain, samples())
+
+
+def test_a_norm_that_no_longer_tracks():
+    ours = convs().double()
+    ours(samples())
+    ours[1].track_running_stats = False
+    plain = deepcopy(ours)
+    assert_same(ours, plain, samples())
+    ours.eval(), plain.eval()
+    assert_same(ours, plain, samples())
+
+
+def test_statistics_may_change_before_a_backward():
+    model, run = convs().double(), Forward()
+    model(samples())
+    plain = model(samples())
+    ours = run(model, samples())
+    model.eval()
+    judged = run(model, samples())
+    model.train()
+    run(model, samples())
+    for features in (plain, ours, judged):
+        features.sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_statistics_of_another_kind(mode):
+    for change in (
+        lambda m: setattr(m[1], "running_mean", torch.zeros(1, dtype=torch.float64)),
+        lambda m: setattr(m[1], "running_var", None),
+        lambda m: setattr(m[1], "running_var", torch.ones(5)),
+        lambda m: m.__setitem__(1, nn.BatchNorm2d(3, affine=False).double()),
+    ):
+        model, run = convs().double(), Forward()
+        getattr(model, mode)()
+        for before in (True, False):
+            if before:
+                run(model, samples())
+            change(model)
+            with pytest.raises((RuntimeError, ValueError), match="running|contain|dtype|type"):
+                run(model, samples())
+
+
+def test_statistics_are_as_exact_as_they_are_in_pytorch():
+    ours = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, eps=1.0, momentum=1.0))
+    exact, x = deepcopy(ours).double(), 0.01 * samples()
+    assert Forward().why_not(ours, x.float()) is None
+    Forward()(ours, x.float()), exact(x)
+    torch.testing.assert_close(
+        ours[1].running_var.double(), exact[1].running_var, rtol=2e-6, atol=0
+    )
+
+
+def test_a_module_that_changes_with_each_call_is_left_alone(monkeypatch):
+    model, run = Remembers().double(), Forward()
+    looked = []
+    monkeypatch.setattr(forward, "Snapshot", lambda m: looked.append(m) or Snapshot(m))
+    for _ in range(60):
+        run(model, samples())
+    assert len(looked) < 40
 
 
 def test_a_module_that_changes():
@@ -236,6 +342,14 @@ def test_a_module_that_changes():
         change(model)
         model.zero_grad()
         assert_same(model, deepcopy(model), samples(), run)
+
+
+def test_a_parameter_of_another_shape():
+    model, run = convs().double(), Forward()
+    run(model, samples())
+    model[4].weight = nn.Parameter(samples(4, (5, 1, 1)))
+    assert_same(model, deepcopy(model), samples(), run, "parameter '4.weight' is of another dtype, "
+                "device or shape than it was")  # fmt: skip
 
 
 def test_backends_and_modes_of_pytorch():

@@ -146,6 +146,12 @@ WHOLE = {
     "the head reads what the body does": lambda m, x: m.head(m.body(x)) + m.body(x)[:, :2],
     "other samples": lambda m, x: m.head(m.body(x.view(-1, 2, 2).view(-1, 4)).view(len(x), -1)),
     "in place": lambda m, x: m.head(m.body(x).add_(1).relu_()),
+    "types": lambda m, x: m.head(m.body(x) * (2 if isinstance(x, torch.Tensor) else 1)),
+    "identity": lambda m, x: m.head(m.body(x) * (2 if nn.Identity()(x) is x else 1)),
+    "other sizes": lambda m, x: m.head(m.body(x)) / m.head.weight.size(0) / x.t().size(0),
+    "two results": lambda m, x: m.head(torch.cat(m.body(x).chunk(2, 1)[::-1], 1)),
+    "truths": lambda m, x: torch.where(m.body(x)[:, :2] > 0, m.head.bias, m.head.weight[:, 0]),
+    "in place above": lambda m, x: m.head(F.relu(m.body(x), inplace=True)).tanh_(),
     "random": lambda m, x: m.head(F.dropout(m.body(x), 0.0)),
 }  # fmt: skip
 
@@ -153,8 +159,50 @@ WHOLE = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_forwards_in_which_nothing_is_below_the_head_alone(name):
     model, tasks = Other(WHOLE[name]).double(), regression_tasks(inputs=4)
-    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
+    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight", "head.bias"])
     assert_exact(meta, tasks)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.code, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.code(x))
+
+
+def test_names_that_copies_of_a_forward_could_not_have():
+    meta = fm.ANIL(Named().double(), "head", loss="mse", inner_steps=2)
+    assert_exact(meta, regression_tasks(inputs=4))
+
+
+def test_tied_parameters():
+    model = Other(lambda m, x: m.head(m.more(m.body(x)))).double()
+    model.more = nn.Linear(4, 4).double()
+    model.more.weight = model.body.weight
+    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
+    assert_exact(meta, regression_tasks(inputs=4))
+
+
+@pytest.mark.parametrize("loss", ["mse", lambda p, y: (p - y).square().mean()])
+def test_other_numbers_of_samples_than_at_first(loss):
+    model = Other(lambda m, x: m.head(m.body(x).mean(0, keepdim=True)).expand(len(x), 2)).double()
+    meta = fm.MAML(model, loss=loss, inner_steps=2, adapt_parameters=["head.weight"])
+    assert_exact(meta, regression_tasks(s=1, q=1, inputs=4))
+    assert_exact(meta, regression_tasks(s=5, q=4, inputs=4))
+
+
+def test_buffers_that_are_replaced():
+    model, tasks = Network().double(), classification_tasks([2, 6, 6])
+    for meta in (fm.ANIL(model, "head", inner_steps=2), fm.MAML(model, inner_steps=2)):
+        assert_exact(meta, tasks)
+        model.mean = model.mean * 3
+        assert_exact(meta, tasks)
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        model.mean.add_(1)
+        assert_exact(meta, tasks)
 
 
 def test_a_parameter_that_adapts_and_that_nothing_reads():
