@@ -70,6 +70,11 @@ class Features:
         Raises:
             UnknownTensors: a buffer that the network reads is of another kind than before.
         """
+        if x.shape[1] > 1 and self._takes_lone_samples() and not _builds_graph(parameters, x):
+            # As tasks of their own samples stay in the cache from layer to layer: 800 of Conv4-64
+            # at 28 x 28 take 60 ms, together 79; 96 at 84 x 84 66, together 77.
+            alone = self(parameters, x.flatten(0, 1).unsqueeze(1))
+            return alone.squeeze(1).unflatten(0, x.shape[:2])
         # The kernels judge predictions by targets; these cost nothing: nobody asks for the loss.
         labels = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         few = slice(0, self.network.fewest)
@@ -79,6 +84,12 @@ class Features:
             call = _Call(form, self, x.shape)
             return apply_to_plain(_Features, call, addresses, constants, *tensors)
         return self.run(form, addresses, tensors[-1], keep=False)[1]
+
+    def _takes_lone_samples(self) -> bool:
+        """Whether each sample goes through by itself, whatever the others are."""
+        if not isinstance(self.network, Stages) or self.network.fewest > 1:
+            return False
+        return all([stage["norm"] != "batch" for stage in self.network.stages])
 
     def run(
         self, form: Form, addresses: list[int], like: Tensor, keep: bool
@@ -96,6 +107,12 @@ class Features:
         for own in self.learning:
             own.learn(moments[own.stage], samples=form.predictions[1])
         return record, features
+
+
+def _builds_graph(parameters: Mapping[str, Tensor], x: Tensor) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any([p.requires_grad for p in parameters.values()])
 
 
 def unfit_inputs(x: Tensor) -> str | None:
