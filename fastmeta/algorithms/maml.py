@@ -23,6 +23,7 @@ from fastmeta.algorithms.plan import (
     meta_gradient,
     meta_loss,
     rate_kinds,
+    saves_much,
 )
 from fastmeta.backends import requested_backend
 from fastmeta.counts import whole_number
@@ -412,11 +413,11 @@ class MAML(Learner):
         cut = split(self.model, loop.adapted, native)
         if tasks is None:
             return cut
+        whole = native and resident.can_run(loop, tasks, parameters, rates) is None
         if cut is not None:
-            return cut if is_exact(cut, self.model, parameters, tasks) else None
-        if not native or requested_backend() == "triton":
-            return None
-        if resident.can_run(loop, tasks, parameters, rates) is None:
+            pays = not whole or saves_much(cut[0], loop.steps, parameters, tasks)
+            return cut if pays and is_exact(cut, self.model, parameters, tasks) else None
+        if whole or not native or requested_backend() == "triton":
             return None
         # What is made of the samples alone may be all that the fastest engine does not know.
         cut = split_inputs(self.model, loop.adapted)

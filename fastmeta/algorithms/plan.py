@@ -20,7 +20,7 @@ from fastmeta.tasks import TaskBatch
 
 __all__ = [
     "Plan", "above", "adapt", "autocast", "is_exact", "kinds_of", "looks_of", "meta_gradient",
-    "meta_loss", "rate_kinds",
+    "meta_loss", "rate_kinds", "saves_much",
 ]  # fmt: skip
 
 
@@ -103,6 +103,28 @@ def is_exact(
     except Exception:  # of the user's code, which ran whole before: it is left whole
         return False
     return True
+
+
+def saves_much(
+    prefix: Prefix, steps: int, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> bool:
+    """Whether the resident engine would take longer with what is below the inner loop in it.
+
+    A step of it does that once more, while around a prefix there is a millisecond of autograd.
+    """
+    x = tasks.support_x
+    if x.device.type != "cpu":
+        return True
+    from torch.utils.flop_counter import FlopCounterMode  # which takes a while to import
+
+    own = {name: parameters[name].detach() for name in prefix.names}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call_module(prefix.forward.module, own, x[0].detach())
+    return counter.get_total_flops() * len(x) * steps >= _LEAST_SAVED
+
+
+# By docs/notes/cpu-kernels.md, "What lies below".
+_LEAST_SAVED = 4e7  # flops
 
 
 def looks_of(parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch) -> tuple[Any, ...]:

@@ -5,7 +5,13 @@ from oracle import assert_exact, classification_tasks, regression_tasks
 from torch import nn
 
 import fastmeta as fm
+from fastmeta.algorithms import plan
 from fastmeta.inner_loop.prefix import split
+
+
+@pytest.fixture(autouse=True)
+def small_networks_are_cut_too(monkeypatch):
+    monkeypatch.setattr(plan, "_LEAST_SAVED", 0)
 
 
 def conv_net(norm):
@@ -227,3 +233,15 @@ def test_a_prefix_that_makes_other_samples_is_none(shape):
     tasks = regression_tasks(inputs=8)
     tasks = tasks.with_inputs(tasks.support_x.view(3, 5, *shape), tasks.query_x.view(3, 4, *shape))
     assert_exact(meta, tasks)
+
+
+def test_small_networks_stay_whole_where_the_resident_engine_takes_them(monkeypatch):
+    monkeypatch.undo()
+    model, tasks = Other(lambda m, x: m.head(m.body(x))).double(), regression_tasks(inputs=4)
+    model.body = nn.Linear(4, 4, bias=False).double()
+    for saved in (1, 1e12):
+        monkeypatch.setattr(plan, "_LEAST_SAVED", saved)
+        meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
+        assert_exact(meta, tasks)
+        whole = saved > 1 and fm.explain(meta, tasks).name == "resident"
+        assert prefixes(meta) == ({False} if whole else {True, False})
