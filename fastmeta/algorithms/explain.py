@@ -45,12 +45,14 @@ def explain(
             refuse.
         TypeError: an algorithm without an inner loop, and no tasks that its encoder would get.
     """
-    if isinstance(meta_or_module, SharedEncoder):
-        return _of_encoder(meta_or_module, tasks)
-    if not isinstance(meta_or_module, MAML):
+    if not isinstance(meta_or_module, (MAML, SharedEncoder)):
         return MAML(meta_or_module, loss=loss or "cross_entropy").choice(device, tasks)
     if loss is not None:
         raise ValueError("loss belongs to the algorithm; give it only with a plain module")
+    if isinstance(meta_or_module, SharedEncoder):
+        if device is not None:
+            raise ValueError("device: an encoder runs where its tasks are; give those alone")
+        return _of_encoder(meta_or_module, tasks)
     return meta_or_module.choice(device, tasks)
 
 

@@ -15,6 +15,7 @@ from fastmeta.inner_loop.choose import Choice, Engine
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.prefix import Prefix
+from fastmeta.inner_loop.reading.counters import counters_put_back
 from fastmeta.inner_loop.reading.differs import is_alike
 from fastmeta.tasks import TaskBatch
 
@@ -92,7 +93,7 @@ def is_exact(
     own = {name: parameters[name] for name in prefix.names}
     rest = {name: parameters[name] for name, _ in above.named_parameters()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), counters_put_back(module):
             for x in (tasks.support_x[0], tasks.query_x[0]):
                 between = call_module(prefix.forward.module, own, x.clone())
                 if not between.is_floating_point() or between.shape[0] != len(x):

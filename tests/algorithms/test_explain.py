@@ -151,6 +151,9 @@ def test_what_runs_an_encoder():
         fm.explain(meta)
     if cpu.unavailable() is None:
         assert fm.explain(meta, tasks).name == "resident"
+    for options in ({"loss": "mse"}, {"device": "cpu"}):
+        with pytest.raises(ValueError, match="|".join(options)):
+            fm.explain(meta, tasks, **options)
     meta.encoder.append(nn.LogSigmoid())
     meta.encoder[1].register_forward_hook(lambda *_: None)
     chosen = fm.explain(meta, tasks)

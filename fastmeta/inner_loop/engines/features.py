@@ -36,7 +36,8 @@ class Features:
     Attributes:
         loop: without steps.
         network: what its module is for samples of one shape.
-        trial: the loop of a module that may be run on trial.
+        trial: the loop of a module that may be run on trial, where what becomes of samples may
+            depend on how many they are.
         again: (parameters by name, samples [T, n, ...]) -> the same by PyTorch, for derivatives of
             gradients, or RuntimeError where the module is no longer what it was; None: there are no
             such derivatives.
@@ -45,7 +46,7 @@ class Features:
 
     loop: InnerLoop
     network: Stages | Headed
-    trial: InnerLoop
+    trial: InnerLoop | None
     again: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     learning: tuple[Learning, ...] = ()
 
@@ -62,6 +63,8 @@ class Features:
         stages = stages_in(self.network).stages
         if not all([own.fits(x.dtype, stages[own.stage]["c"]) for own in self.learning]):
             return "running statistics are not one number a channel, of the inputs' dtype"
+        if self.trial is None:
+            return None
         return unlike_others(self.trial, self.network, x.shape[2:], [n])
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fastmeta.functional.forward import in_every_place, module_lock
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.engines.features import Features, convolutional, stages_in, unfit_inputs
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
+from fastmeta.inner_loop.reading.calls import asks_types
 from fastmeta.inner_loop.reading.own_calls import does_more
 from fastmeta.inner_loop.reading.own_norms import with_own_norms
 from fastmeta.inner_loop.reading.snapshot import Snapshot
@@ -124,7 +125,9 @@ def _features(module: nn.Module, snapshot: Snapshot, x: Tensor) -> Features | st
     network = _with_stages(network, stages)
     loop = InnerLoop(module, "cross_entropy", 0, 1, ())  # of a loss that nobody asks for
     loop.memory["network", sample] = network
-    return Features(loop, network, trial, partial(_again, module, snapshot), learning)
+    again = partial(_again, module, snapshot)
+    counts = isinstance(network, Headed) or asks_types(twin)
+    return Features(loop, network, trial if counts else None, again, learning)
 
 
 def _with_stages(network: Stages | Headed, stages: Stages) -> Stages | Headed:
