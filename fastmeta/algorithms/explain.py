@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastmeta.algorithms.maml import MAML
+from fastmeta.algorithms.proto_maml import ProtoMAML
 from fastmeta.algorithms.shared_encoder import SharedEncoder
 from fastmeta.functional.losses import Loss
 from fastmeta.inner_loop.choose import Choice
@@ -43,17 +44,22 @@ def explain(
         ValueError: a loss given for an algorithm that has one, a device beside tasks, or a demand
             (`engine=`, `use_backend`) that cannot be met, or dropout or tasks that a call would
             refuse.
-        TypeError: an algorithm without an inner loop, and no tasks that its encoder would get.
+        TypeError: no tasks, for `ProtoMAML` and for an algorithm that has no inner loop.
     """
-    if not isinstance(meta_or_module, (MAML, SharedEncoder)):
+    if not isinstance(meta_or_module, (MAML, ProtoMAML, SharedEncoder)):
         return MAML(meta_or_module, loss=loss or "cross_entropy").choice(device, tasks)
     if loss is not None:
         raise ValueError("loss belongs to the algorithm; give it only with a plain module")
-    if isinstance(meta_or_module, SharedEncoder):
-        if device is not None:
-            raise ValueError("device: an encoder runs where its tasks are; give those alone")
-        return _of_encoder(meta_or_module, tasks)
-    return meta_or_module.choice(device, tasks)
+    if isinstance(meta_or_module, MAML):
+        return meta_or_module.choice(device, tasks)
+    name = type(meta_or_module).__name__
+    if device is not None:
+        raise ValueError(f"device: {name} runs where its tasks are; give those alone")
+    if isinstance(meta_or_module, ProtoMAML):
+        if tasks is None:
+            raise TypeError(f"{name} needs tasks: its head is made of their support")
+        return meta_or_module.choice(tasks)
+    return _of_encoder(meta_or_module, tasks)
 
 
 def _of_encoder(meta: SharedEncoder[Any], tasks: TaskBatch | None) -> Choice:

@@ -19,7 +19,7 @@ from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.prototypes import prototypes
 from fastmeta.inner_loop.checks import check_model, check_sizes
-from fastmeta.inner_loop.choose import Engine, check_engine, choose
+from fastmeta.inner_loop.choose import Choice, Engine, check_engine, choose
 from fastmeta.inner_loop.engines.task_forward import TaskForward
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors, check_grad_mode, check_rates
 from fastmeta.inner_loop.reading.snapshot import Snapshot
@@ -156,6 +156,15 @@ class ProtoMAML(Learner):
             ), tasks, n_way, inner_steps,
         )  # fmt: skip
 
+    def choice(self, tasks: TaskBatch) -> Choice:
+        """The engine that runs the inner loop on such tasks; see `fastmeta.explain`.
+
+        Raises:
+            TypeError, ValueError: as `forward`.
+        """
+        n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, None))
+        return self._start(tasks, n_way, None)[0]
+
     def extra_repr(self) -> str:
         return f"inner_lr={self.inner_lr:g}, inner_steps={self.inner_steps}, order={self.order}"
 
@@ -164,14 +173,16 @@ class ProtoMAML(Learner):
         tasks: TaskBatch, n_way: int, inner_steps: int | None,
     ) -> Result:  # fmt: skip
         try:
-            return part(*self._start(tasks, n_way, inner_steps))
+            chosen, loop, parameters = self._start(tasks, n_way, inner_steps)
+            return part(chosen.engine, loop, parameters)
         except UnknownTensors:  # what was found out no longer holds
             self._known = None
-            return part(*self._start(tasks, n_way, inner_steps))
+            chosen, loop, parameters = self._start(tasks, n_way, inner_steps)
+            return part(chosen.engine, loop, parameters)
 
     def _start(
         self, tasks: TaskBatch, n_way: int, inner_steps: int | None
-    ) -> tuple[Engine, InnerLoop, dict[str, Tensor]]:
+    ) -> tuple[Choice, InnerLoop, dict[str, Tensor]]:
         """The engine, the inner loop of encoder and head, and where it starts."""
         check_grad_mode()
         check_input(self.encoder, tasks.support_x)
@@ -209,7 +220,7 @@ class ProtoMAML(Learner):
 
     def _choose(
         self, parameters: Mapping[str, Tensor], tasks: TaskBatch, steps: int
-    ) -> tuple[Engine, InnerLoop]:
+    ) -> tuple[Choice, InnerLoop]:
         adapted = tuple(
             name for name, p in self.encoder.named_parameters(prefix="encoder") if p.requires_grad
         )
@@ -218,7 +229,7 @@ class ProtoMAML(Learner):
         check_model(loop, parameters, self.inner_lr, tasks)
         if tasks.query_x.shape[1] == 1:  # it may be squeezed, and then no engine runs
             check_sizes(loop, parameters, tasks, {tasks.support_x.shape[1]})
-        return choose(loop, tasks, parameters, self.inner_lr, self.engine).engine, loop
+        return choose(loop, tasks, parameters, self.inner_lr, self.engine), loop
 
     def _support_features(
         self, forward: TaskForward, own: dict[str, Tensor], tasks: TaskBatch
@@ -247,7 +258,7 @@ class _Known(NamedTuple):
 
     snapshot: Snapshot
     forward: TaskForward
-    chosen: dict[Hashable, tuple[Engine, InnerLoop]]
+    chosen: dict[Hashable, tuple[Choice, InnerLoop]]
 
 
 def _at_start(own: Mapping[str, Tensor], centres: Tensor) -> dict[str, Tensor]:

@@ -158,3 +158,11 @@ def test_what_runs_an_encoder():
     meta.encoder[1].register_forward_hook(lambda *_: None)
     chosen = fm.explain(meta, tasks)
     assert chosen.name == "reference" and "hooks" in chosen.passed_over["resident"]
+
+
+def test_proto_maml_is_explained_with_tasks():
+    meta = fm.ProtoMAML(mlp([2, 5, 3]).double(), engine="vmap")
+    tasks = classification_tasks([2], n_way=1)
+    assert fm.explain(meta, tasks).name == "vmap"
+    with pytest.raises(TypeError, match="needs tasks"):
+        fm.explain(meta)
