@@ -415,8 +415,10 @@ class MAML(Learner):
             return cut
         whole = native and resident.can_run(loop, tasks, parameters, rates) is None
         if cut is not None:
+            if not is_exact(cut, self.model, parameters, tasks):
+                return None
             pays = not whole or saves_much(cut[0], loop.steps, parameters, tasks)
-            return cut if pays and is_exact(cut, self.model, parameters, tasks) else None
+            return cut if pays else None
         if whole or not native or requested_backend() == "triton":
             return None
         # What is made of the samples alone may be all that the fastest engine does not know.

@@ -153,6 +153,7 @@ WHOLE = {
     "other samples": lambda m, x: m.head(m.body(x.view(-1, 2, 2).view(-1, 4)).view(len(x), -1)),
     "in place": lambda m, x: m.head(m.body(x).add_(1).relu_()),
     "types": lambda m, x: m.head(m.body(x) * (2 if isinstance(x, torch.Tensor) else 1)),
+    "attributes": lambda m, x: m.head(m.body(x) * getattr(x, "factor", 2)),
     "identity": lambda m, x: m.head(m.body(x) * (2 if nn.Identity()(x) is x else 1)),
     "other sizes": lambda m, x: m.head(m.body(x)) / m.head.weight.size(0) / x.t().size(0),
     "two results": lambda m, x: m.head(torch.cat(m.body(x).chunk(2, 1)[::-1], 1)),
@@ -167,6 +168,48 @@ def test_forwards_in_which_nothing_is_below_the_head_alone(name):
     model, tasks = Other(WHOLE[name]).double(), regression_tasks(inputs=4)
     meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight", "head.bias"])
     assert_exact(meta, tasks)
+
+
+class InPlace(nn.Module):
+    """A residual block as torchvision has it."""
+
+    def __init__(self, kind=nn.ReLU):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.act, self.head = nn.BatchNorm2d(4), kind(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.act(self.first(x))
+        out = self.norm(self.second(h))
+        out += h
+        return self.head(self.act(out).mean((2, 3)))
+
+
+def test_blocks_that_work_in_place():
+    meta = fm.ANIL(InPlace().double(), "head", inner_steps=2, inner_lr=0.5)
+    assert_exact(meta, classification_tasks([2, 6, 6]))
+    assert True in prefixes(meta)
+
+
+def test_a_head_that_works_in_place_on_features():
+    model = Other(lambda m, x: (lambda h: m.head(F.relu(h, True)) + h[:, :2])(m.body(x))).double()
+    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
+    assert_exact(meta, regression_tasks(inputs=4))
+
+
+def test_embeddings_below_a_head():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.body, self.head = nn.Embedding(9, 4), nn.Linear(8, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.body(self.words(x).flatten(1)).tanh())
+
+    x, y = torch.randint(9, (3, 6, 2)), torch.randint(3, (3, 6))
+    meta = fm.ANIL(Words().double(), "head", inner_steps=2, inner_lr=0.5)
+    assert_exact(meta, fm.TaskBatch(x, y, x.flip(1), y.flip(1)))
+    assert True in prefixes(meta)
 
 
 class Named(nn.Module):

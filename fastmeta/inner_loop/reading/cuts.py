@@ -5,15 +5,17 @@ from __future__ import annotations
 import keyword
 import operator
 from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import Node
-from torch.nn.modules.batchnorm import _NormBase
 
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.reading.calls import described
+from fastmeta.inner_loop.reading.in_place import writes_into
 from fastmeta.inner_loop.reading.sizes import asks, is_rows
-from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, trace
+from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown, check_traceable, trace
 from fastmeta.inner_loop.reading.unused import only_computes, without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
@@ -76,22 +78,23 @@ def _highest_place(
     reads = (any(map(stays_above, _parameters(node, module))) for node in order)
     end = next((i for i, it in enumerate(reads) if it), len(order))
     places = {node: i for i, node in enumerate(order[:end])}
+    parts = dict(module.named_modules())
+    if any(writes_into(own, order, parts) for own in graph.nodes if own.op == "get_attr"):
+        return None
     for node in reversed(lone_results(graph)):
-        if node in places and _is_one_tensor(node) and not _is_written(node, module):
-            below = {*order[: places[node]]}
-            if not any(_counts_other_rows(each, below) for each in order if is_rows(each)):
-                return node
+        if node not in places or not _is_one_tensor(node):
+            continue
+        below, above = order[: places[node] + 1], order[places[node] + 1 :]
+        if writes_into(order[0], below, parts) or writes_into(node, above, parts):
+            continue
+        if not any(_counts_other_rows(each, {*below[:-1]}) for each in order if is_rows(each)):
+            return node
     return None
 
 
 def _is_one_tensor(node: Node) -> bool:
     """Else it may be one of several results of a call, or several."""
     return not any(user.target is operator.getitem for user in node.users)
-
-
-def _is_written(node: Node, module: nn.Module) -> bool:
-    """Whether somebody works in place on what would be the result of the half below."""
-    return any(not only_computes(user, module) and not asks(user) for user in node.users)
 
 
 def _counts_other_rows(size: Node, below: Container[Node]) -> bool:
@@ -109,24 +112,21 @@ def _asked(size: Node) -> Node:
 
 
 def _only_computes(node: Node, module: nn.Module) -> bool:
-    """Whether a call changes no tensor but one that a layer has just made, and draws nothing."""
-    if only_computes(node, module) or asks(node):
+    """Whether a call draws nothing and changes at most a tensor that it is given."""
+    if only_computes(node, module) or asks(node) or node.target in IN_PLACE:
         return True
     if node.op != "call_module":
-        return False
-    if type(module.get_submodule(str(node.target))) not in _ACTIVATIONS:
-        return False
-    (source,) = node.all_input_nodes
-    made = source.op == "call_module"
-    return made and isinstance(module.get_submodule(str(source.target)), _MAKING)
+        return node.op == "call_function" and node.target in (F.relu, F.leaky_relu, F.elu, F.silu)
+    layer: Any = module.get_submodule(str(node.target))
+    return type(layer) in _MORE_LAYERS and getattr(layer, "max_norm", None) is None
 
 
-# What may work in place, and what gives a tensor that is nobody else's.
-_ACTIVATIONS = (
+# Beside those that the native kernels have.
+_MORE_LAYERS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Hardswish, nn.Mish, nn.CELU, nn.SELU,
-    nn.Hardtanh, nn.Hardsigmoid,
+    nn.Hardtanh, nn.Hardsigmoid, nn.Embedding, nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d,
+    nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.Softmax, nn.LogSoftmax, nn.Unflatten, nn.PixelShuffle,
 )  # fmt: skip
-_MAKING = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, _NormBase)
 
 
 def _parameters(node: Node, module: nn.Module) -> Iterator[str]:
