@@ -15,6 +15,7 @@ from fastmeta.algorithms.learner import Learner
 from fastmeta.algorithms.plan import autocast, looks_of
 from fastmeta.algorithms.shared_encoder import check_input
 from fastmeta.backends import requested_backend
+from fastmeta.counts import whole_number
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.prototypes import prototypes
@@ -194,6 +195,7 @@ class ProtoMAML(Learner):
         centres = prototypes(features, tasks.support_y, n_way, tasks.support_weight)
         parameters = _at_start(own, centres)
         steps = self.inner_steps if inner_steps is None else inner_steps
+        steps = whole_number("inner steps", steps, least=0)
         key = (
             steps, self.order, self.engine, requested_backend(), autocast(),
             *looks_of(parameters, self.inner_lr, tasks),
