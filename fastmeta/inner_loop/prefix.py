@@ -17,6 +17,7 @@ from fastmeta.functional.forward import (
 from fastmeta.inner_loop.engines.task_forward import TaskForward
 from fastmeta.inner_loop.loop import UnknownTensors
 from fastmeta.inner_loop.reading.cuts import halves
+from fastmeta.inner_loop.reading.layers import leaves_of
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["Prefix", "split", "split_inputs"]
@@ -116,7 +117,9 @@ def _of_children(
     if cut == 0:
         return None
     below, rest = (nn.Sequential(OrderedDict(part)) for part in (children[:cut], children[cut:]))
-    return below, rest
+    _, first = leaves_of(rest)[0]
+    # Every step reads what is made below: nothing may work on it in place.
+    return None if getattr(first, "inplace", False) else (below, rest)
 
 
 def _names(module: nn.Module) -> tuple[str, ...]:

@@ -197,6 +197,14 @@ def test_a_head_that_works_in_place_on_features():
     assert_exact(meta, regression_tasks(inputs=4))
 
 
+@pytest.mark.parametrize("engine", ["auto", "layered", "vmap"])
+def test_a_chain_whose_head_begins_in_place(engine):
+    head = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(4, 4), head).double()
+    meta = fm.ANIL(model, "1", loss="mse", inner_steps=2, engine=engine)
+    assert_exact(meta, regression_tasks(inputs=4))
+
+
 def test_embeddings_below_a_head():
     class Words(nn.Module):
         def __init__(self):
