@@ -9,11 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmeta.functional.forward import (
-    ELEMENTWISE,
-    has_backward_hooks,
-    has_hooks,
-)
+from fastmeta.functional.forward import ELEMENTWISE, has_backward_hooks, has_hooks
 from fastmeta.inner_loop.engines.task_forward import TaskForward
 from fastmeta.inner_loop.loop import UnknownTensors
 from fastmeta.inner_loop.reading.cuts import halves

@@ -68,7 +68,8 @@ def _can_be_copied(module: nn.Module) -> bool:
     )
 
 
-_TAKEN = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), "shape_env"} - {""}
+# Names that a GraphModule has itself, or its code.
+_TAKEN = {*dir(fx.GraphModule(nn.Module(), fx.Graph())), "shape_env"}
 
 
 def _highest_place(

@@ -33,7 +33,7 @@ def only_computes(node: Node, root: nn.Module) -> bool:
         return _layer_only_computes(root.get_submodule(str(node.target)))
     if node.op == "call_method":
         return node.target in METHODS or node.target in _MORE_METHODS
-    return node.op == "call_function" and _functiononly_computes(node)
+    return node.op == "call_function" and _function_only_computes(node)
 
 
 def _layer_only_computes(layer: Any) -> bool:
@@ -43,7 +43,7 @@ def _layer_only_computes(layer: Any) -> bool:
     return type(layer) in LAYERS and not getattr(layer, "inplace", False)
 
 
-def _functiononly_computes(node: Node) -> bool:
+def _function_only_computes(node: Node) -> bool:
     name = getattr(node.target, "__name__", "")
     if node.target not in FUNCTIONS or name.startswith("dropout") or "out" in node.kwargs:
         return False
