@@ -156,6 +156,15 @@ def test_derivatives_of_any_order(training):
     assert torch.autograd.gradgradcheck(features, inputs)
 
 
+def test_a_derivative_of_a_gradient_learns_no_statistics():
+    ours = convs().double()
+    plain, x = deepcopy(ours), samples().requires_grad_()
+    for features in (Forward()(ours, x), plain(x)):
+        torch.autograd.grad(features.square().sum(), x, create_graph=True)
+    for one, two in zip(ours.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
 def test_a_derivative_after_another_mode():
     model, x = convs().double(), samples()
     made = Forward()(model, x)

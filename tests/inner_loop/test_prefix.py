@@ -142,7 +142,7 @@ class Other(nn.Module):
     def __init__(self, forward):
         super().__init__()
         self.body, self.head, self.unused = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 2)
-        self.told = forward
+        self.same, self.told = nn.Identity(), forward
 
     def forward(self, x):
         return self.told(self, x)
@@ -154,7 +154,7 @@ WHOLE = {
     "in place": lambda m, x: m.head(m.body(x).add_(1).relu_()),
     "types": lambda m, x: m.head(m.body(x) * (2 if isinstance(x, torch.Tensor) else 1)),
     "attributes": lambda m, x: m.head(m.body(x) * getattr(x, "factor", 2)),
-    "identity": lambda m, x: m.head(m.body(x) * (2 if nn.Identity()(x) is x else 1)),
+    "identity": lambda m, x: m.head(m.body(x) * (2 if m.same(x) is x else 1)),
     "other sizes": lambda m, x: m.head(m.body(x)) / m.head.weight.size(0) / x.t().size(0),
     "two results": lambda m, x: m.head(torch.cat(m.body(x).chunk(2, 1)[::-1], 1)),
     "truths": lambda m, x: torch.where(m.body(x)[:, :2] > 0, m.head.bias, m.head.weight[:, 0]),
@@ -192,9 +192,16 @@ def test_blocks_that_work_in_place():
 
 
 def test_a_head_that_works_in_place_on_features():
-    model = Other(lambda m, x: (lambda h: m.head(F.relu(h, True)) + h[:, :2])(m.body(x))).double()
+    model = Other(lambda m, x: m.head(F.elu(m.body(x), inplace=True))).double()
     meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
     assert_exact(meta, regression_tasks(inputs=4))
+
+
+def test_a_number_of_rows_of_a_weight_above():
+    model = Other(lambda m, x: m.head(m.body(x)) / m.head.weight.size(0)).double()
+    meta = fm.MAML(model, loss="mse", inner_steps=2, adapt_parameters=["head.weight"])
+    assert_exact(meta, regression_tasks(inputs=4))
+    assert True in prefixes(meta)
 
 
 @pytest.mark.parametrize("engine", ["auto", "layered", "vmap"])
