@@ -278,7 +278,11 @@ void bind_real(py::module_& m, const char* suffix) {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The native kernels of fastmeta. Internal: call them through fastmeta.";
   bind_chain(m);
-  py::class_<Record>(m, "Record").def_readonly("bytes", &Record::bytes);
+  py::class_<Record>(m, "Record", py::buffer_protocol())
+      .def_readonly("bytes", &Record::bytes)
+      .def_buffer([](Record& record) {
+        return py::buffer_info(static_cast<unsigned char*>(record.memory.data()), record.bytes);
+      });
   bind_real<float>(m, "float32");
   bind_real<double>(m, "float64");
   m.def("variants", [] {

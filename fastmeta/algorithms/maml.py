@@ -89,7 +89,7 @@ class MAML(Learner):
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).
         adapt_parameters: names of the parameters that adapt, or a predicate on names; None: all.
-        engine: "auto", "resident", "layered", "vmap" or "reference".
+        engine: "auto", "resident", "stepwise", "layered", "vmap" or "reference".
         precision: of the products: "fp32" is that of the inputs, float64 included. On NVIDIA GPUs
             float32 inputs can be rounded to "tf32" or "bf16", or taken in two parts, "tf32x3"
             (near float32, see `products_in`); sums and all that is kept are float32. Layers below

@@ -51,7 +51,7 @@ class ProtoMAML(Learner):
         inner_lr: rate of the inner steps.
         inner_steps: 0 or more; a call can say otherwise. With 0 it is a prototypical network.
         order: 2 for the exact meta-gradient, 1 to take the inner gradients as constants.
-        engine: "auto", "resident", "layered", "vmap" or "reference".
+        engine: "auto", "resident", "stepwise", "layered", "vmap" or "reference".
 
     Raises:
         ValueError, TypeError: an argument that is not as above.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmeta.backends import requested_backend
 from fastmeta.inner_loop.checks import backward_hooks
-from fastmeta.inner_loop.engines import layered, reference, resident, vmap
+from fastmeta.inner_loop.engines import layered, reference, resident, stepwise, vmap
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 from fastmeta.tasks import TaskBatch
 from fastmeta.words import one_of
@@ -45,7 +45,9 @@ class Engine(Protocol):
 
 
 # Fastest first.
-ENGINES: dict[str, Engine] = {"resident": resident, "layered": layered, "vmap": vmap}
+ENGINES: dict[str, Engine] = {
+    "resident": resident, "stepwise": stepwise, "layered": layered, "vmap": vmap
+}  # fmt: skip
 # The engine that runs a backend's kernels.
 _ENGINE_OF_BACKEND = {"cpu": "resident", "cuda": "resident", "triton": "layered"}
 
@@ -96,7 +98,7 @@ def choose(
     Args:
         loop, parameters, rates: as the engine would get them.
         tasks: a batch like the one to come, or None where nothing is known of it.
-        engine: "auto", "resident", "layered", "vmap" or "reference".
+        engine: "auto", "resident", "stepwise", "layered", "vmap" or "reference".
 
     Raises:
         ValueError: the backend or engine that is demanded cannot run this, with the reason.

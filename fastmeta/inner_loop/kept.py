@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fastmeta.functional.eager import Function, runs_eagerly
 from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at, refuse_batched, refuse_graph
-from fastmeta.inner_loop.steps import Forward, Inputs, support_loss
+from fastmeta.inner_loop.steps import Forward, Inputs, support_gradients
 from fastmeta.inner_loop.updates import sum_over_weights
 
 __all__ = ["descend_keeping", "is_underived", "steps_to_keep"]
@@ -39,10 +39,7 @@ def descend_keeping(
     """theta_K of the steps from `first` on, differentiable once through all of them."""
     theta = {name: _as_variable(p) for name, p in inputs.theta.items()}
     for step in range(first, loop.steps):
-        loss = support_loss(forward, loop, theta, inputs)
-        gradients = torch.autograd.grad(
-            loss, list(theta.values()), create_graph=True, materialize_grads=True
-        )
+        gradients = support_gradients(forward, loop, theta, inputs, create_graph=True)
         if step == loop.steps - 1:
             _refuse_more_derivatives(forward.engine, gradients)
         theta = _stepped(theta, gradients, inputs.rates, step)
@@ -86,10 +83,7 @@ def _measured(forward: Forward, loop: InnerLoop, inputs: Inputs) -> int:
     leaves = {name: p.detach().requires_grad_() for name, p in inputs.theta.items()}
     try:
         with torch.random.fork_rng([]), saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = support_loss(forward, loop, leaves, inputs)
-            gradients = torch.autograd.grad(
-                loss, list(leaves.values()), create_graph=True, materialize_grads=True
-            )
+            gradients = support_gradients(forward, loop, leaves, inputs, create_graph=True)
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):  # torch.func, in a forward, takes none
             raise
@@ -122,7 +116,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _stepped(
-    theta: Mapping[str, Tensor], gradients: tuple[Tensor, ...], rates: Rates, step: int
+    theta: Mapping[str, Tensor], gradients: Sequence[Tensor], rates: Rates, step: int
 ) -> dict[str, Tensor]:
     stepped = {}
     for (name, p), gradient in zip(theta.items(), gradients, strict=True):
@@ -151,7 +145,7 @@ def _as_variable(parameter: Tensor) -> Tensor:
     return parameter if parameter.requires_grad else parameter.detach().requires_grad_()
 
 
-def _refuse_more_derivatives(engine: str, gradients: tuple[Tensor, ...]) -> None:
+def _refuse_more_derivatives(engine: str, gradients: Sequence[Tensor]) -> None:
     """As the recursion does, which runs where the same tasks are a few more."""
     for gradient in gradients:
         if gradient.requires_grad:

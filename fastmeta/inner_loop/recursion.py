@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fastmeta.inner_loop.kept import descend_keeping, is_underived, steps_to_kee
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.probe import leaves_of_graph, uses_others
-from fastmeta.inner_loop.steps import Forward, Inputs, Layout, support_loss
+from fastmeta.inner_loop.steps import Forward, Inputs, Layout, support_gradients
 from fastmeta.inner_loop.updates import (
     room_for_path,
     scaled,
@@ -270,13 +271,14 @@ def _support_gradient(
     """
     with torch.enable_grad():
         leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-        loss = support_loss(forward, loop, leaves, inputs)
-        if whole and {*map(id, leaves_of_graph(loss))} - {*map(id, leaves.values())}:
-            raise UnknownTensors(f"{_UNKNOWN}. The way out: {_WAY_OUT}")
-        gradients = torch.autograd.grad(
-            loss, list(leaves.values()), create_graph=create_graph, materialize_grads=True
-        )
-    return leaves, dict(zip(leaves, gradients, strict=True))
+        look = partial(_refuse_others, leaves) if whole else None
+        found = support_gradients(forward, loop, leaves, inputs, create_graph, look)
+    return leaves, dict(zip(leaves, found, strict=True))
+
+
+def _refuse_others(leaves: Mapping[str, Tensor], loss: Tensor) -> None:
+    if {*map(id, leaves_of_graph(loss))} - {*map(id, leaves.values())}:
+        raise UnknownTensors(f"{_UNKNOWN}. The way out: {_WAY_OUT}")
 
 
 @contextmanager

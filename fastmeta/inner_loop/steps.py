@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmeta.functional.losses import task_loss
 from fastmeta.inner_loop.loop import InnerLoop, Rates
 
-__all__ = ["Forward", "Inputs", "Layout", "split_parameters", "support_loss"]
+__all__ = ["Forward", "Inputs", "Layout", "split_parameters", "support_gradients"]
 
 
 class Forward(NamedTuple):
@@ -22,11 +22,14 @@ class Forward(NamedTuple):
         run: (loop, parameters by name, x [T, S, ...]) -> predictions [T, S, O...], twice
             differentiable; a parameter is [T, *shape] or, shared by the tasks, [*shape].
         at_once: (loop, x [T, S, ...]) -> of how many tasks to run the inner loop together.
+        gradients: (loop, theta, inputs, create_graph) -> as `support_gradients`, which without it
+            asks autograd, through `run`.
     """
 
     engine: str
     run: Callable[[InnerLoop, Mapping[str, Tensor], Tensor], Tensor]
     at_once: Callable[[InnerLoop, Tensor], int] = lambda loop, x: len(x)
+    gradients: Callable[..., Sequence[Tensor]] | None = None
 
 
 def split_parameters(
@@ -94,10 +97,25 @@ class Layout(NamedTuple):
         return Inputs(theta, constant, rates, (next(rest), next(rest), next(rest)))
 
 
-def support_loss(
-    forward: Forward, loop: InnerLoop, theta: Mapping[str, Tensor], inputs: Inputs
-) -> Tensor:
-    """The sum over tasks of their support losses at theta."""
+def support_gradients(
+    forward: Forward,
+    loop: InnerLoop,
+    theta: Mapping[str, Tensor],
+    inputs: Inputs,
+    create_graph: bool,
+    look: Callable[[Tensor], None] | None = None,
+) -> Sequence[Tensor]:
+    """Of each task's support loss at theta, [T, *shape], in the order of theta.
+
+    look: is shown the loss that autograd differentiates, if it is that.
+    """
+    if forward.gradients is not None:
+        return forward.gradients(loop, theta, inputs, create_graph)
     x, y, weight = inputs.support
     predictions = forward.run(loop, {**inputs.constant, **theta}, x)
-    return task_loss(loop.loss, predictions, y, weight).sum()
+    loss = task_loss(loop.loss, predictions, y, weight).sum()
+    if look is not None:
+        look(loss)
+    return torch.autograd.grad(
+        loss, list(theta.values()), create_graph=create_graph, materialize_grads=True
+    )

@@ -28,6 +28,7 @@ def test_why_not_the_resident_engine(no_native):
     assert choice.name == "layered"
     assert choice.passed_over == {
         "resident": "no compiler was found",
+        "stepwise": "its layers use their parameters as they are, once each",
         "vmap": "layered is faster",
         "reference": "layered is faster",
     }
@@ -65,7 +66,7 @@ def test_backend_and_engine_that_contradict():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="one of auto, resident, layered, vmap, reference"):
+    with pytest.raises(ValueError, match="of auto, resident, stepwise, layered, vmap, reference"):
         choose(*arguments(), engine="turbo")
 
 

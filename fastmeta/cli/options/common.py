@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmeta.cli.options.kinds import positive, seed
 
-ENGINES = ("auto", "resident", "layered", "vmap", "reference")
+ENGINES = ("auto", "resident", "stepwise", "layered", "vmap", "reference")
 
 
 # What holds for an option without a default; one of an algorithm's settings is none of this one's.

@@ -15,7 +15,7 @@ from fastmeta.backends.operation import nobody_sees_values
 from fastmeta.functional.eager import apply_to_plain, runs_eagerly
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.engines.forms import Form, prepare
-from fastmeta.inner_loop.engines.networks import native_network, unlike_others
+from fastmeta.inner_loop.engines.networks import Network, native_network, unlike_others
 from fastmeta.inner_loop.engines.resident_autograd import keep_tensors, run_backward
 from fastmeta.inner_loop.engines.resident_runs import by_tensor
 from fastmeta.inner_loop.loop import InnerLoop, refuse_batched, refuse_graph
@@ -45,7 +45,7 @@ class Features:
     """
 
     loop: InnerLoop
-    network: Stages | Headed
+    network: Network
     trial: InnerLoop | None
     again: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     learning: tuple[Learning, ...] = ()
@@ -60,24 +60,27 @@ class Features:
                 return f"parameter {name!r} is a {type(p).__name__}"
         if n < self.network.fewest or any([n * own.pixels < 2 for own in self.learning]):
             return "of so few samples a norm has no statistics"
-        stages = stages_in(self.network).stages
-        if not all([own.fits(x.dtype, stages[own.stage]["c"]) for own in self.learning]):
+        if not all([own.fits(x.dtype, self._channels(own)) for own in self.learning]):
             return "running statistics are not one number a channel, of the inputs' dtype"
         if self.trial is None:
             return None
         return unlike_others(self.trial, self.network, x.shape[2:], [n])
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Features [T, n, ...] of samples [T, n, ...], differentiable to any order.
+        """Features [T, n, ...] of samples [T, n, ...], differentiable as often as `again` is.
+
+        Args:
+            parameters: by name, [*shape] or, of each task, [T, *shape].
 
         Raises:
             UnknownTensors: a buffer that the network reads is of another kind than before.
         """
-        if x.shape[1] > 1 and self._takes_lone_samples() and not _builds_graph(parameters, x):
+        alone = self._takes_lone_samples() and _are_shared(parameters, self.loop)
+        if x.shape[1] > 1 and alone and not _builds_graph(parameters, x):
             # As tasks of their own samples stay in the cache from layer to layer: 800 of Conv4-64
             # at 28 x 28 take 60 ms, together 79; 96 at 84 x 84 66, together 77.
-            alone = self(parameters, x.flatten(0, 1).unsqueeze(1))
-            return alone.squeeze(1).unflatten(0, x.shape[:2])
+            each = self(parameters, x.flatten(0, 1).unsqueeze(1))
+            return each.squeeze(1).unflatten(0, x.shape[:2])
         # The kernels judge predictions by targets; these cost nothing: nobody asks for the loss.
         labels = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
         few = slice(0, self.network.fewest)
@@ -100,16 +103,29 @@ class Features:
         """(record, features)"""
         assert form.predictions is not None
         features = form.program.kernels.empty(form.predictions, like)
-        stages = stages_in(self.network).stages
-        moments = {own.stage: like.new_empty(2, stages[own.stage]["c"]) for own in self.learning}
-        written = [moments[at].data_ptr() if at in moments else 0 for at in range(len(stages))]
+        moments = self._room_for_moments(like)
         record = form.program.kernels.forward(
             form.native, like, addresses, keep, features.data_ptr(), 0, (),
-            written if moments else (),
+            [0 if room is None else room.data_ptr() for room in moments],
         )  # fmt: skip
         for own in self.learning:
             own.learn(moments[own.stage], samples=form.predictions[1])
         return record, features
+
+    def _channels(self, own: Learning) -> int:
+        return int(stages_in(self.network).stages[own.stage]["c"])
+
+    def _room_for_moments(self, like: Tensor) -> list[Any]:
+        """For mean and variance, by stage; nothing where no norm learns them."""
+        if not self.learning:
+            return []
+        stages = stages_in(self.network).stages
+        learn = {own.stage for own in self.learning}
+        return [like.new_empty(2, s["c"]) if at in learn else None for at, s in enumerate(stages)]
+
+
+def _are_shared(parameters: Mapping[str, Tensor], loop: InnerLoop) -> bool:
+    return all([p.dim() == len(loop.shapes[name]) for name, p in parameters.items()])
 
 
 def _builds_graph(parameters: Mapping[str, Tensor], x: Tensor) -> bool:
@@ -145,7 +161,9 @@ def convolutional(loop: InnerLoop, sample: torch.Size) -> Stages | Headed | str:
     return "without convolutions PyTorch's products are as fast"
 
 
-def stages_in(network: Stages | Headed) -> Stages:
+def stages_in(network: Network) -> Stages:
+    """The stages of one that has some."""
+    assert isinstance(network, (Stages, Headed))
     return network.below if isinstance(network, Headed) else network
 
 

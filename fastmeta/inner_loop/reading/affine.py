@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 
-__all__ = ["Activation", "Affine", "affine_of", "composed"]
+__all__ = ["Activation", "Affine", "affine_of", "arithmetic_of", "composed"]
 
 Activation = tuple[str, float, float]  # name and constants, as the native kernels have them
 _Constants = tuple[float, float]  # scale and shift
@@ -29,7 +29,7 @@ class Affine(nn.Module):
 
 def affine_of(node: Node) -> tuple[Node, Affine] | None:
     """Whose result a call takes beside a number, and what it makes of it; None of other calls."""
-    name = _NAMES.get(node.target)
+    name = arithmetic_of(node)
     if name is None or node.kwargs or not 1 <= len(node.args) <= 2:
         return None
     of = next((arg for arg in node.args if isinstance(arg, Node)), None)
@@ -44,6 +44,11 @@ def affine_of(node: Node) -> tuple[Node, Affine] | None:
     if not (math.isfinite(scale) and math.isfinite(shift)):
         return None
     return of, Affine(scale, shift, inplace=node.target in _IN_PLACE)
+
+
+def arithmetic_of(node: Node) -> str | None:
+    """Which of the four operations a call is, however it is spelled, "rsub" or "neg"."""
+    return _NAMES.get(node.target)
 
 
 def composed(first: Activation | None, then: Activation) -> Activation | None:

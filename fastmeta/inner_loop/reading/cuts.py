@@ -19,7 +19,7 @@ from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown, check_traceable
 from fastmeta.inner_loop.reading.unused import only_computes, without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
-__all__ = ["after", "halves", "lone_results"]
+__all__ = ["after", "can_be_copied", "copied", "halves", "lone_results"]
 
 
 def halves(
@@ -31,7 +31,7 @@ def halves(
     have the module's names, and they hold the tensors that the module has now. None where its
     forward has no such result, or does more than compute. Tried out they are not.
     """
-    if not _can_be_copied(module):
+    if not can_be_copied(module):
         return None
     try:
         with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
@@ -50,10 +50,11 @@ def halves(
     upper = after(graph, place)
     if [*upper.nodes][-1].op != "output":
         return None
-    return _module(module, _until(graph, place)), _module(module, upper)
+    name = type(module).__name__
+    return copied(module, _until(graph, place), name), copied(module, upper, name)
 
 
-def _can_be_copied(module: nn.Module) -> bool:
+def can_be_copied(module: nn.Module) -> bool:
     """Whether a GraphModule can have all of its parts, each under one name."""
     if any(has_hooks(part) for part in module.modules()):
         return False
@@ -159,8 +160,9 @@ def _until(graph: fx.Graph, cut: Node) -> fx.Graph:
     return below
 
 
-def _module(root: nn.Module, graph: fx.Graph) -> nn.Module:
-    made = fx.GraphModule(root, graph, type(root).__name__)
+def copied(root: nn.Module | dict[str, Any], graph: fx.Graph, name: str) -> nn.Module:
+    """A module of what a graph reads, which it finds in `root` by its targets."""
+    made = fx.GraphModule(root, graph, name)
     type(made).__module__ = __name__  # a class of its own: by that of fx it would pass for a layer
     return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.inner_loop.probe import hidden_from_saved_tensor_hooks
 from fastmeta.inner_loop.reading.trace import own_name, trace
 
-__all__ = ["differs", "is_alike"]
+__all__ = ["differs", "is_alike", "unlike"]
 
 # Two results are alike up to such a share of the largest number; rounding is far less.
 _SHARE = 1e-3
@@ -29,23 +29,42 @@ def differs(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> s
     sums on a GPU have other last bits in each run, and the gradient of a bias before a batch norm
     is 0 but for those.
     """
-    theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    with module_lock, hidden_from_saved_tensor_hooks(), torch.enable_grad():
+    with module_lock:
         root = nn.Sequential(module)
         traced = fx.GraphModule(root, trace(root))
-        own = {name: theta[own_name(name)] for name, _ in traced.named_parameters()}
+        names = [name for name, _ in traced.named_parameters()]
+
+    def read(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return call_module(traced, {name: theta[own_name(name)] for name in names}, x)
+
+    return unlike(module, read, parameters, x)
+
+
+def unlike(
+    module: nn.Module,
+    read: Callable[[Mapping[str, Tensor], Tensor], Tensor],
+    parameters: Mapping[str, Tensor],
+    x: Tensor,
+    rounds: bool = False,
+) -> str | None:
+    """`differs` of a function that a module's forward was read as: (parameters, x) -> result.
+
+    rounds: it may have other last bits.
+    """
+    theta = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    with module_lock, hidden_from_saved_tensor_hooks(), torch.enable_grad():
         with _Asked() as asked:
             y = call_module(module, theta, x.clone())
         if asked.name is not None:
             return f"its forward asks for numbers ({asked.name}), which may be others later"
         expected = _with_gradients(y, theta)
-        found = _with_gradients(call_module(traced, own, x.clone()), theta)
+        found = _with_gradients(read(theta, x.clone()), theta)
         if _alike(expected, found, [0.0] * len(found)):
             return None
         again = [
             _with_gradients(call_module(module, theta, x.clone()), theta) for _ in range(_REPEATS)
         ]
-    if _alike(expected, found, _noise(expected, again)):
+    if _alike(expected, found, _noise(expected, again, rounds)):
         return None
     return (
         "its forward computes something else when torch.fx traces it: does it ask for types, or "
@@ -101,7 +120,7 @@ def is_alike(expected: Tensor, found: Tensor) -> bool:
     return _alike([expected], [found], [0.0])
 
 
-def _noise(expected: list[Tensor], again: list[list[Tensor]]) -> list[float]:
+def _noise(expected: list[Tensor], again: list[list[Tensor]], rounds: bool) -> list[float]:
     """How far the output and each gradient may be off, if runs of one module differ; else 0.
 
     The few repeats may miss what a tensor of few elements does. So if anything differs, what is
@@ -110,7 +129,7 @@ def _noise(expected: list[Tensor], again: list[list[Tensor]]) -> list[float]:
     if not expected[0].is_floating_point():
         return [0.0] * len(expected)
     own = [max(_largest(x - y) for y in ys) for x, *ys in zip(expected, *again, strict=True)]
-    if not any(own):
+    if not any(own) and not rounds:
         return own
     sizes = [_largest(x) for x in expected]
     beside = [sizes[0], *[max(sizes[1:], default=0.0)] * len(sizes[1:])]

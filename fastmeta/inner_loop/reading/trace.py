@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
+from torch.nn.utils import parametrize
 
 from fastmeta.functional.row_programs import lengths_as_sizes
 from fastmeta.inner_loop.randomness import random_state
@@ -31,14 +32,17 @@ class Unknown(Exception):
     """Something that has no rule; says what."""
 
 
-def trace(root: nn.Module) -> fx.Graph:
-    """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them."""
+def trace(root: nn.Module, opens_parametrizations: bool = False) -> fx.Graph:
+    """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them.
+
+    opens_parametrizations: down to what makes the parameters of torch.nn.utils.parametrize.
+    """
     buffers = [(part._buffers, dict(part._buffers)) for part in root.modules()]
     try:
         for _ in range(3):  # another thread may draw meanwhile
             before = random_state()
             with torch.enable_grad(), lengths_as_sizes(_Proxy):
-                graph = _Tracer().trace(root)
+                graph = _Tracer(opens_parametrizations).trace(root)
             if random_state() == before:
                 return graph
         raise Unknown(DRAWS)
@@ -80,8 +84,9 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, opens_parametrizations: bool) -> None:
         super().__init__()
+        self._opens_parametrizations = opens_parametrizations
         self._thread = threading.get_ident()
         self._modes = _modes()
 
@@ -94,6 +99,8 @@ class _Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self._opens_parametrizations and type(m).__module__ == parametrize.__name__:
+            return False
         return is_layer(m)
 
     def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:

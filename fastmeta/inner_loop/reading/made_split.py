@@ -1,0 +1,238 @@
+"""A traced forward as what makes tensors of parameters alone, and what uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Node, map_arg
+
+from fastmeta.inner_loop.reading.cuts import copied
+from fastmeta.inner_loop.reading.in_place import works_in_place
+from fastmeta.inner_loop.reading.scales import Scale, bias_of, scale_of, weight_of
+from fastmeta.inner_loop.reading.trace import Unknown
+
+__all__ = ["Maker", "split_made"]
+
+
+class Maker(NamedTuple):
+    """What makes some of the tensors that are made.
+
+    Attributes:
+        module: of no samples, a tuple of tensors.
+        reads: its parameters, by the names of the whole.
+        makes: what the rest calls what it makes.
+    """
+
+    module: nn.Module
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
+def split_made(
+    module: nn.Module, graph: fx.Graph, values: Mapping[str, Any], adapted: Sequence[str]
+) -> tuple[nn.Module, list[Maker]]:
+    """The rest, which has what is made as parameters, and what makes it.
+
+    What depends on parameters that adapt is made apart from what does not.
+
+    Args:
+        graph: of the module.
+        values: what each node is for some samples, by its name.
+
+    Raises:
+        Unknown: there is nothing to be made, or it is no tensor that is computed.
+    """
+    splitter = _Splitter(module, graph, values)
+    splitter.sort()
+    makers = _Makers(module, splitter.made)
+    varies = {name for name in splitter.made if not makers.reads(name).isdisjoint(adapted)}
+    groups = [[n for n in splitter.made if (n in varies) is group] for group in (True, False)]
+    return splitter.rest(), [makers.maker(names) for names in groups if names]
+
+
+class _Recipe(NamedTuple):
+    """How something is made.
+
+    Attributes:
+        source: a node of parameters alone, or a parameter.
+        function: of it and the constants; None: the source itself.
+    """
+
+    source: Node | str
+    function: Callable[..., Tensor] | None = None
+    constants: tuple[Any, ...] = ()
+
+
+class _Splitter:
+    """Sorts the nodes of a graph into those of parameters alone and those of samples.
+
+    Attributes:
+        made: how, by the name in the rest.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, values: Mapping[str, Any]) -> None:
+        self._module, self._graph, self._values = module, graph, values
+        self._buffers = {name for name, _ in module.named_buffers()}
+        self._of_samples = _made_of_samples(graph)
+        self._rest = fx.Graph()
+        self._nodes: dict[Node, Node] = {}  # of samples, in the rest
+        self._parts: dict[str, Any] = {}  # that the rest has, by name
+        self._used: set[str] = set()  # parameters that it has as they are
+        self._unshifted: set[Node] = set()  # scales that may get a bias
+        self.made: dict[str, _Recipe] = {}
+
+    def sort(self) -> None:
+        parts = dict(self._module.named_modules())
+        for node in self._graph.nodes:
+            if node in self._of_samples:
+                self._nodes[node] = self._of_rest(node)
+            elif node.op == "output":
+                self._rest.output(map_arg(node.args[0], self._operand))
+            elif node.op != "get_attr" and works_in_place(node, parts):
+                raise Unknown("its forward changes in place what it makes of its parameters")
+        if not self.made:
+            raise Unknown("its layers use their parameters as they are, once each")
+
+    def rest(self) -> nn.Module:
+        return copied(self._parts, self._rest, type(self._module).__name__)
+
+    def _value(self, node: Node) -> Any:
+        return self._values[node.name]
+
+    def _of_rest(self, node: Node) -> Node:
+        if node.op == "placeholder":
+            return self._rest.placeholder("x")
+        scale = scale_of(node, self._of_samples.__contains__, self._value)
+        if scale is not None:
+            return self._scaled(scale)
+        if node.op == "call_module":
+            return self._called(node)
+        return self._rest.node_copy(node, self._operand)
+
+    def _operand(self, node: Node) -> Any:
+        """A node of the rest for one of the whole, or the number that it always is."""
+        if node in self._of_samples:
+            return self._nodes[node]
+        value, name = self._value(node), str(node.target)
+        if not isinstance(value, Tensor):
+            return tuple(value) if isinstance(value, torch.Size) else value
+        if node.op == "get_attr" and (name in self._buffers or name not in self._used):
+            self._used.add(name)
+            self._parts[name] = _part(self._module, name)
+            return self._rest.get_attr(name)
+        return self._made(_Recipe(node))
+
+    def _made(self, recipe: _Recipe) -> Node:
+        assert isinstance(recipe.source, Node)
+        value = self._value(recipe.source)
+        if not value.is_floating_point():
+            raise Unknown("it makes whole numbers or truths of its parameters")
+        if recipe.function is not None:
+            value = recipe.function(value, *recipe.constants)
+        name = f"fastmeta_made_{len(self.made)}"
+        self.made[name] = recipe
+        self._parts[name] = nn.Parameter(value.detach().clone())
+        return self._rest.get_attr(name)
+
+    def _scaled(self, scale: Scale) -> Node:
+        below, constants = self._nodes[scale.of], (scale.rule, scale.channels)
+        bias = _Recipe(scale.by, bias_of, constants)
+        if scale.adds and below in self._unshifted and len(scale.of.users) == 1:
+            self._unshifted.discard(below)
+            with self._rest.inserting_before(below):
+                below.update_arg(2, self._made(bias))
+            return below
+        weight = self._made(_Recipe(scale.by, weight_of, (*constants, scale.kernel)))
+        shift = self._made(bias) if scale.shifts else None
+        arguments = (below, weight, shift, 1, 0, 1, scale.channels)
+        node = self._rest.call_function(scale.convolve, arguments)
+        if shift is None:
+            self._unshifted.add(node)
+        return node
+
+    def _called(self, node: Node) -> Node:
+        """A layer, or one like it where its parameters are used already."""
+        target = str(node.target)
+        layer = self._module.get_submodule(target)
+        names = [name for name, _ in layer.named_parameters()]
+        own = {f"{target}.{name}" for name in names}
+        if self._used.isdisjoint(own):
+            self._used |= own
+            self._parts[target] = layer
+        else:
+            again = f"fastmeta_again_{len(self._parts)}"
+            self._parts[again] = deepcopy(layer)
+            self.made |= {f"{again}.{name}": _Recipe(f"{target}.{name}") for name in names}
+            target = again
+        args, kwargs = map_arg((node.args, node.kwargs), self._operand)
+        return self._rest.call_module(target, args, kwargs)
+
+
+class _Makers:
+    """Modules of the nodes that what is made is made by."""
+
+    def __init__(self, module: nn.Module, made: Mapping[str, _Recipe]) -> None:
+        self._module, self._recipes = module, made
+        self._parameters = {name for name, _ in module.named_parameters()}
+
+    def maker(self, names: Sequence[str]) -> Maker:
+        graph, parts = fx.Graph(), dict[str, Any]()
+        copies: dict[Node, Node] = {}
+        graph.placeholder("nothing")
+
+        def copy(node: Node) -> Node:
+            if node not in copies:
+                if node.op in ("get_attr", "call_module"):
+                    parts[str(node.target)] = _part(self._module, str(node.target))
+                copies[node] = graph.node_copy(node, copy)
+            return copies[node]
+
+        def make(recipe: _Recipe) -> Node:
+            source, function, constants = recipe
+            if isinstance(source, str):
+                parts[source] = _part(self._module, source)
+                return graph.get_attr(source)
+            node = copy(source)
+            return node if function is None else graph.call_function(function, (node, *constants))
+
+        graph.output(tuple(make(self._recipes[name]) for name in names))
+        reads = {read for name in names for read in self.reads(name)}
+        return Maker(copied(parts, graph, "Maker"), tuple(sorted(reads)), tuple(names))
+
+    def reads(self, name: str) -> set[str]:
+        """The parameters of which something is made."""
+        source = self._recipes[name].source
+        if isinstance(source, str):
+            return {source}
+        found, stack = set[str](), [source]
+        while stack:
+            node = stack.pop()
+            stack += node.all_input_nodes
+            found |= self._read_by(node)
+        return found
+
+    def _read_by(self, node: Node) -> set[str]:
+        target = str(node.target)
+        if node.op == "call_module":
+            layer = self._module.get_submodule(target)
+            return {f"{target}.{name}" for name, _ in layer.named_parameters()}
+        return {target} & self._parameters if node.op == "get_attr" else set()
+
+
+def _part(module: nn.Module, target: str) -> Any:
+    owner, _, name = target.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def _made_of_samples(graph: fx.Graph) -> set[Node]:
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op != "output" and (
+            node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
