@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from fastmeta.bench.workloads import BLOCKS, Workload
+from fastmeta.bench.workloads import BESIDE_CONV4, BLOCKS, Workload
 
 
 def sinusoid(tasks: int, steps: int) -> Workload:
@@ -43,8 +43,8 @@ def mini_imagenet(tasks: int) -> Workload:
 
 def unlike_conv4(blocks: str) -> Workload:
     """What differs from Conv4 with 32 filters, on 5-way 1-shot tasks as large as Omniglot's."""
-    name = {"excitation": "conv-gates", "depthwise": "conv-depthwise", "cosine": "conv-cosine"}
-    return _conv4(name[blocks], "beside-conv4", (1, 28, 28), 32, 8, 5, 5, 25, blocks)
+    name = "conv-gates" if blocks == "excitation" else f"conv-{blocks}"
+    return _conv4(name, "beside-conv4", (1, 28, 28), 32, 8, 5, 5, 25, blocks)
 
 
 def _conv4(
@@ -105,7 +105,7 @@ WORKLOADS: dict[str, Workload] = {
         head(features=64),
         head(features=1600),
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),
-        *map(unlike_conv4, ("excitation", "depthwise", "cosine")),
+        *map(unlike_conv4, BESIDE_CONV4),
         mini_imagenet(tasks=4),
         mini_imagenet(tasks=1),
         *LARGE,

@@ -58,7 +58,7 @@ class Workload:
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
     hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
-    blocks: str = ""  # how it differs from Conv4: "excitation", "depthwise" or "cosine"
+    blocks: str = ""  # how it differs from Conv4: a key of BESIDE_CONV4
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -142,6 +142,32 @@ class Excitation(nn.Module):
         return x * scale[:, :, None, None]
 
 
+class StandardisedConv2d(nn.Conv2d):
+    """Each output by a weight of mean 0 and deviation 1: Qiao et al. 2019, equation 4."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, standardised(self.weight), self.bias)
+
+
+def standardised(weight: Tensor) -> Tensor:
+    """[O, I, *kernel], over all but the first dimension."""
+    centred = weight - weight.mean((1, 2, 3), keepdim=True)
+    return centred / (centred.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-5)
+
+
+class Film(nn.Module):
+    """Scales and shifts channels by what a layer makes of a context: Zintgraf et al. 2019."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.context = nn.Parameter(torch.zeros(100))
+        self.make = nn.Linear(100, 2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.make(self.context)[:, None, None].chunk(2)
+        return x * scale + shift
+
+
 class CosineHead(nn.Module):
     """Ten times the cosines between features and a weight for each class: Chen et al. 2019."""
 
@@ -153,17 +179,23 @@ class CosineHead(nn.Module):
         return 10 * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
+BESIDE_CONV4 = "excitation", "depthwise", "cosine", "standardised", "film"
+
+
 def _unlike_conv4(workload: Workload) -> nn.Sequential:
     modules: list[nn.Module] = []
     filters, inputs = workload.filters, workload.image[0]
+    convolution = StandardisedConv2d if workload.blocks == "standardised" else nn.Conv2d
     for _ in range(BLOCKS):
         if workload.blocks == "depthwise" and modules:
             modules.append(nn.Conv2d(filters, filters, 3, padding=1, groups=filters))
             modules.append(nn.Conv2d(filters, filters, 1))
         else:
-            modules.append(nn.Conv2d(inputs, filters, 3, padding=1))
-        norm = nn.BatchNorm2d(filters, track_running_stats=False)
-        modules += [norm, nn.ReLU(), nn.MaxPool2d(2)]
+            modules.append(convolution(inputs, filters, 3, padding=1))
+        modules.append(nn.BatchNorm2d(filters, track_running_stats=False))
+        if workload.blocks == "film":
+            modules.append(Film(filters))
+        modules += [nn.ReLU(), nn.MaxPool2d(2)]
         if workload.blocks == "excitation":
             modules.append(Excitation(filters))
         inputs = filters

@@ -59,9 +59,14 @@ def _unit(rows: Any) -> Any:
 def _block(kind: str, own: Iterator[Any], x: Any, first: bool) -> Any:
     """Channels first and pooling by `max` are faster here than channels last or reduce_window."""
     import jax
+    import jax.numpy as jnp
 
     def convolved(x: Any, groups: int = 1) -> Any:
         weight, bias = next(own), next(own)
+        if kind == "standardised":
+            centred = weight - weight.mean((1, 2, 3), keepdims=True)
+            deviation = (centred**2).mean((1, 2, 3), keepdims=True) ** 0.5
+            weight = centred / (deviation + 1e-5)
         y = jax.lax.conv_general_dilated(
             x, weight, (1, 1), "SAME", feature_group_count=groups
         )
@@ -74,7 +79,12 @@ def _block(kind: str, own: Iterator[Any], x: Any, first: bool) -> Any:
     scale, shift = (next(own)[:, None, None] for _ in range(2))
     centred = x - x.mean((0, 2, 3), keepdims=True)
     variance = (centred**2).mean((0, 2, 3), keepdims=True)
-    x = jax.nn.relu(centred * jax.lax.rsqrt(variance + 1e-5) * scale + shift)
+    x = centred * jax.lax.rsqrt(variance + 1e-5) * scale + shift
+    if kind == "film":
+        context, weight, bias = next(own), next(own), next(own)
+        scale, shift = jnp.split((weight @ context + bias)[:, None, None], 2)
+        x = x * scale + shift
+    x = jax.nn.relu(x)
     samples, channels, height, width = x.shape
     x = x[:, :, : height // 2 * 2, : width // 2 * 2]
     x = x.reshape(samples, channels, height // 2, 2, width // 2, 2).max((3, 5))

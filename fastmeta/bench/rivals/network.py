@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.bench.workloads import BLOCKS, LOSSES, Workload
+from fastmeta.bench.workloads import BLOCKS, LOSSES, Workload, standardised
 
 # x [S, C, H, W], weight [C], bias [C]
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,8 +51,14 @@ def _block(kind: str, own: Iterator[Tensor], x: Tensor, norm: Norm, first: bool)
         x = F.conv2d(x, next(own), next(own), padding=1, groups=x.shape[1])
         x = F.conv2d(x, next(own), next(own))
     else:
-        x = F.conv2d(x, next(own), next(own), padding=1)
-    x = F.max_pool2d(norm(x, next(own), next(own)).relu(), 2)
+        weight = standardised(next(own)) if kind == "standardised" else next(own)
+        x = F.conv2d(x, weight, next(own), padding=1)
+    x = norm(x, next(own), next(own))
+    if kind == "film":
+        context = next(own)
+        scale, shift = F.linear(context, next(own), next(own))[:, None, None].chunk(2)
+        x = x * scale + shift
+    x = F.max_pool2d(x.relu(), 2)
     if kind == "excitation":
         squeezed = F.linear(x.mean((2, 3)), next(own), next(own)).relu()
         x = x * F.linear(squeezed, next(own), next(own)).sigmoid()[:, :, None, None]
