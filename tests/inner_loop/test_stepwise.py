@@ -255,6 +255,19 @@ def test_fast_weights_and_what_is_adapted_without_gradients():
         torch.testing.assert_close(lone, meta(tasks).loss.detach())
 
 
+def test_without_tasks_it_is_known_too():
+    class Images(Network):
+        def __init__(self):
+            super().__init__(film, film=nn.Linear(5, 8), context=parameter(5))
+            self.head = nn.Linear(5 * 26 * 26, 3)
+
+        def features(self, x):
+            return self.last(self.told(self, self.norm(self.first(x)))).flatten(1)
+
+    assert fm.explain(meta_of(Images())).name == "stepwise"
+    assert fm.explain(meta_of(Network(lambda m, h: F.hardshrink(h)))).name != "stepwise"
+
+
 def test_another_derivative_is_refused():
     meta, tasks = meta_of(NETWORKS["film"]()), classification_tasks(SAMPLE)
     loss = meta(tasks).loss.mean()
@@ -307,7 +320,7 @@ UNREAD = {
     "asked": (lambda m, h: h * (m.a.item() * m.a), "asks for numbers"),
     "random": (lambda m, h: h * torch.rand_like(m.a), "random"),
     "counted": (lambda m, h: h * m.twice(m.a), "changes"),
-    "whole numbers": (lambda m, h: h * m.a.long(), "whole numbers"),
+    "whole numbers": (lambda m, h: torch.relu(h) * m.a.long(), "whole numbers"),
     "of other samples": (lambda m, h: h * m.a[: len(h)], "once each"),
     "rows": (lambda m, h: h * m.rows, "once each"),
     "no kernel": (lambda m, h: (m.a * h).sort(-1).values, "sort"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastmeta.functional.row_programs import Step, Unreadable
 from fastmeta.inner_loop.arithmetic.written import Written, read_head
 from fastmeta.inner_loop.reading.calls import Call, calls_until, described
 from fastmeta.inner_loop.reading.cuts import after, lone_results
-from fastmeta.inner_loop.reading.layers import misshapen, unlike_parameters
+from fastmeta.inner_loop.reading.layers import likely_samples, misshapen, unlike_parameters
 from fastmeta.inner_loop.reading.stage_builder import StageBuilder
 from fastmeta.inner_loop.reading.stages import Stages, finished
 from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, own_name, trace
@@ -93,21 +93,7 @@ def headed_of(module: nn.Module, sample: Sequence[int]) -> Headed | str | None:
 
 def headed_for_some(module: nn.Module) -> bool:
     """Whether it is such a network for samples of a likely shape."""
-    return any(isinstance(headed_of(module, sample), Headed) for sample in _shapes(module))
-
-
-def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Those that the first layer takes, of sizes that images and sequences have."""
-    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-    for layer in layers[:1]:
-        if isinstance(layer, nn.Linear):
-            yield (layer.in_features,)
-        else:
-            sides = 1 if isinstance(layer, nn.Conv1d) else 2
-            yield from ((layer.in_channels, *[size] * sides) for size in _SIZES)
-
-
-_SIZES = 28, 84, 32, 16, 8, 64
+    return any(isinstance(headed_of(module, sample), Headed) for sample in likely_samples(module))
 
 
 class _Cutter:

@@ -30,7 +30,8 @@ from fastmeta.inner_loop.loop import (
     refuse_batched,
     refuse_graph,
 )
-from fastmeta.inner_loop.reading.made import Made, made_of
+from fastmeta.inner_loop.reading.layers import likely_samples
+from fastmeta.inner_loop.reading.made import DOES_NOT_RUN, Made, made_of
 from fastmeta.inner_loop.steps import Forward, Inputs
 from fastmeta.tasks import TaskBatch
 
@@ -47,28 +48,52 @@ def can_run(
     """None, or why its weights are not made of parameters, or the kernels do not take the rest."""
     if requested_backend() is not None or any(p.device.type != "cpu" for p in parameters.values()):
         return "it runs on CPUs, where no backend is asked for"
-    if tasks is None:
-        return "without tasks it is not known what samples look like"
     if not loop.steps:
         return "without steps nothing is gained"
-    halves = _halves(loop, tasks.support_x)
+    if tasks is None:
+        return _unfit_for_any(loop, parameters)
+    sample = tasks.support_x.shape[2:]
+    halves = _halves(loop, sample)
     if isinstance(halves, str):
         return halves
+    return _unfit(halves, loop, tasks, parameters) or _slow(halves, sample)
+
+
+def _unfit_for_any(loop: InnerLoop, parameters: Mapping[str, Tensor]) -> str | None:
+    """Why samples of the first likely shape that the module takes do not run here, or None."""
+    said = "no samples were found that it takes"
+    for sample in map(torch.Size, likely_samples(loop.module)):
+        halves = _halves(loop, sample)
+        if not isinstance(halves, str):
+            return _unfit(halves, loop, None, parameters) or _slow(halves, sample)
+        said = halves
+        if not said.startswith(DOES_NOT_RUN):
+            break
+    return said
+
+
+def _unfit(
+    halves: _Halves, loop: InnerLoop, tasks: TaskBatch | None, parameters: Mapping[str, Tensor]
+) -> str | None:
     own = {name: parameters[name].detach() for name in loop.shapes}
     with torch.no_grad():
         weights = halves.made.weights(own)
-    reason = resident.can_run(halves.step, tasks, weights, _FAR)
-    if reason is not None:
-        return reason
-    network = convolutional(halves.step, tasks.support_x.shape[2:])
+    return resident.can_run(halves.step, tasks, weights, _FAR)
+
+
+def _slow(halves: _Halves, sample: torch.Size) -> str | None:
+    """Why a network of what is made is not faster than under vmap, or no network."""
+    network = convolutional(halves.step, sample)
     return network if isinstance(network, str) else None
 
 
 class _Halves(NamedTuple):
-    """Attributes:
-    made: of the module of an inner loop.
-    step: one step of what uses them.
-    whole: that without steps, and with a loss that nobody asks for.
+    """A module in two.
+
+    Attributes:
+        made: the two.
+        step: one step of what uses the weights that are made.
+        whole: the same without steps, and with a loss that nobody asks for.
     """
 
     made: Made
@@ -80,20 +105,22 @@ class _Halves(NamedTuple):
         return Features(self.whole, network, None)
 
 
-def _halves(loop: InnerLoop, x: Tensor) -> _Halves | str:
-    key = ("halves", x.shape[2:])
+def _halves(loop: InnerLoop, sample: torch.Size) -> _Halves | str:
+    key = ("halves", sample)
     found = loop.memory.get(key)
     if found is None:
-        found = loop.memory[key] = _found(loop, x)
+        found = loop.memory[key] = _found(loop, sample)
     if isinstance(found, _Halves) and not found.made.is_current():
         raise UnknownTensors("a buffer of the module is another tensor than before")
     return found
 
 
-def _found(loop: InnerLoop, x: Tensor) -> _Halves | str:
-    made = made_of(loop.module, loop.adapted, x.shape[2:])
+def _found(loop: InnerLoop, sample: torch.Size) -> _Halves | str:
+    made = made_of(loop.module, loop.adapted, sample)
     if isinstance(made, str):
         return made
+    if not made.varies:
+        return "its forward reads nothing that adapts"
     step = InnerLoop(
         made.rest, loop.loss, 1, loop.order, made.varies, loop.randomness, unread=loop.unread
     )
@@ -101,7 +128,7 @@ def _found(loop: InnerLoop, x: Tensor) -> _Halves | str:
 
 
 def _known(loop: InnerLoop, x: Tensor) -> _Halves:
-    halves = _halves(loop, x)
+    halves = _halves(loop, x.shape[2:])
     if isinstance(halves, str):
         raise RuntimeError(f"the module has changed since the engine was chosen: {halves}")
     return halves
@@ -142,8 +169,8 @@ def _run(
     record, fast = run_adapt(form, addresses, tensors[-1], keep)
     varying = [t for t, adapts in zip(tensors, form.program.adapts, strict=False) if adapts]
     with torch.no_grad():
-        for weight, far in zip(varying, fast, strict=True):
-            torch.sub(weight, far, out=far).div_(_FAR)
+        torch._foreach_sub_(fast, varying)
+        torch._foreach_div_(fast, -_FAR)
     return record, fast
 
 
@@ -169,12 +196,14 @@ class _Gradient(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         form, (*kept, _) = ctx.form, ctx.saved_tensors
         out = by_tensor(form, run_backward(ctx, kept, None, None, directions))
-        along = iter(directions)
-        for position, adapts in enumerate(form.program.adapts):
-            direction, own = next(along) if adapts else None, out[position]
-            if own is not None and direction is not None:  # v - far H v
-                own.sub_(direction)
-        return None, None, None, *[None if own is None else own.div_(-_FAR) for own in out]
+        varying = [own for own, adapts in zip(out, form.program.adapts, strict=False) if adapts]
+        asked = [
+            (own, direction) for own, direction in zip(varying, directions, strict=True)
+            if own is not None and direction is not None
+        ]  # fmt: skip
+        torch._foreach_sub_(*map(list, zip(*asked, strict=True)))  # now all are - far H v
+        torch._foreach_div_([own for own in out if own is not None], -_FAR)
+        return None, None, None, *out
 
 
 _STEPWISE = Forward("stepwise", _forward, gradients=_gradients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,8 @@ from fastmeta.inner_loop.reading.affine import Affine
 from fastmeta.models import Sine
 
 __all__ = [
-    "activation_of", "called", "is_idle", "leaves_of", "misshapen", "unknown", "unlike_parameters",
+    "activation_of", "called", "is_idle", "leaves_of", "likely_samples", "misshapen", "unknown",
+    "unlike_parameters",
 ]  # fmt: skip
 
 
@@ -131,3 +132,17 @@ _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804
 def _number(value: object) -> bool:
     """A tensor could change without anybody noticing, or want a gradient."""
     return type(value) in (int, float)
+
+
+def likely_samples(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes that the first layer takes, of sizes that images and sequences have."""
+    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    for layer in layers[:1]:
+        if isinstance(layer, nn.Linear):
+            yield (layer.in_features,)
+        else:
+            sides = 1 if isinstance(layer, nn.Conv1d) else 2
+            yield from ((layer.in_channels, *[size] * sides) for size in _SIZES)
+
+
+_SIZES = 28, 84, 32, 16, 8, 64

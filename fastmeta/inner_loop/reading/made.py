@@ -20,7 +20,9 @@ from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, trace
 from fastmeta.inner_loop.reading.unused import without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
-__all__ = ["Made", "made_of"]
+__all__ = ["DOES_NOT_RUN", "Made", "made_of"]
+
+DOES_NOT_RUN = "its forward does not run for some samples"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def made_of(module: nn.Module, adapted: Sequence[str], sample: Sequence[int]) ->
     except Unknown as unknown:
         return str(unknown)
     except Exception as error:  # of the user's code
-        return f"its forward does not run for some samples: {type(error).__name__}: {error}"
+        return f"{DOES_NOT_RUN}: {type(error).__name__}: {error}"
 
 
 def _split(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -12,7 +12,15 @@ from torch.fx.node import Node, map_arg
 
 from fastmeta.inner_loop.reading.cuts import copied
 from fastmeta.inner_loop.reading.in_place import works_in_place
-from fastmeta.inner_loop.reading.scales import Scale, bias_of, scale_of, weight_of
+from fastmeta.inner_loop.reading.scales import (
+    Numbers,
+    Recipe,
+    Scale,
+    depthwise,
+    norm_of,
+    scale_of,
+    scaled,
+)
 from fastmeta.inner_loop.reading.trace import Unknown
 
 __all__ = ["Maker", "split_made"]
@@ -54,19 +62,6 @@ def split_made(
     return splitter.rest(), [makers.maker(names) for names in groups if names]
 
 
-class _Recipe(NamedTuple):
-    """How something is made.
-
-    Attributes:
-        source: a node of parameters alone, or a parameter.
-        function: of it and the constants; None: the source itself.
-    """
-
-    source: Node | str
-    function: Callable[..., Tensor] | None = None
-    constants: tuple[Any, ...] = ()
-
-
 class _Splitter:
     """Sorts the nodes of a graph into those of parameters alone and those of samples.
 
@@ -82,14 +77,15 @@ class _Splitter:
         self._nodes: dict[Node, Node] = {}  # of samples, in the rest
         self._parts: dict[str, Any] = {}  # that the rest has, by name
         self._used: set[str] = set()  # parameters that it has as they are
-        self._unshifted: set[Node] = set()  # scales that may get a bias
-        self.made: dict[str, _Recipe] = {}
+        self._scales = self._all_scales()
+        self.made: dict[str, Node | str | Recipe] = {}
 
     def sort(self) -> None:
         parts = dict(self._module.named_modules())
         for node in self._graph.nodes:
             if node in self._of_samples:
-                self._nodes[node] = self._of_rest(node)
+                if not self._is_scaled_alone(node):
+                    self._nodes[node] = self._of_rest(node)
             elif node.op == "output":
                 self._rest.output(map_arg(node.args[0], self._operand))
             elif node.op != "get_attr" and works_in_place(node, parts):
@@ -106,9 +102,8 @@ class _Splitter:
     def _of_rest(self, node: Node) -> Node:
         if node.op == "placeholder":
             return self._rest.placeholder("x")
-        scale = scale_of(node, self._of_samples.__contains__, self._value)
-        if scale is not None:
-            return self._scaled(scale)
+        if node in self._scales:
+            return self._scaled(self._scales[node])
         if node.op == "call_module":
             return self._called(node)
         return self._rest.node_copy(node, self._operand)
@@ -124,35 +119,65 @@ class _Splitter:
             self._used.add(name)
             self._parts[name] = _part(self._module, name)
             return self._rest.get_attr(name)
-        return self._made(_Recipe(node))
+        return self._made(node)
 
-    def _made(self, recipe: _Recipe) -> Node:
-        assert isinstance(recipe.source, Node)
-        value = self._value(recipe.source)
+    def _made(self, recipe: Node | str | Recipe) -> Node:
+        value = self._value_of(recipe)
         if not value.is_floating_point():
             raise Unknown("it makes whole numbers or truths of its parameters")
-        if recipe.function is not None:
-            value = recipe.function(value, *recipe.constants)
         name = f"fastmeta_made_{len(self.made)}"
         self.made[name] = recipe
         self._parts[name] = nn.Parameter(value.detach().clone())
         return self._rest.get_attr(name)
 
+    def _value_of(self, recipe: Node | str | Recipe) -> Tensor:
+        if isinstance(recipe, Node):
+            return self._value(recipe)
+        if isinstance(recipe, str):
+            return self._module.get_parameter(recipe).detach()
+        return recipe.function(*map(self._value_of, recipe.sources), *recipe.constants)
+
+    # ---- scales of channels --------------------------------------------------------------------
+
+    def _all_scales(self) -> dict[Node, Scale]:
+        found = {
+            node: scale_of(node, self._of_samples.__contains__, self._value)
+            for node in self._graph.nodes
+            if node in self._of_samples
+        }
+        return {node: scale for node, scale in found.items() if scale is not None}
+
+    def _is_scaled_alone(self, node: Node) -> bool:
+        """Whether it is a norm or a scale that a scale alone reads, which does both."""
+        users = [*node.users]
+        if len(users) != 1 or users[0] not in self._scales:
+            return False
+        return node in self._scales or self._norm_of(node) is not None
+
+    def _norm_of(self, node: Node) -> Any:
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            return None
+        target = str(node.target)
+        return norm_of(self._module.get_submodule(target), target)
+
     def _scaled(self, scale: Scale) -> Node:
-        below, constants = self._nodes[scale.of], (scale.rule, scale.channels)
-        bias = _Recipe(scale.by, bias_of, constants)
-        if scale.adds and below in self._unshifted and len(scale.of.users) == 1:
-            self._unshifted.discard(below)
-            with self._rest.inserting_before(below):
-                below.update_arg(2, self._made(bias))
-            return below
-        weight = self._made(_Recipe(scale.by, weight_of, (*constants, scale.kernel)))
-        shift = self._made(bias) if scale.shifts else None
-        arguments = (below, weight, shift, 1, 0, 1, scale.channels)
-        node = self._rest.call_function(scale.convolve, arguments)
-        if shift is None:
-            self._unshifted.add(node)
-        return node
+        then = [scale]
+        while scale.of in self._scales and self._is_scaled_alone(scale.of):
+            scale = self._scales[scale.of]
+            then.insert(0, scale)
+        below, call, numbers = scale.of, None, Numbers(None, None)
+        if self._is_scaled_alone(below):
+            call, numbers = self._norm_of(below)
+            (below,) = below.all_input_nodes
+        for each in then:
+            numbers = scaled(numbers, each.numbers)
+        if call is None:
+            call, numbers = depthwise(scale.shape, numbers)
+        else:
+            numbers = Numbers(*numbers.both())
+        function, before, behind = call
+        made = [None if recipe is None else self._made(recipe) for recipe in numbers]
+        return self._rest.call_function(function, (self._nodes[below], *before, *made, *behind))
 
     def _called(self, node: Node) -> Node:
         """A layer, or one like it where its parameters are used already."""
@@ -166,7 +191,7 @@ class _Splitter:
         else:
             again = f"fastmeta_again_{len(self._parts)}"
             self._parts[again] = deepcopy(layer)
-            self.made |= {f"{again}.{name}": _Recipe(f"{target}.{name}") for name in names}
+            self.made |= {f"{again}.{name}": f"{target}.{name}" for name in names}
             target = again
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
         return self._rest.call_module(target, args, kwargs)
@@ -175,7 +200,7 @@ class _Splitter:
 class _Makers:
     """Modules of the nodes that what is made is made by."""
 
-    def __init__(self, module: nn.Module, made: Mapping[str, _Recipe]) -> None:
+    def __init__(self, module: nn.Module, made: Mapping[str, Node | str | Recipe]) -> None:
         self._module, self._recipes = module, made
         self._parameters = {name for name, _ in module.named_parameters()}
 
@@ -191,13 +216,14 @@ class _Makers:
                 copies[node] = graph.node_copy(node, copy)
             return copies[node]
 
-        def make(recipe: _Recipe) -> Node:
-            source, function, constants = recipe
-            if isinstance(source, str):
-                parts[source] = _part(self._module, source)
-                return graph.get_attr(source)
-            node = copy(source)
-            return node if function is None else graph.call_function(function, (node, *constants))
+        def make(recipe: Node | str | Recipe) -> Node:
+            if isinstance(recipe, Node):
+                return copy(recipe)
+            if isinstance(recipe, str):
+                parts[recipe] = _part(self._module, recipe)
+                return graph.get_attr(recipe)
+            sources = tuple(map(make, recipe.sources))
+            return graph.call_function(recipe.function, (*sources, *recipe.constants))
 
         graph.output(tuple(make(self._recipes[name]) for name in names))
         reads = {read for name in names for read in self.reads(name)}
@@ -205,14 +231,16 @@ class _Makers:
 
     def reads(self, name: str) -> set[str]:
         """The parameters of which something is made."""
-        source = self._recipes[name].source
-        if isinstance(source, str):
-            return {source}
-        found, stack = set[str](), [source]
+        found, stack = set[str](), [self._recipes[name]]
         while stack:
-            node = stack.pop()
-            stack += node.all_input_nodes
-            found |= self._read_by(node)
+            recipe = stack.pop()
+            if isinstance(recipe, str):
+                found.add(recipe)
+            elif isinstance(recipe, Node):
+                found |= self._read_by(recipe)
+                stack += recipe.all_input_nodes
+            else:
+                stack += recipe.sources
         return found
 
     def _read_by(self, node: Node) -> set[str]:
