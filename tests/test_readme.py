@@ -1,16 +1,18 @@
-"""The Python in README.md runs as it stands, and is what it says."""
+"""The Python in README.md and in docs/from-pytorch.md runs as it stands, and is what it says."""
 
 import re
 from pathlib import Path
 
 import torch
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ROOT / "README.md", ROOT / "docs" / "from-pytorch.md"
+TEXT = "".join(file.read_text() for file in FILES)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(source, namespace):
-    exec(compile(source, str(README), "exec"), namespace)
+    exec(compile(source, "README.md", "exec"), namespace)
 
 
 def test_the_first_block_is_equivalent_to_the_second():
@@ -43,3 +45,9 @@ def test_the_penalty_is_of_the_fast_weights():
     size = sum(weights.flatten(1).square().sum(1) for weights in fast)
     torch.testing.assert_close(names["out"].predictions[..., -1], size[:, None].expand(25, 10))
     assert size.std() > 0
+
+
+def test_links_lead_somewhere():
+    for file in (*FILES, ROOT / "docs" / "engines.md"):
+        for link in re.findall(r"\]\(([^)#]+)", file.read_text()):
+            assert link.startswith("http") or (file.parent / link).exists(), (file, link)
