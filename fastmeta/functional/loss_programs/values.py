@@ -1,8 +1,8 @@
 """What a loss reads beside its arguments: a program is made of it once, and must be of it still.
 
-Forwards are watched otherwise (`fastmeta.watching`), which may be run to find out what they do. A loss
-that writes a log or counts must not run at all for numbers that nobody gave it, so here all that it
-may do has to be known beforehand.
+Forwards are watched otherwise (`fastmeta.watching`), which may be run to find out what they do. A
+loss that writes a log or counts must not run at all for numbers that nobody gave it, so here all
+that it may do has to be known beforehand.
 """
 
 from __future__ import annotations
