@@ -71,5 +71,5 @@ def _of_encoder(meta: SharedEncoder[Any], tasks: TaskBatch | None) -> Choice:
         )
     reason = meta.not_native(tasks)
     if reason is None:
-        return Choice("resident", resident, {"reference": "resident is faster"})
+        return Choice("resident", resident, {"reference": "not asked: resident comes first"})
     return Choice("reference", reference, {"resident": reason})

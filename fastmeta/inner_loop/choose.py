@@ -128,8 +128,8 @@ def _fastest(
     for name, engine in ENGINES.items():
         reason = _reason(name, loop, tasks, parameters, rates)
         if reason is None:
-            slower = [other for other in (*ENGINES, "reference") if other not in passed_over]
-            passed_over |= {other: f"{name} is faster" for other in slower if other != name}
+            later = (n for n in (*ENGINES, "reference") if n != name and n not in passed_over)
+            passed_over |= dict.fromkeys(later, f"not asked: {name} comes first")
             return Choice(name, engine, passed_over, depends=tasks is None)
         passed_over[name] = reason
     if loop.precision != "fp32":

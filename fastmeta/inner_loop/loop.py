@@ -11,6 +11,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from fastmeta.backends.operation import nobody_sees_values
 from fastmeta.counts import as_whole, whole_number
@@ -194,7 +195,8 @@ class UnknownTensors(RuntimeError):
 
 def check_grad_mode() -> None:
     """RuntimeError where no inner loop can take its gradients: torch.func, torch.inference_mode,
-    and while a graph is made of tensors without values, as by torch.export.
+    cached parametrizations, and while a graph is made of tensors without values, as by
+    torch.export.
     """
     if _transform_level() is not None or forward_ad._current_level >= 0:
         raise RuntimeError(
@@ -207,6 +209,11 @@ def check_grad_mode() -> None:
             "fastmeta's inner loop computes with values, and here a graph is traced without any "
             "(torch.export, make_fx, fake tensors). torch.compile runs it outside of its graphs; "
             "to export a network, export the module that was learned, or its adapted parameters."
+        )
+    if parametrize._cache_enabled:
+        raise RuntimeError(
+            "inside torch.nn.utils.parametrize.cached() weights are made once, and every inner "
+            "step makes them of its own parameters: leave that block"
         )
     if torch.is_inference_mode_enabled():
         raise RuntimeError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.losses import task_loss
+from fastmeta.inner_loop.buffers import BuffersAsTheyAre
 from fastmeta.inner_loop.kept import descend_keeping, is_underived, steps_to_keep
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
@@ -148,6 +149,7 @@ class _Descent(torch.autograd.Function):
             path += theta.values() if step else ()
             theta = stepped(theta, gradient, inputs.rates, step, room[step])
         ctx.forward, ctx.loop, ctx.layout, ctx.n_inputs = forward, loop, layout, len(tensors)
+        ctx.buffers = BuffersAsTheyAre(loop.module)
         ctx.save_for_backward(*tensors, *path)
         ctx.set_materialize_grads(False)
         return tuple(theta.values())
@@ -158,6 +160,8 @@ class _Descent(torch.autograd.Function):
         refuse_graph(ctx.forward.engine)
         refuse_batched(ctx.forward.engine, *outer_gradient)
         loop = ctx.loop
+        if ctx.forward.gradients is None:  # else they are among the tensors
+            ctx.buffers.check()
         kept = ctx.saved_tensors  # asked for once: hooks may compute them again, or refuse to
         tensors, path = kept[: ctx.n_inputs], kept[ctx.n_inputs :]
         inputs = ctx.layout.unflatten(tensors)

@@ -37,7 +37,7 @@ def split_parameters(
 ) -> list[dict[str, Tensor]]:
     """Parameters by name for `size` tasks at a time; those shared by all tasks as they are."""
     split = {
-        name: p.split(size) if p.dim() > len(loop.shapes[name]) else (p,) * parts
+        name: p.split(size) if p.dim() > len(loop.shapes.get(name, p.shape)) else (p,) * parts
         for name, p in parameters.items()
     }
     return [{name: pieces[i] for name, pieces in split.items()} for i in range(parts)]

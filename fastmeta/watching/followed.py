@@ -15,6 +15,7 @@ from fastmeta.watching.code_names import Names, names_of
 from fastmeta.watching.frozen import CONTAINERS, UNFROZEN, frozen, held_by, is_flat
 from fastmeta.watching.kinds import KNOWN, is_idle, is_object, is_of, own_classes, tells
 from fastmeta.watching.owners import Attribute, KnownModule, Owner, Vars, Whole, own_of
+from fastmeta.watching.weight_norm import made_by_hooks
 
 __all__ = ["OF_EVERY_MODULE", "Followed"]
 
@@ -130,12 +131,15 @@ class Followed:
     def _add_part(self, part: nn.Module) -> None:
         called, own = type(part).__name__, Vars(part)
         of_torch = is_of(KNOWN, type(part).__module__)
+        made = made_by_hooks(part)
         for name, value in vars(part).items():
+            if name in made:
+                continue
             if of_torch and name.startswith("_") and not is_idle(value):
                 self._hidden.append((part, name))
             elif name not in OF_EVERY_MODULE:
                 self._add(vars(part), name, f"{called}.{name}")
-        for name in own.names() - vars(part).keys():
+        for name in own.names() - vars(part).keys() - made:
             self._add(own, name, f"{called}.{name}")
         self._add_family([], type(part), called)
 

@@ -100,6 +100,7 @@ HEADS = {
     "a buffer": lambda: buffer(
         Network(lambda m, h: tabled(m, h)[..., 0]), "table", torch.linspace(0, 1, 32).view(16, 2)
     ),
+    "no parameter": lambda: Network(lambda m, h: h.clamp(-0.5, 0.5).amax((2, 3))),
     "a slice of channels": lambda: Network(lambda m, h: h[:, :3, 1:, ::2].flatten(1), 18),
 }
 

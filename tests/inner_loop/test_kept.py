@@ -195,3 +195,29 @@ def test_torch_func_in_a_forward_is_computed_again():
     meta = maml("vmap", Energy().double(), loss="mse")
     x = torch.randn(3, 5, 2, dtype=DOUBLE)
     assert_exact(meta, fm.TaskBatch(x, x, x, x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("change", ["in place", "another"])
+def test_buffers_that_change_before_the_backward(engine, change, monkeypatch):
+    monkeypatch.setattr(kept, "_MOST_BYTES", 0)
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(2, 3), nn.BatchNorm1d(3)
+            self.register_buffer("mask", torch.ones(3))
+
+        def forward(self, x):
+            return self.norm(self.layer(x) * self.mask)
+
+    model, tasks = Masked().double(), classification_tasks((2,))
+    loss = fm.MAML(model, inner_steps=2, engine=engine)(tasks).loss.mean()
+    model.norm(torch.randn(4, 3, dtype=torch.float64))  # running statistics are nobody's here
+    loss.backward(retain_graph=True)
+    if change == "in place":
+        model.mask.mul_(2)
+    else:
+        model.mask = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="the buffer 'mask' was changed|inplace operation"):
+        loss.backward()

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from oracle import assert_exact, assert_slope, classification_tasks, outer_loss
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import fastmeta as fm
 from fastmeta.backends import cpu
 from fastmeta.inner_loop import InnerLoop
+from fastmeta.inner_loop import kept as kept_graphs
 from fastmeta.inner_loop.engines import stepwise
 from fastmeta.inner_loop.reading.made import Made, made_of
 
@@ -202,6 +203,64 @@ class Sequences(nn.Module):
         return self.head(self.second((self.first(x) * self.scale).relu()).mean(-1))
 
 
+class Residual(nn.Module):
+    """As in temporal convolutional networks (Bai et al. 2018): its layers have two names each."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.second = norm(nn.Conv1d(2, 2, 3)), norm(nn.Conv1d(2, 2, 1))
+        self.net = nn.Sequential(self.first, nn.ReLU(), self.second)
+
+    def forward(self, x):
+        return torch.relu(self.net(x) + x[:, :, 2:])
+
+
+@pytest.mark.parametrize("norm", [
+    parametrizations.weight_norm, nn.utils.weight_norm,
+    lambda layer: nn.utils.weight_norm(layer, dim=1),
+], ids=["parametrized", "in a hook", "of columns"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weight_norm_of_layers_with_two_names(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(Residual(norm), Residual(norm), nn.Flatten(), nn.Linear(10, 3))
+    assert_stepwise(model, classification_tasks((2, 9)))
+    weight = vars(model[0].first).get("weight")
+    assert weight is None or type(weight) is torch.Tensor  # as PyTorch has left it
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weight_norm_in_a_hook_keeps_plans_and_other_hooks_count():
+    torch.manual_seed(0)
+    layer = nn.utils.weight_norm(nn.Linear(4, 5))
+    meta = meta_of(nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 3)))
+    tasks = classification_tasks((4,))
+    assert fm.explain(meta, tasks).name == "resident"
+    assert_exact(meta, tasks)
+    plans = [*meta._plans.values()]
+    assert_exact(meta, tasks)
+    assert [*map(id, meta._plans.values())] == [*map(id, plans)]
+    layer.register_forward_hook(lambda module, x, y: 2 * y)
+    assert_exact(meta, tasks)
+    assert fm.explain(meta, tasks).name == "vmap"
+
+
+def test_tied_weights_of_two_layers():
+    class Auto(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1, bias=False)
+            self.turn, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+            self.turn.weight = self.up.weight
+
+        def forward(self, x):
+            h = self.turn(torch.tanh(self.up(self.down(x))))
+            back = F.conv_transpose2d(h, self.down.weight)
+            return self.head(self.down(back).mean((2, 3)))
+
+    torch.manual_seed(0)
+    assert_stepwise(Auto())
+
+
 def test_scales_of_sequences():
     torch.manual_seed(0)
     assert_stepwise(Sequences(), classification_tasks((2, 9)))
@@ -271,22 +330,91 @@ def test_without_tasks_it_is_known_too():
 def test_another_derivative_is_refused():
     meta, tasks = meta_of(NETWORKS["film"]()), classification_tasks(SAMPLE)
     loss = meta(tasks).loss.mean()
-    with pytest.raises(RuntimeError, match="cannot be differentiated"):
+    with pytest.raises(RuntimeError, match="stepwise engine.*cannot be differentiated"):
         torch.autograd.grad(loss, list(meta.parameters()), create_graph=True)
 
 
-# ---- what may change between calls -----------------------------------------------------------
+def test_weights_far_larger_than_their_gradients():
+    torch.manual_seed(0)
+    model = NETWORKS["weight norm"]()
+    model.told = lambda m, h: m.norm(m.inner(h))  # which makes nothing of its size
+    model.inner.parametrizations.weight.original0.data.mul_(1e6)
+    tasks = classification_tasks(SAMPLE)
+    exact = gradient(meta_of(model, engine="reference"), tasks)
+    near = gradient(
+        fm.MAML(model.float(), inner_lr=0.3, inner_steps=2, engine="stepwise"),
+        tasks.to(dtype=torch.float32),
+    )
+    assert (near.double() - exact).norm() < 1e-5 * exact.norm()
 
 
-def test_buffers_are_read_anew():
+# ---- what may change between calls, and within one -----------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 28])
+def test_buffers_are_read_anew(kept, monkeypatch):
+    monkeypatch.setattr(kept_graphs, "_MOST_BYTES", kept)
     torch.manual_seed(0)
     model, tasks = NETWORKS["by buffers"](), classification_tasks(SAMPLE)
     meta = meta_of(model)
     assert_exact(meta, tasks)
+    plans = [*map(id, meta._plans.values())]
     model.mask.mul_(2)
     assert_exact(meta, tasks)
     model.mask = torch.rand(4, dtype=torch.float64)
     assert_exact(meta, tasks)
+    assert [*map(id, meta._plans.values())] == plans
+    right = gradient(meta, tasks)
+    loss = meta(tasks).loss.mean()
+    model.mask = torch.rand(4, dtype=torch.float64)  # before the backward, which has the one before
+    loss.backward()
+    found = [p.grad for p in meta.parameters()]
+    torch.testing.assert_close(torch.cat([g.flatten() for g in found]), right)
+    model.width = torch.rand(4, 1, 1, dtype=torch.float64)
+    assert_exact(meta, tasks)
+
+
+def in_place(told):
+    return lambda: Network(
+        told, first_mask=torch.ones(4, 1, 1), inner=nn.Conv2d(4, 4, 1),
+        zero=nn.BatchNorm2d(4), gamma=nn.Parameter(torch.ones(4, 1, 1)),
+    )  # fmt: skip
+
+
+def dropped(m, h):
+    h = m.inner(h / m.gamma)
+    h.mul_(m.first_mask)
+    return h
+
+
+def residual_of_zero(m, h):
+    y = m.zero(m.inner(h))
+    y.mul_(m.gamma)
+    return h + y
+
+
+def by_another_name(m, h):
+    again = h
+    h *= m.first_mask
+    return m.inner(h) + again
+
+
+def alone(m, h):
+    h = m.inner(h)
+    h *= m.first_mask
+    return m.gamma * h
+
+
+@pytest.mark.parametrize("told", [dropped, residual_of_zero, by_another_name, alone])
+def test_scales_in_place(told):
+    torch.manual_seed(0)
+    model, tasks = in_place(told)(), classification_tasks(SAMPLE)
+    nn.init.zeros_(model.zero.weight)
+    meta = meta_of(model)
+    for mask in (1.0, 0.5):
+        model.first_mask.fill_(mask)
+        assert_exact(meta, tasks)
+    assert (fm.explain(meta, tasks).name == "stepwise") is (told is alone)
 
 
 def test_modules_change():
@@ -314,15 +442,15 @@ class Counts(nn.Module):
 
 
 UNREAD = {
-    "as they are": (lambda m, h: h, "its layers use their parameters as they are"),
+    "as they are": (lambda m, h: h, "no weight is made of parameters"),
     "in place": (lambda m, h: h * m.a.clone().mul_(2), "changes in place"),
     "numbers": (lambda m, h: h * (float(m.a) * m.a), "cannot trace"),
     "asked": (lambda m, h: h * (m.a.item() * m.a), "asks for numbers"),
     "random": (lambda m, h: h * torch.rand_like(m.a), "random"),
     "counted": (lambda m, h: h * m.twice(m.a), "changes"),
     "whole numbers": (lambda m, h: torch.relu(h) * m.a.long(), "whole numbers"),
-    "of other samples": (lambda m, h: h * m.a[: len(h)], "once each"),
-    "rows": (lambda m, h: h * m.rows, "once each"),
+    "of other samples": (lambda m, h: h * m.a[: len(h)], "no weight is made"),
+    "rows": (lambda m, h: h * m.rows, "no weight is made"),
     "no kernel": (lambda m, h: (m.a * h).sort(-1).values, "sort"),
 }
 
@@ -346,9 +474,32 @@ def test_a_spectral_norm_that_learns_is_left_alone():
     assert isinstance(made_of(model.eval(), names, SAMPLE), Made)
 
 
+def test_cached_parametrizations_are_refused():
+    meta, tasks = meta_of(NETWORKS["weight norm"]()), classification_tasks(SAMPLE)
+    with parametrize.cached(), pytest.raises(RuntimeError, match="leave that block"):
+        meta(tasks)
+    assert_exact(meta, tasks)
+
+
+def test_inputs_of_whole_numbers_say_so():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.table(x).mean(1))
+
+    given = classification_tasks((3,))
+    words = [torch.randint(5, x.shape) for x in (given.support_x, given.query_x)]
+    tasks = fm.TaskBatch(words[0], given.support_y, words[1], given.query_y)
+    said = fm.explain(meta_of(Words()), tasks).passed_over["stepwise"]
+    assert said == "support_x is torch.int64, and the native kernels take real inputs"
+
+
 def test_it_is_demanded_where_it_cannot_run():
     tasks = classification_tasks(SAMPLE)
-    with pytest.raises(ValueError, match='"stepwise" was demanded .*as they are, once each'):
+    with pytest.raises(ValueError, match='"stepwise" was demanded .*no weight is made'):
         meta_of(Network(lambda m, h: h), engine="stepwise")(tasks)
     with fm.use_backend("cpu"), pytest.raises(ValueError, match='"resident", not "stepwise"'):
         meta_of(NETWORKS["film"](), engine="stepwise")(tasks)

@@ -35,7 +35,8 @@ def reads_of(code: CodeType) -> Reads:
     within = [reads_of(one) for one in inner]
     instructions = [i for i in dis.get_instructions(code) if i.opname not in _BETWEEN]
     does = [said for i in instructions if (said := _does(i, code)) is not None]
-    does += ["it defines functions" for one in inner if one.co_name not in _COMPREHENSIONS]
+    others = [one for one in inner if one.co_name not in _COMPREHENSIONS]
+    does += ["it defines a function inside (lambda, def)"] * len(others)
     does += [f"it asks PyTorch for {name}" for name in code.co_names if name.startswith(_STATES)]
     does += [one.does for one in within if one.does is not None]
     variables = _variables(instructions, code)

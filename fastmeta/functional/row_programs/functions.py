@@ -36,7 +36,7 @@ def _power(to: Rows, out: Tensor, x: Any, exponent: Any) -> Value:
     if not isinstance(x, Tensor):
         return _exponential(to, out, exponent, x)
     if isinstance(exponent, Tensor):
-        raise Unreadable("it takes powers that are not the same for all samples")
+        raise Unreadable("it raises to a power that is no plain number")
     if exponent == 0.5:
         return to.put_all("sqrt", out, x)
     if exponent == -0.5:

@@ -66,7 +66,7 @@ def _convolved(
     kernel, groups, index = [*weight.shape[2:]], others[-1], to.index(weight)
     apart = kernel == [*stride] and not any(padding) and max(dilation) == 1
     if transposed or groups != 1 or not apart:
-        raise Unreadable("it convolves, and not with patches side by side")
+        raise Unreadable("it convolves with patches that overlap or are padded, or in groups")
     if index is None or (bias is not None and to.index(bias) is None):
         raise Unreadable("it convolves with what is no parameter")
     if to.dim_of_samples(x) != 0 or any(n % k for n, k in zip(x.shape[2:], kernel, strict=True)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmeta.functional.forward import has_hooks, in_every_place, module_lock
+from fastmeta.functional.forward import in_every_place, module_lock
 from fastmeta.functional.row_programs import (
     Fails,
     NoRule,
@@ -29,6 +29,7 @@ from fastmeta.inner_loop.reading.layers import unlike_parameters
 from fastmeta.inner_loop.reading.trace import DRAWS, Unknown
 from fastmeta.inner_loop.reading.watched import watched
 from fastmeta.watching.frozen import frozen, is_flat
+from fastmeta.watching.weight_norm import has_other_hooks
 
 __all__ = ["Written", "read_head", "unwritten_for_any", "written_of"]
 
@@ -125,7 +126,7 @@ class _Reader:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        if any(has_hooks(part) for part in module.modules()):
+        if any(has_other_hooks(part) for part in module.modules()):
             raise Unreadable("it has hooks, which would not be called")
         self._module = module
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
@@ -174,7 +175,7 @@ class _Reader:
         return reading
 
     def _read(self, samples: int, sample: Sequence[int]) -> _Reading:
-        dtype = next(iter(self._own.values())).dtype
+        dtype = next(iter(self._own.values()), torch.empty(())).dtype
         generator = torch.Generator().manual_seed(samples)
         x = torch.randn(samples, *sample, dtype=dtype, generator=generator)
         rows = ForwardRows(x, self._own, self._others)
@@ -234,8 +235,8 @@ _SAMPLES = tuple(n for n in range(211, 2000) if all(n % k for k in range(2, 45))
 def _check_tensors(own: Iterable[Tensor]) -> None:
     if {type(tensor) for tensor in own} - {Tensor, nn.Parameter}:
         raise Unreadable("its parameters are of a type of their own")
-    if {tensor.device.type for tensor in own} != {"cpu"}:
+    if {tensor.device.type for tensor in own} - {"cpu"}:
         raise Unreadable("its parameters are not on a CPU")
     dtypes = {tensor.dtype for tensor in own}
-    if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         raise Unreadable("its parameters are not all of one real type")

@@ -42,6 +42,7 @@ class Features:
             gradients, or RuntimeError where the module is no longer what it was; None: there are no
             such derivatives.
         learning: norms that keep running statistics, which a run updates; of one task.
+        engine: what errors call this.
     """
 
     loop: InnerLoop
@@ -49,6 +50,7 @@ class Features:
     trial: InnerLoop | None
     again: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     learning: tuple[Learning, ...] = ()
+    engine: str = "resident"
 
     def unfit(self, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:
         """None if this can run, else the reason; x: [T, n, ...]."""
@@ -204,8 +206,8 @@ def _by_autograd(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     """The gradients through PyTorch's own forward, which autograd differentiates once more."""
     form, features, shape = ctx.call
     if features.again is None:
-        refuse_graph("resident")
-        refuse_batched("resident", grad)
+        refuse_graph(features.engine)
+        refuse_batched(features.engine, grad)
     names, needs = form.program.names, ctx.needs_input_grad[3:]
     tensors = ctx.saved_tensors[: len(needs)]
     wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]

@@ -29,6 +29,7 @@ from fastmeta.inner_loop.reading.chain import Chain, chain_of
 from fastmeta.inner_loop.reading.counters import counters_put_back
 from fastmeta.inner_loop.reading.stages import Stages, never_fits, stages_of
 from fastmeta.watching.frozen import frozen
+from fastmeta.watching.weight_norm import without_made
 
 __all__ = [
     "Buffers", "Network", "as_native", "has_buffers", "inputs_of", "native_network", "no_network",
@@ -42,7 +43,7 @@ def native_network(loop: InnerLoop, sample: torch.Size) -> Network | str:
     """What a module is for samples of a shape, or the reason why the kernels do not know it."""
     key = ("network", sample)
     if key not in loop.memory:
-        with module_lock, counters_put_back(loop.module):
+        with module_lock, counters_put_back(loop.module), without_made(loop.module):
             network = _network(loop.module, sample, loop.steps)
         bare = not isinstance(network, str) and not network.names
         loop.memory[key] = "its forward reads no parameter" if bare else network

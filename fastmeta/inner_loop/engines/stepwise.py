@@ -8,7 +8,6 @@ f. Of L the native kernels know both derivatives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +38,7 @@ __all__ = ["adapt", "can_run", "meta_loss"]
 
 # A native step of this rate goes so far that its weights are the gradient, to the last bits. Of a
 # power of two no rounding knows.
-_FAR = float(2**24)
+_FAR = float(2**40)
 
 
 def can_run(
@@ -52,6 +51,8 @@ def can_run(
         return "without steps nothing is gained"
     if tasks is None:
         return _unfit_for_any(loop, parameters)
+    if not tasks.support_x.is_floating_point():
+        return f"support_x is {tasks.support_x.dtype}, and the native kernels take real inputs"
     sample = tasks.support_x.shape[2:]
     halves = _halves(loop, sample)
     if isinstance(halves, str):
@@ -77,7 +78,7 @@ def _unfit(
 ) -> str | None:
     own = {name: parameters[name].detach() for name in loop.shapes}
     with torch.no_grad():
-        weights = halves.made.weights(own)
+        weights = halves.made.weights({**halves.made.buffers, **own})
     return resident.can_run(halves.step, tasks, weights, _FAR)
 
 
@@ -102,7 +103,7 @@ class _Halves(NamedTuple):
 
     def features(self, sample: torch.Size) -> Features:
         network: Any = native_network(self.step, sample)
-        return Features(self.whole, network, None)
+        return Features(self.whole, network, None, engine="stepwise")
 
 
 def _halves(loop: InnerLoop, sample: torch.Size) -> _Halves | str:
@@ -110,8 +111,6 @@ def _halves(loop: InnerLoop, sample: torch.Size) -> _Halves | str:
     found = loop.memory.get(key)
     if found is None:
         found = loop.memory[key] = _found(loop, sample)
-    if isinstance(found, _Halves) and not found.made.is_current():
-        raise UnknownTensors("a buffer of the module is another tensor than before")
     return found
 
 
@@ -136,8 +135,7 @@ def _known(loop: InnerLoop, x: Tensor) -> _Halves:
 
 def _forward(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     halves = _known(loop, x)
-    own = {name: parameters[name] for name in loop.shapes}
-    return halves.features(x.shape[2:])(halves.made.weights(own), x)
+    return halves.features(x.shape[2:])(halves.made.weights(parameters), x)
 
 
 def _gradients(
@@ -207,5 +205,30 @@ class _Gradient(torch.autograd.Function):
 
 
 _STEPWISE = Forward("stepwise", _forward, gradients=_gradients)
-adapt = partial(recursion.adapt, _STEPWISE)
-meta_loss = partial(recursion.meta_loss, _STEPWISE)
+
+
+def adapt(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> dict[str, Tensor]:
+    """Every parameter by name; those that adapt [T, *shape], the others as given."""
+    tensors = _with_buffers(loop, parameters, tasks)
+    fast = recursion.adapt(_STEPWISE, loop, tensors, rates, tasks)
+    return {name: fast[name] for name in parameters}
+
+
+def meta_loss(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates, tasks: TaskBatch
+) -> tuple[Tensor, Tensor]:
+    """The query loss [T] and predictions [T, Q, O] of the adapted tasks."""
+    tensors = _with_buffers(loop, parameters, tasks)
+    return recursion.meta_loss(_STEPWISE, loop, tensors, rates, tasks)
+
+
+def _with_buffers(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch
+) -> dict[str, Tensor]:
+    """As constants of the inner loop: a backward is of those that its forward had."""
+    buffers = _known(loop, tasks.support_x).made.buffers_now(loop.module)
+    if buffers is None:
+        raise UnknownTensors("a buffer of the module is of another kind than before")
+    return {**parameters, **buffers}

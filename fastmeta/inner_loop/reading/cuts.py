@@ -19,7 +19,7 @@ from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown, check_traceable
 from fastmeta.inner_loop.reading.unused import only_computes, without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
-__all__ = ["after", "can_be_copied", "copied", "halves", "lone_results"]
+__all__ = ["after", "can_be_named", "copied", "halves", "lone_results"]
 
 
 def halves(
@@ -31,7 +31,7 @@ def halves(
     have the module's names, and they hold the tensors that the module has now. None where its
     forward has no such result, or does more than compute. Tried out they are not.
     """
-    if not can_be_copied(module):
+    if not _can_be_copied(module):
         return None
     try:
         with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
@@ -54,14 +54,18 @@ def halves(
     return copied(module, _until(graph, place), name), copied(module, upper, name)
 
 
-def can_be_copied(module: nn.Module) -> bool:
+def _can_be_copied(module: nn.Module) -> bool:
     """Whether a GraphModule can have all of its parts, each under one name."""
     if any(has_hooks(part) for part in module.modules()):
         return False
     places = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    if len(places) > len(dict(module.named_parameters())):
-        return False
-    names = [*places, *(name for name, _ in module.named_buffers(remove_duplicate=False))]
+    return len(places) == len(dict(module.named_parameters())) and can_be_named(module)
+
+
+def can_be_named(module: nn.Module) -> bool:
+    """Whether code of a GraphModule can have the names of all of its parts."""
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    names += [name for name, _ in module.named_buffers(remove_duplicate=False)]
     names += [name for name, _ in module.named_modules(remove_duplicate=False)]
     words = {name.partition(".")[0] for name in names}
     return not words & _TAKEN and not any(

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastmeta.inner_loop.reading.trace import IN_PLACE
 
-__all__ = ["works_in_place", "writes_into"]
+__all__ = ["makes", "works_in_place", "writes_into"]
 
 Parts = Mapping[str, nn.Module]  # by their names in the graph
 
@@ -35,7 +35,7 @@ def writes_into(source: Node, calls: Iterable[Node], parts: Parts) -> bool:
             continue
         if works_in_place(node, parts):
             return True
-        if not _makes(node, parts):
+        if not makes(node, parts):
             views.add(node)
     return False
 
@@ -50,7 +50,8 @@ def works_in_place(node: Node, parts: Parts) -> bool:
     return node.target in IN_PLACE or name.endswith("_") or any(flag is True for flag in flags)
 
 
-def _makes(node: Node, parts: Parts) -> bool:
+def makes(node: Node, parts: Parts) -> bool:
+    """Whether a call gives a tensor of its own, no view of another one."""
     if node.op == "call_module":
         return isinstance(parts[str(node.target)], _LAYERS)
     return node.op == "call_function" and node.target in _FUNCTIONS and "out" not in node.kwargs

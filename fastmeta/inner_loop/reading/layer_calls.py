@@ -25,13 +25,15 @@ from fastmeta.inner_loop.reading.shape_layers import (
     unflattened,
     unsqueezed,
 )
-from fastmeta.inner_loop.reading.trace import Unknown
+from fastmeta.inner_loop.reading.trace import Unknown, own_name
 from fastmeta.models import Sine
 
 __all__ = ["layers_of_call", "name_of"]
 
 
 def name_of(node: Node) -> str:
+    if node.op == "call_module":
+        return own_name(node.target)
     return getattr(node.target, "__name__", str(node.target))
 
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-from fastmeta.functional.forward import call_module, has_hooks, module_lock
+from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.inner_loop.reading.calls import described
-from fastmeta.inner_loop.reading.cuts import can_be_copied
+from fastmeta.inner_loop.reading.cuts import can_be_named
 from fastmeta.inner_loop.reading.differs import unlike
-from fastmeta.inner_loop.reading.made_split import Maker, split_made
+from fastmeta.inner_loop.reading.made_split import Maker, part_of, split_made
 from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, trace
 from fastmeta.inner_loop.reading.unused import without_unused
 from fastmeta.inner_loop.reading.watched import watched
+from fastmeta.watching.weight_norm import has_other_hooks, without_made
 
 __all__ = ["DOES_NOT_RUN", "Made", "made_of"]
 
@@ -35,7 +36,8 @@ class Made:
         varies: the names of parameters of the rest that depend on one that adapts.
         makers: of what depends on those that adapt, and of what does not.
         ranks: the dimensions of the module's parameters, by name.
-        held: the buffers that all these hold, and where the module has them.
+        buffers: those of the module that all these read, as they were.
+        held: where the rest has buffers, and their names.
     """
 
     rest: nn.Module
@@ -43,26 +45,34 @@ class Made:
     varies: tuple[str, ...]
     makers: tuple[Maker, ...]
     ranks: Mapping[str, int]
-    held: tuple[tuple[dict[str, Any], str, Any], ...]
+    buffers: Mapping[str, Tensor]
+    held: tuple[tuple[dict[str, Any], str, str], ...]
 
-    def weights(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rest's parameters by name, [T, *shape] or, shared by all tasks, [*shape].
 
         Args:
-            parameters: of the module, alike.
+            tensors: the module's parameters, alike, and the `buffers`, which the rest has from now.
         """
-        weights = {name: parameters[name] for name in self.kept}
+        with module_lock:
+            for owner, key, name in self.held:
+                owner[key] = tensors[name]
+        weights = {name: tensors[name] for name in self.kept}
         for maker in self.makers:
-            own = {name: parameters[name] for name in maker.reads}
+            own = {name: tensors[name] for name in maker.reads}
             weights |= zip(maker.makes, self._made(maker.module, own), strict=True)
         return weights
 
-    def is_current(self) -> bool:
-        """Whether the module has the buffers that it had."""
-        return all([owner.get(key) is buffer for owner, key, buffer in self.held])
+    def buffers_now(self, module: nn.Module) -> dict[str, Tensor] | None:
+        """The module's, or None where one is of another kind than it was."""
+        now = {name: module.get_buffer(name) for name in self.buffers}
+        pairs = [(now[name], before) for name, before in self.buffers.items()]
+        alike = all([b.shape == own.shape and b.dtype is own.dtype for b, own in pairs])
+        return now if alike else None
 
     def _made(self, maker: nn.Module, own: dict[str, Tensor]) -> Sequence[Tensor]:
-        of_tasks = {name: 0 if p.dim() > self.ranks[name] else None for name, p in own.items()}
+        ranks = self.ranks
+        of_tasks = {n: 0 if n in ranks and t.dim() > ranks[n] else None for n, t in own.items()}
         if not any(dim == 0 for dim in of_tasks.values()):
             return _call(maker, own)
         made = torch.func.vmap(lambda own: _call(maker, own), in_dims=(of_tasks,))(own)
@@ -75,12 +85,17 @@ def _call(maker: nn.Module, own: Mapping[str, Tensor]) -> Any:
 
 def made_of(module: nn.Module, adapted: Sequence[str], sample: Sequence[int]) -> Made | str:
     """A forward in two, for samples of a shape, or a sentence why not."""
-    if any(has_hooks(part) for part in module.modules()):
-        return "its forward has hooks"
-    if not can_be_copied(module):
-        return "its parameters have several names, or such as code cannot have"
+    if any(has_other_hooks(part) for part in module.modules()):
+        return "it has hooks, which would not be called"
+    if not can_be_named(module):
+        return "its parts have names that code cannot have"
+    with module_lock, without_made(module):
+        return _made_of(module, adapted, sample)
+
+
+def _made_of(module: nn.Module, adapted: Sequence[str], sample: Sequence[int]) -> Made | str:
     try:
-        with module_lock, watched(module, again=lambda: described(_traced(module))) as surroundings:
+        with watched(module, again=lambda: described(_traced(module))) as surroundings:
             check_traceable(surroundings)
             graph = _traced(module)
         if surroundings.asks_types:
@@ -89,7 +104,8 @@ def made_of(module: nn.Module, adapted: Sequence[str], sample: Sequence[int]) ->
     except Unknown as unknown:
         return str(unknown)
     except Exception as error:  # of the user's code
-        return f"{DOES_NOT_RUN}: {type(error).__name__}: {error}"
+        said = "".join(f": {line}" for line in str(error).splitlines()[:1])
+        return f"{DOES_NOT_RUN}: {type(error).__name__}{said}"
 
 
 def _split(
@@ -100,23 +116,53 @@ def _split(
     rest, makers = split_made(module, graph, _values(twin, graph, x), adapted)
     made = {name: not set(adapted).isdisjoint(m.reads) for m in makers for name in m.makes}
     names = [name for name, _ in rest.named_parameters()]
-    owners = [part._buffers for part in module.modules()]
+    buffers, copies = dict(module.named_buffers()), _copied_buffers(rest, module)
+    read = {name for _, _, name in copies} | {name for m in makers for name in m.reads}
     found = Made(
         rest=rest,
         kept=tuple(name for name in names if name not in made),
         varies=tuple(name for name in names if made.get(name, name in adapted)),
         makers=tuple(makers),
         ranks={name: p.dim() for name, p in module.named_parameters()},
-        held=tuple((own, key, buffer) for own in owners for key, buffer in own.items()),
+        buffers={name: buffer for name, buffer in buffers.items() if name in read},
+        held=tuple(copies),
     )
-    misses = _misses(twin, found, adapted, x)
-    if misses is not None:
-        raise Unknown(misses)
+    for off in (0.0, 0.3):  # what a mask of ones or a gate of zero hides may come out later
+        _move(twin, off)
+        misses = _misses(twin, found, adapted, x)
+        if misses is not None:
+            raise Unknown(misses)
     return found
 
 
+def _move(twin: nn.Module, off: float) -> None:
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            if tensor.is_floating_point():
+                height = off / max(tensor.shape[1:].numel(), 1) ** 0.5
+                tensor += height * _waves(tensor.shape, twin).to(tensor)
+
+
+def _copied_buffers(rest: nn.Module, module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where a copy of a forward holds buffers of the module, whose layers it has as they are."""
+    known = {name for name, _ in module.named_buffers()}
+    layers = {id(part._buffers) for part in module.modules()}
+    return [
+        (part._buffers, key, name)
+        for prefix, part in rest.named_modules() if id(part._buffers) not in layers
+        for key in part._buffers if (name := f"{prefix}.{key}".lstrip(".")) in known
+    ]  # fmt: skip
+
+
 def _traced(module: nn.Module) -> fx.Graph:
-    return without_unused(trace(module, opens_parametrizations=True), module)
+    """The graph of its forward, with parts by the first of their names."""
+    graph = without_unused(trace(module, opens_parametrizations=True), module)
+    parts = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]
+    first = {id(part): name for name, part in parts}
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            node.target = first[id(part_of(module, str(node.target)))]
+    return graph
 
 
 def _waves(shape: Sequence[int], module: nn.Module) -> Tensor:
@@ -131,10 +177,10 @@ def _misses(twin: nn.Module, made: Made, adapted: Sequence[str], x: Tensor) -> s
 
     def forward(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
         own = {name: p[None] if name in adapted else p for name, p in theta.items()}
-        weights = made.weights(own).items()
+        weights = made.weights({**buffers, **own}).items()
         return call_module(made.rest, {n: w[0] if n in made.varies else w for n, w in weights}, x)
 
-    parameters = dict(twin.named_parameters())
+    parameters, buffers = dict(twin.named_parameters()), dict(twin.named_buffers())
     state = torch.get_rng_state()
     said = unlike(twin, forward, parameters, x, rounds=True)
     now = (*twin.named_parameters(), *twin.named_buffers())

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node, map_arg
 
 from fastmeta.inner_loop.reading.cuts import copied
-from fastmeta.inner_loop.reading.in_place import works_in_place
+from fastmeta.inner_loop.reading.in_place import makes, works_in_place
 from fastmeta.inner_loop.reading.scales import (
     Numbers,
     Recipe,
@@ -23,7 +23,7 @@ from fastmeta.inner_loop.reading.scales import (
 )
 from fastmeta.inner_loop.reading.trace import Unknown
 
-__all__ = ["Maker", "split_made"]
+__all__ = ["Maker", "part_of", "split_made"]
 
 
 class Maker(NamedTuple):
@@ -31,7 +31,7 @@ class Maker(NamedTuple):
 
     Attributes:
         module: of no samples, a tuple of tensors.
-        reads: its parameters, by the names of the whole.
+        reads: its parameters and buffers, by the names of the whole.
         makes: what the rest calls what it makes.
     """
 
@@ -48,7 +48,7 @@ def split_made(
     What depends on parameters that adapt is made apart from what does not.
 
     Args:
-        graph: of the module.
+        graph: of the module, whose parts it calls by their first names.
         values: what each node is for some samples, by its name.
 
     Raises:
@@ -71,13 +71,13 @@ class _Splitter:
 
     def __init__(self, module: nn.Module, graph: fx.Graph, values: Mapping[str, Any]) -> None:
         self._module, self._graph, self._values = module, graph, values
-        self._buffers = {name for name, _ in module.named_buffers()}
+        self._parameters = {id(p): name for name, p in module.named_parameters()}
         self._of_samples = _made_of_samples(graph)
         self._rest = fx.Graph()
         self._nodes: dict[Node, Node] = {}  # of samples, in the rest
         self._parts: dict[str, Any] = {}  # that the rest has, by name
         self._used: set[str] = set()  # parameters that it has as they are
-        self._scales = self._all_scales()
+        self._scales = self._all_scales(dict(module.named_modules()))
         self.made: dict[str, Node | str | Recipe] = {}
 
     def sort(self) -> None:
@@ -91,7 +91,7 @@ class _Splitter:
             elif node.op != "get_attr" and works_in_place(node, parts):
                 raise Unknown("its forward changes in place what it makes of its parameters")
         if not self.made:
-            raise Unknown("its layers use their parameters as they are, once each")
+            raise Unknown("no weight is made of parameters, and no layer runs twice")
 
     def rest(self) -> nn.Module:
         return copied(self._parts, self._rest, type(self._module).__name__)
@@ -112,12 +112,14 @@ class _Splitter:
         """A node of the rest for one of the whole, or the number that it always is."""
         if node in self._of_samples:
             return self._nodes[node]
-        value, name = self._value(node), str(node.target)
+        value = self._value(node)
         if not isinstance(value, Tensor):
             return tuple(value) if isinstance(value, torch.Size) else value
-        if node.op == "get_attr" and (name in self._buffers or name not in self._used):
-            self._used.add(name)
-            self._parts[name] = _part(self._module, name)
+        name = str(node.target)
+        if node.op == "get_attr" and name not in self._used:
+            if id(part_of(self._module, name)) in self._parameters:  # buffers may be read again
+                self._used.add(name)
+            self._parts[name] = part_of(self._module, name)
             return self._rest.get_attr(name)
         return self._made(node)
 
@@ -139,13 +141,17 @@ class _Splitter:
 
     # ---- scales of channels --------------------------------------------------------------------
 
-    def _all_scales(self) -> dict[Node, Scale]:
-        found = {
-            node: scale_of(node, self._of_samples.__contains__, self._value)
-            for node in self._graph.nodes
-            if node in self._of_samples
-        }
-        return {node: scale for node, scale in found.items() if scale is not None}
+    def _all_scales(self, parts: Mapping[str, nn.Module]) -> dict[Node, Scale]:
+        found: dict[Node, Scale] = {}
+        for node in self._graph.nodes:
+            scale = scale_of(node, self._of_samples.__contains__, self._value)
+            if scale is None:
+                continue
+            # In place it may change what others read, by another name.
+            alone = len(scale.of.users) == 1 and makes(scale.of, parts)
+            if alone or not works_in_place(node, parts):
+                found[node] = scale
+        return found
 
     def _is_scaled_alone(self, node: Node) -> bool:
         """Whether it is a norm or a scale that a scale alone reads, which does both."""
@@ -183,15 +189,15 @@ class _Splitter:
         """A layer, or one like it where its parameters are used already."""
         target = str(node.target)
         layer = self._module.get_submodule(target)
-        names = [name for name, _ in layer.named_parameters()]
-        own = {f"{target}.{name}" for name in names}
-        if self._used.isdisjoint(own):
-            self._used |= own
+        own = {name: self._parameters[id(p)] for name, p in layer.named_parameters()}
+        names = {f"{target}.{name}" for name in own}
+        if names == {*own.values()} and self._used.isdisjoint(names):
+            self._used |= names
             self._parts[target] = layer
         else:
             again = f"fastmeta_again_{len(self._parts)}"
             self._parts[again] = deepcopy(layer)
-            self.made |= {f"{again}.{name}": f"{target}.{name}" for name in names}
+            self.made |= {f"{again}.{name}": first for name, first in own.items()}
             target = again
         args, kwargs = map_arg((node.args, node.kwargs), self._operand)
         return self._rest.call_module(target, args, kwargs)
@@ -212,7 +218,7 @@ class _Makers:
         def copy(node: Node) -> Node:
             if node not in copies:
                 if node.op in ("get_attr", "call_module"):
-                    parts[str(node.target)] = _part(self._module, str(node.target))
+                    parts[str(node.target)] = part_of(self._module, str(node.target))
                 copies[node] = graph.node_copy(node, copy)
             return copies[node]
 
@@ -220,7 +226,7 @@ class _Makers:
             if isinstance(recipe, Node):
                 return copy(recipe)
             if isinstance(recipe, str):
-                parts[recipe] = _part(self._module, recipe)
+                parts[recipe] = part_of(self._module, recipe)
                 return graph.get_attr(recipe)
             sources = tuple(map(make, recipe.sources))
             return graph.call_function(recipe.function, (*sources, *recipe.constants))
@@ -245,13 +251,19 @@ class _Makers:
 
     def _read_by(self, node: Node) -> set[str]:
         target = str(node.target)
-        if node.op == "call_module":
-            layer = self._module.get_submodule(target)
-            return {f"{target}.{name}" for name, _ in layer.named_parameters()}
-        return {target} & self._parameters if node.op == "get_attr" else set()
+        if node.op == "get_attr":
+            return {target}
+        if node.op != "call_module":
+            return set()
+        layer = self._module.get_submodule(target)
+        names = {f"{target}.{name}" for name, _ in layer.named_parameters()}
+        if not names <= self._parameters:
+            raise Unknown(f"what makes weights shares parameters with another layer ({target})")
+        return names | {f"{target}.{name}" for name, _ in layer.named_buffers()}
 
 
-def _part(module: nn.Module, target: str) -> Any:
+def part_of(module: nn.Module, target: str) -> Any:
+    """What the target of a node names."""
     owner, _, name = target.rpartition(".")
     return getattr(module.get_submodule(owner), name)
 

@@ -68,7 +68,8 @@ def scale_of(
         of_samples: whether a node depends on the samples.
         value_of: what a node is for some of them.
     """
-    if len(node.args) != 2 or node.kwargs or not all(isinstance(a, Node) for a in node.args):
+    takes_two = len(node.args) == 2 and all(isinstance(a, Node) for a in node.args)
+    if not takes_two or node.kwargs or not of_samples(node):
         return None
     first, second = cast(tuple[Node, Node], node.args)
     order = "xp" if of_samples(first) else "px"

@@ -19,6 +19,7 @@ from fastmeta.functional.row_programs import lengths_as_sizes
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.reading.layer_rules import LAYERS
 from fastmeta.watching.surroundings import Surroundings
+from fastmeta.watching.weight_norm import made_by_hooks
 
 __all__ = [
     "DRAWS", "IN_PLACE", "Unknown", "check_traceable", "is_layer", "own_name", "trace",
@@ -35,7 +36,8 @@ class Unknown(Exception):
 def trace(root: nn.Module, opens_parametrizations: bool = False) -> fx.Graph:
     """The calls of a module's forward down to layers; Unknown where torch.fx cannot tell them.
 
-    opens_parametrizations: down to what makes the parameters of torch.nn.utils.parametrize.
+    opens_parametrizations: down to what makes the parameters of torch.nn.utils.parametrize and
+        weight_norm.
     """
     buffers = [(part._buffers, dict(part._buffers)) for part in root.modules()]
     try:
@@ -99,7 +101,8 @@ class _Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if self._opens_parametrizations and type(m).__module__ == parametrize.__name__:
+        parametrized = type(m).__module__ == parametrize.__name__ or made_by_hooks(m)
+        if self._opens_parametrizations and parametrized:
             return False
         return is_layer(m)
 
