@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.tasks import MetaOutput, TaskBatch
 
-__all__ = ["Learner", "check_tasks", "in_evaluation"]
+__all__ = ["Learner", "backward_of_mean", "check_tasks", "in_evaluation"]
 
 
 class Learner(nn.Module):
@@ -47,7 +47,7 @@ class Learner(nn.Module):
             return out.detach()
         """
         out = self(tasks, *args, **options)
-        out.loss.mean().backward()
+        backward_of_mean(out.loss)
         return out.detach()
 
 
@@ -55,6 +55,16 @@ def check_tasks(tasks: object) -> None:
     """TypeError unless they are a `TaskBatch`."""
     if not isinstance(tasks, TaskBatch):
         raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+
+
+def backward_of_mean(loss: Tensor) -> None:
+    """Add the gradients of the tasks' mean loss to every `.grad`."""
+    if not loss.requires_grad:
+        raise RuntimeError(
+            "there are no gradients to add, since the loss does not require grad: torch.no_grad() "
+            "is in force, or nothing that is learned requires grad"
+        )
+    loss.mean().backward()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.algorithms.learner import Learner
+from fastmeta.algorithms.learner import Learner, backward_of_mean
 from fastmeta.algorithms.options import Names, check_options, chosen_names
 from fastmeta.algorithms.plan import (
     Plan,
@@ -286,7 +286,7 @@ class MAML(Learner):
         out = MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
         if done:
             return out
-        loss.mean().backward()
+        backward_of_mean(loss)
         return out.detach()
 
     def _run(

@@ -239,7 +239,6 @@ OTHERS = {
     "reads statistics": ReadsStatistics,
     "in place": lambda: nn.Sequential(nn.Identity(), nn.ReLU(True), nn.Conv2d(2, 3, 3)),
     "of rows": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3)),
-    "dropout": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Dropout(0.0), nn.Dropout(1.0)),
     "other statistics": lambda: convs(nn.InstanceNorm2d(5, track_running_stats=True), None),
 }  # fmt: skip
 
@@ -256,6 +255,13 @@ def test_what_runs_as_it_is(name):
     for one, two in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(one, two)
     assert getattr(ours, "calls", 2) == 2
+
+
+def test_dropout_is_the_module_s_own():
+    drawn = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Dropout(0.0), nn.Dropout(0.9)).double()
+    assert Forward().why_not(drawn, samples()) is not None
+    drawn[2].p = 1.0  # which is known without
+    assert_same(drawn, deepcopy(drawn), samples())
 
 
 def test_errors_are_those_of_the_module():
