@@ -30,7 +30,7 @@ class Rows {
   void add_steps(const RowSteps& steps, const std::vector<i64>& parameters = {}) {
     shapes_.resize(parameters.size());
     require(!steps.empty() && int(steps.size()) <= most_row_steps,
-            "a program has 1 to 2048 steps");
+            "a program has 1 to 4096 steps");
     for (const auto& [name, a, b, c, x, y, width] : steps) {
       RowStep step{op_of(name), a, b, c, x, y, width, 0, {}, {}, false, false};
       if (!reads_parameters(step.op)) {  // rows that nobody reads are there all the same

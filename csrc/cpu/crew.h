@@ -14,7 +14,11 @@ struct Crew {
   // f(worker, i) for i in [0, n), in any order.
   template <class F>
   void each(i64 n, F f) const {
-    if (threads > 1 && n > 1) return parallel(n, threads, f);
+    const auto run = [&](i64 worker, i64 i) {
+      const FlushedDenormals flushed;
+      f(worker, i);
+    };
+    if (threads > 1 && n > 1) return parallel(n, threads, run);
     for (i64 i = 0; i < n; ++i) f(i64(0), i);
   }
   template <class R>

@@ -13,6 +13,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "runtime.h"
 
@@ -124,6 +127,23 @@ void work_in_team(void* argument) {
 }
 
 }  // namespace
+
+#if defined(__SSE2__)
+FlushedDenormals::FlushedDenormals() : before_(_mm_getcsr()) {
+  constexpr unsigned results = 1u << 15, operands = 1u << 6;
+  _mm_setcsr(unsigned(before_) | results | operands);
+}
+FlushedDenormals::~FlushedDenormals() { _mm_setcsr(unsigned(before_)); }
+#elif defined(__aarch64__)
+FlushedDenormals::FlushedDenormals() {
+  asm volatile("mrs %0, fpcr" : "=r"(before_));
+  asm volatile("msr fpcr, %0" : : "r"(before_ | 1ull << 24));
+}
+FlushedDenormals::~FlushedDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+#else
+FlushedDenormals::FlushedDenormals() : before_(0) {}
+FlushedDenormals::~FlushedDenormals() = default;
+#endif
 
 void parallel_for(i64 n, i64 workers, void (*body)(void*, i64, i64), void* context) {
   const i64 wanted = n < workers ? n : workers;

@@ -107,8 +107,10 @@ class Workers {
     char* memory = static_cast<char*>(worker_memory_.data());
     R* scratch = static_cast<R*>(team_memory_.data());
     parallel(alone_, threads_, [&](i64 worker, i64 i) {
+      const FlushedDenormals flushed;
       f(scratch + worker * team_size_, Crew{1, memory + worker * bytes, bytes}, i);
     });
+    const FlushedDenormals flushed;
     for (i64 i = alone_; i < n_; ++i) f(scratch, Crew{threads_, memory, bytes}, i);
   }
 

@@ -26,6 +26,19 @@ void multiply(R* at, i64 n, R factor, int threads) {
   });
 }
 
+// While it lives, numbers below the smallest normal one are 0 in the thread that made it. Gradients through a
+// long recurrence end there, where each operation takes some hundred times as long.
+class FlushedDenormals {
+ public:
+  FlushedDenormals();
+  ~FlushedDenormals();
+  FlushedDenormals(const FlushedDenormals&) = delete;
+  FlushedDenormals& operator=(const FlushedDenormals&) = delete;
+
+ private:
+  unsigned long long before_;
+};
+
 const char* thread_runtime();  // its name, for `fastmeta doctor`
 int processors();              // of this machine, whatever number of threads is asked for
 

@@ -35,7 +35,7 @@ struct RowPlan : Parameters<Team_> {
   i64 record_size, task_size;  // scalars
   i64 chunks, chunk;  // samples in the largest
   int lowest_adapted = 1;  // see RowPasses::backward
-  int piece_of[most_rows] = {}, bias_piece_of[most_rows] = {};  // of the steps that read parameters
+  short piece_of[most_rows], bias_piece_of[most_rows];  // of the steps that read parameters
   unsigned char reaches[3][most_rows] = {}, gathers[most_rows] = {};
 
   i64 support_size = 0, query_size = 0;  // kept from forward to backward: all records, or nothing
@@ -118,8 +118,9 @@ struct RowPlan : Parameters<Team_> {
   // records of 2 MB were as fast as of 1 MB, and of 512 KB slower by a fifth: to run a forward again costs more.
   static i64 most_of_chunk(const RowProgram& program) {
     constexpr i64 cache = (i64(2) << 20) / 64 * FASTMETA_VECTOR_BYTES, tile = lanes_are_samples ? 1 : 5;
+    constexpr i64 most = i64(64) << 20;  // of a tile, where records are far larger than any cache
     const i64 bytes = 4 * program.size * Team::W * i64(sizeof(R));
-    const i64 fit = larger(tile, cache / bytes / tile * tile);
+    const i64 fit = larger(larger(1, smaller(tile, most / bytes)), cache / bytes / tile * tile);
     return (lanes_are_samples ? smaller(fit, most_records) : fit) * samples_a_record;
   }
   // n samples in chunks of about the same size: where the i-th begins.

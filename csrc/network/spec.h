@@ -104,7 +104,7 @@ struct RowStep {
   bool adds_up;  // such a row that samples read: its adjoint begins with 0
 };
 
-constexpr int most_row_steps = 2048;
+constexpr int most_row_steps = 4096;
 
 // Of one sample: the last row is what it comes to, of a loss a number.
 struct RowProgram {

@@ -11,7 +11,7 @@ from torch import nn
 import fastmeta as fm
 from fastmeta.backends import cpu
 from fastmeta.functional.row_programs import Unreadable
-from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, ForwardRows
+from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, ForwardRows, most_numbers
 from fastmeta.inner_loop.arithmetic.written import Written, written_of
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
@@ -370,8 +370,15 @@ def test_samples_that_lie_between_their_numbers(way):
 def test_reading_ends_where_a_sample_makes_too_many_numbers():
     rows = ForwardRows(torch.zeros(7, 4), {}, {})  # what it reads is kept, of hundreds of samples
     with pytest.raises(Unreadable, match=f"more than {MOST_NUMBERS} numbers"):
-        while len(rows.steps) <= 2 * MOST_NUMBERS // 1024:
-            rows.put("tanh", width=1024)
+        while len(rows.steps) <= 2 * MOST_NUMBERS // 2048:
+            rows.put("tanh", width=2048)
+
+
+@pytest.mark.parametrize("operations, most", [
+    (1, 1 << 17), (256, 1 << 17), (400, 204_800), (1024, 1 << 19), (4096, 1 << 19)
+])  # fmt: skip
+def test_many_small_operations_may_make_more(operations, most):
+    assert most_numbers(operations) == most
 
 
 # ---- any sequence of them ------------------------------------------------------------------------

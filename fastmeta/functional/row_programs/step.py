@@ -8,7 +8,7 @@ __all__ = ["Fails", "NoRule", "Step", "Unreadable", "needed", "renumbered", "row
 
 Step = tuple[str, int, int, int, float, float, int]  # op, a, b, c, x, y, width: csrc/row_program.h
 
-_MOST_STEPS = 2048  # as in csrc/network/spec.h
+_MOST_STEPS = 4096  # as in csrc/network/spec.h
 
 
 class Unreadable(Exception):

@@ -22,7 +22,7 @@ from fastmeta.functional.row_programs import (
     lengths_as_sizes,
     read,
 )
-from fastmeta.inner_loop.arithmetic.forward_rows import MOST_NUMBERS, ForwardRows
+from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows, most_numbers
 from fastmeta.inner_loop.arithmetic.forward_rules import FORWARD_RULES
 from fastmeta.inner_loop.randomness import random_state
 from fastmeta.inner_loop.reading.layers import unlike_parameters
@@ -198,8 +198,9 @@ class _Reader:
         if len(names) > _MOST_TENSORS:
             raise Unreadable(f"it reads more than {_MOST_TENSORS} parameters")
         inputs = math.prod(sample)
-        if inputs + sum(step[6] for step in steps) > MOST_NUMBERS:
-            raise Unreadable(f"it makes more than {MOST_NUMBERS} numbers of a sample")
+        most = most_numbers(len(steps))
+        if inputs + sum(step[6] for step in steps) > most:
+            raise Unreadable(f"it makes more than {most} numbers of a sample")
         frozen_tables = tuple((name, self._frozen[name]) for name in tables)
         return Written(
             inputs, tuple(shape), tuple(steps), tuple(names), tuple(buffers), fewest, frozen_tables
