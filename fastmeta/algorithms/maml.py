@@ -47,7 +47,7 @@ from fastmeta.inner_loop.loop import (
     check_grad_mode,
     check_rates,
 )
-from fastmeta.inner_loop.prefix import Prefix, split, split_inputs
+from fastmeta.inner_loop.prefix import Prefix, split, split_inputs, split_words
 from fastmeta.inner_loop.reading.snapshot import Snapshot
 from fastmeta.inner_loop.target_labels import NoSuchClass
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -422,7 +422,8 @@ class MAML(Learner):
         if whole or not native or requested_backend() == "triton":
             return None
         # What is made of the samples alone may be all that the fastest engine does not know.
-        cut = split_inputs(self.model, loop.adapted)
+        cut = split_words(self.model, loop.adapted, tasks)
+        cut = cut or split_inputs(self.model, loop.adapted)
         if cut is None or not is_exact(cut, self.model, parameters, tasks):
             return None
         rest = replace(loop, module=cut[1])

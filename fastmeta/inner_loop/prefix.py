@@ -14,9 +14,10 @@ from fastmeta.inner_loop.engines.task_forward import TaskForward
 from fastmeta.inner_loop.loop import UnknownTensors
 from fastmeta.inner_loop.reading.cuts import halves
 from fastmeta.inner_loop.reading.layers import leaves_of
+from fastmeta.inner_loop.reading.words import OneHot, of_one_hot
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["Prefix", "split", "split_inputs"]
+__all__ = ["Prefix", "split", "split_inputs", "split_words"]
 
 # Layers that treat each sample by itself, so that all tasks' samples can be one batch.
 _SAMPLE_BY_SAMPLE = (
@@ -83,6 +84,26 @@ def split_inputs(
     return _prefix(module, adapted, halves(module, lambda name: True), native)
 
 
+def split_words(
+    module: nn.Module, adapted: tuple[str, ...], tasks: TaskBatch
+) -> tuple[Prefix, nn.Module] | None:
+    """`split` of a module that looks up words at first: between each word's place in the vocabulary
+    and its row in the table. None where that would be too many numbers.
+    """
+    if tasks.support_x.is_floating_point() or has_backward_hooks(module):
+        return None
+    parts = of_one_hot(module)
+    if parts is None:
+        return None
+    words = tasks.support_x.numel() + tasks.query_x.numel()
+    if words * parts[0].vocabulary > _MOST_NUMBERS:
+        return None
+    return _prefix(module, adapted, parts, native=False)
+
+
+_MOST_NUMBERS = 1 << 26  # of all tasks' words
+
+
 def _prefix(
     module: nn.Module, adapted: tuple[str, ...], parts: tuple[nn.Module, nn.Module] | None,
     native: bool,
@@ -127,6 +148,8 @@ def _sample_by_sample(module: nn.Module) -> bool:
         return False
     if type(module) is nn.Sequential:
         return all(_sample_by_sample(child) for child in module)
+    if type(module) is OneHot:
+        return True
     if type(module) is nn.Flatten:
         return module.start_dim >= 1
     return type(module) in _SAMPLE_BY_SAMPLE

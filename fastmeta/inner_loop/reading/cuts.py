@@ -19,7 +19,7 @@ from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown, check_traceable
 from fastmeta.inner_loop.reading.unused import only_computes, without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
-__all__ = ["after", "can_be_named", "copied", "halves", "lone_results"]
+__all__ = ["after", "can_be_copied", "can_be_named", "copied", "halves", "lone_results"]
 
 
 def halves(
@@ -31,7 +31,7 @@ def halves(
     have the module's names, and they hold the tensors that the module has now. None where its
     forward has no such result, or does more than compute. Tried out they are not.
     """
-    if not _can_be_copied(module):
+    if not can_be_copied(module):
         return None
     try:
         with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
@@ -54,7 +54,7 @@ def halves(
     return copied(module, _until(graph, place), name), copied(module, upper, name)
 
 
-def _can_be_copied(module: nn.Module) -> bool:
+def can_be_copied(module: nn.Module) -> bool:
     """Whether a GraphModule can have all of its parts, each under one name."""
     if any(has_hooks(part) for part in module.modules()):
         return False
