@@ -58,7 +58,7 @@ class Workload:
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
     hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
-    blocks: str = ""  # how it differs from Conv4: a key of BESIDE_CONV4
+    blocks: str = ""  # how it differs from Conv4: one of BESIDE_CONV4
 
     @property
     def sample(self) -> tuple[int, ...]:

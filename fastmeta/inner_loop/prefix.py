@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,21 +35,25 @@ class Prefix:
         forward: runs the layers.
         names: of their parameters.
         held: the buffers that copies of a forward's halves hold, and where their module has them.
+        vocabulary: of words, how many there are.
     """
 
     forward: TaskForward
     names: tuple[str, ...]
     held: tuple[tuple[dict[str, Any], str, Any], ...] = ()
+    vocabulary: int = 0
 
     def features(self, parameters: Mapping[str, Tensor], tasks: TaskBatch) -> TaskBatch:
         """The tasks with their inputs run through the layers: [T, S, ...] and [T, Q, ...].
 
         Raises:
-            UnknownTensors: a buffer is another tensor than before, or what comes of the samples is
-                not as many.
+            UnknownTensors: a buffer is another tensor than before, what comes of the samples is not
+                as many, or they have too many words.
         """
         if any([owner.get(key) is not buffer for owner, key, buffer in self.held]):
             raise UnknownTensors("a buffer of the module is another tensor than before")
+        if _are_many(tasks, self.vocabulary):
+            raise UnknownTensors("the tasks have more words than those before")
         own = {name: parameters[name] for name in self.names}
         support = query = self.forward(own, tasks.support_x)
         if tasks.query_x is not tasks.support_x:
@@ -95,10 +99,13 @@ def split_words(
     parts = of_one_hot(module)
     if parts is None:
         return None
-    words = tasks.support_x.numel() + tasks.query_x.numel()
-    if words * parts[0].vocabulary > _MOST_NUMBERS:
-        return None
-    return _prefix(module, adapted, parts, native=False)
+    vocabulary = parts[0].vocabulary
+    cut = None if _are_many(tasks, vocabulary) else _prefix(module, adapted, parts, native=False)
+    return cut and (replace(cut[0], vocabulary=vocabulary), cut[1])
+
+
+def _are_many(tasks: TaskBatch, vocabulary: int) -> bool:
+    return (tasks.support_x.numel() + tasks.query_x.numel()) * vocabulary > _MOST_NUMBERS
 
 
 _MOST_NUMBERS = 1 << 26  # of all tasks' words

@@ -82,6 +82,11 @@ def by_buffers(m, h):
     return (m.middle - h) / m.width * m.mask.view(1, 4, 1, 1) - m.middle
 
 
+def scaled_and_beside(m, h):
+    h = m.beside(h)
+    return h * m.scale.view(1, 4, 1, 1) + torch.tanh(h)
+
+
 def scaled_by_one(m, h):
     return m.scale[:, None, None] * h / m.scale.exp().view(1, 4, 1, 1) - m.shift
 
@@ -107,6 +112,9 @@ NETWORKS = {
     "gated": lambda: Network(gated, inner=inner(), gate=nn.Parameter(torch.zeros(()))),
     "by buffers": lambda: Network(
         by_buffers, middle=torch.rand(4, 1, 1), width=torch.tensor(1.5), mask=torch.rand(4)
+    ),
+    "scaled and beside": lambda: Network(
+        scaled_and_beside, beside=nn.GroupNorm(2, 4), scale=parameter(4)
     ),
     "scaled by one": lambda: Network(scaled_by_one, scale=parameter(4), shift=parameter(1)),
 }  # fmt: skip
@@ -372,6 +380,22 @@ def test_buffers_are_read_anew(kept, monkeypatch):
     torch.testing.assert_close(torch.cat([g.flatten() for g in found]), right)
     model.width = torch.rand(4, 1, 1, dtype=torch.float64)
     assert_exact(meta, tasks)
+
+
+def test_buffers_above_are_read_anew():
+    class Tabled(Network):
+        def forward(self, x):
+            return self.head((self.features(x) - self.middle).exp() * self.middle)
+
+    torch.manual_seed(0)
+    model = Tabled(film, film=nn.Linear(5, 8), context=parameter(5))
+    model.register_buffer("middle", torch.rand(5))
+    meta, tasks = meta_of(model), classification_tasks(SAMPLE)
+    assert fm.explain(meta, tasks).name == "stepwise"
+    assert_exact(meta, tasks)
+    for middle in (torch.rand(5), torch.rand(5)):
+        model.middle = middle.double()
+        assert_exact(meta, tasks)
 
 
 def in_place(told):

@@ -107,6 +107,15 @@ def test_many_words_are_looked_up(monkeypatch):
     assert_exact(meta, tasks_of())
 
 
+def test_later_tasks_with_more_words(monkeypatch):
+    torch.manual_seed(0)
+    meta = meta_of(Reader())
+    assert_exact(meta, tasks_of())
+    monkeypatch.setattr(prefix, "_MOST_NUMBERS", 3 * 9 * LENGTH * VOCABULARY)
+    assert_exact(meta, tasks_of(t=4))
+    assert meta.choice().name == "vmap"
+
+
 def test_one_word():
     one = OneHot(3, torch.float32)(torch.tensor([[2, 0]]))
     assert one.tolist() == [[[0, 0, 1], [1, 0, 0]]]

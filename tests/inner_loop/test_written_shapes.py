@@ -375,7 +375,7 @@ def test_reading_ends_where_a_sample_makes_too_many_numbers():
 
 
 @pytest.mark.parametrize("operations, most", [
-    (1, 1 << 17), (256, 1 << 17), (400, 204_800), (1024, 1 << 19), (4096, 1 << 19)
+    (1, 1 << 17), (128, 1 << 17), (200, 204_800), (512, 1 << 19), (4096, 1 << 19)
 ])  # fmt: skip
 def test_many_small_operations_may_make_more(operations, most):
     assert most_numbers(operations) == most

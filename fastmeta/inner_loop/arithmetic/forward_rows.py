@@ -16,7 +16,7 @@ __all__ = ["GONE", "MOST_NUMBERS", "ForwardRows", "most_numbers"]
 
 # Numbers that a sample may have in all rows: the kernels keep those of some samples, four times.
 MOST_NUMBERS = 1 << 17
-_MOST_OF_SMALL, _SMALL = 1 << 19, 512
+_MOST_OF_SMALL, _SMALL = 1 << 19, 1024
 
 _OF_ROWS = ("samples", "task")
 

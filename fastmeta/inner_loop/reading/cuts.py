@@ -19,7 +19,9 @@ from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown, check_traceable
 from fastmeta.inner_loop.reading.unused import only_computes, without_unused
 from fastmeta.inner_loop.reading.watched import watched
 
-__all__ = ["after", "can_be_copied", "can_be_named", "copied", "halves", "lone_results"]
+__all__ = [
+    "after", "can_be_copied", "can_be_named", "copied", "graph_of", "halves", "lone_results",
+]  # fmt: skip
 
 
 def halves(
@@ -34,12 +36,8 @@ def halves(
     if not can_be_copied(module):
         return None
     try:
-        with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
-            check_traceable(surroundings)
-            graph = without_unused(trace(module), module)
+        graph = graph_of(module)
     except Unknown:
-        return None
-    if surroundings.asks_types:  # which torch.fx answers for tensors
         return None
     calls = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     if not all(_only_computes(node, module) for node in calls):
@@ -52,6 +50,23 @@ def halves(
         return None
     name = type(module).__name__
     return copied(module, _until(graph, place), name), copied(module, upper, name)
+
+
+def graph_of(module: nn.Module, opens_parametrizations: bool = False) -> fx.Graph:
+    """The calls of its forward that lead to its result, for a copy that runs instead.
+
+    Raises:
+        Unknown: torch.fx cannot tell them, or nobody could tell later that they are the same.
+    """
+    def read() -> fx.Graph:
+        return trace(module, opens_parametrizations)
+
+    with module_lock, watched(module, again=lambda: described(read())) as surroundings:
+        check_traceable(surroundings)
+        graph = without_unused(read(), module)
+    if surroundings.asks_types:  # which torch.fx answers for tensors
+        raise Unknown("its forward asks for types")
+    return graph
 
 
 def can_be_copied(module: nn.Module) -> bool:

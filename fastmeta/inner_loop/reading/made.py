@@ -12,13 +12,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
 from fastmeta.functional.forward import call_module, module_lock
-from fastmeta.inner_loop.reading.calls import described
-from fastmeta.inner_loop.reading.cuts import can_be_named
+from fastmeta.inner_loop.reading.cuts import can_be_named, graph_of
 from fastmeta.inner_loop.reading.differs import unlike
 from fastmeta.inner_loop.reading.made_split import Maker, part_of, split_made
-from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, trace
-from fastmeta.inner_loop.reading.unused import without_unused
-from fastmeta.inner_loop.reading.watched import watched
+from fastmeta.inner_loop.reading.trace import Unknown
 from fastmeta.watching.weight_norm import has_other_hooks, without_made
 
 __all__ = ["DOES_NOT_RUN", "Made", "made_of"]
@@ -95,12 +92,7 @@ def made_of(module: nn.Module, adapted: Sequence[str], sample: Sequence[int]) ->
 
 def _made_of(module: nn.Module, adapted: Sequence[str], sample: Sequence[int]) -> Made | str:
     try:
-        with watched(module, again=lambda: described(_traced(module))) as surroundings:
-            check_traceable(surroundings)
-            graph = _traced(module)
-        if surroundings.asks_types:
-            raise Unknown("its forward asks for types")
-        return _split(module, graph, adapted, sample)
+        return _split(module, _by_first_names(module), adapted, sample)
     except Unknown as unknown:
         return str(unknown)
     except Exception as error:  # of the user's code
@@ -154,9 +146,9 @@ def _copied_buffers(rest: nn.Module, module: nn.Module) -> list[tuple[dict[str, 
     ]  # fmt: skip
 
 
-def _traced(module: nn.Module) -> fx.Graph:
+def _by_first_names(module: nn.Module) -> fx.Graph:
     """The graph of its forward, with parts by the first of their names."""
-    graph = without_unused(trace(module, opens_parametrizations=True), module)
+    graph = graph_of(module, opens_parametrizations=True)
     parts = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]
     first = {id(part): name for name, part in parts}
     for node in graph.nodes:

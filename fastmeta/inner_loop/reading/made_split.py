@@ -236,7 +236,7 @@ class _Makers:
         return Maker(copied(parts, graph, "Maker"), tuple(sorted(reads)), tuple(names))
 
     def reads(self, name: str) -> set[str]:
-        """The parameters of which something is made."""
+        """The parameters and buffers of which something is made."""
         found, stack = set[str](), [self._recipes[name]]
         while stack:
             recipe = stack.pop()

@@ -10,12 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-from fastmeta.functional.forward import has_hooks, module_lock
-from fastmeta.inner_loop.reading.calls import described
-from fastmeta.inner_loop.reading.cuts import can_be_copied, copied
-from fastmeta.inner_loop.reading.trace import Unknown, check_traceable, trace
-from fastmeta.inner_loop.reading.unused import without_unused
-from fastmeta.inner_loop.reading.watched import watched
+from fastmeta.functional.forward import has_hooks
+from fastmeta.inner_loop.reading.cuts import can_be_copied, copied, graph_of
+from fastmeta.inner_loop.reading.trace import Unknown
 
 __all__ = ["OneHot", "of_one_hot"]
 
@@ -48,13 +45,11 @@ def of_one_hot(module: nn.Module) -> tuple[OneHot, nn.Module] | None:
     if nn.Embedding not in kinds or kinds.isdisjoint(_RECURRENT) or not can_be_copied(module):
         return None
     try:
-        with module_lock, watched(module, again=lambda: described(trace(module))) as surroundings:
-            check_traceable(surroundings)
-            graph = without_unused(trace(module), module)
+        graph = graph_of(module)
     except Unknown:
         return None
     table = _table(graph, module)
-    if table is None or surroundings.asks_types:
+    if table is None:
         return None
     node, layer = table
     _multiply(graph, node, layer)
