@@ -82,8 +82,8 @@ def calls_of(module: nn.Module) -> list[Call] | str:
     except Unknown as unknown:
         reason = str(unknown)
     return (
-        f"{called(*by_hand)} has a forward() written by hand, and {reason}: of layers that the "
-        "native kernels have it would run on them"
+        f"{called(*by_hand)} has a forward() written by hand, and {reason}: write it with layers "
+        'that the native kernels have, or let another engine run it, as engine="auto" does'
     )
 
 
