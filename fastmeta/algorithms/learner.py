@@ -54,7 +54,10 @@ class Learner(nn.Module):
 def check_tasks(tasks: object) -> None:
     """TypeError unless they are a `TaskBatch`."""
     if not isinstance(tasks, TaskBatch):
-        raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+        raise TypeError(
+            f"tasks must be a TaskBatch(support_x, support_y, query_x, query_y), not "
+            f"{type(tasks).__name__}"
+        )
 
 
 def backward_of_mean(loss: Tensor) -> None:

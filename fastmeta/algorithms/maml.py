@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastmeta.algorithms.learner import Learner, backward_of_mean
+from fastmeta.algorithms.learner import Learner, backward_of_mean, check_tasks
 from fastmeta.algorithms.options import Names, check_options, chosen_names
 from fastmeta.algorithms.plan import (
     Plan,
@@ -174,7 +174,8 @@ class MAML(Learner):
         Raises:
             ValueError, TypeError: tasks that do not fit the model or the loss.
         """
-        loss, predictions = self._run(meta_loss, _checked(tasks), inner_steps)
+        check_tasks(tasks)
+        loss, predictions = self._run(meta_loss, tasks, inner_steps)
         return MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
 
     @runs_eagerly
@@ -243,7 +244,8 @@ class MAML(Learner):
         if tasks is not None:
             if device is not None:
                 raise ValueError("device is where the tasks are: give one of the two")
-            return self._prepare(_checked(tasks), None)[0].choice
+            check_tasks(tasks)
+            return self._prepare(tasks, None)[0].choice
         with module_lock:
             return (self._choice_of_calls() if device is None else None) or self._guess(device)
 
@@ -282,7 +284,8 @@ class MAML(Learner):
         return {**self.__dict__, "_snapshot": None, "_plans": {}}
 
     def _forward_backward(self, tasks: TaskBatch, inner_steps: int | None = None) -> MetaOutput:
-        loss, predictions, done = self._run(meta_gradient, _checked(tasks), inner_steps)
+        check_tasks(tasks)
+        loss, predictions, done = self._run(meta_gradient, tasks, inner_steps)
         out = MetaOutput(loss, predictions, tasks.query_y, tasks.query_weight)
         if done:
             return out
@@ -463,9 +466,3 @@ def _likely_outputs(parameters: Mapping[str, Tensor]) -> tuple[int, torch.dtype]
 def _as_float(rate: Any) -> Any:
     """Any kind of real number as a float; what is none is refused later."""
     return float(rate) if isinstance(rate, Real) and not isinstance(rate, bool) else rate
-
-
-def _checked(tasks: TaskBatch) -> TaskBatch:
-    if not isinstance(tasks, TaskBatch):
-        raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
-    return tasks

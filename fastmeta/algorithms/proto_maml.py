@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from fastmeta.algorithms.classes import asked_ways, count_classes
-from fastmeta.algorithms.learner import Learner
+from fastmeta.algorithms.learner import Learner, check_tasks
 from fastmeta.algorithms.plan import autocast, looks_of
 from fastmeta.algorithms.shared_encoder import check_input
 from fastmeta.backends import requested_backend
@@ -111,8 +111,7 @@ class ProtoMAML(Learner):
             ValueError: labels outside [0, n_way), a class without support in some task, or tasks
                 that do not fit the encoder.
         """
-        if not isinstance(tasks, TaskBatch):
-            raise TypeError(f"tasks must be a TaskBatch, not {type(tasks).__name__}")
+        check_tasks(tasks)
         n_way = count_classes(tasks.support_y, tasks.query_y, asked_ways(tasks, n_way))
         loss, predictions = self._run(
             lambda engine, loop, parameters: engine.meta_loss(

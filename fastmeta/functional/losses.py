@@ -22,8 +22,8 @@ from fastmeta.functional.transforms import (
 )
 
 __all__ = [
-    "LOSSES", "Loss", "bce", "cross_entropy", "mse_loss", "named", "needs_weight", "takes_weight",
-    "task_loss",
+    "LOSSES", "Loss", "bce", "check_signature", "cross_entropy", "mse_loss", "named",
+    "needs_weight", "takes_weight", "task_loss",
 ]  # fmt: skip
 
 Loss = str | Callable[..., Tensor]
@@ -182,6 +182,21 @@ def needs_weight(loss: Callable[..., Tensor]) -> bool:
     """Whether a loss must be given sample weights: such a parameter has no default."""
     parameter = _weight_parameter(loss)
     return parameter is not None and parameter.default is parameter.empty
+
+
+def check_signature(loss: Callable[..., Tensor]) -> None:
+    """TypeError unless it can be called with predictions and targets (and weights, if it must)."""
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except ValueError:  # built in, without a signature
+        return
+    try:
+        signature.bind(*[None] * (3 if needs_weight(loss) else 2))
+    except TypeError as error:
+        raise TypeError(
+            f"loss must take (predictions, targets) or (predictions, targets, weight), not "
+            f"{signature}: {error}"
+        ) from None
 
 
 def _weight_parameter(loss: Callable[..., Tensor]) -> inspect.Parameter | None:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from fastmeta.backends.operation import nobody_sees_values
 from fastmeta.counts import as_whole, whole_number
 from fastmeta.functional.forward import module_lock
-from fastmeta.functional.losses import LOSSES, Loss
+from fastmeta.functional.losses import LOSSES, Loss, check_signature
 from fastmeta.functional.precision import PRECISIONS
 from fastmeta.words import did_you_mean, kind_of
 
@@ -80,6 +80,8 @@ class InnerLoop:
             raise TypeError(f"loss is the class {name}: give an instance of it, {name}()")
         if not isinstance(self.loss, str) and not callable(self.loss):
             raise TypeError(f"loss must be a name or a callable, not {type(self.loss).__name__}")
+        if not isinstance(self.loss, str):
+            check_signature(self.loss)
         object.__setattr__(self, "steps", whole_number("inner steps", self.steps, least=0))
         if self.steps >= 2**31:
             raise ValueError(f"inner steps must be below 2^31, not {self.steps}")

@@ -81,7 +81,10 @@ def _predictions(
 def _hint(loop: InnerLoop, theta: Mapping[str, Tensor], tasks: TaskBatch) -> str:
     if takes(loop, theta, tasks.support_x.detach()):
         return f". It can take all of {as_one_task(tasks)}"
-    return ". Samples of one feature are [T, S, 1]" if tasks.support_x.dim() == 2 else ""
+    if tasks.support_x.dim() == 2:
+        return ". Samples of one feature are [T, S, 1]"
+    whole = not tasks.support_x.is_floating_point()
+    return ". support_x.float() has floating numbers" if whole else ""
 
 
 def _check_predictions(predictions: object, x: Tensor, name: str) -> None:

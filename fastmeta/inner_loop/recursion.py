@@ -22,6 +22,7 @@ from fastmeta.inner_loop.kept import descend_keeping, is_underived, steps_to_kee
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors, refuse_batched, refuse_graph
 from fastmeta.inner_loop.memory import telling_how_to_shrink
 from fastmeta.inner_loop.probe import leaves_of_graph, uses_others
+from fastmeta.inner_loop.replay import Replay
 from fastmeta.inner_loop.steps import Forward, Inputs, Layout, support_gradients
 from fastmeta.inner_loop.updates import (
     room_for_path,
@@ -139,7 +140,7 @@ class _Descent(torch.autograd.Function):
         path: list[Tensor] = []
         ctx.replays = []
         for step in range(steps):
-            replay = _Replay(loop, inputs.support[0].device)
+            replay = Replay(loop, inputs.support[0].device)
             ctx.replays.append(replay)
             with replay.precision():
                 _, gradient = _support_gradient(
@@ -309,38 +310,3 @@ _HINTS = {  # by part of the operation's name
 
 def _wanted(values: Mapping[Any, Any], needs: Mapping[Any, bool]) -> dict[Any, Tensor]:
     return {key: value for key, value in values.items() if needs[key]}
-
-
-class _Replay:
-    """Random numbers and autocast as they are now, for the backward to compute the same again."""
-
-    def __init__(self, loop: InnerLoop, device: torch.device) -> None:
-        self._device = device.type
-        self._autocast = torch.is_autocast_enabled(self._device)
-        self._dtype = torch.get_autocast_dtype(self._device)
-        self._generator = _generator(device) if loop.randomness else None
-        self._state = None if self._generator is None else self._generator.get_state()
-
-    def precision(self) -> torch.autocast:
-        # Without the cache, which would hold the weights of every step.
-        return torch.autocast(self._device, self._dtype, self._autocast, cache_enabled=False)
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        with self.precision():
-            if self._generator is None or self._state is None:
-                yield
-                return
-            current = self._generator.get_state()
-            self._generator.set_state(self._state)
-            try:
-                yield
-            finally:
-                self._generator.set_state(current)
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    if device.type == "cpu":
-        return torch.default_generator
-    index = device.index or 0
-    return torch.get_device_module(device).default_generators[index]

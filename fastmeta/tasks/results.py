@@ -11,7 +11,7 @@ from fastmeta.accuracy import accuracy_of
 from fastmeta.backends.registry import requested_backend
 from fastmeta.functional.forward import task_by_task, task_forward
 from fastmeta.tasks.checks import check_rows
-from fastmeta.words import kind_of
+from fastmeta.words import counted, kind_of
 
 __all__ = ["Adapted", "MetaOutput", "check_queries"]
 
@@ -90,6 +90,9 @@ class Adapted:
 
     def __len__(self) -> int:
         return self._tasks
+
+    def __repr__(self) -> str:
+        return f"Adapted({type(self.module).__name__}, {counted(len(self), 'task')})"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Predictions [T, Q, O] for x [T, Q, ...], differentiable into `x` and the fast weights.

@@ -122,6 +122,29 @@ def test_the_way_around_an_operation_is_its_own(model, loss, said):
         meta(classification_tasks([2])).loss.sum().backward()
 
 
+class OfOne(nn.Module):
+    def forward(self, predictions):
+        return predictions.mean()
+
+
+def test_a_loss_takes_predictions_and_targets():
+    for loss in (lambda p: p.mean(), lambda p, y, scale: (scale * p).mean(), OfOne()):
+        with pytest.raises(TypeError, match=r"loss must take \(predictions, targets\)"):
+            classify(mlp([2, 3]), loss)
+    for loss in (lambda *both: both[0].mean(), lambda p, y, weight: (weight * p[:, 0]).sum()):
+        classify(mlp([2, 3]), loss)
+
+
+def test_whole_numbers_as_inputs_are_told_of_floats():
+    tasks = classification_tasks([2])
+    whole = fm.TaskBatch(
+        tasks.support_x.long()[..., None], tasks.support_y, tasks.query_x.long()[..., None],
+        tasks.query_y,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"support_x\.float\(\) has floating numbers"):
+        classify(mlp([1, 3]))(whole)
+
+
 def test_targets_must_be_shaped_like_the_predictions():
     tasks = regression_tasks(outputs=1)
     flat = fm.TaskBatch(

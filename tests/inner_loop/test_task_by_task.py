@@ -100,7 +100,7 @@ def test_a_loss_that_needs_weights_gets_them_where_there_are_none(sides):
 
 
 def test_weights_need_a_parameter_of_that_name():
-    meta = maml(mlp([2, 4, 2]), loss=lambda p, y, w: (w * (p - y).square().mean(-1)).mean())
+    meta = maml(mlp([2, 4, 2]), loss=lambda p, y, w=1: (w * (p - y).square().mean(-1)).mean())
     tasks = regression_tasks(support_weight=torch.rand(3, 5, dtype=DOUBLE))
     with pytest.raises(ValueError, match="whose third parameter is called weight"):
         meta(tasks)
