@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Bytes a thread that a program's kernel may spill: loops over tasks and operations, not products.
 MOST_SPILLED = 64
+# The same of the kernel with losses of the user's own, which calls functions for them.
+MOST_SPILLED_AROUND_CALLS = 512
 # With 256 threads a block and two blocks an SM; a block of a cluster has one to itself.
 MOST_REGISTERS = 128
 
@@ -52,11 +54,14 @@ def test_products_do_not_spill_and_blocks_fit_an_sm(build_native, nvcc, tmp_path
     found = resources(result.stderr)
     products = [entry for entry in found if "tiles" in entry[0]]
     assert len(products) >= 3 and all(spilled == 0 for _, spilled, _ in products)
-    assert max(spilled for _, spilled, _ in found) <= MOST_SPILLED
+    own_losses = [spilled for name, spilled, _ in found if "run_kernelIfLb1" in name]
+    assert len(own_losses) == 1 and own_losses[0] <= MOST_SPILLED_AROUND_CALLS
+    others = [spilled for name, spilled, _ in found if "run_kernelIfLb1" not in name]
+    assert max(others) <= MOST_SPILLED
     kernels = [entry for entry in found if "kernel" in entry[0]]
-    of_blocks = [used for name, _, used in kernels if "run" in name]
+    of_blocks = [used for name, _, used in kernels if "run" in name]  # one of them with own losses
     of_clusters = [spilled for name, spilled, _ in kernels if "Cluster" in name]
-    assert len(of_blocks) == 2 and all(used <= MOST_REGISTERS for used in of_blocks)
+    assert len(of_blocks) == 3 and all(used <= MOST_REGISTERS for used in of_blocks)
     assert len(of_clusters) == 3 and not any(of_clusters)
 
 

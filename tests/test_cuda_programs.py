@@ -22,14 +22,16 @@ def native():
         pytest.skip(f"no CUDA module: {error}")
 
 
-def source(native, widths, backward, activation="relu", tasks=25, steps=5, real="float32"):
+def source(
+    native, widths, backward, activation="relu", tasks=25, steps=5, real="float32", loss="mse"
+):
     nodes = []
     for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
         if layer:
             nodes.append(("activation", activation, 0.0, 0.0, fan_in, fan_in, -1, -1))
         nodes.append(("linear", "", 0.0, 0.0, fan_in, fan_out, 2 * layer, 2 * layer + 1))
     n = 2 * len(widths) - 2
-    chain = native.Chain(nodes, "mse", n)
+    chain = native.Chain(nodes, loss, n)
     call = getattr(native, f"call_{real}")(
         chain, tasks, steps, 2, [0] * n, [(0, 1)] * n, True, (10, 10), False, (False, False)
     )
@@ -76,6 +78,15 @@ def test_nvcc_keeps_every_product_in_registers(native, tmp_path, monkeypatch, ar
     assert not re.search(r"\bld\.f32", ptx)  # of memory that it does not know to be shared
 
 
+def log_cosh(native):
+    steps = [
+        ("subtract", 0, 1, 0, 0.0, 0.0, 6), ("exp", 2, 0, 0, 0.0, 0.0, 6),
+        ("negative", 2, 0, 0, 0.0, 0.0, 6), ("exp", 4, 0, 0, 0.0, 0.0, 6),
+        ("add", 3, 5, 0, 0.0, 0.0, 6), ("log", 6, 0, 0, 0.0, 0.0, 6), ("sum", 7, 0, 0, 0.0, 0.0, 1),
+    ]  # fmt: skip
+    return native.Loss(6, 6, False, steps)
+
+
 def test_a_program_too_long_for_constants_has_no_source(native):
     assert source(native, (1, 8, 1), True, steps=100) != ""
     assert source(native, (1, 8, 1), True, steps=1000) == ""
@@ -89,6 +100,9 @@ def test_nvrtc_compiles_what_is_printed(native, version, real):
     except RuntimeError as error:
         pytest.skip(str(error))
     text = source(native, WIDTHS["rl"], True, "tanh", real=real)
+    assert nvrtc.compile_cuda(text, (9, 0), version).startswith(b"\x7fELF")
+    text = source(native, WIDTHS["rl"], True, "tanh", real=real, loss=log_cosh(native))
+    assert "carry_out<Do(29)" in text and "carry_out<Do(17)" not in text  # its gradient
     assert nvrtc.compile_cuda(text, (9, 0), version).startswith(b"\x7fELF")
     with pytest.raises(RuntimeError, match="(?s)COMPILATION.*expected"):
         nvrtc.compile_cuda("int", (9, 0), version)

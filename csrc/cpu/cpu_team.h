@@ -31,7 +31,8 @@ struct CpuTeam {
   static constexpr bool steps_by_one_rate = false;  // where it cannot read the rate itself
   static constexpr bool has_dual_form = false;      // of the first layer
   static constexpr bool has_lanes_along_inputs = false;  // of layers with few outputs
-  static constexpr bool runs_programs = true;     // of losses
+  static constexpr bool runs_programs = true;     // of losses, a vector of samples at a time
+  static i64 program_scratch(const RowProgram& program, i64) { return 4 * program.size * lanes<R>; }
 
   static FASTMETA_INLINE const R* ones() { return all_ones<R>.v; }
   static FASTMETA_INLINE void barrier() {}

@@ -83,6 +83,12 @@ void product_at_once(const Term<R>* terms, int n_terms, const Target<R>& target,
 template <class Lane, class R>
 void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n);
 
+// Of rows of a program, whose numbers are vectors (network/numbers.h).
+template <class R>
+FASTMETA_INLINE void multiply_rows(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n) {
+  product<Direct>(terms, n_terms, target, m, n);
+}
+
 // Of vectors whose lanes are samples of a few tasks, also summed over the samples: C has a number of each
 // task, `groups` columns a vector. n counts columns; B's are vectors one after the other.
 template <class R>

@@ -3,7 +3,9 @@
 // the steps.
 #pragma once
 
-#include "numbers.h"
+#include "product.h"
+//
+#include "../network/numbers.h"
 
 namespace fastmeta::FASTMETA_ISA {
 

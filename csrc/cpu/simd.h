@@ -14,6 +14,8 @@
 #define FASTMETA_INLINE inline __attribute__((always_inline))
 // What a team runs, and what those who launch it run as well: CUDA has words for them.
 #define FASTMETA_CODE
+#define FASTMETA_APART
+#define FASTMETA_ROLLED
 #define FASTMETA_BOTH
 #define FASTMETA_INLINE_BOTH FASTMETA_INLINE
 #define FASTMETA_ANY_CALLER

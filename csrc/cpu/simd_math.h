@@ -205,6 +205,11 @@ FASTMETA_INLINE void sincos(Vec<float> x, Vec<float>& sine, Vec<float>& cosine) 
   cosine = select(((q + 1) & 2) != 0, -cv, cv);
 }
 
+template <class R>
+FASTMETA_INLINE Vec<R> square_roots(Vec<R> x) {
+  for (int l = 0; l < lanes<R>; ++l) x[l] = std::sqrt(x[l]);
+  return x;
+}
 template <class V>
 FASTMETA_INLINE V sigmoid(V x) {
   return 1 / (1 + exp(-x));

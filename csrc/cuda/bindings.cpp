@@ -85,13 +85,9 @@ class Plan {
   }
 
   // Nothing, of clusters.
-  py::bytes operations() const {
-    return {reinterpret_cast<const char*>(program_.ops.data()),
-            program_.ops.size() * sizeof(cuda::Op)};
-  }
+  py::bytes operations() const { return program_.operations(); }
   void put_operations(std::uintptr_t address) {
-    ops_ = pointer<const cuda::Op>(address);
-    program_.ops = {};  // they are there now
+    program_.put_operations(pointer<const char>(address));
   }
   // What a compiler makes a kernel of for this program alone; nothing, of clusters and of long programs.
   // To be asked for before the operations are put elsewhere.
@@ -105,21 +101,20 @@ class Plan {
 
   void forward(const InnerLoop<R>& loop, const ForwardOut<R>& out, const Place& place) const {
     if (clusters_) return cuda::forward<R>(loop, out, place);
-    require(ops_, "the operations are not on the device");
-    cuda::forward<R>(program_, ops_, loop, out, place);
+    require(program_.run.ops, "the operations are not on the device");
+    cuda::forward<R>(program_, loop, out, place);
   }
   void backward(const InnerLoop<R>& loop, const BackwardIn<R>& in, const BackwardOut<R>& out,
                 R* workspace, const Place& place) const {
     if (clusters_) return cuda::backward<R>(loop, in, out, workspace, place);
-    require(ops_, "the operations are not on the device");
-    cuda::backward<R>(program_, ops_, loop, in, out, workspace, place);
+    require(program_.run.ops, "the operations are not on the device");
+    cuda::backward<R>(program_, loop, in, out, workspace, place);
   }
 
  private:
   bool clusters_ = false;
   i64 record_ = 0, workspace_ = 0;
   cuda::Program<R> program_;
-  const cuda::Op* ops_ = nullptr;
 };
 
 template <class R>

@@ -16,10 +16,14 @@ namespace fastmeta::cuda {
 namespace {
 
 // Blocks that live on a processor together share its registers.
-template <class R>
+template <class R, bool own_losses>
 __global__ void __launch_bounds__(most_threads, 2) run_kernel(const __grid_constant__ Run<R> run) {
   extern __shared__ __align__(16) unsigned char memory[];
-  run_block(run, reinterpret_cast<R*>(memory));
+  run_block<own_losses>(run, reinterpret_cast<R*>(memory));
+}
+template <class R>
+auto kernel_of(const Program<R>& program) {
+  return program.has_own_loss() ? run_kernel<R, true> : run_kernel<R, false>;
 }
 
 template <class R>
@@ -216,18 +220,21 @@ std::string unfit(const InnerLoop<R>& loop, int device) {
     return std::to_string(attribute(cudaDevAttrComputeCapabilityMajor, device)) + "." +
            std::to_string(attribute(cudaDevAttrComputeCapabilityMinor, device));
   };
-  if (!code_for_device(run_kernel<R>))
+  if (!code_for_device(run_kernel<R, false>))
     return "the CUDA kernels were not compiled for a GPU of compute capability " + capability();
   if (blocks_on(loop, device)) return "";
   const std::string limit = ", and the device has " + std::to_string(shared_limit(device));
-  if (clusters_at_once<R>(device, 2))
+  if (!has_own_loss(loop) && clusters_at_once<R>(device, 2))
     return "the network needs " +
            std::to_string(least_bytes<Cluster<R>>(loop, most_blocks)) +
            " bytes of shared memory in each block of a cluster of " + std::to_string(most_blocks) +
            limit;
-  return "the network needs " + std::to_string(least_bytes<Recorder<R>>(loop) + beside_scratch) +
-         " bytes of shared memory a block" + limit +
-         " (blocks that share a task need compute capability 9.0 or later and code for it; this is " +
+  const std::string needed =
+      "the network needs " + std::to_string(least_bytes<Recorder<R>>(loop) + beside_scratch) +
+      " bytes of shared memory a block" + limit;
+  if (has_own_loss(loop))
+    return needed + " (blocks share no task whose loss is a function)";
+  return needed + " (blocks that share a task need compute capability 9.0 or later and code for it; this is " +
          capability() + ")";
 }
 
@@ -289,9 +296,10 @@ Program<R> record_for(const InnerLoop<R>& loop, const Wanted& wanted, bool backw
   use(device);
   const i64 processors = attribute(cudaDevAttrMultiProcessorCount, device);
   Program<R> program = record_program(loop, wanted, backward, shared_limit(device), processors);
-  allow_shared(run_kernel<R>, device);
+  const auto kernel = kernel_of(program);
+  allow_shared(kernel, device);
   int resident = 1;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, run_kernel<R>, program.threads,
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, program.threads,
                                                       size_t(program.shared)),
         "asking for the occupancy");
   program.run.runs = smaller(loop.tasks, larger(1, resident * processors));
@@ -299,9 +307,8 @@ Program<R> record_for(const InnerLoop<R>& loop, const Wanted& wanted, bool backw
 }
 
 template <class R>
-Run<R> bound(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop) {
+Run<R> bound(const Program<R>& program, const InnerLoop<R>& loop) {
   Run<R> run = program.run;
-  run.ops = ops;
   const auto put = [&](int slot, const R* p) { run.tensors[slot].base = const_cast<R*>(p); };
   for (int p = 0; p < loop.network.n_parameters; ++p) {
     put(first_parameter + p, loop.parameters[p].data);
@@ -326,14 +333,14 @@ void launch(const Program<R>& program, const Run<R>& run, Place place, const cha
   if (program.code)
     return launch_code(program.code, &run, run.runs, program.threads, program.shared, place.stream);
   const Configuration how(run.runs, program.threads, program.shared, 1, place.stream);
-  launch(run_kernel<R>, run, how, what);
+  launch(kernel_of(program), run, how, what);
 }
 
 template <class R>
-void forward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
-             const ForwardOut<R>& out, Place place) {
+void forward(const Program<R>& program, const InnerLoop<R>& loop, const ForwardOut<R>& out,
+             Place place) {
   use(place.device);
-  Run<R> run = bound(program, ops, loop);
+  Run<R> run = bound(program, loop);
   run.tensors[Slot::record].base = out.record;
   run.tensors[predictions].base = out.predictions, run.tensors[loss].base = out.loss;
   put_all(run, first_fast, out.fast, loop.network.n_parameters);
@@ -341,11 +348,11 @@ void forward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
 }
 
 template <class R>
-void backward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
-              const BackwardIn<R>& in, const BackwardOut<R>& out, R* workspace, Place place) {
+void backward(const Program<R>& program, const InnerLoop<R>& loop, const BackwardIn<R>& in,
+              const BackwardOut<R>& out, R* workspace, Place place) {
   use(place.device);
   const int n = loop.network.n_parameters;
-  Run<R> run = bound(program, ops, loop);
+  Run<R> run = bound(program, loop);
   run.tensors[Slot::record].base = const_cast<R*>(in.record);
   run.tensors[grad_loss].base = const_cast<R*>(in.grad_loss);
   run.tensors[grad_predictions].base = const_cast<R*>(in.grad_predictions);
@@ -375,10 +382,9 @@ void backward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop
   template void backward<R>(const InnerLoop<R>&, const BackwardIn<R>&, const BackwardOut<R>&, R*, \
                             Place);                                                              \
   template Program<R> record_for<R>(const InnerLoop<R>&, const Wanted&, bool, int);              \
-  template void forward<R>(const Program<R>&, const Op*, const InnerLoop<R>&,                    \
-                           const ForwardOut<R>&, Place);                                         \
-  template void backward<R>(const Program<R>&, const Op*, const InnerLoop<R>&,                   \
-                            const BackwardIn<R>&, const BackwardOut<R>&, R*, Place);
+  template void forward<R>(const Program<R>&, const InnerLoop<R>&, const ForwardOut<R>&, Place); \
+  template void backward<R>(const Program<R>&, const InnerLoop<R>&, const BackwardIn<R>&,        \
+                            const BackwardOut<R>&, R*, Place);
 FASTMETA_INSTANTIATE(FASTMETA_REAL)
 
 }  // namespace fastmeta::cuda

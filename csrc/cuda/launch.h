@@ -38,13 +38,13 @@ Program<R> record_program(const InnerLoop<R>& loop, const Wanted& wanted, bool b
 template <class R>
 Program<R> record_for(const InnerLoop<R>& loop, const Wanted& wanted, bool backward, int device);
 
-// With the operations of the program at `ops` on the device.
+// With the operations of the program on the device.
 template <class R>
-void forward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
-             const ForwardOut<R>& out, Place place);
+void forward(const Program<R>& program, const InnerLoop<R>& loop, const ForwardOut<R>& out,
+             Place place);
 template <class R>
-void backward(const Program<R>& program, const Op* ops, const InnerLoop<R>& loop,
-              const BackwardIn<R>& in, const BackwardOut<R>& out, R* workspace, Place place);
+void backward(const Program<R>& program, const InnerLoop<R>& loop, const BackwardIn<R>& in,
+              const BackwardOut<R>& out, R* workspace, Place place);
 
 // How many blocks share a task there: more than one is a cluster.
 template <class R>

@@ -20,6 +20,7 @@ struct HeldLoop {
     Node nodes[max_nodes];
     int n_nodes, n_parameters;
     LossKind loss;
+    RowProgram program;  // on the host
   } network;
   i64 tasks, steps;
   int order;
@@ -30,7 +31,7 @@ struct HeldLoop {
   explicit HeldLoop(const InnerLoop<R>& l)
       : tasks(l.tasks), steps(l.steps), order(l.order), support(l.support), query(l.query) {
     network.n_nodes = l.network.n_nodes, network.n_parameters = l.network.n_parameters;
-    network.loss = l.network.loss;
+    network.loss = l.network.loss, network.program = l.network.program;
     for (int i = 0; i < l.network.n_nodes; ++i) network.nodes[i] = l.network.nodes[i];
     for (int p = 0; p < l.network.n_parameters; ++p)
       parameters[p] = l.parameters[p], rates[p] = l.rates[p];

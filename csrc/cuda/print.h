@@ -130,7 +130,8 @@ class Printer {
            listed("", of.n_nodes) + listed(", LossKind(", i64(of.loss)) + "), {" + nodes + "}" +
            listed(", ", of.targets_at) + listed(", ", of.target_row) +
            listed(", ", of.coefficient_at) + listed(", ", of.curvature_at) +
-           listed(", ", of.loss_at) + "};\n  }\n" + text_of_activations() + "};\n\n";
+           listed(", ", of.loss_at) + listed(", ", of.own_at) + listed(", ", of.own_row) +
+           "};\n  }\n" + text_of_activations() + "};\n\n";
   }
   static std::string listed(const char* before, i64 value) { return before + printed(value); }
 

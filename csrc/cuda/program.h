@@ -21,6 +21,8 @@ enum class Do : int {
   Forward, RForward, WeightGradient, InputGradient, RInputGradient,
   // activations that no product is in front of
   Activate, ActivationBackward, RActivate, RActivationBackward,
+  // of a loss of the user's own
+  OwnLoss, OwnLossGradient, OwnLossRGradient,
 };
 
 // What becomes of a weight gradient; c and from lie alike.
@@ -59,7 +61,8 @@ struct alignas(16) Op {
 
   // products: rows x columns sums over depth, of one pair of operands or two
   int a[2], b[2];
-  int a_row, b_row, depth, terms;
+  int a_row, b_row, depth;
+  int terms;  // of Coefficients: whether losses are summed; of own losses: whether targets are labels
   int tile_rows, across, tiles, activation;  // tiles of tile_rows x 4, `across` side by side; a node
   unsigned across_inverse;                   // 2^32 / across, rounded up; 0 for 1
   int bias;        // Forward: the row that sums begin with, or -1
@@ -94,6 +97,7 @@ struct Known {
   LossKind loss;
   Node nodes[max_nodes];
   int targets_at, target_row, coefficient_at, curvature_at, loss_at;
+  int own_at, own_row;  // the rows of an own loss, from sample to sample
 };
 
 // What a kernel is given.
@@ -102,6 +106,7 @@ struct Run {
   const Op* ops;
   int n_ops, n_once;  // the first ones are for the block, not for every task
   Known known;
+  RowProgram own_loss;  // on the device
   i64 tasks, runs, run_size;
   Tensor<R> tensors[n_slots];
 };

@@ -131,9 +131,14 @@ class Recordist {
     known.n_nodes = plan.n_nodes, known.loss = given_.network.loss;
     for (int l = 0; l < plan.n_nodes; ++l) known.nodes[l] = plan.node(l);
     known.targets_at = int(plan.y_at);
-    known.target_row = given_.support.labels ? 1 : int(Team::stride(plan.outputs()));
+    const i64 targets = targets_of<Team>(given_.network, plan.outputs());
+    known.target_row = given_.support.labels ? 1 : int(Team::stride(targets));
     known.coefficient_at = int(plan.coefficient_at), known.curvature_at = int(plan.curvature_at);
     known.loss_at = int(plan.scratch_size);
+    if (known.loss == LossKind::Program) {
+      known.own_at = int(plan.program_at), known.own_row = int(Team::program_row(given_.network.program));
+      program.keep(given_.network.program);
+    }
     run.tasks = given_.tasks, run.n_ops = int(written.ops.size());
     run.run_size = plan.theta_size * (1 + (wanted_.rates ? plan.rate_steps : 0));
     for (int slot = 0; slot < n_slots; ++slot)

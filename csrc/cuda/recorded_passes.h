@@ -28,21 +28,23 @@ class RecordedPasses {
 
   void take(const Samples<R>& samples, Slice slice) { take(samples, slice, 0, samples.n); }
   void take(const Samples<R>& samples, Slice slice, i64 begin, i64 rows) {
-    const i64 I = plan_.in(0), O = plan_.outputs();
-    total_ = samples.n, begin_ = begin, rows_ = rows;
+    const i64 I = plan_.in(0), targets = targets_of<Team>(network(), plan_.outputs());
+    total_ = samples.n, begin_ = begin, rows_ = rows, labels_ = samples.labels;
     Team::gather(place(plan_.x_at), samples.x + begin * I, total_ * I, I, 1, rows, I, slice);
     recording->ops.back().meets = 0;
     if (samples.labels) {
       Op& op = recording->add(Do::GatherLabels, rows, 1);
       recording->with_tensor(op, samples.labels + begin, total_);
-      op.to = int(plan_.y_at), op.to_row = 1, op.depth = int(O);
+      op.to = int(plan_.y_at), op.to_row = 1, op.depth = int(plan_.outputs());
       op.meets = 0;
     } else if (samples.y) {
-      Team::gather(place(plan_.y_at), samples.y + begin * O, total_ * O, O, 1, rows, O, slice);
+      Team::gather(place(plan_.y_at), samples.y + begin * targets, total_ * targets, targets, 1, rows,
+                   targets, slice);
       recording->ops.back().meets = 0;
     }
     Op& op = recording->add(Do::Coefficients, rows, 1);
     op.to = int(plan_.coefficient_at), op.depth = int(total_), op.from = int(begin);
+    op.terms = own_loss() && network().program.adds;
     if (samples.weight) recording->with_tensor(op, samples.weight, total_);
   }
 
@@ -72,15 +74,13 @@ class RecordedPasses {
   const R* predictions() const { return value(plan_.n_nodes - 1); }
 
   R loss() {
-    Op& op = recording->add(Do::Loss, rows_, plan_.outputs());
-    op.from = at(predictions()), op.from_row = row(plan_.n_nodes - 1);
+    Op& op = of_loss(Do::Loss, Do::OwnLoss);
     op.to = at(g()), op.depth = begin_ == 0;
     return 0;
   }
   void loss_gradient() {
     side_ = 0;
-    Op& op = recording->add(Do::LossGradient, rows_, plan_.outputs());
-    op.from = at(predictions()), op.from_row = op.to_row = row(plan_.n_nodes - 1);
+    Op& op = of_loss(Do::LossGradient, Do::OwnLossGradient);
     op.to = at(g());
   }
   void zero_gradient() {
@@ -116,8 +116,7 @@ class RecordedPasses {
   void r_pass(const R* theta, const R* v, int lowest, const GradientTo& target,
               const GradientTo* gradient, bool into_input) {
     r_forward(theta, v);
-    Op& head = recording->add(Do::LossRGradient, rows_, plan_.outputs());
-    head.from = at(predictions()), head.from_row = head.to_row = row(plan_.n_nodes - 1);
+    Op& head = of_loss(Do::LossRGradient, Do::OwnLossRGradient);
     head.value = int(plan_.r_at[plan_.n_nodes - 1]), head.to = at(rg());
     for (int l = plan_.n_nodes - 1; l >= lowest; --l) {
       const bool deeper = l > lowest || into_input;
@@ -161,6 +160,9 @@ class RecordedPasses {
   }
 
  private:
+  const auto& network() const { return plan_.loop.network; }
+  bool own_loss() const { return network().loss == LossKind::Program; }
+
   R* place(i64 offset) const { return scratch_ + offset; }
   R* g() const { return place(plan_.g_at[side_]); }
   R* rg() const { return place(plan_.rg_at[side_]); }
@@ -183,6 +185,14 @@ class RecordedPasses {
     Op& op = recording->add(Do::PadColumn, plan_.part, 1);
     op.to = at(matrix + column), op.to_row = int(Team::stride(column)), op.pad = number;
     op.meets = 0;
+  }
+
+  // Of the last node's outputs.
+  Op& of_loss(Do named, Do own) const {
+    Op& op = recording->add(own_loss() ? own : named, rows_, plan_.outputs());
+    op.from = at(predictions()), op.from_row = op.to_row = row(plan_.n_nodes - 1);
+    op.terms = own_loss() && labels_;
+    return op;
   }
 
   // rows x columns, of a [rows, depth] and b.
@@ -330,6 +340,7 @@ class RecordedPasses {
   R* scratch_;
   int threads_;
   i64 total_ = 0, begin_ = 0, rows_ = 0;
+  bool labels_ = false;
   int side_ = 0;
 };
 

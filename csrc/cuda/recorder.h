@@ -67,12 +67,15 @@ int at(const R* p) {
 template <class R>
 struct Recorder : BlockLayout<R> {
   static constexpr bool shares = false, steps_by_one_rate = true, has_dual_form = false;
-  static constexpr bool has_lanes_along_inputs = false;
+  static constexpr bool has_lanes_along_inputs = false, runs_programs = true;
 
   // Room for one column more, see Op::pad; an odd number of quads, see run_product.cuh.
   static i64 stride(i64 columns) { return 4 * (ceil_div(columns + 1, 4) | 1); }
   static i64 shared_stride(i64 columns) { return stride(columns); }
   static i64 vectors(i64 columns) { return columns; }
+  // A thread a sample, an odd number of elements apart: neighbours read from different banks.
+  static i64 program_row(const RowProgram& program) { return 4 * program.size + 1; }
+  static i64 program_scratch(const RowProgram& program, i64 rows) { return rows * program_row(program); }
 
   static void barrier() { recording->meet(); }
 

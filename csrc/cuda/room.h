@@ -48,6 +48,12 @@ i64 longest_share(const InnerLoop<R>& loop, int blocks) {
   return sum;
 }
 
+// Which only a block that has its task to itself can run.
+template <class R>
+bool has_own_loss(const InnerLoop<R>& loop) {
+  return loop.network.loss == LossKind::Program;
+}
+
 // How many blocks share a task, or 0: it fits into no cluster. One, where a block holds the
 // parameters and enough rows, or where the device has no clusters. at_once(blocks): how many clusters
 // of that many the device runs at the same time, 0 where it has none.
@@ -59,7 +65,8 @@ int blocks_of_task(const InnerLoop<R>& loop, i64 limit, AtOnce at_once,
                    bool for_speed = share_few_tasks) {
   const i64 tiles = most_tiles(loop.network.nodes, loop.network.n_nodes, most_samples(loop));
   int blocks = 1;
-  while (tiles && blocks < most_blocks && !takes_enough_rows(loop, limit, blocks)) ++blocks;
+  const int most = has_own_loss(loop) ? 1 : most_blocks;
+  while (tiles && blocks < most && !takes_enough_rows(loop, limit, blocks)) ++blocks;
   if (blocks == 1 || !at_once(blocks)) {
     if (least_bytes<Recorder<R>>(loop) + beside_scratch > limit) return 0;
     blocks = 1;
@@ -68,7 +75,7 @@ int blocks_of_task(const InnerLoop<R>& loop, i64 limit, AtOnce at_once,
   }
   if (!for_speed) return blocks;
   i64 least = longest_share(loop, blocks);
-  for (int more = blocks + 1; more <= most_blocks && tiles >= more * most_threads; ++more) {
+  for (int more = blocks + 1; more <= most && tiles >= more * most_threads; ++more) {
     const i64 share = longest_share(loop, more);
     if (share >= least || loop.tasks > at_once(more)) continue;
     blocks = more, least = share;

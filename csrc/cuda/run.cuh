@@ -2,7 +2,7 @@
 // host, one thread a CUDA thread (tests/csrc/test_cuda_blocks.cpp).
 #pragma once
 
-#include "run_loss.cuh"
+#include "run_own_loss.cuh"
 #include "run_tiles.cuh"
 
 namespace fastmeta::cuda {
@@ -52,6 +52,12 @@ FASTMETA_INLINE void carry_out(const Here<R>& here, const Op& op) {
     loss_gradient(here, op);
   } else if constexpr (code == Do::LossRGradient) {
     loss_r_gradient(here, op);
+  } else if constexpr (code == Do::OwnLoss) {
+    add_own_losses(here, op);
+  } else if constexpr (code == Do::OwnLossGradient) {
+    own_loss_gradient(here, op);
+  } else if constexpr (code == Do::OwnLossRGradient) {
+    own_loss_r_gradient(here, op);
   } else if constexpr (code == Do::Forward || code == Do::RForward) {
     forward_tiles<tile_rows>(here, op);
   } else if constexpr (code == Do::WeightGradient) {
@@ -75,9 +81,19 @@ FASTMETA_INLINE void by_tiles(const Here<R>& here, const Op& op) {
     carry_out<code, 1>(here, op);
 }
 
-template <class R>
+// Own losses have a kernel of their own: their code is large.
+template <bool own_losses, class R>
 FASTMETA_INLINE void interpret(const Here<R>& here, const Op& op) {
   switch (op.code) {
+    case Do::OwnLoss:
+      if constexpr (own_losses) carry_out<Do::OwnLoss>(here, op);
+      return;
+    case Do::OwnLossGradient:
+      if constexpr (own_losses) carry_out<Do::OwnLossGradient>(here, op);
+      return;
+    case Do::OwnLossRGradient:
+      if constexpr (own_losses) carry_out<Do::OwnLossRGradient>(here, op);
+      return;
     case Do::Gather:
       return carry_out<Do::Gather>(here, op);
     case Do::GatherLabels:
@@ -166,12 +182,12 @@ FASTMETA_INLINE void run_tasks(const Run<R>& run, R* shared, F perform) {
   }
 }
 
-template <class R>
+template <bool own_losses, class R>
 FASTMETA_INLINE void run_block(const Run<R>& run, R* shared) {
   touch(run.ops, run.n_ops);
   run_tasks(run, shared, [](const Here<R>& here, int i) {
     const Op& op = here.run.ops[i];
-    interpret(here, op);
+    interpret<own_losses>(here, op);
     if (op.meets) __syncthreads();
   });
 }

@@ -9,14 +9,14 @@ template <class R>
 FASTMETA_INLINE void put_coefficients(const Here<R>& here, const Op& op) {
   R* to = here.at(op.to);
   if (op.slot == no_slot) {
-    each(op.rows, [&](int s) { to[s] = R(1) / R(op.depth); });
+    each(op.rows, [&](int s) { to[s] = op.terms ? R(1) : R(1) / R(op.depth); });
     return;
   }
   const R* weight = here.tensor(op.slot, 0);
   R sum = 0;
 #pragma unroll 1
   for (int s = 0; s < op.depth; ++s) sum += weight[s];
-  const R scale = sum > R(0) ? R(1) / sum : R(0);
+  const R scale = sum > R(0) ? (op.terms ? R(op.depth) : R(1)) / sum : R(0);
   each(op.rows, [&](int s) { to[s] = weight[op.from + s] * scale; });
 }
 
@@ -69,13 +69,10 @@ FASTMETA_INLINE R loss_of(const Sample<R>& of, LossKind kind, int n) {
 }
 
 // The samples' losses wait in `to`; one thread adds them up, in their order.
-template <class R>
-FASTMETA_INLINE void add_losses(const Here<R>& here, const Op& op) {
+template <class R, class F>
+FASTMETA_INLINE void add_up(const Here<R>& here, const Op& op, F loss) {
   R* each_loss = here.at(op.to);
-  each(op.rows, [&](int s) {
-    const Sample<R> of = sample(here, op, s);
-    each_loss[s] = of.coefficient * loss_of(of, here.known().loss, op.columns);
-  });
+  each(op.rows, [&](int s) { each_loss[s] = loss(s); });
   __syncthreads();
   if (threadIdx.x) return;
   R sum = op.depth ? R(0) : *here.at(here.known().loss_at);
@@ -83,6 +80,14 @@ FASTMETA_INLINE void add_losses(const Here<R>& here, const Op& op) {
 #pragma unroll 1
   for (int s = 0; s < op.rows; ++s) part += each_loss[s];
   *here.at(here.known().loss_at) = sum + part;
+}
+
+template <class R>
+FASTMETA_INLINE void add_losses(const Here<R>& here, const Op& op) {
+  add_up(here, op, [&](int s) {
+    const Sample<R> of = sample(here, op, s);
+    return of.coefficient * loss_of(of, here.known().loss, op.columns);
+  });
 }
 
 // g, and what r_gradient needs: softmax, or the derivative of sigmoid.

@@ -17,6 +17,8 @@
 #define FASTMETA_CODE __device__
 #define FASTMETA_INLINE __device__ __forceinline__
 #define FASTMETA_BOTH __host__ __device__
+// Of loops that are in many functions: no copies of what is in them.
+#define FASTMETA_ROLLED _Pragma("unroll 1")
 #define FASTMETA_INLINE_BOTH __host__ __device__ __forceinline__
 // The text of a program for its own shapes (print.h) has every bound of a loop and every activation as a
 // constant: functions that the interpreter shares between shapes are copied, and loops go further ahead.
@@ -36,6 +38,10 @@ namespace fastmeta::cuda {
 
 template <class R>
 using Vec = R;
+template <class R>
+using Mask = bool;
+template <class R>
+constexpr int lanes = 1;
 
 template <class R>
 FASTMETA_INLINE R load(const R* p) { return *p; }
@@ -63,6 +69,11 @@ FASTMETA_INLINE float erf(float x) { return ::erff(x); }
 FASTMETA_INLINE double erf(double x) { return ::erf(x); }
 FASTMETA_INLINE void sincos(float x, float& s, float& c) { ::sincosf(x, &s, &c); }
 FASTMETA_INLINE void sincos(double x, double& s, double& c) { ::sincos(x, &s, &c); }
+
+FASTMETA_INLINE float sqrt(float x) { return ::sqrtf(x); }
+FASTMETA_INLINE double sqrt(double x) { return ::sqrt(x); }
+template <class R>
+FASTMETA_INLINE R square_roots(R x) { return sqrt(x); }
 
 template <class V>
 FASTMETA_INLINE V sigmoid(V x) { return 1 / (1 + exp(-x)); }

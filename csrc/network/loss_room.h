@@ -13,11 +13,11 @@ FASTMETA_BOTH i64 targets_of(const Network& network, i64 outputs) {
   return outputs;
 }
 
-// Scalars: of a program the rows and their adjoints, each with slopes.
+// Scalars, for so many samples: of a program the rows and their adjoints, each with slopes.
 template <class Team, class Network>
-FASTMETA_BOTH i64 loss_scratch(const Network& network) {
+i64 loss_scratch(const Network& network, [[maybe_unused]] i64 rows) {
   if constexpr (Team::runs_programs)
-    if (network.loss == LossKind::Program) return 4 * network.program.size * Team::W;
+    if (network.loss == LossKind::Program) return Team::program_scratch(network.program, rows);
   return 0;
 }
 

@@ -264,7 +264,7 @@ struct Plan : Parameters<Team_> {
                    misaligned(loop.query);
     x_at = copies_input ? matrix(laid_in(0)) : 0;
     y_at = matrix(larger(outputs(), targets_of<Team>(loop.network, outputs())));
-    program_at = take(loss_scratch<Team>(loop.network));
+    program_at = take(loss_scratch<Team>(loop.network, rows));
     coefficient_at = take(rows * Team::W);
     values_at = take(rows * values_row);
     for (int l = 0; l < n_nodes; ++l) {

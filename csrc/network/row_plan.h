@@ -220,7 +220,7 @@ struct RowPlan : Parameters<Team_> {
     input_g_at = take(I);
     r_input_g_at = take(I);
     y_at = take(n * Rows::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
-    program_at = take(loss_scratch<Team>(loop.network));
+    program_at = take(loss_scratch<Team>(loop.network, 1));
     coefficient_at = take(n * Team::W);
     if (lanes_are_samples) lay_out_turned();
     for (i64& place : theta_work_at) place = take(theta_size);

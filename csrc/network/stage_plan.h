@@ -203,7 +203,7 @@ struct StagePlan : Parameters<Team_> {
     output_g_at = take(gives_images() ? out : 0);
     output_rg_at = take(gives_images() ? out : 0);
     y_at = take(n * Team::stride(larger(outputs(), targets_of<Team>(loop.network, outputs()))));
-    program_at = take(loss_scratch<Team>(loop.network));
+    program_at = take(loss_scratch<Team>(loop.network, 1));
     curvature_at = take(out);
     coefficient_at = take(n * Team::W);
     lambda_at = take(theta_size);

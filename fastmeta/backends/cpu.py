@@ -89,7 +89,8 @@ def kernels(dtype: str) -> Kernels:
 
     new_call = getattr(native, f"call_{dtype}")
     return Kernels(
-        native.Chain, new_call, forward, backward, _step(dtype), lambda call, device: "", empty
+        native.Chain, native.Loss, new_call, forward, backward, _step(dtype),
+        lambda call, device: "", empty,
     )
 
 

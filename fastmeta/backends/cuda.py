@@ -169,7 +169,7 @@ def kernels(dtype: str) -> Kernels:
         with _current(index):
             return why_unfit(call.native, index)
 
-    return Kernels(module.Chain, call, forward, backward, None, unfit, _empty)
+    return Kernels(module.Chain, module.Loss, call, forward, backward, None, unfit, _empty)
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Kernels(NamedTuple):
 
     Attributes:
         chain: (layers, loss, number of parameters) -> the network.
+        loss: (predictions, targets, whether samples are added up, steps) -> a loss of one's own.
         call: (chain, ...) -> an inner loop on tensors of known shapes.
         forward: (call, like, addresses, keep, predictions, loss, fast) -> what backward needs.
         backward: (call, like, addresses, record, gradients ..., outputs ...) -> nothing.
@@ -39,6 +40,7 @@ class Kernels(NamedTuple):
     """
 
     chain: Callable[..., Any]
+    loss: Callable[..., Any]
     call: Callable[..., Any]
     forward: Callable[..., Any]
     backward: Callable[..., None]

@@ -142,7 +142,7 @@ USUAL = tuple(
 ON_GPU = (
     "sinusoid-T1024-K5", "sinusoid-T25-K5", "rl", "conv64-T32-K1-S5-Q25", "conv64-T32-K5-S25-Q75",
     "sinusoid-T65536-K5", "head-1600", "per-user", "mlp-60k",
-    "conv64-T32-K1-S25-Q75", "conv64-T32-K5-S5-Q25", "mini-T4-K5-S5-Q75", "head-64",
+    "conv64-T32-K1-S25-Q75", "conv64-T32-K5-S5-Q25", "mini-T4-K5-S5-Q75", "head-64", "mlp-huber",
 )  # fmt: skip
 
 # One for each family where it is known whether memory stays flat in the number of inner steps.

@@ -58,7 +58,7 @@ struct Call {
     loop.network = {data_or_null(c.nodes),  int(c.nodes.size()),   data_or_null(c.stages),
                     int(c.stages.size()),
                     c.written.empty() ? RowProgram{} : c.written.program(), int(c.n_parameters()), c.loss,
-                    c.program.empty() ? RowProgram{} : c.program.program()};
+                    c.program.empty() ? RowProgram{} : c.program.program(c.adds)};
     loop.tasks = c.tasks, loop.steps = c.steps, loop.order = c.order, loop.threads = threads;
     loop.parameters = parameters.data();
     loop.rates = rates.data();

@@ -79,14 +79,26 @@ void bind_inputs(cuda::Run<R>& run, const InnerLoop<R>& loop, R* record) {
   bind(run, cuda::record, record);
 }
 
+// What a launch gets, with a copy of the operations where nothing lies behind.
+template <class R>
+std::pair<cuda::Run<R>, std::unique_ptr<Scratch<char>>> on_host(cuda::Program<R> program) {
+  const std::string bytes = program.operations();
+  auto copy = std::make_unique<Scratch<char>>(i64(bytes.size()));
+  std::memcpy(copy->data(), bytes.data(), bytes.size());
+  program.put_operations(copy->data());
+  return {program.run, std::move(copy)};
+}
+
 // Runs a program on blocks that know of no other thread number than this.
 template <class R>
 void interpret(const cuda::Program<R>& program, unsigned threads) {
-  cuda::Run<R> run = program.run;
-  run.ops = program.ops.data();
+  const auto [run, operations] = on_host(program);
   const Memories<R> memory(1, program.shared);
   launch_on_host(unsigned(run.runs), memory.data(), memory.bytes(), threads, [&](char* shared) {
-    cuda::run_block(run, reinterpret_cast<R*>(shared));
+    if (program.has_own_loss())
+      cuda::run_block<true>(run, reinterpret_cast<R*>(shared));
+    else
+      cuda::run_block<false>(run, reinterpret_cast<R*>(shared));
   });
 }
 

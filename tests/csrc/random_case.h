@@ -37,6 +37,7 @@ struct Setting {
   Rows written;
   LossKind loss;
   Rows program;  // where that is the loss
+  bool adds = false;  // whether that is summed over samples
   i64 tasks, steps, support_n, query_n;
   int order;
   std::vector<i64> sizes;       // of the parameters

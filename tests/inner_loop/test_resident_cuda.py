@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import classification_tasks, gradients, regression_tasks, relative_error
 from torch import nn
 
@@ -64,7 +65,7 @@ class StandIn:
 
     def __init__(self, reason=""):
         self.records, self.calls, self.codes, self.reason = {}, [], [], reason
-        self.Chain = cpu.native.Chain
+        self.Chain, self.Loss = cpu.native.Chain, cpu.native.Loss
         self.call_float64 = cpu.native.call_float64
 
     def devices(self):
@@ -114,6 +115,38 @@ def test_the_python_half_hands_over_what_the_kernels_need(stand_in, learn):
         per_step_lr=learn is not None,
     )  # fmt: skip
     tasks = regression_tasks()
+    found = gradients(meta, tasks, list(meta.parameters()))
+    assert stand_in.calls == [("forward", (0, 7)), ("backward", (0, 7))]
+    with fm.use_backend("reference"):
+        expected = gradients(meta, tasks, list(meta.parameters()))
+    assert relative_error(found, expected) < 1e-11
+
+
+def huber(predictions, targets):
+    return F.huber_loss(predictions, targets, delta=0.3)
+
+
+def energy(predictions, targets):
+    scores = predictions.square().sum(-1) - (predictions * targets).sum(-1).tanh()
+    return torch.where(scores > 0.2, scores, scores.exp()).sum()
+
+
+OWN_LOSSES = [huber, energy, nn.CrossEntropyLoss(label_smoothing=0.1)]
+
+
+def with_own_loss(loss, **options):
+    """A learner and tasks for it."""
+    torch.manual_seed(0)
+    classifies = isinstance(loss, nn.Module)
+    model = network(outputs=3 if classifies else 2)
+    tasks = classification_tasks((2,), t=9) if classifies else regression_tasks(t=9)
+    return fm.MAML(model, loss=loss, inner_lr=0.1, inner_steps=3, **options), tasks
+
+
+@needs_native
+@pytest.mark.parametrize("loss", OWN_LOSSES)
+def test_losses_of_ones_own_are_handed_over(stand_in, loss):
+    meta, tasks = with_own_loss(loss)
     found = gradients(meta, tasks, list(meta.parameters()))
     assert stand_in.calls == [("forward", (0, 7)), ("backward", (0, 7))]
     with fm.use_backend("reference"):
@@ -209,6 +242,24 @@ def test_kernels_agree_with_the_reference(order, learn, classifies, programs, mo
         inner_steps=3, inner_lr=0.1, order=order, learn_inner_lr=learn,
     ).cuda()  # fmt: skip
     tasks = (classification_tasks((2,), t=9) if classifies else regression_tasks(t=9)).to("cuda")
+    parameters = list(meta.parameters())
+    with fm.use_backend("cuda"):
+        found = gradients(meta, tasks, parameters)
+        again = gradients(meta, tasks, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    with fm.use_backend("reference"):
+        expected = gradients(meta, tasks, parameters)
+    assert relative_error(found, expected) < 1e-11
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("programs", ["interpreted", "compiled"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("loss", OWN_LOSSES)
+def test_losses_of_ones_own_agree_with_the_reference(loss, order, programs, monkeypatch):
+    monkeypatch.setenv("FASTMETA_CUDA_PROGRAMS", programs)
+    meta, tasks = with_own_loss(loss, order=order, learn_inner_lr="element")
+    meta, tasks = meta.cuda(), tasks.to("cuda")
     parameters = list(meta.parameters())
     with fm.use_backend("cuda"):
         found = gradients(meta, tasks, parameters)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmeta.backends import cpu
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import module_lock
 from fastmeta.functional.loss_programs import LossProgram
@@ -194,7 +193,7 @@ def shapes_of(network: Network, loop: InnerLoop) -> tuple[tuple[int, ...], ...]:
 
 def as_native(network: Network, loop: InnerLoop, kernels: Kernels) -> Any:
     """The same for the kernels, with the loss."""
-    loss = _native_loss(loop.loss)
+    loss = _native_loss(loop.loss, kernels)
     sizes = [math.prod(shape) for shape in shapes_of(network, loop)]
     if isinstance(network, Headed):
         return kernels.chain(list(network.below.stages), list(network.steps), sizes, loss)
@@ -204,9 +203,8 @@ def as_native(network: Network, loop: InnerLoop, kernels: Kernels) -> Any:
     return kernels.chain(list(layers), loss, len(network.names))
 
 
-def _native_loss(loss: Any) -> Any:
-    """A name, or a program as the CPU kernels take it."""
+def _native_loss(loss: Any, kernels: Kernels) -> Any:
+    """A name, or a program as the kernels take it."""
     if not isinstance(loss, LossProgram):
         return loss
-    assert cpu.native is not None
-    return cpu.native.Loss(loss.predictions, loss.targets, loss.adds, loss.steps)
+    return kernels.loss(loss.predictions, loss.targets, loss.adds, loss.steps)

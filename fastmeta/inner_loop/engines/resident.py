@@ -15,7 +15,13 @@ from fastmeta.functional.loss_programs import LossProgram, takes_labels
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.arithmetic.written import Written
 from fastmeta.inner_loop.engines.forms import BACKENDS, KERNELS, Form, prepare
-from fastmeta.inner_loop.engines.networks import Network, native_network, no_network, unlike_others
+from fastmeta.inner_loop.engines.networks import (
+    Network,
+    as_native,
+    native_network,
+    no_network,
+    unlike_others,
+)
 from fastmeta.inner_loop.engines.resident_autograd import Adapt, MetaLoss
 from fastmeta.inner_loop.engines.resident_runs import (
     beside_rates,
@@ -244,18 +250,15 @@ def _unfit_network(loop: InnerLoop, network: Network | str, x: Tensor) -> str | 
     """
     if BACKENDS[x.device.type] is cpu:
         return None
-    if isinstance(loop.loss, LossProgram):
-        return "the loss is a function, and the CUDA kernels have mse, cross_entropy and bce"
     if not isinstance(network, Chain):
         return "the CUDA kernels take chains of linear layers, and this is none"
     key = ("unfit", x.dtype, x.device, network)
     if key not in loop.memory:
         of = BACKENDS[x.device.type].kernels(KERNELS[x.dtype])
         rates = [(0, 1) if name in loop.adapted else None for name in network.names]
-        chain = of.chain(list(network.nodes), loop.loss, len(network.names))
         call = of.call(
-            chain, 1, loop.steps, loop.order, [0] * len(network.names), rates, True, (1, 1),
-            loop.loss == "cross_entropy", (False, False),
+            as_native(network, loop, of), 1, loop.steps, loop.order, [0] * len(network.names),
+            rates, True, (1, 1), takes_labels(loop.loss), (False, False),
         )  # fmt: skip
         loop.memory[key] = of.unfit(call, x.device) or None
     return loop.memory[key]

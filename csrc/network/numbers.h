@@ -1,5 +1,7 @@
 // Numbers with a derivative along one direction: what is computed with them has its own beside it.
 // Whatever is written once for vectors and for these is differentiated by running it on these.
+//
+// Products of such numbers are those of each side's `multiply_rows(terms, n_terms, target, m, n)`.
 #pragma once
 
 #include "product.h"
@@ -30,12 +32,12 @@ struct Operand {
 };
 
 template <class R, class Row>
-Term<R> term_of(const R* a, const Operand<Row>& of_a, const R* b, const Operand<Row>& of_b, i64 depth) {
+FASTMETA_CODE Term<R> term_of(const R* a, const Operand<Row>& of_a, const R* b, const Operand<Row>& of_b, i64 depth) {
   constexpr i64 W = lanes<R>;
   return {a, of_a.down * W, of_a.across * W, b, of_b.down * W, of_b.across * W, depth};
 }
 template <class R>
-Target<R> target_of(R* to, i64 columns, bool adds) {
+FASTMETA_CODE Target<R> target_of(R* to, i64 columns, bool adds) {
   return {to, columns * lanes<R>, adds ? Finish::Add : Finish::Store};
 }
 
@@ -65,14 +67,14 @@ struct DualNumbers {
   static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) {
     return {select(mask, a.value, b.value), select(mask, a.slope, b.slope)};
   }
-  static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
+  FASTMETA_CODE static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
                        bool adds) {
     const Target<R> values = target_of(to.values, n, adds), slopes = target_of(to.slopes, n, adds);
     const Term<R> plain = term_of(a.row.values, a, b.row.values, b, depth);
     const Term<R> derived[2] = {term_of(a.row.slopes, a, b.row.values, b, depth),
                                 term_of(a.row.values, a, b.row.slopes, b, depth)};
-    product<Direct>(&plain, 1, values, m, n);
-    product<Direct>(derived, 2, slopes, m, n);
+    multiply_rows(&plain, 1, values, m, n);
+    multiply_rows(derived, 2, slopes, m, n);
   }
 };
 template <class R_>
@@ -90,10 +92,10 @@ struct PlainNumbers {
   static FASTMETA_INLINE N constant(Vec<R> x) { return x; }
   static FASTMETA_INLINE N chain(N, Vec<R> f, Vec<R>) { return f; }
   static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) { return select(mask, a, b); }
-  static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
+  FASTMETA_CODE static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
                        bool adds) {
     const Term<R> term = term_of(a.row.values, a, b.row.values, b, depth);
-    product<Direct>(&term, 1, target_of(to.values, n, adds), m, n);
+    multiply_rows(&term, 1, target_of(to.values, n, adds), m, n);
   }
 };
 
@@ -109,11 +111,11 @@ struct SlopeNumbers : DualNumbers<R_> {
       return {{this->values + j * lanes<R>, this->slopes + j * lanes<R>}};
     }
   };
-  static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
+  FASTMETA_CODE static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
                        bool adds) {
     const Term<R> derived[2] = {term_of(a.row.slopes, a, b.row.values, b, depth),
                                 term_of(a.row.values, a, b.row.slopes, b, depth)};
-    product<Direct>(derived, 2, target_of(to.slopes, n, adds), m, n);
+    multiply_rows(derived, 2, target_of(to.slopes, n, adds), m, n);
   }
 };
 
