@@ -39,7 +39,7 @@ def takes_labels(loss: Any) -> bool:
 def read_loss(
     loss: Any, predictions: Tensor, targets: Tensor, queries: int = 1
 ) -> LossProgram | str:
-    """The name or the program of a loss of one task's predictions, [S, O] or [S], and its targets.
+    """The name or the program of a loss of one task's predictions, [S, ...], and its targets.
 
     queries: another number of samples that will come.
 
@@ -52,9 +52,8 @@ def read_loss(
     values = values_read(loss)
     if values is None:
         raise Unreadable(f"it reads what may change unseen: {unknown_value(loss)}")
-    known = predictions.dtype in (torch.float32, torch.float64)
-    if predictions.dim() not in (1, 2) or not known:
-        raise Unreadable("the predictions are no float32 or float64 [S, O] or [S]")
+    if not predictions.dim() or predictions.dtype not in (torch.float32, torch.float64):
+        raise Unreadable("the predictions are no float32 or float64 [S, ...]")
     labels = targets.dtype is torch.int64 and targets.dim() == 1 and predictions.dim() == 2
     if not labels and targets.dtype is not predictions.dtype:
         raise Unreadable("the targets are neither of the predictions' dtype nor labels [S]")
@@ -118,6 +117,9 @@ def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
 def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
     sizes = [n for n in _MANY if n not in (*look.output, *look.target)][:2]
     first, second = (_read(loss, look.draw(n)) for n in sizes)
+    numbers = look.output.numel() + look.target.numel() + sum(step[-1] for step in first.steps)
+    if numbers > _MOST_NUMBERS:
+        raise Unreadable(f"it makes {numbers:,} numbers of a sample, of {_MOST_NUMBERS:,} at most")
     if first[:3] != second[:3]:
         raise Unreadable("it depends on the number of samples, or on values")
     # What is done for few samples must be the same, whatever it is.
@@ -147,5 +149,6 @@ def _read(loss: Callable[..., Tensor], given: tuple[Tensor, Tensor]) -> _Reading
     return _Reading(*rows.result(result), operations)
 
 
+_MOST_NUMBERS = 1 << 17  # of which the kernels keep 64 at once, in each thread: 32 MB of float32
 _FEW = 1, 2, 3, 4, 5, 7, 8, 10, 16, 25, 32, 50, 64, 100, 128
 _MANY = 211, 223, 227, 229, 233  # primes: as good as never another size

@@ -105,37 +105,39 @@ def _slice(
         return to.value(x)
     if to.is_own_constant(x):
         return to.of_unknown(out)
-    _check_dim(x, dim)
+    each = _numbers_in(x, dim)
     if step != 1:
         raise Unreadable("it takes every few of a sample's numbers")
     begin = range(x.shape[1])[start:].start  # as Python counts from the end
-    return to.slice(x, begin, out.shape[1])
+    return to.slice(x, begin * each, out.shape[1] * each)
 
 
 def _select(to: LossRows, out: Tensor, x: Tensor, dim: int, index: int) -> Value:
     if to.is_own_constant(x):
         return to.of_unknown(out)
-    _check_dim(x, dim)
-    return to.slice(x, index % x.shape[1], 1)
+    each = _numbers_in(x, dim)
+    return to.slice(x, index % x.shape[1] * each, each)
 
 
 def _split(to: LossRows, out: Any, x: Tensor, sizes: Any, dim: int = 0) -> list[Value]:
-    _check_dim(x, dim)
+    each = _numbers_in(x, dim)
     values, begin = [], 0
     for part in out:
-        values.append(to.slice(x, begin, part.shape[1]))
+        values.append(to.slice(x, begin * each, part.shape[1] * each))
         begin += part.shape[1]
     return values
 
 
 def _unbound(to: LossRows, out: Any, x: Tensor, dim: int = 0) -> list[Value]:
-    _check_dim(x, dim)
-    return [to.slice(x, column, 1) for column in range(x.shape[1])]
+    each = _numbers_in(x, dim)
+    return [to.slice(x, column * each, each) for column in range(x.shape[1])]
 
 
-def _check_dim(x: Tensor, dim: int) -> None:
-    if x.dim() != 2 or dim % 2 != 1:
-        raise Unreadable("it picks samples, or from samples of more than one dimension")
+def _numbers_in(x: Tensor, dim: int) -> int:
+    """How many numbers of a sample lie at each place of a dimension, which is its first."""
+    if x.dim() < 2 or dim % x.dim() != 1:
+        raise Unreadable("it picks samples, or from another than their first dimension")
+    return x.shape[2:].numel()
 
 
 def _log_sum_exp(to: LossRows, x: Tensor, dim: Any) -> Value:
@@ -193,7 +195,7 @@ def _cat(to: LossRows, out: Tensor, tensors: Any, dim: int = 0) -> Value:
     if dim % out.dim() == 0:
         return Value("stacked", to.join(tensors).row)
     for tensor in tensors:
-        _check_dim(tensor, dim)
+        _numbers_in(tensor, dim)
     return to.join(tensors)
 
 
