@@ -32,7 +32,9 @@ inline void check_geometry(const Stage& s) {
   require(s.in_c > 0 && s.c > 0, "a stage's channels must be positive");
   for (int axis = 0; axis < 2; ++axis) {
     require(in[axis] > 0 && z[axis] > 0 && out[axis] > 0, "a stage's sizes must be positive");
-    const bool transposes = s.product == ProductKind::Transposed;
+    const bool spreads = s.product == ProductKind::Spread;
+    const bool transposes = s.product == ProductKind::Transposed || spreads;
+    require(!spreads || in[axis] == 1, "a single pixel is spread");
     if (transposes || s.product == ProductKind::Dense || s.product == ProductKind::Depthwise)
       require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.dilation[axis] > 0 &&
                   s.before[axis] >= 0 && s.behind[axis] >= 0 &&
@@ -50,7 +52,10 @@ inline void check_geometry(const Stage& s) {
             "a pool's geometry is not that of its sizes");
     require(s.pool != PoolKind::None || out[axis] == z[axis], "without a pool the size stays");
   }
+  if (s.join == JoinKind::Pick)
+    return require(s.other_c >= 0 && s.other_c <= s.in_c - s.c, "a stage picks channels that are not there");
   require(s.product == ProductKind::Dense || s.product == ProductKind::Transposed ||
+              s.product == ProductKind::Spread ||
               s.c == s.in_c + (s.join == JoinKind::Channels ? s.other_c : 0),
           "without a dense product the channels stay");
 }
@@ -157,11 +162,11 @@ class Chain {
     };
     Stage s{};
     s.input = int(number("input")), s.other = int(number("other"));
-    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat"}));
+    s.join = JoinKind(one_of(fields["join"], {"none", "sum", "multiply", "channels", "repeat", "pick"}));
     s.other_c = number("other_c"), s.other_h = number("other_h"), s.other_w = number("other_w");
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = ProductKind(
-        one_of(fields["product"], {"none", "dense", "transposed", "depthwise", "elements", "pixels"}));
+        one_of(fields["product"], {"none", "dense", "transposed", "depthwise", "elements", "pixels", "spread"}));
     s.weight = int(number("weight")), s.bias = int(number("bias"));
     pair("kernel", s.kernel), pair("stride", s.stride), pair("dilation", s.dilation);
     pair("before", s.before), pair("behind", s.behind);
@@ -211,7 +216,7 @@ class Chain {
     require(gives(s.input, s, s.in_c, s.in_h, s.in_w),
             "a stage does not take what the one that it reads gives");
     require(s.join == JoinKind::None || s.product == ProductKind::None, "a product joins nothing");
-    if (s.join == JoinKind::None || s.join == JoinKind::Repeat)
+    if (s.join == JoinKind::None || s.join == JoinKind::Repeat || s.join == JoinKind::Pick)
       return require(s.other == no_stage, "a stage joins nothing");
     require(gives(s.other, s, s.other_c, s.other_h, s.other_w),
             "a stage cannot join what the other one gives");

@@ -33,11 +33,13 @@ enum class NormKind { None, Batch, Group, Running };
 // gradient for the output of one to that for its input; kernel, stride and zeros are those of that one.
 // Depthwise: a convolution of each channel by itself. The others are scales, what a layer norm over images
 // multiplies with: a weight and a bias for every element of a sample, or for every pixel, whatever the channel.
-enum class ProductKind { None, Dense, Transposed, Depthwise, Elements, Pixels };
+// Spread: a linear layer whose outputs are an image, which is Transposed of a single pixel, by weights [O, I]
+// and with a bias for every element.
+enum class ProductKind { None, Dense, Transposed, Depthwise, Elements, Pixels, Spread };
 // What a stage without a product makes of two others: the sum or the product of their numbers, where
 // `other` may have one channel, row or column for all; or the channels of both, side by side. Or of one
-// alone: each pixel again and again.
-enum class JoinKind { None, Sum, Multiply, Channels, Repeat };
+// alone: each pixel again and again; or its channels from `other_c` on, as many as there is room for.
+enum class JoinKind { None, Sum, Multiply, Channels, Repeat, Pick };
 enum class PoolKind { None, Average, Max };
 constexpr int no_stage = -2;
 

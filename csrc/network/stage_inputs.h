@@ -21,17 +21,17 @@ class StageInputs : protected StageState<Team> {
 
   // What stage l reads, of samples first..first + n.
   void put_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
-    if (join(l).repeats()) return join(l).repeat(to, put_own_of(l, worker, first, n), n);
+    if (join(l).reads_one()) return join(l).take_one(to, put_own_of(l, worker, first, n), n);
     put_output_of(plan_.input(l), worker, first, n, to);
     if (plan_.joins(l)) join(l).join(to, put_other_of(l, worker, first, n), n);
   }
 
   // Its derivative; false where that is 0 everywhere.
   bool put_r_input_of(int l, i64 worker, i64 first, i64 n, const Images<R>& to) {
-    if (join(l).repeats()) {
+    if (join(l).reads_one()) {
       const Images<R> r_own = product(l).bordered_input(work(worker, plan_.rx_at), n);
       const bool any = put_r_output_of(plan_.input(l), worker, first, n, r_own);
-      if (any) join(l).repeat(to, r_own, n);
+      if (any) join(l).take_one(to, r_own, n);
       return any;
     }
     const bool any = put_r_output_of(plan_.input(l), worker, first, n, to);
@@ -55,9 +55,9 @@ class StageInputs : protected StageState<Team> {
     const i64 offset = first * whole.in_size();
     const Images<R> below = whole.input_gradient_images(g_below(l) + offset);
     const Images<R> r_below = whole.input_gradient_images(rg_below(l) + offset);
-    if (join(l).repeats()) {
-      repeat_gradients(l, n, gz, below);
-      if (r) repeat_gradients(l, n, rgz, r_below);
+    if (join(l).reads_one()) {
+      one_gradients(l, n, gz, below);
+      if (r) one_gradients(l, n, rgz, r_below);
       return spread_gradient(l, first, n, r);
     }
     const Images<R> other = join(l).others(work(worker, plan_.other_g_at));
@@ -159,9 +159,9 @@ class StageInputs : protected StageState<Team> {
     Images<R> own, other;
   };
 
-  void repeat_gradients(int l, i64 n, const Images<R>& gz, const Images<R>& below) const {
+  void one_gradients(int l, i64 n, const Images<R>& gz, const Images<R>& below) const {
     zero(below.p, n * out_size(plan_.input(l)));
-    join(l).add_repeated(below, gz, n);
+    join(l).add_to_one(below, gz, n);
   }
   void sum_gradients(int l, i64 n, const Images<R>& gz, const Both& to) const {
     std::memcpy(to.own.p, gz.p, sizeof(R) * size_t(n * plan_.z_size(l)));

@@ -1,5 +1,5 @@
 // A stage of two others: of images a [h][w][ld] and of b, which are added, multiplied or put beside them; or
-// of a alone, whose pixels it repeats.
+// of a alone, whose pixels it repeats, or of whose channels it picks some.
 //
 // Where they are added or multiplied b may have one channel, row or column that stands for all of a's.
 #pragma once
@@ -16,7 +16,7 @@ struct StageJoin {
 
   const Stage& s;
   bool multiplies() const { return s.join == JoinKind::Multiply; }
-  bool repeats() const { return s.join == JoinKind::Repeat; }
+  bool reads_one() const { return s.join == JoinKind::Repeat || picks(); }
   bool adds_alike() const {
     return s.join == JoinKind::Sum && s.other_c == s.c && s.other_h == s.h && s.other_w == s.w;
   }
@@ -31,7 +31,7 @@ struct StageJoin {
   void join(const Images<R>& z, const Images<R>& b, i64 n) const {
     switch (s.join) {
       case JoinKind::None:
-      case JoinKind::Repeat:
+      case JoinKind::Repeat: case JoinKind::Pick:
         return;
       case JoinKind::Sum:
         return each(n, z, b, [](R* to, V other) { store(to, load(to) + other); });
@@ -76,21 +76,29 @@ struct StageJoin {
     });
   }
 
-  // z = a, each pixel as often as it goes into z's.
-  void repeat(const Images<R>& z, const Images<R>& a, i64 n) const {
+  // z = a, each pixel as often as it goes into z's; or some of its channels.
+  void take_one(const Images<R>& z, const Images<R>& a, i64 n) const {
     each_pixel(n, [&](i64 i, i64 y, i64 x) {
-      std::memcpy(z.at(i, y, x), under(a, i, y, x), sizeof(R) * size_t(Team::stride(s.c)));
+      if (picks()) take_channels(z.at(i, y, x), a.at(i, y, x) + s.other_c, s.c);
+      else std::memcpy(z.at(i, y, x), under(a, i, y, x), sizeof(R) * size_t(Team::stride(s.c)));
     });
   }
-  // g_a += the sum of g over the pixels that are one of a's.
-  void add_repeated(const Images<R>& g_a, const Images<R>& g, i64 n) const {
+  // g_a += the sum of g over the numbers that are one of a's.
+  void add_to_one(const Images<R>& g_a, const Images<R>& g, i64 n) const {
     each_pixel(n, [&](i64 i, i64 y, i64 x) {
-      R *to = under(g_a, i, y, x), *from = g.at(i, y, x);
+      const R* from = g.at(i, y, x);
+      if (picks()) {
+        R* to = g_a.at(i, y, x) + s.other_c;
+        for (i64 c = 0; c < s.c; ++c) to[c] += from[c];
+        return;
+      }
+      R* to = under(g_a, i, y, x);
       for (i64 v = 0; v < Team::stride(s.c); v += W) store(to + v, load(to + v) + load(from + v));
     });
   }
 
  private:
+  bool picks() const { return s.join == JoinKind::Pick; }
   R* under(const Images<R>& a, i64 i, i64 y, i64 x) const {
     return a.at(i, y / (s.h / s.in_h), x / (s.w / s.in_w));
   }

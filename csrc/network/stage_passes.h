@@ -270,7 +270,7 @@ class StagePasses : StageNorms<Team> {
       put_input_of(l, worker, first, n, x);
       sums[count++] = weighted(l, x, v_);
     }
-    if (count || own.scales())
+    if (count || own.has_whole_biases())
       own.forward(sums, count, n, out, bias(l, v_), terms(worker));
     else
       fill(out, n * plan_.z_pixels(l), bias(l, v_));

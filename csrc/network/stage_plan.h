@@ -118,9 +118,12 @@ struct StagePlan : Parameters<Team_> {
         if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
       } else if (s.product != ProductKind::None) {
         i64 in = s.product == ProductKind::Depthwise ? 1 : s.in_c, out = s.c;
-        if (s.product == ProductKind::Transposed) std::swap(in, out);
-        this->add({s.weight, 0, 0, taps, in, out, 1, taps, in * taps});
-        bias_at[l] = row(s.bias, s.c);
+        if (product(l).transposes()) std::swap(in, out);
+        if (product(l).spreads())
+          this->add({s.weight, 0, 0, taps, in, out, out, taps * out, 1});
+        else
+          this->add({s.weight, 0, 0, taps, in, out, 1, taps, in * taps});
+        bias_at[l] = product(l).spreads() && s.bias >= 0 ? scale(s.bias, s) : row(s.bias, s.c);
       }
       gamma_at[l] = row(s.norm == NormKind::None ? -1 : s.gamma, s.c);
       beta_at[l] = row(s.norm == NormKind::None ? -1 : s.beta, s.c);

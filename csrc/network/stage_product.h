@@ -25,10 +25,12 @@ struct StageProduct {
   i64 taps() const { return s.kernel[0] * s.kernel[1]; }
   bool any() const { return s.product != ProductKind::None; }
   bool moves() const { return any() && !scales(); }  // a kernel over the pixels
-  bool transposes() const { return s.product == ProductKind::Transposed; }
+  bool spreads() const { return s.product == ProductKind::Spread; }
+  bool transposes() const { return s.product == ProductKind::Transposed || spreads(); }
   bool scales() const {
     return s.product == ProductKind::Elements || s.product == ProductKind::Pixels;
   }
+  bool has_whole_biases() const { return scales() || spreads(); }  // not one a channel
   i64 before(int axis) const { return moves() ? s.before[axis] : 0; }
   i64 around(int axis) const { return moves() ? s.before[axis] + s.behind[axis] : 0; }
   i64 filter_size() const { return taps() * s.in_c * ld; }
@@ -107,7 +109,7 @@ struct StageProduct {
     mirrored([&](const auto& m) { m.flip(to, w); });
   }
 
-  // count 0: a scale alone
+  // count 0: biases alone, of what has whole ones
   void forward(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
                const R* bias, Term<R>* terms) const {
     if (scales()) return scale_sum(sums, count, samples, out, bias);
@@ -136,9 +138,9 @@ struct StageProduct {
     correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
   }
 
-  // to += the sum over samples and pixels; of a scale, over what shares its bias.
+  // to += the sum over samples and pixels, or over what shares a bias.
   void add_bias_gradient(const Images<R>& g, i64 samples, R* to) const {
-    if (scales()) return scale().add_gradient(samples, to, g.p, nullptr);
+    if (has_whole_biases()) return scale().add_gradient(samples, to, g.p, nullptr);
     for (i64 v = 0; v < ld; v += W) {
       Vec<R> total = load(to + v);
       for (i64 i = 0; i < samples; ++i) {
@@ -221,13 +223,16 @@ struct StageProduct {
 
   void transposed(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out, const R* bias,
                   Term<R>* terms) const {
+    if (!count) return scale().fill(samples, out.p, bias);
     Images<R> from[2];
     R* weights[2];
     for (int i = 0; i < count; ++i)
       from[i] = sums[i].in, weights[i] = const_cast<R*>(sums[i].filter.w);
     mirrored([&](const auto& m) { m.input_gradient(from, weights, count, samples, out, terms); });
-    for (i64 p = 0; bias && p < samples * s.h * s.w; ++p)
-      for (i64 v = 0; v < ld; v += W) store(out.p + p * ld + v, load(out.p + p * ld + v) + load(bias + v));
+    for (i64 p = 0; bias && p < samples * s.h * s.w; ++p) {
+      const R* own = spreads() ? bias + p % (s.h * s.w) * ld : bias;
+      for (i64 v = 0; v < ld; v += W) store(out.p + p * ld + v, load(out.p + p * ld + v) + load(own + v));
+    }
   }
 
   struct Border {

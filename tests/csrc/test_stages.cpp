@@ -160,14 +160,33 @@ bool add_transposed(Case<double>& c, Random& random, Stage& s, i64 channels) {
   return true;
 }
 
+// What a linear layer gives, as an image.
+bool add_spread(Case<double>& c, Random& random, Stage& s, i64 channels) {
+  if (s.in_h * s.in_w > 1) return false;
+  s.product = ProductKind::Spread;
+  s.c = channels;
+  s.h = s.out_h = 1 + random.below(5), s.w = s.out_w = 1 + random.below(5);
+  put_kernel(s, 0, {s.h, random.coin() ? s.h : 1, 0, 0});
+  put_kernel(s, 1, {s.w, random.coin() ? s.w : 1, 0, 0});
+  const i64 elements = s.c * s.h * s.w;
+  s.weight = c.add_parameter(elements * s.in_c, 1 / std::sqrt(double(s.in_c)));
+  if (random.below(4)) s.bias = c.add_parameter(elements);
+  return true;
+}
+
 // The last stage leaves one pixel, most often.
 Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, bool last) {
   const i64 channels = random.one_of({1, 3, 16, 17});
-  const int product = random.below(last ? 5 : 8);
-  if (!last && product == 7) {
+  const int product = random.below(last ? 5 : 9);
+  if (!last && product == 8) {
+    s.join = JoinKind::Pick;
+    s.other_c = random.below(s.in_c);
+    s.c = 1 + random.below(s.in_c - s.other_c);
+  } else if (!last && product == 7) {
     s.join = JoinKind::Repeat;
     s.h = s.out_h = s.in_h * (1 + random.below(2));
     s.w = s.out_w = s.in_w * (1 + random.below(3));
+  } else if (!last && product >= 5 && add_spread(c, random, s, channels)) {
   } else if (!last && product == 6 && add_transposed(c, random, s, channels)) {
   } else  if (product == 1)  // a linear layer
     add_product(c, random, s, channels,

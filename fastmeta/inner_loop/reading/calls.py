@@ -15,7 +15,13 @@ from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.reading.affine import affine_of
 from fastmeta.inner_loop.reading.differs import differs
 from fastmeta.inner_loop.reading.joins import is_spread, join_of
-from fastmeta.inner_loop.reading.layer_calls import layers_of_call, name_of
+from fastmeta.inner_loop.reading.layer_calls import (
+    has_parts,
+    layer_of_part,
+    layers_of_call,
+    name_of,
+    whole_of,
+)
 from fastmeta.inner_loop.reading.layers import called, leaves_of
 from fastmeta.inner_loop.reading.shape_layers import OfSizes
 from fastmeta.inner_loop.reading.sizes import ROWS, asked_of, asks, evaluated, is_rows, is_size
@@ -161,7 +167,7 @@ class _GraphReader:
                 raise Unknown("it returns something else than the last layer's result")
         elif is_size(node, self.sizes):
             self.sizes.add(node)
-        elif node.op != "get_attr":
+        elif node.op != "get_attr" and not has_parts(node):
             if not node.users:
                 raise Unknown("it computes something that it does not return")
             self._read(node)
@@ -175,6 +181,10 @@ class _GraphReader:
         elif (join := join_of(node)) is not None:
             inputs = self._inputs(node, join.operands, {})
             self._add(node, join.name, join, {}, inputs, join.in_place)
+        elif (whole := whole_of(node)) is not None and has_parts(whole):
+            inputs = self._inputs(whole, whole.args[:1], {})
+            part = layer_of_part(node, whole.args[1:], whole.kwargs)
+            self._add(node, f"the call of {name_of(whole)}", part, {}, inputs)
         elif is_spread(node):
             self.results[node] = self._inputs(node, node.args[:1], {})[0]
         elif node.op == "call_module":

@@ -16,9 +16,12 @@ from fastmeta.inner_loop.reading.layers import leaves_of
 from fastmeta.inner_loop.reading.parameter_calls import OF_PARAMETERS, Operands
 from fastmeta.inner_loop.reading.shape_layers import (
     flattened,
+    largest,
     mean,
     of_shape,
     padded,
+    part_of_chunks,
+    part_of_split,
     picked,
     resized,
     squeezed,
@@ -28,7 +31,7 @@ from fastmeta.inner_loop.reading.shape_layers import (
 from fastmeta.inner_loop.reading.trace import Unknown, own_name
 from fastmeta.models import Sine
 
-__all__ = ["layers_of_call", "name_of"]
+__all__ = ["has_parts", "layer_of_part", "layers_of_call", "name_of", "whole_of"]
 
 
 def name_of(node: Node) -> str:
@@ -80,6 +83,7 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.tanh: nn.Tanh,
     F.sigmoid: nn.Sigmoid,
     F.gelu: nn.GELU,
+    F.glu: nn.GLU,
     F.softplus: nn.Softplus,
     F.silu: nn.SiLU,
     F.elu: nn.ELU,
@@ -101,6 +105,46 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
 }
 
 
+# Calls with several results, and the layer that gives one of them.
+_WHOLE: dict[Any, Callable[..., nn.Module]] = {
+    **dict.fromkeys(("max", torch.max), largest),
+    **dict.fromkeys(("chunk", torch.chunk), part_of_chunks),
+    **dict.fromkeys(("split", torch.split), part_of_split),
+}
+
+
+def has_parts(node: Node) -> bool:
+    """Whether it is `x.max(dim)`, of which the values alone are read, or cuts into pieces, which
+    are read one by one.
+    """
+    if node.op not in ("call_method", "call_function") or node.target not in _WHOLE:
+        return False
+    if _WHOLE[node.target] is largest and len(node.args) + len(node.kwargs) < 2:
+        return False
+    return bool(node.users) and all(whole_of(user) is node for user in node.users)
+
+
+def whole_of(node: Node) -> Node | None:
+    """The call with several results of which a node is one that has a layer."""
+    if node.op != "call_function" or len(node.args) != 2 or node.kwargs:
+        return None
+    whole, which = node.args
+    if not isinstance(whole, Node) or whole.target not in _WHOLE:
+        return None
+    if _WHOLE[whole.target] is largest:
+        first = (operator.getitem, 0), (getattr, "values")
+        return whole if type(which) in (int, str) and (node.target, which) in first else None
+    return whole if node.target is operator.getitem and type(which) is int else None
+
+
+def layer_of_part(node: Node, args: Any, kwargs: Any) -> nn.Module:
+    """The layer that gives one of the results of `whole_of(node)`; args: that call's others."""
+    whole = whole_of(node)
+    assert whole is not None
+    make = _WHOLE[whole.target]
+    return _made(whole, make, args if make is largest else (node.args[1], *args), kwargs)
+
+
 def layers_of_call(
     node: Node, root: nn.Module, args: Any, kwargs: Any
 ) -> list[tuple[nn.Module, Mapping[str, str]]]:
@@ -115,10 +159,13 @@ def layers_of_call(
         make = functools.partial(OF_PARAMETERS[node.target], Operands(root, given))
     if make is None:
         raise Unknown(f"it calls {name_of(node)}, which is none of the native kernels' layers")
+    return [(own, given) for _, own in leaves_of(_made(node, make, args, kwargs))]
+
+
+def _made(node: Node, make: Callable[..., nn.Module], args: Any, kwargs: Any) -> nn.Module:
     try:
-        layer = make(*args, **kwargs)
+        return make(*args, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:
         raise Unknown(
             f"its call of {name_of(node)} is none of the native kernels' layers: {error}"
         ) from error
-    return [(own, given) for _, own in leaves_of(layer)]

@@ -11,9 +11,10 @@ from torch import nn
 from fastmeta.inner_loop.reading.sizes import ROWS
 
 __all__ = [
-    "Mean", "OfSizes", "Padded", "Picked", "Repeated", "Reshaped", "Viewed", "flattened",
-    "inferred", "mean", "of_shape", "padded", "picked", "place_of", "resized", "slices",
-    "squeezed", "unflattened", "unsqueezed", "whole",
+    "Largest", "Mean", "OfSizes", "Over", "Padded", "Part", "Picked", "Repeated", "Reshaped",
+    "Viewed", "flattened", "inferred", "largest", "mean", "of_shape", "padded", "part_of_chunks",
+    "part_of_split", "picked", "place_of", "resized", "slices", "squeezed", "unflattened",
+    "unsqueezed", "whole",
 ]  # fmt: skip
 
 Shape = Sequence[int]
@@ -41,13 +42,21 @@ class Viewed(nn.Module):
         self.squeezes = squeezes
 
 
-class Mean(nn.Module):
-    """Over dimensions of a batch, as PyTorch counts them."""
+class Over(nn.Module):
+    """One number of all those over dimensions of a batch, as PyTorch counts them."""
 
     def __init__(self, dims: Sequence[int], keepdim: bool) -> None:
         super().__init__()
         self.dims = tuple(dims)
         self.keepdim = keepdim
+
+
+class Mean(Over):
+    pass
+
+
+class Largest(Over):
+    """Of several that are equal the first, to which the gradient goes."""
 
 
 class Padded(nn.Module):
@@ -64,6 +73,20 @@ class Picked(nn.Module):
     def __init__(self, places: Sequence[Any]) -> None:
         super().__init__()
         self.places = tuple(places)
+
+
+class Part(nn.Module):
+    """One of the pieces that chunk or split makes along a dimension.
+
+    Attributes:
+        sizes: of all pieces, of so many numbers.
+    """
+
+    def __init__(self, dim: int, at: int, sizes: Callable[[int], list[int]]) -> None:
+        super().__init__()
+        self.dim = dim
+        self.at = at
+        self.sizes = sizes
 
 
 class Repeated(nn.Module):
@@ -118,6 +141,32 @@ def _is_side(n: Any) -> bool:
 
 def mean(dim: Any, keepdim: bool = False) -> nn.Module:
     return Mean(dim if isinstance(dim, (tuple, list)) else (dim,), keepdim)
+
+
+def largest(dim: int, keepdim: bool = False) -> nn.Module:
+    if type(dim) is not int:
+        raise ValueError("the larger of two")
+    return Largest((dim,), keepdim)
+
+
+def part_of_chunks(at: int, chunks: int, dim: int = 0) -> nn.Module:
+    """As torch.chunk cuts, whose last piece may be smaller."""
+    if type(chunks) is not int or chunks < 1:
+        raise ValueError("chunks that are no number")
+    return Part(dim, at, lambda n: _pieces(n, -(-n // chunks)))
+
+
+def part_of_split(at: int, split_size: Any, dim: int = 0) -> nn.Module:
+    """As torch.split cuts: into pieces of one size, or of those that are listed."""
+    if type(split_size) is int and split_size > 0:
+        return Part(dim, at, lambda n: _pieces(n, split_size))
+    if not isinstance(split_size, (tuple, list)) or not all(type(n) is int for n in split_size):
+        raise ValueError("sizes that are not numbers")
+    return Part(dim, at, lambda n: [*split_size])
+
+
+def _pieces(n: int, size: int) -> list[int]:
+    return [min(size, n - begin) for begin in range(0, n, size)]
 
 
 def flattened(start_dim: int = 0, end_dim: int = -1) -> nn.Module:

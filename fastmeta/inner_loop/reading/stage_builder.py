@@ -103,10 +103,10 @@ class StageBuilder:
         activation = activation_of(layer)
         if activation is None:
             return unknown(name)
-        self._activate(activation)
+        self.activate(activation)
         return None
 
-    def _activate(self, activation: Activation) -> None:
+    def activate(self, activation: Activation) -> None:
         here = self.stage_before("pool")
         both = composed(here["activation"], activation)
         if both is None:
@@ -139,7 +139,7 @@ class StageBuilder:
         if not is_of_channels or (self.rank == 1 and self.shape[1:] != (1, 1)):
             return f"{join.name} is along something else than the channels"
         channels, *sides = self.shape
-        self._put_join("channels", other)
+        self.put_join("channels", other)
         self.shape_of_product(self.stages[-1], channels + other.shape[0], *sides)
         return None
 
@@ -147,7 +147,7 @@ class StageBuilder:
         own = self.here(False)
         if join.kind == "difference":
             self.go_to(other._replace(open=False))
-            self._activate(("affine", -1.0, 0.0))
+            self.activate(("affine", -1.0, 0.0))
             other = self.here(False)
             self.go_to(own)
         smaller, larger = sorted((own, other), key=lambda value: (math.prod(value.shape), value.at))
@@ -158,10 +158,10 @@ class StageBuilder:
         if join.in_place and own.shape != larger.shape:
             return f"{join.name} in place is of samples {own.seen} and {other.seen}"
         self.go_to(larger)
-        self._put_join("multiply" if join.kind == "multiply" else "sum", smaller)
+        self.put_join("multiply" if join.kind == "multiply" else "sum", smaller)
         return None
 
-    def _put_join(self, kind: str, other: Value) -> None:
+    def put_join(self, kind: str, other: Value) -> None:
         c, h, w = other.shape
         self.new_stage().update(join=kind, other=other.at, other_c=c, other_h=h, other_w=w)
 
@@ -209,6 +209,20 @@ class StageBuilder:
         self.stages.append(stage)
         self.at, self.open = len(self.stages) - 1, True
         return stage
+
+    def spread(self, sample: Sequence[int]) -> bool:
+        """Let the linear layer that gives what is here give an image, if one does."""
+        stage = self.stages[self.at] if self.at >= 0 and self.open else {}
+        plain = stage.get("product") == "dense" and stage["norm"] == stage["pool"] == "none"
+        sides = [stage[side] for side in ("in_h", "in_w", "h", "w")] if plain else []
+        if set(sides) != {1} or len(sample) < 2:
+            return False
+        channels, *pixels = [*sample[:1], *[1] * (3 - len(sample)), *sample[1:]]
+        size = tuple(pixels)
+        taps = Taps(size, size)._asdict()  # of a stride as large, as each pixel has one tap
+        stage.update(product="spread", **taps)
+        self.shape_of_product(stage, channels, *size)
+        return True
 
     def shape_of_product(self, stage: dict[str, Any], c: int, h: int, w: int) -> None:
         stage.update(c=c, h=h, w=w, out_h=h, out_w=w)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastmeta.inner_loop.reading.layer_rules import several
-from fastmeta.inner_loop.reading.shape_layers import Mean
+from fastmeta.inner_loop.reading.shape_layers import Over
 
 __all__ = ["pooled", "unfit", "unfit_windows", "windows_of"]
 
@@ -23,7 +23,7 @@ def unfit(layer: Any, name: str) -> str | None:
     elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         if layer.groups > 1:
             return f"{name} has groups, which the native kernels lack"
-    elif isinstance(layer, Mean) and 0 in layer.dims:
+    elif isinstance(layer, Over) and 0 in layer.dims:
         return f"{name} is over samples"
     elif isinstance(layer, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)) and layer.return_indices:
         return f"{name} returns indices"

@@ -10,8 +10,11 @@ from torch import nn
 
 from fastmeta.inner_loop.reading.layer_rules import several
 from fastmeta.inner_loop.reading.shape_layers import (
+    Largest,
     Mean,
+    Over,
     Padded,
+    Part,
     Picked,
     Repeated,
     Reshaped,
@@ -54,13 +57,13 @@ def _adaptive_pool(to: StageBuilder, names: Names, layer: Any, name: str) -> str
     return None
 
 
-def _mean(to: StageBuilder, names: Names, layer: Mean, name: str) -> str | None:
+def _over(to: StageBuilder, names: Names, layer: Over, name: str) -> str | None:
     dims = {place_of(dim, to.rank) for dim in layer.dims}
     if not dims or 1 in dims:
         return f"{name} is over something else than all pixels of a row, a column or an image"
     sides = {2, 3} if to.rank == 2 else dims
     window = [n if d in sides else 1 for d, n in enumerate(to.shape[1:], start=2)]
-    _put_parts(to, "average", window)
+    _put_parts(to, "max" if isinstance(layer, Largest) else "average", window)
     to.rank -= 0 if layer.keepdim else len(dims)
     return None
 
@@ -118,13 +121,14 @@ def _pick(to: StageBuilder, names: Names, layer: Picked, name: str) -> str | Non
         return f"{name} picks some of a row's numbers"
     if to.rank == 2 and 1 not in to.shape[1:]:
         return f"{name} gets samples {to.said()}"
-    channels, *sides = slices(layer.places, to.said())
-    if channels != (range(to.shape[0]), False):
-        return f"{name} picks some channels"
+    (channels, channel_goes), *sides = slices(layer.places, to.said())
+    if channel_goes or channels.step != 1 or not channels:
+        return f"{name} picks a channel by itself, or some that are not side by side"
     if to.rank == 2:
         sides.insert(0 if to.shape[1] == 1 else 1, (range(1), False))
     if any(at.step < 1 or not at for at, _ in sides):
         return f"{name} picks no pixels, or turns them round"
+    _put_channels(to, channels)
     (rows, row_goes), (columns, column_goes) = sides
     out = len(rows), len(columns)
     behind = [at[-1] + 1 - n for (at, _), n in zip(sides, to.shape[1:], strict=True)]
@@ -132,6 +136,43 @@ def _pick(to: StageBuilder, names: Names, layer: Picked, name: str) -> str | Non
     _put_pool(to, "average", (1, 1), steps, out, before, behind)
     to.rank -= row_goes + column_goes
     return None
+
+
+def _part(to: StageBuilder, names: Names, layer: Part, name: str) -> str | None:
+    flat = to.rank == 1 and to.shape[1:] != (1, 1)
+    if flat or place_of(layer.dim, to.rank) != 1:
+        return f"{name} cuts something else than the channels"
+    sizes = layer.sizes(to.shape[0])
+    if sum(sizes) != to.shape[0] or not all(size > 0 for size in sizes):
+        return f"{name} makes {sizes} of {to.shape[0]} channels"
+    if not -len(sizes) <= layer.at < len(sizes):
+        return f"{name} makes {len(sizes)} pieces"
+    at = layer.at % len(sizes)
+    begin = sum(sizes[:at])
+    _put_channels(to, range(begin, begin + sizes[at]))
+    return None
+
+
+def _glu(to: StageBuilder, names: Names, layer: nn.GLU, name: str) -> str | None:
+    """One half of the channels times the sigmoid of the other."""
+    both = to.here(False)
+    for at in (1, 0):
+        to.go_to(both)
+        reason = _part(to, names, Part(layer.dim, at, lambda n: [n // 2] * 2), name)
+        if reason is not None:
+            return reason
+        if at == 1:
+            to.activate(("sigmoid", 0.0, 0.0))
+            gate = to.here(False)
+    to.put_join("multiply", gate)
+    return None
+
+
+def _put_channels(to: StageBuilder, taken: range) -> None:
+    if len(taken) == to.shape[0]:
+        return
+    to.new_stage().update(join="pick", other_c=taken.start)
+    to.shape_of_product(to.stages[-1], len(taken), *to.shape[1:])
 
 
 def _repeat(to: StageBuilder, names: Names, layer: Repeated, name: str) -> str | None:
@@ -187,7 +228,7 @@ def _view(to: StageBuilder, wanted: Sequence[int], name: str) -> str | None:
         to.go_to(to.input_of(wanted))
         return None
     seen = to.here(True)._replace(rank=len(wanted)).seen
-    if seen != wanted:
+    if seen != wanted and not (to.rank == 1 and to.spread(wanted)):
         return f"{name} makes {wanted} of what a layer gives, {given}"
     to.rank = len(wanted)
     return None
@@ -203,11 +244,14 @@ PIXELS: dict[type, Any] = {
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.AdaptiveMaxPool1d: _adaptive_pool,
     nn.AdaptiveMaxPool2d: _adaptive_pool,
-    Mean: _mean,
+    Mean: _over,
+    Largest: _over,
     Padded: _pad,
     **dict.fromkeys(PADDINGS, _pad_zeros),
+    Part: _part,
     Picked: _pick,
     Repeated: _repeat,
+    nn.GLU: _glu,
     nn.Upsample: _upsample,
     nn.UpsamplingNearest2d: _upsample,
     nn.Flatten: _flatten,
