@@ -14,7 +14,7 @@ from fastmeta.inner_loop.engines.task_forward import TaskForward
 from fastmeta.inner_loop.loop import UnknownTensors
 from fastmeta.inner_loop.reading.cuts import halves
 from fastmeta.inner_loop.reading.layers import leaves_of
-from fastmeta.inner_loop.reading.words import OneHot, of_one_hot
+from fastmeta.inner_loop.reading.words import OneHot, is_recurrent, of_one_hot
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["Prefix", "split", "split_inputs", "split_words"]
@@ -100,15 +100,25 @@ def split_words(
     if parts is None:
         return None
     vocabulary = parts[0].vocabulary
-    cut = None if _are_many(tasks, vocabulary) else _prefix(module, adapted, parts, native=False)
+    # To multiply takes longer than to look up, of few places less than vmap takes for the rest.
+    slow = not is_recurrent(module) and _places(tasks.support_x[0, :1], vocabulary) > _FEW_PLACES
+    if slow or _are_many(tasks, vocabulary):
+        return None
+    cut = _prefix(module, adapted, parts, native=False)
     return cut and (replace(cut[0], vocabulary=vocabulary), cut[1])
 
 
 def _are_many(tasks: TaskBatch, vocabulary: int) -> bool:
-    return (tasks.support_x.numel() + tasks.query_x.numel()) * vocabulary > _MOST_NUMBERS
+    places = (_places(x, vocabulary) for x in (tasks.support_x, tasks.query_x))
+    return sum(places) > _MOST_NUMBERS
+
+
+def _places(words: Tensor, vocabulary: int) -> int:
+    return words.numel() * vocabulary
 
 
 _MOST_NUMBERS = 1 << 26  # of all tasks' words
+_FEW_PLACES = 1 << 13  # of a sample's words (docs/notes/cpu-kernels.md)
 
 
 def _prefix(

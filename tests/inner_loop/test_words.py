@@ -1,4 +1,4 @@
-"""Models of words: nn.Embedding, which looks them up, below recurrent layers."""
+"""Models of words: nn.Embedding, which looks them up, below recurrent layers and others."""
 
 import pytest
 import torch
@@ -86,17 +86,55 @@ def test_words_that_are_not_there():
 
 @pytest.mark.parametrize("model", [
     Twice, Measured, lambda: Reader(max_norm=1.0), lambda: Reader(scale_grad_by_freq=True),
-    lambda: nn.Sequential(nn.Embedding(VOCABULARY, 2), nn.Flatten(), nn.Linear(10, 3)),
-], ids=["twice", "measured", "renormed", "counted", "not recurrent"])  # fmt: skip
+], ids=["twice", "measured", "renormed", "counted"])  # fmt: skip
 def test_what_is_looked_up_as_it_is(model):
     assert of_one_hot(model()) is None
 
 
 def test_other_models_stay_exact():
     torch.manual_seed(0)
-    flat = nn.Sequential(nn.Embedding(VOCABULARY, 2), nn.Flatten(), nn.Linear(10, 3))
-    for model in (Twice(), Measured(), flat):
+    for model in (Twice(), Measured()):
         assert_exact(meta_of(model), tasks_of())
+
+
+class Attending(nn.Module):
+    """One head over words and their places."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 4, padding_idx=0)
+        self.places = nn.Parameter(torch.randn(LENGTH, 4))
+        self.qkv, self.norm, self.head = nn.Linear(4, 12), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.table(x) + self.places
+        q, k, v = self.qkv(self.norm(h)).chunk(3, -1)
+        return self.head((h + (q @ k.transpose(1, 2)).softmax(-1) @ v).mean(1))
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(VOCABULARY, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.table(x).mean(1).tanh())
+
+
+def flat():
+    return nn.Sequential(nn.Embedding(VOCABULARY, 2), nn.Flatten(), nn.Linear(10, 3))
+
+
+@pytest.mark.parametrize("model", [Attending, Bag, flat])
+def test_without_recurrent_layers(model, monkeypatch):
+    torch.manual_seed(0)
+    meta, tasks = meta_of(model()), tasks_of()
+    assert fm.explain(meta, tasks).name == "resident"
+    assert_exact(meta, tasks)
+    monkeypatch.setattr(prefix, "_FEW_PLACES", VOCABULARY * LENGTH - 1)
+    meta = meta_of(model())
+    assert fm.explain(meta, tasks).name != "resident"
+    assert_exact(meta, tasks)
 
 
 def test_many_words_are_looked_up(monkeypatch):

@@ -14,7 +14,7 @@ from fastmeta.functional.forward import has_hooks
 from fastmeta.inner_loop.reading.cuts import can_be_copied, copied, graph_of
 from fastmeta.inner_loop.reading.trace import Unknown
 
-__all__ = ["OneHot", "of_one_hot"]
+__all__ = ["OneHot", "is_recurrent", "of_one_hot"]
 
 
 class OneHot(nn.Module):
@@ -36,13 +36,10 @@ class OneHot(nn.Module):
 def of_one_hot(module: nn.Module) -> tuple[OneHot, nn.Module] | None:
     """What makes words of its samples, and the forward of such words; None if it looks up none.
 
-    And None without recurrent layers, the ones that vmap runs for one task after another: under it
-    looking up is as fast as multiplying, and of large vocabularies faster.
-
     The second has the module's parameters by the module's names, and the tensors that it has now.
     """
     kinds = {type(part) for part in module.modules()}
-    if nn.Embedding not in kinds or kinds.isdisjoint(_RECURRENT) or not can_be_copied(module):
+    if nn.Embedding not in kinds or not can_be_copied(module):
         return None
     try:
         graph = graph_of(module)
@@ -57,7 +54,9 @@ def of_one_hot(module: nn.Module) -> tuple[OneHot, nn.Module] | None:
     return words, copied(module, graph, type(module).__name__)
 
 
-_RECURRENT = nn.LSTM, nn.GRU, nn.RNN
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether it has layers that vmap runs for one task after another."""
+    return any(isinstance(part, nn.RNNBase) for part in module.modules())
 
 
 def _table(graph: fx.Graph, module: nn.Module) -> tuple[Node, nn.Embedding] | None:
