@@ -76,8 +76,8 @@ OTHERWISE = {
         upwards(),
     ),
     "read while flat too": lambda: Of(
-        lambda m, x: m.up((h := m.lin(x)).view(-1, 3, 3, 2)) + h.sum(1)[:, None, None, None],
-        lin=linear(), up=upwards(),
+        lambda m, x: m.up((h := m.lin(x)).view(-1, 3, 3, 2)) + m.flat(h).view(-1, 1, 6, 4),
+        lin=linear(), up=upwards(), flat=nn.Linear(18, 24),
     ),
 }
 
