@@ -135,7 +135,9 @@ def named(loss: Loss, targets: Tensor | None = None) -> Loss:
     """
     if isinstance(loss, str):
         return loss
-    if callable(loss) and not _has_hash(loss):
+    if not callable(loss):  # InnerLoop refuses it
+        return loss
+    if not _has_hash(loss):
         loss = cast(Any, loss).__call__  # a method has a hash, and keeps its object
     name = _module_name(loss) if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss)
     if name is None or targets is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import BuiltinFunctionType, FunctionType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -45,48 +46,114 @@ class Replay:
 
 
 class _Attributes:
-    """Numbers, texts, functions and parts that a module and its parts have by name.
+    """What a module and its parts have by name: parts, parameters, buffers, hooks, and attributes.
 
-    Of what else there is, tensors for one, keeping it might keep the activations of each step.
+    Of attributes numbers, texts, functions, lists and dicts of those, small constants: keeping what
+    else there is, tensors with a graph for one, might keep the activations of each step.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [(own, _plain(own)) for own in _places(module)]
+        self._kept = [_Part(part) for part in module.modules()]
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        now = [(own, _plain(own)) for own, _ in self._kept]
+        now = [_Own(own) for part in self._kept for own in part.places()]
         try:
-            _put(self._kept)
+            for part in self._kept:
+                part.put()
             yield
         finally:
-            _put(now)
+            for own in now:
+                own.put()
 
 
-def _places(module: nn.Module) -> Iterator[dict[str, Any]]:
-    for part in module.modules():
-        yield part.__dict__
-        if part._modules:
-            yield part._modules
+class _Own:
+    """All that a dict holds, in its order."""
+
+    def __init__(self, own: dict[str, Any]) -> None:
+        self.own, self.items = own, dict(own)
+
+    def put(self) -> None:
+        """What is as it was is left alone: another thread may read it."""
+        if [*self.own] != [*self.items]:
+            self.own.clear()
+            self.own.update(self.items)
+        for name, value in self.items.items():
+            if self.own[name] is not value:
+                self.own[name] = value
 
 
-def _plain(own: dict[str, Any]) -> dict[str, Any]:
-    names = own.keys() - _OF_EVERY_MODULE
-    return {n: v for n in names if type(v := own[n]) in _PLAIN or isinstance(v, nn.Module)}
+class _Part:
+    def __init__(self, part: nn.Module) -> None:
+        self._own = part.__dict__
+        names = self._own.keys() - _OF_EVERY_MODULE
+        self._names = names
+        self._plain = {n: _copied(v) for n in names if _is_kept(v := self._own[n])}
+        self._tables = {n: _Own(table) for n in _TABLES if (table := self._own[n])}
+
+    def places(self) -> Iterator[dict[str, Any]]:
+        """The dicts that `put` may change."""
+        yield self._own
+        for name in _TABLES:
+            yield self._own[name]
+            if name in self._tables and self._tables[name].own is not self._own[name]:
+                yield self._tables[name].own
+
+    def put(self) -> None:
+        for name in self._own.keys() - _OF_EVERY_MODULE - self._names:
+            if _is_kept(self._own[name]):
+                del self._own[name]
+        for name, value in self._plain.items():
+            if not _is_same(self._own.get(name, _NOTHING), value):
+                self._own[name] = _copied(value)
+        for name in _TABLES:
+            table = self._tables.get(name)
+            if table is None:
+                self._own[name].clear()
+                continue
+            if self._own[name] is not table.own:
+                self._own[name] = table.own
+            table.put()
 
 
+_TABLES = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
 _OF_EVERY_MODULE = OF_EVERY_MODULE - {"training"}
-_PLAIN = frozenset((*ATOMS, FunctionType, BuiltinFunctionType))
+_PLAIN = frozenset((*ATOMS, FunctionType, BuiltinFunctionType, MethodType, partial))
+_MOST_BYTES = 4096  # of a constant
 
 
-def _put(values: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    for own, plain in values:
-        now = _plain(own)
-        if now.keys() == plain.keys() and all([now[n] is v for n, v in plain.items()]):
-            continue
-        for name in now.keys() - plain.keys():
-            del own[name]
-        own.update(plain)
+def _is_kept(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_simple, value))
+    if type(value) is dict:
+        return all(map(_is_simple, value.values()))
+    return _is_simple(value)
+
+
+def _is_simple(value: Any) -> bool:
+    if type(value) is torch.Tensor:
+        small = value.numel() * value.element_size() <= _MOST_BYTES
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)
+        return small and not value.requires_grad and not wrapped
+    return type(value) in _PLAIN or isinstance(value, nn.Module)
+
+
+def _is_same(found: Any, value: Any) -> bool:
+    if type(found) is type(value) and type(value) in (list, dict):
+        pairs = [_parts(found), _parts(value)]
+        return [*map(id, pairs[0])] == [*map(id, pairs[1])]
+    return found is value
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if type(value) is list else [x for pair in value.items() for x in pair]
+
+
+_NOTHING = object()
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
 
 
 def _modules(loop: InnerLoop) -> list[nn.Module]:

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn, square
 
+from fastmeta.backends import cpu
+from fastmeta.functional import loss_programs
 from fastmeta.functional.loss_programs import LossProgram, Unreadable, read_loss, values_read
+from fastmeta.functional.row_programs import spelled
 
 FACTOR = 1.0
 QUANTILES = torch.tensor([0.1, 0.5, 0.9])
@@ -226,6 +229,26 @@ def test_targets_of_other_kinds():
         read_loss(F.l1_loss, p[0, 0], p[0, 0])
     with pytest.raises(Unreadable, match="whole numbers"):
         read(lambda p, y: p.gather(1, (0 * y)[:, None]).mean(), labels=True)
+
+
+def test_what_is_read_wrongly_is_found_out(monkeypatch):
+    """Of what is spelled otherwise than it is, as lengths taken before a broadcast were."""
+
+    def too_short(assume, x1, x2, dim=1, eps=1e-8):
+        norms = [x / torch.linalg.vector_norm(x, 2, dim, keepdim=True) for x in (x1, x2)]
+        return (norms[0] * norms[1]).sum(dim)
+
+    def loss(p, y):
+        return F.cosine_similarity(p, y[:, :1]).mean() + 0.25 * p.mean()
+
+    p = torch.randn(5, 3, dtype=torch.float64)
+    assert not isinstance(read_loss(loss, p, p), str)
+    loss_programs._name_or_program.cache_clear()
+    monkeypatch.setitem(spelled._SPELLED, F.cosine_similarity, too_short)
+    if cpu.native is not None:
+        with pytest.raises(Unreadable, match="makes other numbers"):
+            read_loss(loss, p, p)
+    loss_programs._name_or_program.cache_clear()
 
 
 def test_random_numbers_of_the_user_stay():

@@ -48,6 +48,8 @@ def quantile_of_all(p, y):
 
 
 OF_NUMBERS = {
+    "cosines with one number": lambda p, y: F.cosine_similarity(p, y[:, :1]).mean(),
+    "cosines": lambda p, y: 1 - F.cosine_similarity(p, y, dim=-1).mean(),
     "quantiles, one by one": quantile_of_each,
     "quantiles at once": quantile_of_all,
     "quantiles of a tensor": lambda p, y: (

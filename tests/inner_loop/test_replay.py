@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import regression_tasks
+from oracle import DOUBLE, regression_tasks
 from torch import nn
 
 import fastmeta as fm
@@ -17,9 +17,17 @@ class Scaled(nn.Module):
         super().__init__()
         self.lower, self.upper = nn.Linear(2, 6), nn.Linear(6, 2)
         self.act, self.turns, self.scale = nn.Tanh(), torch.sin, 2.0
+        self.factors, self.names = [1.5], {"power": 2}
+        self.constant = 0.1
+        self.more = nn.ModuleList([nn.Softplus(), nn.Sigmoid()])
+        self.kinds = nn.ModuleDict({"tanh": nn.Tanh(), "elu": nn.ELU()})
 
     def forward(self, x):
-        return self.upper(self.act(self.turns(self.lower(x)) * self.scale))
+        h = self.turns(self.lower(x)) * self.scale + getattr(self, "shift", 0.0)
+        for layer in (*self.more, *self.kinds.values()):
+            h = layer(h)
+        h = (h * self.factors[0] + self.constant) ** self.names["power"]
+        return self.upper(self.act(h))
 
 
 class Penalty(nn.Module):
@@ -49,6 +57,40 @@ def weigh(meta):
     meta.loss.weight = 3.0
 
 
+def add_hook(meta):
+    meta.model.act.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def add_buffer(meta):
+    meta.model.register_buffer("shift", torch.ones(6, dtype=DOUBLE))
+
+
+def change_list(meta):
+    meta.model.factors[0] = 3.0
+
+
+def change_dict(meta):
+    meta.model.names["power"] = 4
+
+
+def another_tensor(meta):
+    meta.model.constant = 5 * meta.model.constant
+
+
+def drop_a_part(meta):
+    del meta.model.more[0]
+
+
+def another_order(meta):
+    meta.model.kinds["tanh"] = meta.model.kinds.pop("tanh")
+
+
+CHANGES = [
+    scale, swap, turn, hide_forward, weigh, add_hook, add_buffer, change_list, change_dict,
+    another_tensor, drop_a_part, another_order,
+]  # fmt: skip
+
+
 def gradient(meta, change):
     tasks = regression_tasks()
     loss = meta(tasks).loss.mean()
@@ -71,10 +113,12 @@ def nothing_kept(monkeypatch):
 def scaled(engine):
     torch.manual_seed(2)
     model = Scaled().double()
+    if engine == "vmap":  # which alone knows what to do with it
+        model.constant = torch.tensor(0.1, dtype=DOUBLE)
     return fm.MAML(model, inner_lr=0.1, inner_steps=2, engine=engine, loss=Penalty())
 
 
-@pytest.mark.parametrize("change", [scale, swap, turn, hide_forward, weigh])
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_changes_after_the_forward_does_not_count(engine, change):
     wanted = gradient(scaled(engine), lambda _: None)
@@ -118,21 +162,44 @@ def test_a_counter_is_what_it_was_in_each_step(monkeypatch):
 
 
 class Failing(Scaled):
-    def __init__(self):
-        super().__init__()
-        self.fails = []
+    fails = False
 
     def forward(self, x):
-        if self.fails:
+        if Failing.fails:
             raise ValueError(f"scale is {self.scale}")
         return super().forward(x)
 
 
-def test_attributes_are_left_as_they_are_where_a_backward_fails():
+def test_attributes_are_left_as_they_are_where_a_backward_fails(monkeypatch):
     meta = fm.MAML(Failing().double(), inner_lr=0.1, engine="vmap", loss="mse")
     loss = meta(regression_tasks()).loss.mean()
     meta.model.scale = 5.0
-    meta.model.fails.append(True)
+    monkeypatch.setattr(Failing, "fails", True)
     with pytest.raises(ValueError, match=r"scale is 2\.0"):
         loss.backward()
     assert meta.model.scale == 5.0
+
+
+def append(meta):
+    meta.model.more.extend(nn.Tanh() for _ in range(12))
+
+
+def note(meta):
+    meta.model.note = [1, 2]
+
+
+def to_tensor(meta):
+    meta.model.scale = torch.full((70, 70), 2.0)
+
+
+@pytest.mark.parametrize("change", [append, another_order, drop_a_part, note, to_tensor])
+def test_what_is_there_after_a_backward_is_what_was_before(change):
+    meta = scaled("vmap")
+    meta.model.note = None
+    loss = meta(regression_tasks()).loss.mean()
+    change(meta)
+    parts = [(name, id(part)) for name, part in meta.model.named_modules()]
+    own = [(name, id(value)) for name, value in vars(meta.model).items()]
+    loss.backward()
+    assert [(name, id(part)) for name, part in meta.model.named_modules()] == parts
+    assert [(name, id(value)) for name, value in vars(meta.model).items()] == own

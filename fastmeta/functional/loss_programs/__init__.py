@@ -18,6 +18,7 @@ from torch import Tensor
 from fastmeta.functional.loss_programs.program import Label, LossProgram
 from fastmeta.functional.loss_programs.rows import LossRows
 from fastmeta.functional.loss_programs.rules import LOSS_RULES
+from fastmeta.functional.loss_programs.trial import miscomputed
 from fastmeta.functional.loss_programs.values import unknown_value, values_read
 from fastmeta.functional.row_programs import (
     Operation,
@@ -129,10 +130,13 @@ def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
         alike = [one.is_like(other, sizes[0], n) for one, other in pairs]
         if len(run) != len(first.operations) or not all(alike):
             raise Unreadable("it does something else for other numbers of samples")
-    return LossProgram(
+    program = LossProgram(
         loss, look.output.numel(), look.target.numel(), look.labels, first.adds,
         tuple(first.steps), first.labels,
     )  # fmt: skip
+    if any(miscomputed(program, *look.draw(n)) for n in _TRIED):
+        raise Unreadable("what was read of it makes other numbers")
+    return program
 
 
 class _Reading(NamedTuple):
@@ -150,5 +154,6 @@ def _read(loss: Callable[..., Tensor], given: tuple[Tensor, Tensor]) -> _Reading
 
 
 _MOST_NUMBERS = 1 << 17  # of which the kernels keep 64 at once, in each thread: 32 MB of float32
+_TRIED = 1, 6
 _FEW = 1, 2, 3, 4, 5, 7, 8, 10, 16, 25, 32, 50, 64, 100, 128
 _MANY = 211, 223, 227, 229, 233  # primes: as good as never another size

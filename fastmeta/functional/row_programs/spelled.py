@@ -76,6 +76,7 @@ def _at_least(x: Tensor, least: float) -> Tensor:
 def _cosine_similarity(
     assume: Assume, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8
 ) -> Tensor:
+    x1, x2 = torch.broadcast_tensors(x1, x2)  # lengths are those of what is broadcast
     x1, x2 = (
         x / _at_least(torch.linalg.vector_norm(x, 2, dim, keepdim=True), eps) for x in (x1, x2)
     )
