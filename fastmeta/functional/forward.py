@@ -199,9 +199,13 @@ def _is_of_torch(caller: FrameType) -> bool:
 
 def _requires_grad(x: Tensor) -> bool:
     with torch._C.DisableTorchFunction():
-        while is_wrapped(x):
-            x = torch._C._functorch.get_unwrapped(x)
-        return x.requires_grad
+        return _unwrapped(x).requires_grad
+
+
+def _unwrapped(x: Tensor) -> Tensor:
+    while is_wrapped(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 class _Corrected(TorchFunctionMode):
@@ -292,11 +296,25 @@ def _embedding(
         raise RuntimeError("vmap has no rule for weights that are changed in place (max_norm)")
     if scale_grad_by_freq:
         raise RuntimeError("vmap counts the words of all tasks together (scale_grad_by_freq=True)")
+    _check_words(x, weight.shape[0])
     if padding_idx is not None:
         rows = torch.arange(weight.shape[0], device=weight.device)
         is_padding = rows == padding_idx % weight.shape[0]
         weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
     return F.embedding(x, weight, None, None, norm_type, False, sparse)
+
+
+def _check_words(x: Tensor, rows: int) -> None:
+    """IndexError for a word of one task that would be looked up in the rows of another."""
+    words = _unwrapped(x)
+    if words.device.type != "cpu" or not words.numel():  # on a GPU it would have to be waited for
+        return
+    least, most = map(int, words.aminmax())
+    if least < 0 or most >= rows:
+        raise IndexError(
+            f"words must be in [0, {rows}), the rows of the nn.Embedding that looks them up, and "
+            f"are in [{least}, {most}]"
+        )
 
 
 def _linear(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

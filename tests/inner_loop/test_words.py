@@ -84,6 +84,26 @@ def test_words_that_are_not_there():
         meta(tasks)
 
 
+class Convolved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.conv = nn.Embedding(VOCABULARY, 4), nn.Conv1d(4, 3, 2)
+
+    def forward(self, x):
+        return self.conv(self.table(x).transpose(1, 2)).mean(-1)
+
+
+@pytest.mark.parametrize("word", [-1, VOCABULARY])
+def test_no_word_is_looked_up_among_those_of_another_task(word):
+    meta, tasks = meta_of(Convolved()), tasks_of()
+    assert meta(tasks).loss.isfinite().all() and fm.explain(meta, tasks).name == "vmap"
+    fast = meta.adapt(tasks.support_x, tasks.support_y)
+    tasks.query_x[1, 0, 0] = word
+    for call in (lambda: meta(tasks), lambda: fast(tasks.query_x)):
+        with pytest.raises(IndexError, match="words must be in|out of range"):
+            call()
+
+
 @pytest.mark.parametrize("model", [
     Twice, Measured, lambda: Reader(max_norm=1.0), lambda: Reader(scale_grad_by_freq=True),
 ], ids=["twice", "measured", "renormed", "counted"])  # fmt: skip
