@@ -206,7 +206,7 @@ OTHERS = {
     "uneven": (lambda self, h: F.adaptive_avg_pool2d(h, 3).flatten(1), 54),
     "larger": (lambda self, h: F.adaptive_avg_pool2d(h, 8).flatten(1), 384),
     "a channel": (lambda self, h: h[:, 0].flatten(1), 16),
-    "some channels": (lambda self, h: h[:, :3].flatten(1), 48),
+    "every other channel": (lambda self, h: h[:, ::2].flatten(1), 48),
     "channels last": (lambda self, h: h.permute(0, 2, 3, 1).reshape(len(h), -1), 96),
     "turned": (lambda self, h: h.transpose(2, 3).flatten(1), 96),
     "other channels": (lambda self, h: F.max_pool2d(h.view(-1, 16, 2, 3), (1, 3)).flatten(1), 32),
