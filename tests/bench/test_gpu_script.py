@@ -34,7 +34,7 @@ def test_a_cpu_runs_through_and_says_what_needs_a_gpu(tmp_path):
     assert results.name.startswith("cpu-")
     entries = json.loads(results.read_text())["points"][0]["entries"]
     assert len(entries) > 1 and {entry["status"] for entry in entries} == {"timed"}
-    assert (tmp_path / "sanitize.log").read_text().count("meta-gradient off by") == 9
+    assert (tmp_path / "sanitize.log").read_text().count("meta-gradient off by") == 10
 
 
 def test_it_goes_on_after_a_failure_and_tells_it(tmp_path):
