@@ -18,7 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from fastmeta.functional.linear import product
 from fastmeta.functional.task_kernels import OF_ALL_TASKS
-from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap, is_wrapped
+from fastmeta.functional.transforms import (
+    NotForManyTasks,
+    explaining_vmap,
+    is_wrapped,
+    values_of,
+)
 from fastmeta.models import Sine
 
 __all__ = [
@@ -199,13 +204,9 @@ def _is_of_torch(caller: FrameType) -> bool:
 
 def _requires_grad(x: Tensor) -> bool:
     with torch._C.DisableTorchFunction():
-        return _unwrapped(x).requires_grad
-
-
-def _unwrapped(x: Tensor) -> Tensor:
-    while is_wrapped(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
+        while is_wrapped(x):
+            x = torch._C._functorch.get_unwrapped(x)
+        return x.requires_grad
 
 
 class _Corrected(TorchFunctionMode):
@@ -306,10 +307,10 @@ def _embedding(
 
 def _check_words(x: Tensor, rows: int) -> None:
     """IndexError for a word of one task that would be looked up in the rows of another."""
-    words = _unwrapped(x)
-    if words.device.type != "cpu" or not words.numel():  # on a GPU it would have to be waited for
+    if x.device.type != "cpu" or not x.numel():  # on a GPU it would have to be waited for
         return
-    least, most = map(int, words.aminmax())
+    with torch._C._DisableFuncTorch():
+        least, most = map(int, values_of(x).aminmax())
     if least < 0 or most >= rows:
         raise IndexError(
             f"words must be in [0, {rows}), the rows of the nn.Embedding that looks them up, and "

@@ -49,7 +49,8 @@ class _Attributes:
     """What a module and its parts have by name: parts, parameters, buffers, hooks, and attributes.
 
     Of attributes numbers, texts, functions, lists and dicts of those, small constants: keeping what
-    else there is, tensors with a graph for one, might keep the activations of each step.
+    else there is, tensors with a graph for one, might keep the activations of each step. Globals,
+    attributes of classes and what other objects hold are as they are when the backward comes.
     """
 
     def __init__(self, module: nn.Module) -> None:

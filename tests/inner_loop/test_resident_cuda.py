@@ -229,6 +229,17 @@ def test_two_threads_that_plan_at_once_run_the_same_plan(stand_in):
 # ---- on a GPU ------------------------------------------------------------------------------------
 
 
+def assert_as_the_reference(meta, tasks, inputs):
+    """The kernels' gradients are the reference's, and the same bits once more."""
+    with fm.use_backend("cuda"):
+        found = gradients(meta, tasks, inputs)
+        again = gradients(meta, tasks, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    with fm.use_backend("reference"):
+        expected = gradients(meta, tasks, inputs)
+    assert relative_error(found, expected) < 1e-11
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("programs", ["interpreted", "compiled"])
 @pytest.mark.parametrize("order", [1, 2])
@@ -242,14 +253,7 @@ def test_kernels_agree_with_the_reference(order, learn, classifies, programs, mo
         inner_steps=3, inner_lr=0.1, order=order, learn_inner_lr=learn,
     ).cuda()  # fmt: skip
     tasks = (classification_tasks((2,), t=9) if classifies else regression_tasks(t=9)).to("cuda")
-    parameters = list(meta.parameters())
-    with fm.use_backend("cuda"):
-        found = gradients(meta, tasks, parameters)
-        again = gradients(meta, tasks, parameters)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    with fm.use_backend("reference"):
-        expected = gradients(meta, tasks, parameters)
-    assert relative_error(found, expected) < 1e-11
+    assert_as_the_reference(meta, tasks, list(meta.parameters()))
 
 
 @pytest.mark.gpu
@@ -260,14 +264,7 @@ def test_losses_of_ones_own_agree_with_the_reference(loss, order, programs, monk
     monkeypatch.setenv("FASTMETA_CUDA_PROGRAMS", programs)
     meta, tasks = with_own_loss(loss, order=order, learn_inner_lr="element")
     meta, tasks = meta.cuda(), tasks.to("cuda")
-    parameters = list(meta.parameters())
-    with fm.use_backend("cuda"):
-        found = gradients(meta, tasks, parameters)
-        again = gradients(meta, tasks, parameters)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    with fm.use_backend("reference"):
-        expected = gradients(meta, tasks, parameters)
-    assert relative_error(found, expected) < 1e-11
+    assert_as_the_reference(meta, tasks, list(meta.parameters()))
 
 
 def blocks_of_a_task(widths, tasks, samples, dtype="float64"):
@@ -309,13 +306,7 @@ def test_blocks_that_share_a_task_agree_with_the_reference(order, learn, widths,
     ).to("cuda", torch.float64)  # fmt: skip
     tasks = regression_tasks(t, samples, samples, widths[0], widths[-1]).to("cuda")
     inputs = [*meta.parameters(), tasks.support_x.requires_grad_(), tasks.query_x.requires_grad_()]
-    with fm.use_backend("cuda"):
-        found = gradients(meta, tasks, inputs)
-        again = gradients(meta, tasks, inputs)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    with fm.use_backend("reference"):
-        expected = gradients(meta, tasks, inputs)
-    assert relative_error(found, expected) < 1e-11
+    assert_as_the_reference(meta, tasks, inputs)
 
 
 @pytest.mark.gpu
