@@ -65,6 +65,8 @@ class Function(torch.autograd.Function):
     ran outside of its graphs too. What it compiled there could not be differentiated once more, and
     meta-gradients came out wrong without a word.
 
+    What it returns may be changed in place, unless it is a view of an argument.
+
     Attributes:
         takes_no_ctx: whether its `forward` is a function of tensors, beside a `setup_context`.
     """
@@ -74,6 +76,7 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.takes_no_ctx = "setup_context" in vars(cls)
+        cls.forward = staticmethod(_owning(cls.forward))  # type: ignore[method-assign]
         cls.backward = staticmethod(_as_backward(cls.backward))  # type: ignore[method-assign]
 
     @classmethod
@@ -94,6 +97,29 @@ def apply_to_plain(function: type[torch.autograd.Function], *args: Any) -> Any:
     none of its transforms is active.
     """
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def _owning(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward with results that are no views: autograd lets nobody write into one from here."""
+
+    @functools.wraps(forward)
+    def run(*args: Any) -> Any:
+        results = forward(*args)
+        if isinstance(results, tuple):
+            return tuple([_own(y, args) for y in results])
+        return _own(results, args)
+
+    return run
+
+
+def _own(y: Any, args: tuple[Any, ...]) -> Any:
+    if not isinstance(y, torch.Tensor) or not y._is_view() or any(_shares(y, a) for a in args):
+        return y
+    return torch.ops.aten._unsafe_view(y, y.shape)
+
+
+def _shares(y: torch.Tensor, x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and y._base is (x._base if x._is_view() else x)
 
 
 def _as_backward(function: Callable[..., Any]) -> Callable[..., Any]:

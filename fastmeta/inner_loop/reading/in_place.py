@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx.node import Node
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastmeta.inner_loop.reading.trace import IN_PLACE
+from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown
 
-__all__ = ["makes", "works_in_place", "writes_into"]
+__all__ = ["changes_in_place", "makes", "works_in_place", "writes_into"]
 
 Parts = Mapping[str, nn.Module]  # by their names in the graph
 
@@ -25,6 +27,37 @@ _FUNCTIONS = (
     operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg,
     torch.cat, torch.add, torch.mul,
 )  # fmt: skip
+
+
+# What may give a view of its first input.
+_VIEW_LAYERS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+_VIEWS = frozenset(
+    "chunk contiguous dropout dropout2d expand flatten getitem permute ravel reshape split squeeze "
+    "transpose unflatten unsqueeze view".split()
+)
+
+
+def changes_in_place(order: Sequence[Node], parts: Parts) -> dict[Node, tuple[Node, ...]]:
+    """For each call that writes in place, the nodes before it that are the very tensor it changes.
+
+    Unknown if a view of such a tensor is read afterwards: for many tasks it may be a copy.
+    """
+    last_use = {used: i for i, node in enumerate(order) for used in node.all_input_nodes}
+    tensor: dict[Any, Any] = {}  # one for all nodes that are the same tensor
+    memory: dict[Any, Any] = {}  # one for all that are, or may be, views of one
+    changed: dict[Node, tuple[Node, ...]] = {}
+    for i, node in enumerate(order):
+        itself = node.target if node.op == "get_attr" else node
+        writes = bool(node.all_input_nodes) and works_in_place(node, parts)
+        of = node.all_input_nodes[0] if writes or _may_view(node, parts) else None
+        tensor[node] = tensor[of] if writes else itself
+        memory[node] = itself if of is None else memory[of]
+        if writes:
+            others = [n for n in order[:i] if memory[n] == memory[of]]
+            changed[node] = tuple(n for n in others if tensor[n] == tensor[of])
+            if any(last_use.get(n, 0) > i for n in others if tensor[n] != tensor[of]):
+                raise Unknown("its forward changes a tensor in place and reads a view of it after")
+    return changed
 
 
 def writes_into(source: Node, calls: Iterable[Node], parts: Parts) -> bool:
@@ -48,6 +81,15 @@ def works_in_place(node: Node, parts: Parts) -> bool:
     name = getattr(node.target, "__name__", "")
     flags = (*node.args, node.kwargs.get("inplace"))
     return node.target in IN_PLACE or name.endswith("_") or any(flag is True for flag in flags)
+
+
+def _may_view(node: Node, parts: Parts) -> bool:
+    if node.op == "call_module":
+        return isinstance(parts[str(node.target)], _VIEW_LAYERS)
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "get_attr" or name not in _VIEWS or not node.all_input_nodes:
+        return False
+    return node.all_input_nodes[0].target not in (builtins.getattr, "size")  # one of the sizes
 
 
 def makes(node: Node, parts: Parts) -> bool:

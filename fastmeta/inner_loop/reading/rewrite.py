@@ -12,6 +12,7 @@ from torch.fx.node import Node, map_arg
 from fastmeta.functional.forward import has_hooks, module_lock
 from fastmeta.inner_loop.reading.blocks import Block, block_at, run_at_once
 from fastmeta.inner_loop.reading.call_rules import FUNCTIONS, METHODS
+from fastmeta.inner_loop.reading.in_place import changes_in_place
 from fastmeta.inner_loop.reading.layer_rules import LAYERS, unfit
 from fastmeta.inner_loop.reading.trace import (
     IN_PLACE,
@@ -59,11 +60,10 @@ class Program:
         largest = 0
         for step in self._steps:
             value = step.run(known, parameters, x)
-            changed = None if step.changes is None else known[step.changes]
             for node in step.spent:
                 del known[node]
-            if isinstance(changed, Tensor) and changed is not value:
-                _replace(known, changed, value)
+            if isinstance(value, Tensor):  # a number that grows is another number
+                known.update((node, value) for node in step.changes if node in known)
             if step.is_used:
                 known[step.node] = value
             if not self.largest and isinstance(value, Tensor):
@@ -91,22 +91,9 @@ def rewrite(module: nn.Module) -> Program | str:
 class _Step(NamedTuple):
     node: Node
     run: Callable[[dict[Node, Any], Mapping[str, Tensor], Tensor], Any]  # (known, parameters, x)
-    changes: Node | None = None  # in place, says the forward; here a new value takes its place
+    changes: tuple[Node, ...] = ()  # in place, says the forward; here they are its value then
     spent: tuple[Node, ...] = ()  # nodes that no later step needs
     is_used: bool = True
-
-
-def _replace(known: dict[Node, Any], old: Tensor, new: Tensor) -> None:
-    """Let all that is `old` be `new`, as after a change in place."""
-    for node, value in known.items():
-        if value is old:
-            known[node] = new
-        elif isinstance(value, Tensor) and _shares_memory(value, old):
-            raise RuntimeError("the forward changes a tensor in place and reads a view of it after")
-
-
-def _shares_memory(x: Tensor, y: Tensor) -> bool:
-    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 # ---- steps -------------------------------------------------------------------------------------
@@ -116,6 +103,7 @@ def _steps(
     names: _Names, nodes: Sequence[Node], spent: Mapping[Node, tuple[Node, ...]]
 ) -> list[_Step]:
     steps: list[_Step] = []
+    changes = changes_in_place(nodes, dict(names.root.named_modules()))
     in_blocks: set[Node] = set()
     for node in nodes:
         if node in in_blocks:
@@ -125,7 +113,8 @@ def _steps(
         covered = (node,) if block is None else block.nodes
         in_blocks.update(covered)
         done = tuple(n for part in covered for n in spent.get(part, ()) if n not in covered[:-1])
-        steps.append(step._replace(spent=done, is_used=bool(step.node.users)))
+        changed = changes.get(node, ()) if block is None else ()
+        steps.append(step._replace(changes=changed, spent=done, is_used=bool(step.node.users)))
     return steps
 
 
@@ -169,27 +158,25 @@ def _layer_step(names: _Names, node: Node) -> _Step:
         raise Unknown(f"{called} {reason}")
     if len(node.args) != 1 or not isinstance(node.args[0], Node) or node.kwargs:
         raise Unknown(f"{called} is called with more than its input")
-    source, changes = node.args[0], None
+    source = node.args[0]
     if getattr(layer, "inplace", False):
-        layer, changes = copy.copy(layer), source
+        layer = copy.copy(layer)
         layer.inplace = False
     own = names.of_layer(layer)
 
     def run(known: dict[Node, Any], parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return rule(layer, {key: parameters[name] for key, name in own.items()}, known[source])
 
-    return _Step(node, run, changes)
+    return _Step(node, run)
 
 
 def _call_step(node: Node) -> _Step:
     target, kwargs = node.target, dict(node.kwargs)
-    in_place = bool(kwargs.pop("inplace", False))
+    kwargs.pop("inplace", None)
     if node.op == "call_method":
         name = str(target)
-        in_place = in_place or name.endswith("_")
         rule = METHODS.get(name.rstrip("_"))
     else:
-        in_place = in_place or target in IN_PLACE
         rule = FUNCTIONS.get(IN_PLACE.get(target, target))  # type: ignore[arg-type]
         name = getattr(target, "__name__", str(target))
     if rule is None:
@@ -200,8 +187,7 @@ def _call_step(node: Node) -> _Step:
         options: Any = map_arg(kwargs, known.__getitem__)
         return rule(*args, **options)
 
-    first = node.args[0] if in_place and node.args else None
-    return _Step(node, run, first if isinstance(first, Node) else None)
+    return _Step(node, run)
 
 
 class _Names:
