@@ -26,6 +26,12 @@ inline i64 pixels_of_product(const Stage& s, int axis, i64 pixels) {
   return in < taken ? 0 : (in - taken) / s.stride[axis] + 1;
 }
 
+// Groups of so many inputs and outputs: as the kernels want them, whatever the instruction set.
+inline bool are_in_vectors(i64 inputs, i64 outputs) {
+  constexpr i64 longest = 16;  // scalars
+  return inputs == outputs && longest % inputs == 0 ? true : inputs % longest == 0 && outputs % longest == 0;
+}
+
 // What keeps the kernels of a stage inside their tensors.
 inline void check_geometry(const Stage& s) {
   const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w}, out[2] = {s.out_h, s.out_w};
@@ -35,7 +41,7 @@ inline void check_geometry(const Stage& s) {
     const bool spreads = s.product == ProductKind::Spread;
     const bool transposes = s.product == ProductKind::Transposed || spreads;
     require(!spreads || in[axis] == 1, "a single pixel is spread");
-    if (transposes || s.product == ProductKind::Dense || s.product == ProductKind::Depthwise)
+    if (transposes || s.product == ProductKind::Dense || s.product == ProductKind::Grouped)
       require(s.kernel[axis] > 0 && s.stride[axis] > 0 && s.dilation[axis] > 0 &&
                   s.before[axis] >= 0 && s.behind[axis] >= 0 &&
                   (transposes ? in : z)[axis] == pixels_of_product(s, axis, (transposes ? z : in)[axis]),
@@ -54,8 +60,13 @@ inline void check_geometry(const Stage& s) {
   }
   if (s.join == JoinKind::Pick)
     return require(s.other_c >= 0 && s.other_c <= s.in_c - s.c, "a stage picks channels that are not there");
-  require(s.product == ProductKind::Dense || s.product == ProductKind::Transposed ||
-              s.product == ProductKind::Spread ||
+  const bool grouped = s.product == ProductKind::Grouped || s.product == ProductKind::Transposed;
+  const i64 groups = grouped ? s.product_groups : 1;
+  require(groups > 0 && s.in_c % groups == 0 && s.c % groups == 0 && (grouped || s.product_groups <= 1),
+          "a product's groups must divide its channels");
+  require(groups == 1 || are_in_vectors(s.in_c / groups, s.c / groups),
+          "a product's groups must fill vectors, or vectors hold several");
+  require(grouped || s.product == ProductKind::Dense || s.product == ProductKind::Spread ||
               s.c == s.in_c + (s.join == JoinKind::Channels ? s.other_c : 0),
           "without a dense product the channels stay");
 }
@@ -166,7 +177,8 @@ class Chain {
     s.other_c = number("other_c"), s.other_h = number("other_h"), s.other_w = number("other_w");
     s.in_c = number("in_c"), s.in_h = number("in_h"), s.in_w = number("in_w");
     s.product = ProductKind(
-        one_of(fields["product"], {"none", "dense", "transposed", "depthwise", "elements", "pixels", "spread"}));
+        one_of(fields["product"], {"none", "dense", "transposed", "grouped", "elements", "pixels", "spread"}));
+    s.product_groups = number("product_groups");
     s.weight = int(number("weight")), s.bias = int(number("bias"));
     pair("kernel", s.kernel), pair("stride", s.stride), pair("dilation", s.dilation);
     pair("before", s.before), pair("behind", s.behind);

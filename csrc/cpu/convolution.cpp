@@ -14,7 +14,7 @@
 #include "crew.h"
 #include "team.h"
 //
-#include "correlation.h"
+#include "correlation_in_groups.h"
 //
 #include "../network/stage_product.h"
 #include "stages.h"

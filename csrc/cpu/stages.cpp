@@ -12,7 +12,7 @@
 #include "crew.h"
 #include "team.h"
 //
-#include "correlation.h"
+#include "correlation_in_groups.h"
 #include "product_finish.h"
 #include "simd_math.h"
 #include "program_loss.h"

@@ -31,11 +31,11 @@ struct Node {
 enum class NormKind { None, Batch, Group, Running };
 // Dense: a convolution, or a linear layer, whose kernel is as large as its input. Transposed: what takes a
 // gradient for the output of one to that for its input; kernel, stride and zeros are those of that one.
-// Depthwise: a convolution of each channel by itself. The others are scales, what a layer norm over images
+// Grouped: a convolution of each group of channels by itself. The others are scales, what a layer norm over images
 // multiplies with: a weight and a bias for every element of a sample, or for every pixel, whatever the channel.
 // Spread: a linear layer whose outputs are an image, which is Transposed of a single pixel, by weights [O, I]
 // and with a bias for every element.
-enum class ProductKind { None, Dense, Transposed, Depthwise, Elements, Pixels, Spread };
+enum class ProductKind { None, Dense, Transposed, Grouped, Elements, Pixels, Spread };
 // What a stage without a product makes of two others: the sum or the product of their numbers, where
 // `other` may have one channel, row or column for all; or the channels of both, side by side. Or of one
 // alone: each pixel again and again; or its channels from `other_c` on, as many as there is room for.
@@ -53,6 +53,7 @@ struct Stage {
   i64 other_c, other_h, other_w;
   ProductKind product;     // None: the input goes straight into what follows
   int weight, bias;        // parameter indices, -1 where there is none
+  i64 product_groups;      // of channels, for Grouped and Transposed
   // Of height and width; zeros lie before and behind each line, neighbouring taps `dilation` pixels apart.
   i64 kernel[2], stride[2], dilation[2], before[2], behind[2];
   i64 c, h, w;             // after the product

@@ -117,8 +117,8 @@ struct StagePlan : Parameters<Team_> {
         scale(s.weight, s);
         if (s.bias >= 0) bias_at[l] = scale(s.bias, s);
       } else if (s.product != ProductKind::None) {
-        i64 in = s.product == ProductKind::Depthwise ? 1 : s.in_c, out = s.c;
-        if (product(l).transposes()) std::swap(in, out);
+        const bool turned = product(l).transposes();
+        const i64 in = turned ? product(l).outputs() : product(l).inputs(), out = turned ? s.in_c : s.c;
         if (product(l).spreads())
           this->add({s.weight, 0, 0, taps, in, out, out, taps * out, 1});
         else
@@ -223,7 +223,7 @@ struct StagePlan : Parameters<Team_> {
       x = larger(x, chunk * p.x_size());
       gz = larger(gz, chunk * p.gz_size());
       block_size = larger(block_size, block_rows(l) * p.s.w * p.ld);
-      if (p.s.product == ProductKind::Dense || p.transposes()) terms = larger(terms, p.count_terms(chunk));
+      if (p.moves()) terms = larger(terms, p.count_terms(chunk));
       if (this->other(l) != no_stage) other = larger(other, chunk * out_size(this->other(l)));
     }
     x_at = grow(worker_size, x);

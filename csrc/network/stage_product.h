@@ -1,7 +1,7 @@
 // The product of one stage, a convolution, a linear layer or a scale: its geometry, and the three forms.
 #pragma once
 
-#include "stage_depthwise.h"
+#include "stage_phase.h"
 #include "stage_scale.h"
 
 namespace fastmeta::FASTMETA_ISA {
@@ -33,12 +33,13 @@ struct StageProduct {
   bool has_whole_biases() const { return scales() || spreads(); }  // not one a channel
   i64 before(int axis) const { return moves() ? s.before[axis] : 0; }
   i64 around(int axis) const { return moves() ? s.before[axis] + s.behind[axis] : 0; }
-  i64 filter_size() const { return taps() * s.in_c * ld; }
+  i64 inputs() const { return s.in_c / groups(); }  // of an output
+  i64 outputs() const { return s.c / groups(); }    // of an input
+  i64 filter_size() const { return taps() * inputs() * ld; }
   i64 flipped_size() const {
     if (scales()) return scale().parameters();
-    if (depthwise()) return taps() * ld;
     if (transposes()) return taps() * larger(s.in_c * ld, s.c * ld_gradient);
-    return any() ? taps() * s.c * ld_gradient : 0;
+    return any() ? taps() * outputs() * ld_gradient : 0;
   }
 
   // ---- images -----------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ struct StageProduct {
 
   // ---- products ---------------------------------------------------------------------------------
 
-  Filter<R> filter(const R* w) const { return {w, s.kernel[0], s.kernel[1], s.in_c, ld}; }
+  Filter<R> filter(const R* w) const { return {w, s.kernel[0], s.kernel[1], inputs(), ld}; }
   Sweep sweep(i64 samples) const {
     return {samples, s.h, s.w, {s.stride[0], s.stride[1]}, {-s.before[0], -s.before[1]},
             {s.dilation[0], s.dilation[1]}};
@@ -114,7 +115,7 @@ struct StageProduct {
                const R* bias, Term<R>* terms) const {
     if (scales()) return scale_sum(sums, count, samples, out, bias);
     if (transposes()) return transposed(sums, count, samples, out, bias, terms);
-    if (depthwise()) return channels().forward(sums, count, sweep(samples), out, bias);
+    if (grouped()) return correlate_in_groups(channels(), sums, count, sweep(samples), out, bias, terms);
     Target<R> target{nullptr, 0};
     if (bias) target.finish = Finish::Bias, target.row = bias;
     correlate(sums, count, sweep(samples), out, target, ld / W, terms);
@@ -131,10 +132,8 @@ struct StageProduct {
       for (int i = 0; i < count; ++i) turned[i] = {sums[i].g, sums[i].in};
       return mirrored([&](const auto& m) { m.add_weight_gradient(turned, count, samples, to, terms); });
     }
-    if (depthwise()) {
-      for (int i = 0; i < count; ++i) channels().add_weight_gradient(sums[i], sweep(samples), to);
-      return;
-    }
+    if (grouped())
+      return correlate_weights_in_groups(channels(), sums, count, sweep(samples), to, filter(nullptr), terms);
     correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
   }
 
@@ -156,13 +155,13 @@ struct StageProduct {
 
   // Every phase's taps, transposed and in reverse order.
   void flip(R* to, const R* w) const {
-    if (scales() || depthwise()) return Team::copy(to, w, flipped_size());
+    if (scales()) return Team::copy(to, w, flipped_size());
     if (transposes()) return Team::copy(to, w, taps() * s.c * ld_gradient);
     each_phase([&](const Phase& py, i64, const Phase& px, i64) {
       for (i64 r = py.taps - 1; r >= 0; --r)
-        for (i64 c = px.taps - 1; c >= 0; --c, to += s.c * ld_gradient) {
+        for (i64 c = px.taps - 1; c >= 0; --c, to += outputs() * ld_gradient) {
           const i64 tap = (py.tap0 + py.step * r) * s.kernel[1] + px.tap0 + px.step * c;
-          Team::transpose(to, w + tap * s.in_c * ld, s.in_c, s.c);
+          transpose(to, w + tap * inputs() * ld);
         }
     });
   }
@@ -188,21 +187,32 @@ struct StageProduct {
       const Images<R> part{out.at(0, y, x), out.sample, s.stride[0] * out.row,
                            s.stride[1] * out.pixel};
       if (!py.taps || !px.taps) return clear(part, n, py.count, px.count);
-      if (depthwise()) return channels().input_gradient(gradients, flipped, count, n, py, px, part);
       Correlated<R> sums[2];
       for (int i = 0; i < count; ++i)
-        sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, s.c, ld_gradient}};
+        sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, outputs(), ld_gradient}};
       const Sweep phase{n,        py.count, px.count, {1, 1}, {py.first, px.first},
                         {py.apart, px.apart}};
-      correlate(sums, count, phase, part, {nullptr, 0}, ld_gradient / W, terms);
-      offset += py.taps * px.taps * s.c * ld_gradient;
+      if (grouped()) correlate_in_groups<R>(channels().turned(), sums, count, phase, part, nullptr, terms);
+      else correlate(sums, count, phase, part, {nullptr, 0}, ld_gradient / W, terms);
+      offset += py.taps * px.taps * outputs() * ld_gradient;
     });
   }
 
  private:
-  bool depthwise() const { return s.product == ProductKind::Depthwise; }
+  bool grouped() const { return s.product == ProductKind::Grouped; }
+  i64 groups() const { return larger(1, s.product_groups); }
   StageScale<Team> scale() const { return {s, ld}; }
-  StageDepthwise<Team> channels() const { return {s, ld}; }
+  ChannelGroups channels() const { return {groups(), inputs(), outputs()}; }
+
+  // Of one tap: [inputs of an output][ld] as [outputs of an input][ld_gradient].
+  void transpose(R* to, const R* w) const {
+    if (!grouped()) return Team::transpose(to, w, s.in_c, s.c);
+    for (i64 o = 0; o < outputs(); ++o)
+      for (i64 i = 0; i < ld_gradient; ++i) {
+        const i64 group = i / inputs(), k = i % inputs();
+        to[o * ld_gradient + i] = i < s.in_c ? w[k * ld + group * outputs() + o] : 0;
+      }
+  }
 
   void scale_sum(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
                  const R* bias) const {
@@ -215,7 +225,7 @@ struct StageProduct {
   template <class F>
   auto mirrored(F f) const {
     Stage m = s;
-    m.product = ProductKind::Dense;
+    m.product = groups() > 1 ? ProductKind::Grouped : ProductKind::Dense;
     m.in_c = s.c, m.in_h = s.h, m.in_w = s.w;
     m.c = s.in_c, m.h = s.in_h, m.w = s.in_w;
     return f(StageProduct(m, false));

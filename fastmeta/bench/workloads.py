@@ -74,10 +74,11 @@ class Workload:
         inputs = [channels] + [self.filters] * (BLOCKS - 1)
         pixels = [math.prod(n >> halved for n in size) for halved in range(BLOCKS)]
         whole = [Convolution(i, self.filters, n) for i, n in zip(inputs, pixels, strict=True)]
-        if self.blocks != "depthwise":
+        if self.blocks not in SEPARABLE:
             return whole
+        group, all_of_them = SEPARABLE[self.blocks], self.filters
         apart = [
-            (Convolution(1, self.filters, n), Convolution(self.filters, self.filters, n, taps=1))
+            (Convolution(group, all_of_them, n), Convolution(all_of_them, all_of_them, n, taps=1))
             for n in pixels[1:]
         ]
         return [whole[0], *(convolution for pair in apart for convolution in pair)]
@@ -179,7 +180,10 @@ class CosineHead(nn.Module):
         return 10 * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
-BESIDE_CONV4 = "excitation", "depthwise", "cosine", "standardised", "film"
+# Channels in a group of the 3x3 convolutions, which 1x1 convolutions mix: Howard et al. 2017, and
+# Xie et al. 2017.
+SEPARABLE = {"depthwise": 1, "grouped": 4}
+BESIDE_CONV4 = "excitation", *SEPARABLE, "cosine", "standardised", "film"
 
 
 def _unlike_conv4(workload: Workload) -> nn.Sequential:
@@ -187,8 +191,9 @@ def _unlike_conv4(workload: Workload) -> nn.Sequential:
     filters, inputs = workload.filters, workload.image[0]
     convolution = StandardisedConv2d if workload.blocks == "standardised" else nn.Conv2d
     for _ in range(BLOCKS):
-        if workload.blocks == "depthwise" and modules:
-            modules.append(nn.Conv2d(filters, filters, 3, padding=1, groups=filters))
+        if workload.blocks in SEPARABLE and modules:
+            groups = filters // SEPARABLE[workload.blocks]
+            modules.append(nn.Conv2d(filters, filters, 3, padding=1, groups=groups))
             modules.append(nn.Conv2d(filters, filters, 1))
         else:
             modules.append(convolution(inputs, filters, 3, padding=1))

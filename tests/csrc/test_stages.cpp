@@ -101,9 +101,17 @@ void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid g
   add_parameters(c, random, s, s.in_c * grid.y.size * grid.x.size);
 }
 
-void add_depthwise(Case<double>& c, Random& random, Stage& s, Grid grid) {
-  put_product(s, ProductKind::Depthwise, s.in_c, grid);
-  add_parameters(c, random, s, grid.y.size * grid.x.size);
+// Of 1, 2, 4 or 8 channels where they divide those that there are, or of 16, which may give twice as many.
+i64 any_group(Random& random, i64 channels) {
+  const i64 size = random.one_of({1, 2, 4, 8, 16});
+  return channels % size ? 1 : size;
+}
+
+void add_grouped(Case<double>& c, Random& random, Stage& s, Grid grid) {
+  const i64 size = any_group(random, s.in_c), groups = s.in_c / size;
+  put_product(s, ProductKind::Grouped, s.in_c * (size == 16 ? 1 + random.below(2) : 1), grid);
+  s.product_groups = groups;
+  add_parameters(c, random, s, size * grid.y.size * grid.x.size);
 }
 
 void add_scale(Case<double>& c, Random& random, Stage& s) {
@@ -154,9 +162,10 @@ bool add_transposed(Case<double>& c, Random& random, Stage& s, i64 channels) {
   }
   s.product = ProductKind::Transposed;
   s.c = channels;
+  if (random.coin() && s.c == s.in_c) s.product_groups = s.c / any_group(random, s.c);
   put_kernel(s, 0, of[0]), put_kernel(s, 1, of[1]);
   s.h = s.out_h = out[0], s.w = s.out_w = out[1];
-  add_parameters(c, random, s, s.in_c * of[0].size * of[1].size);
+  add_parameters(c, random, s, s.in_c / std::max<i64>(1, s.product_groups) * of[0].size * of[1].size);
   return true;
 }
 
@@ -194,7 +203,7 @@ Stage any_stage(Case<double>& c, Random& random, Stage s, ActivationKind kind, b
   else if (product == 2)
     add_scale(c, random, s);
   else if (product == 3)
-    add_depthwise(c, random, s, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
+    add_grouped(c, random, s, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   else if (product)
     add_product(c, random, s, channels, {any_kernel(random, s.in_h), any_kernel(random, s.in_w)});
   add_norm(c, random, s, NormKind(random.below(4)));
@@ -231,7 +240,7 @@ void add_any(Case<double>& c, Random& random, i64 n, Stage next, ActivationKind 
 
 Case<double> make_any(unsigned seed, ActivationKind kind, LossKind loss, i64 tasks) {
   return make_case(seed, loss, tasks, [&](Case<double>& c, Random& random) {
-    const i64 channels = random.one_of({1, 3, 16, 17});
+    const i64 channels = random.one_of({1, 3, 16, 17, 32});
     const i64 h = 1 + random.below(8), w = 1 + random.below(8);
     add_any(c, random, 1 + random.below(4), stage_of(channels, h, w), kind);
   });

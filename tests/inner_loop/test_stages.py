@@ -279,7 +279,7 @@ def reason(model, *shape):
 
 def test_what_is_not_a_chain_of_stages_has_a_reason():
     conv = nn.Conv2d(1, 4, 3)
-    assert "groups" in reason(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), 4, 8, 8)
+    assert "groups" in reason(nn.Sequential(nn.Conv2d(6, 6, 3, groups=2)), 6, 8, 8)
     assert "channels" in reason(nn.Sequential(conv), 2, 8, 8)
     assert "ceil_mode" in reason(nn.Sequential(conv, nn.MaxPool2d(4, ceil_mode=True)), 1, 8, 8)
     assert "leaves nothing" in reason(nn.Sequential(conv), 1, 2, 2)

@@ -283,7 +283,7 @@ def test_norms_called_as_functions_leave_running_statistics_alone(engine, buffer
 
 
 LEFT = {
-    "groups": nn.Conv2d(4, 4, 3, groups=2),
+    "groups": nn.Conv2d(4, 8, 3, groups=2),
     "a padding mode": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "padding": nn.AvgPool2d(2, padding=1, count_include_pad=False),
     "its divisor": nn.AvgPool2d(2, divisor_override=3),
@@ -292,8 +292,9 @@ LEFT = {
 
 @pytest.mark.parametrize("words", LEFT)
 def test_explain_knows_what_no_samples_can_change(words):
-    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), LEFT[words], *tail)
+    model(torch.zeros(1, 3, 8, 8))
     choice = fm.explain(fm.MAML(model))
     assert choice.name != "resident" and words in choice.passed_over["resident"]
     with pytest.raises(ValueError, match=words):

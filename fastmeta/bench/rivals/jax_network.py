@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastmeta.bench.workloads import BLOCKS, Workload
+from fastmeta.bench.workloads import BLOCKS, SEPARABLE, Workload
 
 
 def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> Any:
@@ -72,8 +72,8 @@ def _block(kind: str, own: Iterator[Any], x: Any, first: bool) -> Any:
         )
         return y + bias[:, None, None]
 
-    if kind == "depthwise" and not first:
-        x = convolved(convolved(x, x.shape[1]))
+    if kind in SEPARABLE and not first:
+        x = convolved(convolved(x, x.shape[1] // SEPARABLE[kind]))
     else:
         x = convolved(x)
     scale, shift = (next(own)[:, None, None] for _ in range(2))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.bench.workloads import BLOCKS, LOSSES, Workload, standardised
+from fastmeta.bench.workloads import BLOCKS, LOSSES, SEPARABLE, Workload, standardised
 
 # x [S, C, H, W], weight [C], bias [C]
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,8 +47,9 @@ def task_loss(
 
 
 def _block(kind: str, own: Iterator[Tensor], x: Tensor, norm: Norm, first: bool) -> Tensor:
-    if kind == "depthwise" and not first:
-        x = F.conv2d(x, next(own), next(own), padding=1, groups=x.shape[1])
+    if kind in SEPARABLE and not first:
+        groups = x.shape[1] // SEPARABLE[kind]
+        x = F.conv2d(x, next(own), next(own), padding=1, groups=groups)
         x = F.conv2d(x, next(own), next(own))
     else:
         weight = standardised(next(own)) if kind == "standardised" else next(own)

@@ -199,7 +199,7 @@ class StageBuilder:
         c, h, w = self.shape
         stage: dict[str, Any] = dict(
             input=self.at, join="none", other=_NO_STAGE, in_c=c, in_h=h, in_w=w,
-            other_c=0, other_h=0, other_w=0, product="none", weight=-1, bias=-1,
+            other_c=0, other_h=0, other_w=0, product="none", product_groups=1, weight=-1, bias=-1,
             **Taps((1, 1))._asdict(),
             norm="none", groups=1, eps=0.0, gamma=-1, beta=-1, mean=-1, variance=-1,
             activation=None,

@@ -15,14 +15,10 @@ __all__ = ["pooled", "unfit", "unfit_windows", "windows_of"]
 
 def unfit(layer: Any, name: str) -> str | None:
     """Why stages cannot have such a layer, whatever it gets."""
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
         if layer.padding_mode != "zeros":
             return f"{name} has a padding mode that the native kernels lack"
-        if layer.groups > 1 and not layer.in_channels == layer.out_channels == layer.groups:
-            return f"{name} has groups of several channels, which the native kernels lack"
-    elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
-        if layer.groups > 1:
-            return f"{name} has groups, which the native kernels lack"
+        return _unfit_groups(layer, name)
     elif isinstance(layer, Over) and 0 in layer.dims:
         return f"{name} is over samples"
     elif isinstance(layer, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)) and layer.return_indices:
@@ -30,6 +26,15 @@ def unfit(layer: Any, name: str) -> str | None:
     elif isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)):
         return _unfit_pool(layer, name)
     return None
+
+
+def _unfit_groups(layer: Any, name: str) -> str | None:
+    """Vectors are of at most 16 channels: they hold several groups, or groups are whole ones."""
+    sizes = {layer.in_channels // layer.groups, layer.out_channels // layer.groups}
+    if layer.groups == 1 or sizes in ({1}, {2}, {4}, {8}) or not any(n % 16 for n in sizes):
+        return None
+    size = " and ".join(str(n) for n in sorted(sizes))
+    return f"{name} has groups of {size} channels, and the native kernels those of 1, 2, 4, 8 or 16"
 
 
 def _unfit_pool(layer: Any, name: str) -> str | None:

@@ -22,9 +22,6 @@ def _conv(to: StageBuilder, names: Names, layer: nn.Conv1d | nn.Conv2d, name: st
         return unlike
     if layer.in_channels != to.shape[0]:
         return f"{name} takes {layer.in_channels} channels but gets {to.shape[0]}"
-    kind = "depthwise" if layer.groups > 1 else "dense"
-    if kind == "depthwise" and not layer.in_channels == layer.out_channels == layer.groups:
-        return f"{name} has {layer.groups} groups of several channels"
     above, below, left, right = to.around
     before, behind = (to.sides(sides, 0) for sides in _borders(layer))
     before = before[0] + above, before[1] + left
@@ -32,7 +29,7 @@ def _conv(to: StageBuilder, names: Names, layer: nn.Conv1d | nn.Conv2d, name: st
     kernel, stride = to.sides(layer.kernel_size), to.sides(layer.stride)
     to.around = NO_BORDER
     taps = Taps(kernel, stride, to.sides(layer.dilation), before, behind)
-    return _product(to, names, layer, name, taps, kind)
+    return _product(to, names, layer, name, taps, layer.groups)
 
 
 def _transposed(to: StageBuilder, names: Names, layer: Any, name: str) -> str | None:
@@ -49,7 +46,8 @@ def _transposed(to: StageBuilder, names: Names, layer: Any, name: str) -> str | 
     sides = zip(to.shape[1:], kernel, stride, dilation, padding, more, strict=True)
     size = [(n - 1) * s - 2 * p + d * (k - 1) + m + 1 for n, k, s, d, p, m in sides]
     taps = Taps(kernel, stride, dilation, padding, padding)
-    return _put(to, names, layer, name, taps, "transposed", layer.out_channels, size)
+    kind, outputs = "transposed", layer.out_channels
+    return _put(to, names, layer, name, taps, kind, outputs, size, layer.groups)
 
 
 def _linear(to: StageBuilder, names: Names, layer: nn.Linear, name: str) -> str | None:
@@ -62,21 +60,23 @@ def _linear(to: StageBuilder, names: Names, layer: nn.Linear, name: str) -> str 
 
 
 def _product(
-    to: StageBuilder, names: Names, layer: Any, name: str, taps: Taps, kind: str = "dense"
+    to: StageBuilder, names: Names, layer: Any, name: str, taps: Taps, groups: int = 1
 ) -> str | None:
     outputs, size = layer.weight.shape[0], taps.over(to.shape[1:])
-    return _put(to, names, layer, name, taps, kind, outputs, size)
+    kind = "grouped" if groups > 1 else "dense"
+    return _put(to, names, layer, name, taps, kind, outputs, size, groups)
 
 
 def _put(
     to: StageBuilder, names: Names, layer: Any, name: str, taps: Taps, kind: str, outputs: int,
-    size: Sequence[int],
+    size: Sequence[int], groups: int = 1,
 ) -> str | None:  # fmt: skip
     if min(outputs, *size) < 1:
         return f"{name} leaves nothing of samples {list(to.shape)}"
     stage = to.new_stage()
     stage.update(
-        product=kind, **{side: tuple(pair) for side, pair in taps._asdict().items()},
+        product=kind, product_groups=groups,
+        **{side: tuple(pair) for side, pair in taps._asdict().items()},
         weight=to.parameter(names["weight"]),
         bias=-1 if layer.bias is None else to.parameter(names["bias"]),
     )  # fmt: skip
