@@ -165,6 +165,7 @@ void convolve(int form, const std::array<i64, 8>& shape, const std::array<i64, 6
   }
   s.h = s.out_h = pixels_of_product(s, 0, H), s.w = s.out_w = pixels_of_product(s, 1, W);
   check_geometry(s);
+  widen_strides(s);
   const auto batch = [](const auto& b) {
     const auto& [task, sample, channel, row, pixel] = b.second;
     return Batch<R>{reinterpret_cast<R*>(b.first), task, sample, channel, row, pixel};

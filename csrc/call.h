@@ -26,6 +26,17 @@ inline i64 pixels_of_product(const Stage& s, int axis, i64 pixels) {
   return in < taken ? 0 : (in - taken) / s.stride[axis] + 1;
 }
 
+// Along an axis with one pixel of output any stride is the same. With a wide one each input pixel has one tap to
+// gradients, which otherwise meet the others' zeros: 48 of them for each number, of a layer over 7 x 7 pixels.
+inline void widen_strides(Stage& s) {
+  const bool transposes = s.product == ProductKind::Transposed || s.product == ProductKind::Spread;
+  if (!transposes && s.product != ProductKind::Dense && s.product != ProductKind::Grouped) return;
+  const i64 in[2] = {s.in_h, s.in_w}, z[2] = {s.h, s.w};
+  for (int axis = 0; axis < 2; ++axis)
+    if ((transposes ? in : z)[axis] == 1)
+      s.stride[axis] = std::max(s.stride[axis], (transposes ? z : in)[axis] + s.before[axis] + s.behind[axis]);
+}
+
 // Groups of so many inputs and outputs: as the kernels want them, whatever the instruction set.
 inline bool are_in_vectors(i64 inputs, i64 outputs) {
   constexpr i64 longest = 16;  // scalars
@@ -127,9 +138,10 @@ class Chain {
   void take_stages(const std::vector<py::dict>& stages) {
     require(!stages.empty() && stages.size() <= 256, "a network has 1 to 256 stages");
     for (const py::dict& fields : stages) {
-      const Stage s = stage(fields);
+      Stage s = stage(fields);
       check_stage(s);
       check_inputs(s);
+      widen_strides(s);
       stages_.push_back(s);
     }
     check_readers();

@@ -9,7 +9,7 @@
 namespace fastmeta::FASTMETA_ISA {
 
 // Loops over classes keep their sums in registers as functions of their own only.
-#define FASTMETA_APART __attribute__((noinline))
+#define FASTMETA_NOT_INLINE __attribute__((noinline))
 
 template <class R>
 FASTMETA_INLINE Vec<R> roots(Vec<R> x) {
@@ -43,7 +43,7 @@ struct Scores {
     V largest, total, of_label;
   };
   // `powers` are exp(logit - largest), and add up to `total`; of_label: the logit of the label.
-  FASTMETA_APART Softmax softmax(const V* sums, V norm, Mask<R> label, V* logits, V* powers) const {
+  FASTMETA_NOT_INLINE Softmax softmax(const V* sums, V norm, Mask<R> label, V* logits, V* powers) const {
     V largest = splat(-R(INFINITY)), total{}, of_label{};
     for (i64 n = 0; n < classes; ++n) {
       const V logit = score(sums[n], norm);
@@ -60,7 +60,7 @@ struct Scores {
   }
 
   // Is the label the first of the largest logits, and none of them NaN?
-  FASTMETA_APART Mask<R> hits(const V* logits, V largest, Mask<R> label) const {
+  FASTMETA_NOT_INLINE Mask<R> hits(const V* logits, V largest, Mask<R> label) const {
     Mask<R> first{}, numbers = ~Mask<R>{};
     for (i64 n = classes - 1; n >= 0; --n) {
       first = logits[n] == largest ? Mask<R>{} + typename Simd<R>::Int(n) : first;
@@ -73,7 +73,7 @@ struct Scores {
     V v, slope;
   };
   // u [N][ld_u], added to columns_sum too; what the queries add to the gradient of the temperature.
-  FASTMETA_APART Own residual(const V* sums, V norm, const V* logits, const V* powers, Softmax s,
+  FASTMETA_NOT_INLINE Own residual(const V* sums, V norm, const V* logits, const V* powers, Softmax s,
                               Mask<R> label, V weight, R* u, i64 ld_u, V* columns_sum) const {
     const V scale = weight / s.total;
     V slope{}, own{};

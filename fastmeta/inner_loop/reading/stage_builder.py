@@ -219,8 +219,7 @@ class StageBuilder:
             return False
         channels, *pixels = [*sample[:1], *[1] * (3 - len(sample)), *sample[1:]]
         size = tuple(pixels)
-        taps = Taps(size, size)._asdict()  # of a stride as large, as each pixel has one tap
-        stage.update(product="spread", **taps)
+        stage.update(product="spread", **Taps(size)._asdict())
         self.shape_of_product(stage, channels, *size)
         return True
 

@@ -55,8 +55,7 @@ def _linear(to: StageBuilder, names: Names, layer: nn.Linear, name: str) -> str 
         return f"{name} gets samples {to.said()} that were not flattened"
     if layer.in_features != math.prod(to.shape):
         return f"{name} takes {layer.in_features} inputs but gets {math.prod(to.shape)}"
-    pixels = to.shape[1:]  # the stride too: to gradients of the input each pixel has one tap
-    return _product(to, names, layer, name, Taps(pixels, pixels))
+    return _product(to, names, layer, name, Taps(to.shape[1:]))
 
 
 def _product(
