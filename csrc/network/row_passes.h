@@ -5,13 +5,13 @@
 // share comes before all of them in a forward, and after all of them in a backward.
 #pragma once
 
-#include "row_products.h"
+#include "row_sparse.h"
 
 namespace fastmeta::FASTMETA_ISA {
 
 template <class Team>
-class RowPasses : RowProducts<Team> {
-  using Base = RowProducts<Team>;
+class RowPasses : RowSparse<Team> {
+  using Base = RowSparse<Team>;
   using typename Base::Factor, typename Base::Pair;
   using Base::add_to_matrix, Base::adjoints, Base::at, Base::bias, Base::chunks, Base::each_chunk, Base::filled,
       Base::finish_unseen, Base::first_, Base::ld_, Base::matrix, Base::matrix_adjoint, Base::matrix_r_adjoint,
@@ -67,7 +67,10 @@ class RowPasses : RowProducts<Team> {
     theta_ = theta;
     values_ = const_cast<R*>(kept);
     take_matrices();
-    each_chunk([&] { take_rows(at(plan_.output_at), values(last()), plan_.outputs()); });
+    each_chunk([&] {
+      if (chunks() == 1) find_sparse();
+      take_rows(at(plan_.output_at), values(last()), plan_.outputs());
+    });
   }
 
   const R* predictions() const { return at(plan_.output_at); }
@@ -266,8 +269,13 @@ class RowPasses : RowProducts<Team> {
     }
   }
 
+  void find_sparse() {
+    if (rx_) this->forget_numbers();
+    else this->find_numbers();
+  }
   void run_forward() {
     put_rows(values(0), x_, plan_.sample_size());
+    find_sparse();
     run_steps();
   }
   void run_steps() {
@@ -279,6 +287,7 @@ class RowPasses : RowProducts<Team> {
         return multiply_by_task(i, values(i), &factor, 1);
       }
       const Factor factor{values(s.a), theta_};
+      if (this->looks_up(i)) return this->look_up(i, values(i), &factor, 1, bias(i, theta_));
       multiply_forward(i, values(i), &factor, 1, bias(i, theta_));
     });
   }
@@ -299,7 +308,9 @@ class RowPasses : RowProducts<Team> {
       int n = 0;
       if (has_slope(s.a)) factors[n++] = {slopes(s.a), theta_};
       if (adapts) factors[n++] = {values(s.a), v_};
-      multiply_forward(i, slopes(i), factors, n, plan_.has_rate(s.c) ? bias(i, v_) : nullptr);
+      const R* slope = plan_.has_rate(s.c) ? bias(i, v_) : nullptr;
+      if (this->looks_up(i)) return this->look_up(i, slopes(i), factors, n, slope);
+      multiply_forward(i, slopes(i), factors, n, slope);
     });
   }
   void multiply_r_by_task(int i) const {
@@ -360,7 +371,8 @@ class RowPasses : RowProducts<Team> {
     const RowStep& s = plan_.step(i);
     if (s.op == RowOp::Parameter) return put_row_gradient(plan_.piece_of[i], adjoints(i), to, seen);
     const Pair pair{values(s.a), adjoints(i)};
-    put_weight_gradient(i, &pair, 1, to, seen);
+    if (this->looks_up(i)) this->put_looked_up(i, adjoints(i), to, seen);
+    else put_weight_gradient(i, &pair, 1, to, seen);
     put_bias_gradient(i, adjoints(i), to, seen);
   }
   void put_r_gradient(int i, const GradientTo& to) {
@@ -368,7 +380,8 @@ class RowPasses : RowProducts<Team> {
     if (s.op == RowOp::Parameter)
       return put_row_gradient(plan_.piece_of[i], r_adjoints(i), to, seen_[0]);
     const Pair pairs[2] = {{values(s.a), r_adjoints(i)}, {slopes(s.a), adjoints(i)}};
-    put_weight_gradient(i, pairs, has_slope(s.a) ? 2 : 1, to, seen_[0]);
+    if (this->looks_up(i)) this->put_looked_up(i, r_adjoints(i), to, seen_[0]);
+    else put_weight_gradient(i, pairs, has_slope(s.a) ? 2 : 1, to, seen_[0]);
     put_bias_gradient(i, r_adjoints(i), to, seen_[0]);
   }
 

@@ -37,6 +37,8 @@ struct RowPlan : Parameters<Team_> {
   int lowest_adapted = 1;  // see RowPasses::backward
   short piece_of[most_rows], bias_piece_of[most_rows];  // of the steps that read parameters
   unsigned char reaches[3][most_rows] = {}, gathers[most_rows] = {};
+  static constexpr i64 least_words = 32;
+  i64 vocabulary = 0;  // inputs of the steps that look rows up, or 0
 
   i64 support_size = 0, query_size = 0;  // kept from forward to backward: all records, or nothing
   i64 x_at, values_at, slopes_at, adjoints_at, r_adjoints_at, turned_at[2], row_at, partial_at;
@@ -44,6 +46,9 @@ struct RowPlan : Parameters<Team_> {
   i64 output_at, r_output_at, g_at, rg_at, input_g_at, r_input_g_at;
   i64 y_at, program_at, coefficient_at, curvature_at;
   i64 theta_work_at[2], lambda_at, lambda_before_at, direction_at, support_gradient_at;
+  struct {
+    i64 begin, number, begin_of_number, record, seen;
+  } sparse_at;  // see row_sparse.h
   i64 scratch_size = 0;
   static constexpr i64 worker_size = 0;
 
@@ -55,6 +60,7 @@ struct RowPlan : Parameters<Team_> {
     lay_out_parameters();
     find_reach();
     find_gathered();
+    find_vocabulary();
     if (keeps_records && chunks == 1) keep();
     lay_out_scratch();
   }
@@ -112,6 +118,13 @@ struct RowPlan : Parameters<Team_> {
   i64 parts(int i) const { return i64(step(i).y); }
   i64 in(int i) const { return width(step(i).a) / parts(i); }
   i64 out(int i) const { return width(i) / parts(i); }
+  // Whether step i multiplies samples by a matrix [I, O], of which few rows are wanted if they are mostly zeros;
+  // and how many of their numbers may be others in so many records.
+  bool looks_up(int i) const {
+    const RowStep& s = step(i);
+    return s.op == RowOp::Linear && s.a == 0 && takes_as_it_is(i) && in(i) == vocabulary;
+  }
+  i64 most_numbers(i64 of_records) const { return vocabulary ? of_records * width(0) / 8 : 0; }
   // Of a Linear whose weight is [I, O], not [O, I].
   bool takes_as_it_is(int i) const { return step(i).x != 0; }
   // Samples of a chunk at most: values, slopes and both adjoints, and whole tiles of rows. Of 16 lanes on Zen 5
@@ -194,6 +207,12 @@ struct RowPlan : Parameters<Team_> {
     }
   }
 
+  void find_vocabulary() {
+    for (int i = 1; i <= last() && !input_adapts_ && !vocabulary; ++i)
+      if (step(i).op == RowOp::Linear && step(i).a == 0 && takes_as_it_is(i) && in(i) >= least_words)
+        vocabulary = in(i);
+  }
+
   void keep() {
     const i64 steps = loop.steps;
     support_size = loop.order == 2 && steps ? task_size + records(loop.support.n) * record_size : 0;
@@ -223,11 +242,21 @@ struct RowPlan : Parameters<Team_> {
     program_at = take(loss_scratch<Team>(loop.network, 1));
     coefficient_at = take(n * Team::W);
     if (lanes_are_samples) lay_out_turned();
+    if (vocabulary) lay_out_sparse();
     for (i64& place : theta_work_at) place = take(theta_size);
     lambda_at = take(theta_size);
     lambda_before_at = loop.order == 2 ? take(theta_size) : lambda_at;  // which stays, in first order
     direction_at = take(theta_size);
     support_gradient_at = take(I);
+  }
+
+  // Each a whole number, and a byte for each row of the matrix.
+  void lay_out_sparse() {
+    const i64 most = most_numbers(records(chunk));
+    sparse_at.begin = take(records(chunk) + 1);
+    sparse_at.number = take(most), sparse_at.record = take(most);
+    sparse_at.begin_of_number = take(width(0) + 2);
+    sparse_at.seen = take(vocabulary);
   }
 
   // Alone: for gradients of weights and of rows.

@@ -128,6 +128,32 @@ class RowProducts : protected RowRecords<Team> {
       if (!seen[i]) put(i, nullptr, 0, to, seen);
   }
 
+ protected:
+  // From one input to the next in a weight, and from one output to the next.
+  i64 input_step(int i) const { return plan_.takes_as_it_is(i) ? row_step(i) : Team::element; }
+  i64 output_step(int i) const { return plan_.takes_as_it_is(i) ? Team::element : row_step(i); }
+  i64 weight_at(int i) const { return plan_.pieces[plan_.piece_of[i]].at; }
+
+  // Rows of a piece's part of the target. All that comes after the first adds up.
+  void put_part(int index, i64 first, i64 rows, const Term<R>* terms, int n, const GradientTo& to,
+                bool seen) const {
+    const Piece& p = plan_.pieces[index];
+    const bool inner = to.finish == Finish::Step || to.finish == Finish::RateGrad;
+    if (inner && !plan_.has_rate(p.parameter)) return;
+    const i64 begin = p.at + first * Team::stride(p.columns);
+    Target<R> target{to.c + begin, Team::stride(p.columns), to.finish};
+    target.from = to.from ? to.from + begin : nullptr;
+    target.scale = to.scale;
+    target.rate_m = plan_.rate_row(p.parameter, p.columns);
+    target.rate = to.rate ? to.rate + p.shared_at + first * target.rate_m : nullptr;
+    if (seen && to.finish == Finish::Store) target.finish = Finish::Add;
+    if (seen && (to.finish == Finish::Step || to.finish == Finish::Descend)) target.from = target.c;
+    if constexpr (lanes_are_blended)
+      product_over_groups(terms, n, target, rows, p.columns);
+    else
+      product<RowLane>(terms, n, target, rows, Team::vectors(p.columns));
+  }
+
  private:
   template <class F>
   void each_matrix(F f) const {
@@ -150,12 +176,7 @@ class RowProducts : protected RowRecords<Team> {
         store(to, load(to) + splat(from[j * ld + c]));
       }
   }
-  // From one input to the next in a weight, and from one output to the next.
-  i64 input_step(int i) const { return plan_.takes_as_it_is(i) ? row_step(i) : Team::element; }
-  i64 output_step(int i) const { return plan_.takes_as_it_is(i) ? Team::element : row_step(i); }
   i64 row_step(int i) const { return Team::stride(plan_.pieces[plan_.piece_of[i]].columns); }
-
-  i64 weight_at(int i) const { return plan_.pieces[plan_.piece_of[i]].at; }
 
   // Each sample has so many parts of `from` numbers, which become as many of `to` numbers.
   struct Shape {
@@ -243,28 +264,10 @@ class RowProducts : protected RowRecords<Team> {
     return int(records_);
   }
 
-  // A piece's part of the target. All that comes after the first adds up.
+  // A piece's part of the target.
   void put(int index, const Term<R>* terms, int n, const GradientTo& to, bool* seen) const {
     put_part(index, 0, plan_.pieces[index].rows, terms, n, to, seen[index]);
     seen[index] = true;
-  }
-  void put_part(int index, i64 first, i64 rows, const Term<R>* terms, int n, const GradientTo& to,
-                bool seen) const {
-    const Piece& p = plan_.pieces[index];
-    const bool inner = to.finish == Finish::Step || to.finish == Finish::RateGrad;
-    if (inner && !plan_.has_rate(p.parameter)) return;
-    const i64 begin = p.at + first * Team::stride(p.columns);
-    Target<R> target{to.c + begin, Team::stride(p.columns), to.finish};
-    target.from = to.from ? to.from + begin : nullptr;
-    target.scale = to.scale;
-    target.rate_m = plan_.rate_row(p.parameter, p.columns);
-    target.rate = to.rate ? to.rate + p.shared_at + first * target.rate_m : nullptr;
-    if (seen && to.finish == Finish::Store) target.finish = Finish::Add;
-    if (seen && (to.finish == Finish::Step || to.finish == Finish::Descend)) target.from = target.c;
-    if constexpr (lanes_are_blended)
-      product_over_groups(terms, n, target, rows, p.columns);
-    else
-      product<RowLane>(terms, n, target, rows, Team::vectors(p.columns));
   }
 };
 

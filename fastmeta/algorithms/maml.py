@@ -47,7 +47,7 @@ from fastmeta.inner_loop.loop import (
     check_grad_mode,
     check_rates,
 )
-from fastmeta.inner_loop.prefix import Prefix, split, split_inputs, split_words
+from fastmeta.inner_loop.prefix import Prefix, mostly_words, split, split_inputs, split_words
 from fastmeta.inner_loop.reading.snapshot import Snapshot
 from fastmeta.inner_loop.target_labels import NoSuchClass
 from fastmeta.tasks import Adapted, MetaOutput, TaskBatch
@@ -431,7 +431,9 @@ class MAML(Learner):
             return None
         rest = replace(loop, module=cut[1])
         inner, tasks = above(cut[0], rest, parameters, tasks)
-        return cut if resident.can_run(rest, tasks, inner, rates) is None else None
+        if resident.can_run(rest, tasks, inner, rates) is not None:
+            return None
+        return None if mostly_words(cut[0], rest, tasks.support_x.shape[2:]) else cut
 
     def _runs_plainly(self) -> bool:
         return "reference" in (self.engine, requested_backend())

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastmeta.functional.transforms import NotForManyTasks, is_wrapped
 
-__all__ = ["Aliases"]
+__all__ = ["Aliases", "asks_in_place"]
 
 # What gives a view of a tensor where it can, else a copy.
 _VIEWS_OR_COPIES = frozenset((
@@ -71,15 +71,24 @@ def _writes(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
     name = getattr(function, "__name__", "")
     if name.endswith("__"):
         return name in _WRITING_OPERATORS
-    if getattr(function, "__module__", None) == F.__name__:  # F.relu(x, True)
-        return kwargs.get("inplace") is True or any(flag is True for flag in args)
-    return name.endswith("_")
+    return name.endswith("_") or asks_in_place(function, args, kwargs)
 
 
 _WRITING_OPERATORS = {
     "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__",
     "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
 }  # fmt: skip
+
+
+def asks_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call says `inplace=True`, by the name or by its place: F.relu(x, True)."""
+    if not any(value is True for value in (*args, kwargs.get("inplace"))):
+        return False
+    try:
+        given: Mapping[str, Any] = inspect.signature(function).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # functions of torch itself, none of which take it
+        given = kwargs
+    return given.get("inplace") is True
 
 
 def _memory(x: Tensor) -> int:

@@ -89,8 +89,9 @@ _CORRECTED: dict[Any, Any] = {
 
 
 class AsForOneTask(Corrected):
-    """What vmap gets wrong: embeddings, whether a tensor requires grad, and hooks of tensors. And
-    what it makes slow: convolutions, norms, and products with a sequence that was turned.
+    """What vmap gets wrong: embeddings, select_scatter, whether a tensor requires grad, and hooks
+    of tensors. And what it makes slow: convolutions, norms, and products with a sequence that was
+    turned.
 
     Under vmap PyTorch looks all tasks up in one table of their rows, and its backward knows the
     padding of the first task alone.
@@ -150,6 +151,12 @@ def _check_words(x: Tensor, rows: int) -> None:
         )
 
 
+def _select_scatter(input: Tensor, src: Tensor, dim: int, index: int) -> Tensor:
+    """PyTorch (2.13) sends the gradient of another task's place to `input`."""
+    at = index % input.shape[dim] if -input.shape[dim] <= index < input.shape[dim] else index
+    return torch.slice_scatter(input, src.unsqueeze(dim), dim, at, at + 1)
+
+
 def _linear(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return F.linear(_in_rows(input), *args, **kwargs)
 
@@ -170,6 +177,8 @@ def _in_rows(x: Tensor) -> Tensor:
 _FOR_ONE_TASK: dict[Any, Any] = {
     **_CORRECTED,
     F.embedding: _embedding,
+    torch.select_scatter: _select_scatter,
+    Tensor.select_scatter: _select_scatter,
     F.linear: _linear,
     F.multi_head_attention_forward: _attention,
     **OF_ALL_TASKS,

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastmeta.functional.forward import ELEMENTWISE, has_backward_hooks, has_hooks
+from fastmeta.inner_loop.arithmetic.written import Written
+from fastmeta.inner_loop.engines.networks import native_network
 from fastmeta.inner_loop.engines.task_forward import TaskForward
-from fastmeta.inner_loop.loop import UnknownTensors
+from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
 from fastmeta.inner_loop.reading.cuts import halves
 from fastmeta.inner_loop.reading.layers import leaves_of
 from fastmeta.inner_loop.reading.words import OneHot, is_recurrent, of_one_hot
 from fastmeta.tasks import TaskBatch
 
-__all__ = ["Prefix", "split", "split_inputs", "split_words"]
+__all__ = ["Prefix", "mostly_words", "split", "split_inputs", "split_words"]
 
 # Layers that treat each sample by itself, so that all tasks' samples can be one batch.
 _SAMPLE_BY_SAMPLE = (
@@ -100,7 +103,6 @@ def split_words(
     if parts is None:
         return None
     vocabulary = parts[0].vocabulary
-    # To multiply takes longer than to look up, of few places less than vmap takes for the rest.
     slow = not is_recurrent(module) and _places(tasks.support_x[0, :1], vocabulary) > _FEW_PLACES
     if slow or _are_many(tasks, vocabulary):
         return None
@@ -118,7 +120,20 @@ def _places(words: Tensor, vocabulary: int) -> int:
 
 
 _MOST_NUMBERS = 1 << 26  # of all tasks' words
-_FEW_PLACES = 1 << 13  # of a sample's words (docs/notes/cpu-kernels.md)
+# Of a sample's words: of more to look up under vmap is faster (docs/notes/cpu-kernels.md).
+_FEW_PLACES = 10_240
+_FEW_FOR_A_NUMBER = 3
+
+
+def mostly_words(prefix: Prefix, above: InnerLoop, sample: torch.Size) -> bool:
+    """Whether a sample's places in the vocabulary are so many beside the numbers that are made of
+    them above that to look up under vmap is faster.
+    """
+    network = native_network(above, sample) if prefix.vocabulary else None
+    if not isinstance(network, Written) or is_recurrent(above.module):
+        return False
+    numbers = sum(width for *_, width in network.steps)
+    return sample.numel() > _FEW_FOR_A_NUMBER * numbers
 
 
 def _prefix(

@@ -9,6 +9,7 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.functional import forward
+from fastmeta.inner_loop.reading.rewrite import Program
 
 SHAPE = (2, 4, 4)
 
@@ -76,9 +77,15 @@ def into_out(h):
     return h
 
 
+def into_a_part_of_the_result(h):
+    h[:, :1].sigmoid_()
+    return h
+
+
 SHOWN = (
     through_contiguous, through_reshape, into_what_was_flattened, into_what_was_reshaped,
-    through_a_view_of_a_view, through_two_reshapes, by_a_flag, by_an_index, into_out,
+    through_a_view_of_a_view, through_two_reshapes, by_a_flag, into_a_part_of_the_result,
+    by_an_index, into_out,
 )  # fmt: skip
 
 
@@ -90,7 +97,7 @@ def test_a_write_through_what_may_be_a_view_shows(body, engine):
         assert_exact(meta, classification_tasks(SHAPE, t))
 
 
-@pytest.mark.parametrize("body", SHOWN[:7])
+@pytest.mark.parametrize("body", SHOWN[:8])
 def test_the_layered_engine_refuses_it(body):
     reason = why_not(Net(body), *SHAPE)
     assert "a view of it after" in reason or "has no rule" in reason
@@ -129,6 +136,50 @@ def test_what_nobody_else_reads_runs_at_once(body, monkeypatch):
     assert_exact(meta, tasks)
     if body in (rectified, rectified_before):  # view_as, and numbers that grow, have no rule
         assert_exact(maml(Net(body)), tasks)
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        h = self.layer(x)
+        h[:, :1].sigmoid_()
+        return h
+
+
+def test_a_write_into_a_part_of_what_is_returned():
+    meta = fm.MAML(Part().double(), inner_lr=0.2, inner_steps=2)
+    assert_exact(meta, classification_tasks((2,)))
+    assert "a view of it after" in why_not(Part(), 2)
+
+
+TRUTHS = {
+    "mean": lambda h: h - torch.mean(h, 1, True),
+    "amax": lambda h: h - torch.amax(h, 1, True),
+    "logsumexp": lambda h: h - torch.logsumexp(h, 1, True),
+    "avg_pool2d": lambda h: h - F.avg_pool2d(h, 3, 1, 1, False, True),
+    "dropout": lambda h: h + F.dropout(h, 0.0, True),
+    "relu": lambda h: F.relu(h, True) + h,
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+@pytest.mark.parametrize("engine", ["layered", "vmap"])
+def test_a_true_by_its_place_says_what_its_name_says(name, engine):
+    model = Net(TRUTHS[name]).double()
+    meta = fm.MAML(model, inner_lr=0.2, inner_steps=2, engine=engine)
+    assert_exact(meta, classification_tasks(SHAPE))
+
+
+def test_the_layered_engine_is_tried_against_the_module(monkeypatch):
+    def wrong(*args):
+        return run(*args) * 1.01
+
+    run = Program.run
+    monkeypatch.setattr(Program, "run", wrong)
+    assert "computes something else" in why_not(Net(rectified), *SHAPE)
 
 
 def test_activations_in_place_run_at_once(monkeypatch):

@@ -183,18 +183,38 @@ def test_higher_derivatives_of_kept_steps_are_refused(monkeypatch, engine, steps
         torch.autograd.grad(loss, inputs, torch.eye(3, dtype=DOUBLE), is_grads_batched=True)
 
 
-def test_torch_func_in_a_forward_is_computed_again():
-    class Energy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+class Energy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
 
-        def forward(self, x):
-            return torch.func.vmap(torch.func.grad(lambda z: self.inner(z).squeeze(-1)))(x)
+    def forward(self, x):
+        return torch.func.vmap(torch.func.grad(lambda z: self.inner(z).squeeze(-1)))(x)
 
-    meta = maml("vmap", Energy().double(), loss="mse")
-    x = torch.randn(3, 5, 2, dtype=DOUBLE)
-    assert_exact(meta, fm.TaskBatch(x, x, x, x))
+
+class Slope(Energy):
+    def forward(self, x):
+        return torch.func.jvp(self.inner, (x,), (torch.ones_like(x),))[1].expand_as(x)
+
+
+@pytest.mark.parametrize("model", [Energy, Slope])
+@pytest.mark.parametrize("most", [0, 256 << 20])
+def test_torch_func_in_a_forward_is_measured_by_what_it_makes(model, most, monkeypatch):
+    """Of what it saves for a backward nothing is to be seen."""
+    monkeypatch.setattr(kept, "_MOST_BYTES", most)
+    counted = []
+
+    def counting(*args):
+        counted.append(steps_to_keep(*args))
+        return counted[-1]
+
+    steps_to_keep = recursion.steps_to_keep
+    monkeypatch.setattr(recursion, "steps_to_keep", counting)
+    meta = maml("vmap", model().double(), loss="mse")
+    x = torch.randn(3, 5, 2, dtype=DOUBLE).requires_grad_()
+    y = torch.randn(3, 5, 2, dtype=DOUBLE)
+    assert_exact(meta, fm.TaskBatch(x, y, x, y), [*meta.parameters(), x])
+    assert {*counted} == {STEPS if most else 0}
 
 
 @pytest.mark.parametrize("engine", ENGINES)

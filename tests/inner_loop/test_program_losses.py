@@ -436,3 +436,13 @@ def test_code_replaced_between_calls_is_seen():
     assert_native(meta, tasks)
     loss.__code__ = (lambda p, y: (p - y).abs().mean()).__code__
     assert_native(meta, tasks)
+
+
+def test_a_loss_may_be_met_first_where_gradients_are_off():
+    tasks = regression_tasks()
+    for loss in (nn.L1Loss(), F.smooth_l1_loss):
+        meta = fm.MAML(chain(2), loss=loss)
+        with torch.no_grad():
+            assert fm.explain(meta, tasks).name == "resident"
+            found = meta(tasks).loss
+        torch.testing.assert_close(found, meta(tasks).loss.detach())

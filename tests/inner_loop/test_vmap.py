@@ -203,6 +203,20 @@ def test_embeddings_take_integer_inputs():
     assert_exact(maml(model, loss="cross_entropy"), fm.TaskBatch(x, y, x, y))
 
 
+@pytest.mark.parametrize("dim, index", [(1, 2), (-1, -1), (1, 0)])
+def test_select_scatter(dim, index):
+    class Scattered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return torch.select_scatter(h, h[:, 0], dim, index).select_scatter(x[:, 1], 1, 1)
+
+    assert_exact(maml(Scattered().double()), regression_tasks(outputs=3))
+
+
 class Temperature(nn.Module):
     def __init__(self):
         super().__init__()

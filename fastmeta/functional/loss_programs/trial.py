@@ -21,7 +21,7 @@ def miscomputed(program: LossProgram, predictions: Tensor, targets: Tensor) -> b
         return False
     for label in program.labels:
         targets.view(len(targets), -1)[:, label.column] = max(label.least, 0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # they come again where the loss is run for good
         try:
             loss = program(predictions, targets)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx.node import Node
 from torch.nn.modules.batchnorm import _NormBase
 
+from fastmeta.functional.aliases import asks_in_place
 from fastmeta.inner_loop.reading.trace import IN_PLACE, Unknown
 
 __all__ = ["changes_in_place", "makes", "works_in_place", "writes_into"]
@@ -79,8 +80,8 @@ def works_in_place(node: Node, parts: Parts) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_")
     name = getattr(node.target, "__name__", "")
-    flags = (*node.args, node.kwargs.get("inplace"))
-    return node.target in IN_PLACE or name.endswith("_") or any(flag is True for flag in flags)
+    asked = asks_in_place(node.target, node.args, node.kwargs)
+    return node.target in IN_PLACE or name.endswith("_") or asked
 
 
 def _may_view(node: Node, parts: Parts) -> bool:

@@ -39,7 +39,7 @@ class Program:
 
     def __init__(self, root: nn.Module, graph: fx.Graph, surroundings: Surroundings) -> None:
         *nodes, output = graph.nodes
-        self._steps = _steps(_Names(root), nodes, _last_uses(graph))
+        self._steps = _steps(_Names(root), nodes, _last_uses(graph), output)
         self._output = _output(output)
         self._surroundings = surroundings
         self.asks_types = surroundings.asks_types
@@ -100,10 +100,10 @@ class _Step(NamedTuple):
 
 
 def _steps(
-    names: _Names, nodes: Sequence[Node], spent: Mapping[Node, tuple[Node, ...]]
+    names: _Names, nodes: Sequence[Node], spent: Mapping[Node, tuple[Node, ...]], output: Node
 ) -> list[_Step]:
     steps: list[_Step] = []
-    changes = changes_in_place(nodes, dict(names.root.named_modules()))
+    changes = changes_in_place([*nodes, output], dict(names.root.named_modules()))
     in_blocks: set[Node] = set()
     for node in nodes:
         if node in in_blocks:

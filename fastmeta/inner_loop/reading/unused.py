@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.fx.node import Node
 from torch.nn.modules.dropout import _DropoutNd
 
+from fastmeta.functional.aliases import asks_in_place
 from fastmeta.inner_loop.reading.call_rules import FUNCTIONS, METHODS
 from fastmeta.inner_loop.reading.layer_rules import LAYERS
 from fastmeta.inner_loop.reading.layers import is_idle
@@ -47,5 +48,4 @@ def _function_only_computes(node: Node) -> bool:
     name = getattr(node.target, "__name__", "")
     if node.target not in FUNCTIONS or name.startswith("dropout") or "out" in node.kwargs:
         return False
-    # By its place, a True may say that an activation works in place.
-    return not any(value is True for value in (*node.args, node.kwargs.get("inplace")))
+    return not asks_in_place(node.target, node.args, node.kwargs)

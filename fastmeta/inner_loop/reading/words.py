@@ -6,7 +6,6 @@ The native kernels multiply by matrices that adapt, and look nothing up.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
@@ -30,7 +29,8 @@ class OneHot(nn.Module):
                 f"the words of the samples must be in [0, {self.vocabulary}), the rows of the "
                 f"model's nn.Embedding, and are in [{int(x.min())}, {int(x.max())}]"
             )
-        return F.one_hot(x.long(), self.vocabulary).to(self.dtype)
+        places = torch.zeros(*x.shape, self.vocabulary, dtype=self.dtype, device=x.device)
+        return places.scatter_(-1, x.long().unsqueeze(-1), 1.0)  # F.one_hot makes whole numbers
 
 
 def of_one_hot(module: nn.Module) -> tuple[OneHot, nn.Module] | None:
