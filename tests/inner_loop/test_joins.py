@@ -396,3 +396,27 @@ def test_sizes_that_are_computed(name):
     model = Network(SIZES[name]).double()
     meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
     assert_exact(meta, classification_tasks((C, SIZE, SIZE), t=2, s=4), tolerance=1e-9)
+
+
+HARD_SWISHES = {
+    "layer": lambda self, h: self.unit(h),
+    "in place": lambda self, h: self.inplace(h),
+    "function": lambda self, h: F.hardswish(h) + h,
+    "by hand": lambda self, h: h * F.relu6(h + 3) / 6,
+}
+
+
+@pytest.mark.parametrize("name", HARD_SWISHES)
+def test_hard_swish(name):
+    units = {"unit": nn.Hardswish(), "inplace": nn.Hardswish(inplace=True)}
+    model = Network(HARD_SWISHES[name], **units)
+    with torch.no_grad():
+        model.norm.weight.fill_(9.0)  # so that all three pieces are met
+        model.second.weight.mul_(4.0)
+    model.told = lambda self, h: HARD_SWISHES[name](self, self.second(4 * h))
+    assert_resident(model)
+
+
+def test_hard_swish_of_flat_features():
+    layers = nn.Conv2d(C, 4, 3), nn.Hardswish(), nn.Flatten(), nn.Linear(144, 5), nn.Hardswish()
+    assert_resident(nn.Sequential(*layers, nn.Linear(5, 3)))

@@ -142,6 +142,9 @@ def test_inputs_of_whole_numbers():
     model = Rows(lambda m, x: m.words(x).mean(1), words=nn.Embedding(9, 4))
     x, y = torch.randint(9, (2, 5, 3)), torch.randn(2, 5, 2)
     said = passed_over(model, fm.TaskBatch(x, y, x, y))["resident"]
+    assert "support_x is torch.int64: words are read where one nn.Embedding is all that" in said
+    rows = Rows(lambda m, x: m.layer.weight[x % 4].mean(1))
+    said = passed_over(rows, fm.TaskBatch(x, y, x, y))["resident"]
     assert "support_x is torch.int64, and inputs of whole numbers" in said
     assert "inputs of whole numbers, as nn.Embedding does, which are not" in passed_over(model)[
         "resident"

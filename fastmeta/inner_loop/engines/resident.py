@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.first_gradients import fresh_gradients, give_gradients
@@ -57,7 +57,7 @@ def can_run(
     if tasks is None:
         return _unfit_for_any(loop, parameters)
     if tasks.support_x.dtype not in KERNELS:
-        return _unfit_inputs(tasks.support_x)
+        return _unfit_inputs(loop.module, tasks.support_x)
     network = native_network(loop, tasks.support_x.shape[2:])
     if isinstance(network, str):
         return network
@@ -212,9 +212,14 @@ def _unfit_parameters(parameters: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _unfit_inputs(x: Tensor) -> str:
+def _unfit_inputs(module: nn.Module, x: Tensor) -> str:
     if x.is_floating_point() or x.is_complex():
         return f"support_x is {x.dtype}; the kernels are float32 and float64"
+    if any(isinstance(part, nn.Embedding) for part in module.modules()):
+        return (
+            f"support_x is {x.dtype}: words are read where one nn.Embedding is all that reads "
+            "them, once (positions may be a buffer, not torch.arange), and they are few enough"
+        )
     return (
         f"support_x is {x.dtype}, and inputs of whole numbers or truths are not read: the native "
         "kernels take real inputs, float32 and float64"

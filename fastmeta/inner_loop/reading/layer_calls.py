@@ -91,6 +91,7 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.mish: nn.Mish,
     F.relu6: nn.ReLU6,
     F.hardtanh: nn.Hardtanh,
+    F.hardswish: nn.Hardswish,
     **dict.fromkeys(_DROPOUTS, _dropout),
     F.max_pool1d: _max_pool(nn.MaxPool1d),
     torch.max_pool1d: _max_pool(nn.MaxPool1d),

@@ -168,6 +168,16 @@ def _glu(to: StageBuilder, names: Names, layer: nn.GLU, name: str) -> str | None
     return None
 
 
+def _hard_swish(to: StageBuilder, names: Names, layer: nn.Hardswish, name: str) -> str | None:
+    """x relu6(x + 3) / 6: Howard et al. 2019, section 5.2."""
+    x = to.here(False)
+    to.go_to(x)
+    to.activate(("clamp", -3.0, 3.0))
+    to.activate(("affine", 1 / 6, 0.5))
+    to.put_join("multiply", x)
+    return None
+
+
 def _put_channels(to: StageBuilder, taken: range) -> None:
     if len(taken) == to.shape[0]:
         return
@@ -252,6 +262,7 @@ PIXELS: dict[type, Any] = {
     Picked: _pick,
     Repeated: _repeat,
     nn.GLU: _glu,
+    nn.Hardswish: _hard_swish,
     nn.Upsample: _upsample,
     nn.UpsamplingNearest2d: _upsample,
     nn.Flatten: _flatten,
