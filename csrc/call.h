@@ -40,7 +40,9 @@ inline void widen_strides(Stage& s) {
 // Groups of so many inputs and outputs: as the kernels want them, whatever the instruction set.
 inline bool are_in_vectors(i64 inputs, i64 outputs) {
   constexpr i64 longest = 16;  // scalars
-  return inputs == outputs && longest % inputs == 0 ? true : inputs % longest == 0 && outputs % longest == 0;
+  const i64 least = std::min(inputs, outputs), most = std::max(inputs, outputs);
+  const bool hold_several = longest % most == 0 && (most == least || most == 2 * least);
+  return hold_several || (inputs % longest == 0 && outputs % longest == 0);
 }
 
 // What keeps the kernels of a stage inside their tensors.

@@ -1,8 +1,9 @@
 // Convolutions of groups of channels, each by itself.
 //
 // A filter is [taps][a group's inputs][ld]: beside each output channel the weights of its group's inputs. Groups
-// that fill whole vectors are correlations of their own. Of others, of as many outputs as inputs, a vector holds
-// several: its lanes' inputs are shuffled. Up to eight pixels of a line share each load of a weight.
+// that fill whole vectors are correlations of their own. Of others a vector holds several, of as many outputs as
+// inputs, of twice or half as many: its lanes' inputs are shuffled. Up to eight pixels of a line share each load of
+// a weight.
 #pragma once
 
 #include "correlation.h"
@@ -18,34 +19,55 @@ struct ChannelGroups {
 };
 
 // ---- the inputs of a vector's lanes -----------------------------------------------------------------
+// What takes of a pixel, for lanes from channel v on, the k-th input of each lane's group.
 
 // A channel has itself.
 template <class R>
 struct OwnInput {
   static constexpr bool alone = true;
-  FASTMETA_INLINE Vec<R> operator()(const R* p, i64) const { return load(p); }
+  FASTMETA_INLINE Vec<R> operator()(const R* pixel, i64 v, i64) const { return load(pixel + v); }
 };
 
-// Groups of as many inputs as outputs lie side by side in a vector.
+// Groups of as many inputs as outputs, or of half as many: those of a vector lie in one as well.
 template <class R>
-struct ShuffledInput {
+struct InputOfOne {
   static constexpr bool alone = false;
+  i64 outputs_an_input;
   Mask<R> first{};  // of a lane's group
 
-  explicit ShuffledInput(i64 size) {
-    for (int l = 0; l < lanes<R>; ++l) first[l] = l / size * size;
+  explicit InputOfOne(const ChannelGroups& g) : outputs_an_input(g.outputs / g.inputs) {
+    for (int l = 0; l < lanes<R>; ++l) first[l] = l / g.outputs * g.inputs;
   }
-  FASTMETA_INLINE Vec<R> operator()(const R* p, i64 k) const {
-    const Vec<R> all = load(p);
-    return shuffle<R>(all, all, first + typename Simd<R>::Int(k));
+  FASTMETA_INLINE Vec<R> operator()(const R* pixel, i64 v, i64 k) const {
+    const i64 begin = v / outputs_an_input, within = begin % lanes<R>;
+    const Vec<R> all = load(pixel + begin - within);
+    return shuffle<R>(all, all, first + typename Simd<R>::Int(within + k));
   }
 };
 
-// f(input) with what takes the k-th input of each lane's group.
+// Of twice as many inputs: they lie in two, of which the second has a channel where the lanes do.
+template <class R>
+struct InputOfTwo {
+  static constexpr bool alone = false;
+  i64 channels;
+  Mask<R> first{};
+
+  explicit InputOfTwo(const ChannelGroups& g) : channels(g.n * g.inputs) {
+    for (int l = 0; l < lanes<R>; ++l) first[l] = l / g.outputs * g.inputs;
+  }
+  FASTMETA_INLINE Vec<R> operator()(const R* pixel, i64 v, i64 k) const {
+    const R* begin = pixel + 2 * v;
+    const Vec<R> one = load(begin), two = 2 * v + lanes<R> < channels ? load(begin + lanes<R>) : one;
+    return shuffle<R>(one, two, first + typename Simd<R>::Int(k));
+  }
+};
+
+// f(what takes inputs)
 template <class R, class F>
 void with_input(const ChannelGroups& g, F f) {
-  if (g.inputs == 1) f(OwnInput<R>{});
-  else f(ShuffledInput<R>(g.inputs));
+  if (g.inputs > g.outputs) f(InputOfTwo<R>(g));
+  else if (g.inputs == 1 && g.outputs == 1) f(OwnInput<R>{});
+  else f(InputOfOne<R>(g));
 }
 
 // f(how many, the first) for all of n
@@ -90,12 +112,12 @@ void correlate_in_groups(const ChannelGroups& groups, const Correlated<R>* sums,
     for (int k = 0; k < n; ++k)
       for (i64 r = 0; r < rows; ++r)
         for (i64 c = 0; c < columns; ++c) {
-          const R* from = input_of(sums[k].in, s, i, y, x, r, c) + v;
+          const R* from = input_of(sums[k].in, s, i, y, x, r, c);
           const R* w = sums[k].filter.w + (r * columns + c) * depth * ld + v;
           const i64 step = s.step[1] * sums[k].in.pixel;
           for (i64 d = 0; d < depth; ++d, w += ld) {
             const Vec<R> weight = load(w);
-            for (i64 p = 0; p < pixels(); ++p) sum[p] += weight * input(from + p * step, d);
+            for (i64 p = 0; p < pixels(); ++p) sum[p] += weight * input(from + p * step, v, d);
           }
         }
     for (i64 p = 0; p < pixels(); ++p) store(out.at(i, y, x + p) + v, sum[p]);
@@ -126,7 +148,7 @@ void correlate_weights_in_groups(const ChannelGroups& groups, const Outer<R>* su
                                  const Filter<R>& shape, Term<R>* terms) {
   if (groups.fill_vectors<R>()) return correlate_weights_group_by_group(groups, sums, n, s, to, shape, terms);
   // A tile is several inputs of a tap; or, of channels by themselves, several taps.
-  const bool of_taps = shape.depth == 1;
+  const bool of_taps = groups.inputs == 1 && groups.outputs == 1;
   const i64 all = shape.rows * shape.columns, ld = shape.ld;
   const i64 taps = of_taps ? 1 : all, depth = of_taps ? all : shape.depth;
   const auto tile = [&](const auto& input, auto inputs, i64 tap, i64 v, i64 d) {
@@ -139,7 +161,7 @@ void correlate_weights_in_groups(const ChannelGroups& groups, const Outer<R>* su
       i64 at[inputs()];
       for (i64 j = 0; j < inputs(); ++j) {
         const i64 own = input.alone ? d + j : tap, r = own / shape.columns, c = own % shape.columns;
-        at[j] = r * s.apart[0] * from.row + c * s.apart[1] * from.pixel + v;
+        at[j] = r * s.apart[0] * from.row + c * s.apart[1] * from.pixel;
       }
       for (i64 i = 0; i < s.samples; ++i)
         for (i64 y = 0; y < s.h; ++y) {
@@ -147,7 +169,7 @@ void correlate_weights_in_groups(const ChannelGroups& groups, const Outer<R>* su
           const R* g = sums[k].g.at(i, y, 0) + v;
           Vec<R> line[inputs()] = {};
           for (i64 x = s.w; x > 0; --x, in += in_step, g += g_step)
-            for (i64 j = 0; j < inputs(); ++j) line[j] += input(in + at[input.alone ? j : 0], d + j) * load(g);
+            for (i64 j = 0; j < inputs(); ++j) line[j] += input(in + at[input.alone ? j : 0], v, d + j) * load(g);
           for (i64 j = 0; j < inputs(); ++j) total[j] += line[j];
         }
     }

@@ -101,7 +101,7 @@ void add_product(Case<double>& c, Random& random, Stage& s, i64 channels, Grid g
   add_parameters(c, random, s, s.in_c * grid.y.size * grid.x.size);
 }
 
-// Of 1, 2, 4 or 8 channels where they divide those that there are, or of 16, which may give twice as many.
+// Of 1, 2, 4, 8 or 16 channels where they divide those that there are.
 i64 any_group(Random& random, i64 channels) {
   const i64 size = random.one_of({1, 2, 4, 8, 16});
   return channels % size ? 1 : size;
@@ -109,7 +109,8 @@ i64 any_group(Random& random, i64 channels) {
 
 void add_grouped(Case<double>& c, Random& random, Stage& s, Grid grid) {
   const i64 size = any_group(random, s.in_c), groups = s.in_c / size;
-  put_product(s, ProductKind::Grouped, s.in_c * (size == 16 ? 1 + random.below(2) : 1), grid);
+  const i64 given = random.one_of({size, 2 * size, std::max<i64>(1, size / 2)});
+  put_product(s, ProductKind::Grouped, groups * given, grid);
   s.product_groups = groups;
   add_parameters(c, random, s, size * grid.y.size * grid.x.size);
 }

@@ -243,7 +243,7 @@ def test_a_decoder_by_functions():
 
 
 def test_transposed_convolutions_in_groups_are_exact_in_other_engines():
-    model = of_layers(nn.ConvTranspose2d(5, 10, 3, groups=5), nn.Tanh())
+    model = of_layers(nn.ConvTranspose2d(5, 15, 3, groups=5), nn.Tanh())
     model = built(model, (C, SIZE, SIZE)).double()
     assert isinstance(stages_of(model, (C, SIZE, SIZE)), str)
     meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)

@@ -109,7 +109,7 @@ def test_with_convolutions_the_reason_is_that_of_layers():
         assert 'engine="auto"' in said and "arithmetic" not in said and "convolves" not in said
     grouped = nn.Conv2d(6, 6, 3, groups=2)
     said = passed_over(nn.Sequential(grouped, nn.Flatten(), nn.Linear(24, 2)), tasks_of(6, 4, 4))
-    assert "layer '0' (Conv2d) has groups of 3 channels" in said["resident"]
+    assert "layer '0' (Conv2d) has groups of 3 channels that give 3" in said["resident"]
 
 
 def test_functions_that_convolve_count_as_convolutions():

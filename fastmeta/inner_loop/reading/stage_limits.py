@@ -30,11 +30,15 @@ def unfit(layer: Any, name: str) -> str | None:
 
 def _unfit_groups(layer: Any, name: str) -> str | None:
     """Vectors are of at most 16 channels: they hold several groups, or groups are whole ones."""
-    sizes = {layer.in_channels // layer.groups, layer.out_channels // layer.groups}
-    if layer.groups == 1 or sizes in ({1}, {2}, {4}, {8}) or not any(n % 16 for n in sizes):
+    sizes = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    least, most = sorted(sizes)
+    holds_several = 16 % most == 0 and most in (least, 2 * least)
+    if layer.groups == 1 or holds_several or (least % 16 == 0 and most % 16 == 0):
         return None
-    size = " and ".join(str(n) for n in sorted(sizes))
-    return f"{name} has groups of {size} channels, and the native kernels those of 1, 2, 4, 8 or 16"
+    return (
+        f"{name} has groups of {sizes[0]} channels that give {sizes[1]}, and the native kernels "
+        "those of 1, 2, 4 or 8 that give as many, twice or half as many, and of whole 16"
+    )
 
 
 def _unfit_pool(layer: Any, name: str) -> str | None:
