@@ -67,6 +67,9 @@ def conv2d(
     window = _window(x.shape[-2:], kernel, stride, padding, dilation)
     if groups > 1:
         return _in_groups(x, weight, bias, window, groups)
+    spanned = _spanned(x, window)
+    if spanned is not None:
+        return conv2d(*_as_channels(x, weight, spanned), bias, stride, padding, dilation)
     if weight.dim() == 4:
         return _with_one_weight(x, weight, bias, window)
     return _Convolve.apply(x, weight, None if bias is None else bias.expand(len(x), -1), window)
@@ -276,6 +279,32 @@ def _in_groups(
     own = None if bias is None else each(bias.expand(tasks, -1), 1)
     y = _Convolve.apply(each(x, 2), each(weight, 1), own, window)
     return y.unflatten(0, (tasks, groups)).movedim(1, 2).flatten(2, 3)
+
+
+def _spanned(x: Tensor, window: Window) -> int | None:
+    """The side of images of few channels that a kernel takes as a whole: 0, the height, 1 or None.
+
+    Of a channel alone a vector of the native kernels has one number: to gradients for words, [1, L,
+    D] under kernels [k, D], 30 times the work.
+    """
+    if x.device.type != "cpu" or x.shape[2] >= _FEW_CHANNELS:
+        return None
+    for side in (1, 0):
+        if window.kernel[side] == window.size[side] > 1 and window.padding[side] == 0:
+            return side
+    return None
+
+
+_FEW_CHANNELS = 16  # of a vector of float32 at most
+
+
+def _as_channels(x: Tensor, weight: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Images and kernels whose channels are those of each pixel of a side."""
+
+    def moved(z: Tensor) -> Tensor:
+        return z.movedim(side - 2, -2).flatten(-3, -2).unsqueeze(side - 2)
+
+    return moved(x), moved(weight)
 
 
 def _with_one_weight(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:

@@ -216,3 +216,26 @@ def test_what_does_not_fit_is_refused():
     ]:
         with pytest.raises(error, match=said):
             wrong()
+
+
+SPANNING = [  # (kernel, padding, stride)
+    ((3, 8), 0, 1), ((3, 8), (1, 0), (2, 3)), ((9, 2), (0, 1), 1), ((9, 8), 0, (1, 5)),
+    ((9, 1), 0, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel, padding, stride", SPANNING)
+@pytest.mark.parametrize("channels", [1, 3, 17])
+@pytest.mark.parametrize("shared", [False, True])
+def test_kernels_over_a_whole_side(kernel, padding, stride, channels, shared):
+    x, bias = draw(2, 3, channels, 9, 8), draw(2, 4)
+    weight = draw(*([4] if shared else [2, 4]), channels, *kernel)
+
+    def derivatives(convolve):
+        y = convolve(x, weight, bias, stride, padding)
+        first = torch.autograd.grad(y.sin().sum(), (x, weight, bias), create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), (x, weight, bias))
+        return y, *first, *second
+
+    for a, b in zip(derivatives(fmF.conv2d), derivatives(one_by_one), strict=True):
+        torch.testing.assert_close(a, b)
