@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
@@ -105,6 +107,8 @@ def _split(
 ) -> Made:
     twin = deepcopy(module)  # a forward that is tried out may do more than compute
     x = _waves((3, *sample), module)
+    if any(isinstance(part, nn.PReLU) for part in module.modules()):
+        _open_prelus(graph, module, _values(twin, graph, x))
     rest, makers = split_made(module, graph, _values(twin, graph, x), adapted)
     made = {name: not set(adapted).isdisjoint(m.reads) for m in makers for name in m.makes}
     names = [name for name, _ in rest.named_parameters()]
@@ -125,6 +129,26 @@ def _split(
         if misses is not None:
             raise Unknown(misses)
     return found
+
+
+def _open_prelus(graph: fx.Graph, module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Their slopes as scales of what is below 0."""
+    for node in list(graph.nodes):
+        layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is not nn.PReLU or len(node.args) != 1 or node.kwargs:
+            continue
+        (x,) = node.args
+        with graph.inserting_before(node):
+            above = graph.call_function(F.relu, (x,))
+            below = graph.call_function(operator.sub, (x, above))
+            slope = graph.get_attr(f"{node.target}.weight")
+            if layer.num_parameters > 1:
+                shape = (-1, *[1] * (values[node.name].dim() - 2))
+                slope = graph.call_method("view", (slope, shape))
+            scaled = graph.call_function(operator.mul, (below, slope))
+            y = graph.call_function(operator.add, (above, scaled))
+        node.replace_all_uses_with(y)
+        graph.erase_node(node)
 
 
 def _move(twin: nn.Module, off: float) -> None:
