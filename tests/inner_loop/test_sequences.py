@@ -109,7 +109,7 @@ def test_a_forward_by_hand():
         ([conv(C, 4), nn.MaxPool1d(4, ceil_mode=True)], (C, L), "ceil_mode"),
         ([conv(C, 4), nn.MaxPool1d(40)], (C, L), "leaves nothing"),
         ([conv(C, 4), nn.AvgPool1d(2, padding=1, count_include_pad=False)], (C, L), "padding"),
-        ([conv(C, 6, groups=3)], (C, L), "groups"),
+        ([conv(C, 9, groups=3)], (C, L), "groups"),
         ([conv(C, 4, 30)], (C, L), "leaves nothing"),
         ([conv(C, 4, L), nn.InstanceNorm1d(4)], (C, L), "single pixels"),
         ([conv(C, 4), nn.Linear(18, 3)], (C, L), "not flattened"),

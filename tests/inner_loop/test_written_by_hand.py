@@ -283,7 +283,7 @@ def test_norms_called_as_functions_leave_running_statistics_alone(engine, buffer
 
 
 LEFT = {
-    "groups": nn.Conv2d(4, 8, 3, groups=2),
+    "groups": nn.Conv2d(4, 12, 3, groups=2),
     "a padding mode": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     "padding": nn.AvgPool2d(2, padding=1, count_include_pad=False),
     "its divisor": nn.AvgPool2d(2, divisor_override=3),
