@@ -37,6 +37,32 @@ Case<double> make_long(unsigned seed, i64 tasks) {
   });
 }
 
+// Samples that are mostly zeros: words of a vocabulary, in each place one or none.
+Case<double> make_words(unsigned seed, i64 tasks) {
+  constexpr i64 vocabulary = 40, width = 9;
+  const i64 places = 1 + seed % 3;
+  auto c = make_case(seed, LossKind::MeanSquaredError, tasks, [&](Case<double>& c, Random& random) {
+    const int table = c.add_parameter(vocabulary * width, 0.5);
+    const int bias = random.coin() ? c.add_parameter(width) : -1;
+    const int head = c.add_parameter(places * width * 4, 0.3);
+    c.written.give(places * vocabulary, true);
+    c.written.add_steps({{"linear", 0, table, bias, 1, double(places), places * width},
+                         {"tanh", 1, 0, 0, 0, 0, places * width},
+                         {"linear", 2, head, -1, 0, 1, 4}}, c.sizes);
+    c.written.share();
+    c.written.finish();
+    if (random.coin()) c.support_n = 20 + random.below(60);
+  });
+  Random random(seed);
+  for (std::vector<double>* x : {&c.support_x, &c.query_x})
+    for (size_t begin = 0; begin < x->size(); begin += size_t(vocabulary)) {
+      const size_t word = size_t(random.below(vocabulary + 1));  // the last one: none
+      for (size_t j = 0; j < size_t(vocabulary); ++j)
+        if (j != word) (*x)[begin + j] = 0;
+    }
+  return c;
+}
+
 void check_variant(const Variant& variant) {
   std::set<std::string> teams;
   const i64 crowd = 16 * processors() + 1;
@@ -50,6 +76,9 @@ void check_variant(const Variant& variant) {
   for (unsigned seed = 1; seed <= 2; ++seed)
     check_case(variant, make_long(seed, seed == 1 ? 1 : 17),
                std::string(variant.name) + ", long, seed " + std::to_string(seed));
+  for (unsigned seed = 1; seed <= 6; ++seed)
+    check_case(variant, make_words(seed, std::vector<i64>{1, 5, 17}[seed % 3]),
+               std::string(variant.name) + ", words, seed " + std::to_string(seed));
 #ifdef __SANITIZE_THREAD__
   const bool blends = false;  // runs the portable kernels, whose vectors have 128 bits
 #else

@@ -133,7 +133,9 @@ def _gives(
     if loop.precision != "fp32":
         return True
     with torch.no_grad(), counters_put_back(loop.module):
-        return is_alike(call_module(loop.module, parameters, x.clone()), predictions)
+        expected = call_module(loop.module, parameters, x.clone())
+    share = 1e-3 if x.device.type == "cpu" else 5e-2  # cuDNN convolves in TF32 unless told not to
+    return is_alike(expected, predictions, share)
 
 
 def _unlike(loop: InnerLoop, parameters: Mapping[str, Tensor], x: Tensor) -> str | None:

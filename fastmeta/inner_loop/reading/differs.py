@@ -108,16 +108,17 @@ def _with_gradients(y: Tensor, theta: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def _alike(expected: list[Tensor], found: list[Tensor], noise: list[float]) -> bool:
-    return all(
-        x.shape == y.shape
-        and torch.allclose(x, y, rtol=_SHARE, atol=_SHARE * _largest(x) + off, equal_nan=True)
-        for x, y, off in zip(expected, found, noise, strict=True)
-    )
+    return all(is_alike(x, y, off=off) for x, y, off in zip(expected, found, noise, strict=True))
 
 
-def is_alike(expected: Tensor, found: Tensor) -> bool:
+def is_alike(
+    expected: Tensor, found: Tensor, share: float = _SHARE, off: float = 0.0
+) -> bool:
     """Whether two results are the same up to what rounding may do."""
-    return _alike([expected], [found], [0.0])
+    within = share * _largest(expected) + off
+    return expected.shape == found.shape and torch.allclose(
+        expected, found, rtol=share, atol=within, equal_nan=True
+    )
 
 
 def _noise(expected: list[Tensor], again: list[list[Tensor]], rounds: bool) -> list[float]:
