@@ -191,6 +191,10 @@ IMAGES = {
     "dilation within the stride": nn.Conv2d(5, 4, 2, 4, padding=1, dilation=2),
     "two dilations": nn.Conv2d(5, 17, (3, 2), (1, 2), (2, 1), dilation=(2, 3)),
     "the same size": nn.Conv2d(5, 4, 4, padding="same"),
+    "of a whole image": nn.Conv2d(5, 17, (SIZE, SIZE + 1)),
+    "of whole lines": nn.Conv2d(5, 4, (3, SIZE + 3), (2, 1), (1, 1), bias=False),
+    "of whole columns, dilated": nn.Conv2d(5, 4, (4, 3), (3, 2), (1, 0), dilation=(3, 2)),
+    "depthwise, of a whole image": nn.Conv2d(5, 5, (SIZE, SIZE + 1), groups=5),
     "the same size, dilated": nn.Conv2d(5, 4, (2, 3), padding="same", dilation=(3, 2)),
     "depthwise": nn.Conv2d(5, 5, 3, padding=1, groups=5),
     "depthwise, strided and dilated": nn.Conv2d(5, 5, 3, 2, 2, dilation=2, groups=5, bias=False),
@@ -226,6 +230,13 @@ SEQUENCES = {
 def test_kernels_and_windows_of_sequences(name):
     model = of_layers(copy.deepcopy(SEQUENCES[name]), nn.Sigmoid(), kind=nn.AdaptiveAvgPool1d)
     assert_resident(built(model, (C, 20)), (C, 20))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_decoder_from_a_single_pixel(groups):
+    up = nn.ConvTranspose2d(6, 6, (4, 3), (2, 3), (1, 0), (0, 2), groups, dilation=(2, 1))
+    layers = nn.Conv2d(C, 6, (SIZE, SIZE)), nn.Tanh(), up, nn.Softplus(), nn.Conv2d(6, 3, (2, 1))
+    assert_resident(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
 
 
 def test_a_decoder_by_functions():

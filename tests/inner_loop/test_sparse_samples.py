@@ -95,6 +95,30 @@ def test_numbers_of_any_kind_and_dense_ones():
     assert_resident(Words(), tasks)
 
 
+@pytest.mark.parametrize("t", [1, 3, 17])
+def test_one_word_of_more_samples_than_a_product_has_terms(t):
+    tasks = tasks_of(t, 80, 70)
+    tasks.support_x[:] = tasks.support_x[:1, :1].clone()
+    tasks.query_x[:] = tasks.support_x[:1, :1].clone()
+    assert_resident(Words(), tasks)
+
+
+@pytest.mark.parametrize("t", [1, 3, 17])
+def test_bags_of_more_words_than_a_product_has_terms(t):
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Parameter(torch.randn(1200, 5)), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.head(torch.tanh(x @ self.table))
+
+    x = torch.randn(t, 4, 1200, dtype=torch.float64)
+    x[..., 90:] = 0  # 90 of 1,200, fewer than one in eight
+    y = torch.randint(4, (t, 4))
+    assert_resident(Bag(), fm.TaskBatch(x, y, x.flip(1), y.flip(1)))
+
+
 def test_gradients_of_the_samples():
     tasks = tasks_of(5, 4, 4)
     inputs = [tasks.support_x.requires_grad_(), tasks.query_x.requires_grad_()]
