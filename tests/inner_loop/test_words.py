@@ -177,3 +177,18 @@ def test_later_tasks_with_more_words(monkeypatch):
 def test_one_word():
     one = OneHot(3, torch.float32)(torch.tensor([[2, 0]]))
     assert one.tolist() == [[[0, 0, 1], [1, 0, 0]]]
+
+
+def test_mostly_words_are_looked_up_and_few_are_not():
+    class Mean(nn.Module):
+        def __init__(self, vocabulary):
+            super().__init__()
+            self.table, self.head = nn.Embedding(vocabulary, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.table(x).mean(1))
+
+    for vocabulary, name in ((8, "resident"), (400, "vmap")):  # of 5 words, 20 numbers and more
+        meta = meta_of(Mean(vocabulary))
+        assert fm.explain(meta, tasks_of()).name == name
+        assert_exact(meta, tasks_of())
