@@ -15,7 +15,7 @@ from fastmeta.functional.aliases import Aliases
 from fastmeta.functional.task_kernels import OF_ALL_TASKS
 from fastmeta.functional.transforms import is_wrapped, values_of
 
-__all__ = ["AsForOneTask", "Corrected"]
+__all__ = ["AsForOneTask", "Corrected", "OfTask"]
 
 
 _HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad)
@@ -34,6 +34,11 @@ def _requires_grad(x: Tensor) -> bool:
         return x.requires_grad
 
 
+def _saving_hooks() -> Any:
+    """What is called with the tensors that the graph keeps."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
 class Corrected(TorchFunctionMode):
     """Norms that a forward calls as functions leave running statistics alone, and weight norms are
     right at second order.
@@ -46,6 +51,30 @@ class Corrected(TorchFunctionMode):
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         return _CORRECTED.get(function, function)(*args, **kwargs)
+
+
+class OfTask(Corrected):
+    """With a task's parameters, through which somebody will go back: a checkpoint, which would
+    compute again with the module's own, is an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outside = _saving_hooks()
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        self.refuse_checkpoint()
+        return super().call(function, *args, **kwargs)
+
+    def refuse_checkpoint(self) -> None:
+        hooks = _saving_hooks()
+        if hooks is None or hooks == self._outside or not torch.is_grad_enabled():
+            return
+        if hooks[0].__module__ == "torch.utils.checkpoint":
+            raise RuntimeError(
+                "the forward calls torch.utils.checkpoint, which in the backward would run it "
+                "again with the module's own parameters in place of the task's: call it without"
+            )
 
 
 def _batch_norm(
@@ -88,7 +117,7 @@ _CORRECTED: dict[Any, Any] = {
 }
 
 
-class AsForOneTask(Corrected):
+class AsForOneTask(OfTask):
     """What vmap gets wrong: embeddings, select_scatter, whether a tensor requires grad, and hooks
     of tensors. And what it makes slow: convolutions, norms, and products with a sequence that was
     turned.
@@ -112,6 +141,7 @@ class AsForOneTask(Corrected):
             raise
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        self.refuse_checkpoint()
         if function in _HOOKS:
             self.loses_hooks = True
         if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(3)):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastmeta.functional.corrections import AsForOneTask, Corrected
+from fastmeta.functional.corrections import AsForOneTask, Corrected, OfTask
 from fastmeta.functional.linear import product
 from fastmeta.functional.transforms import NotForManyTasks, explaining_vmap
 from fastmeta.models import Sine
@@ -86,7 +86,7 @@ def task_by_task(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor)
     predictions = []
     for t, task_x in enumerate(x):
         own = {n: p if p.dim() == ranks[n] else p[t] for n, p in parameters.items()}
-        predictions.append(call_module(module, own, task_x))
+        predictions.append(call_module(module, own, task_x, OfTask()))
     return torch.stack(predictions)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmeta.functional.corrections import OfTask
 from fastmeta.functional.forward import call_module
 from fastmeta.functional.losses import Loss, needs_weight
 from fastmeta.inner_loop.loop import InnerLoop, Rates, rate_at
@@ -46,7 +47,7 @@ def meta_loss(
     fast = adapt(loop, parameters, rates, tasks)
     losses, predictions = [], []
     for t, weight in enumerate(_each(tasks.query_weight, len(tasks))):
-        prediction = call_module(loop.module, _of_task(loop, fast, t), tasks.query_x[t])
+        prediction = call_module(loop.module, _of_task(loop, fast, t), tasks.query_x[t], OfTask())
         losses.append(_loss(loop.loss, prediction, tasks.query_y[t], weight))
         predictions.append(prediction)
     return torch.stack(losses), torch.stack(predictions)
@@ -65,7 +66,7 @@ def _adapt_one(
         theta |= {name: _as_variable(theta[name]) for name in loop.adapted}
         for step in range(loop.steps):
             # A view of each step's own: what the forward makes of its input stays there.
-            predictions = call_module(loop.module, theta, x.view_as(x))
+            predictions = call_module(loop.module, theta, x.view_as(x), OfTask())
             loss = _loss(loop.loss, predictions, y, weight)
             gradients = torch.autograd.grad(
                 loss,
