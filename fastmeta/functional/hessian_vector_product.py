@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastmeta.functional.eager import runs_eagerly
 from fastmeta.functional.forward import task_forward
-from fastmeta.functional.losses import Loss, task_loss
+from fastmeta.functional.losses import Loss, checked_loss
 from fastmeta.functional.transforms import nobody_transforms
 
 __all__ = ["hessian_vector_product"]
@@ -42,7 +42,9 @@ def hessian_vector_product(
         By the names of `vector`, shaped like it.
 
     Raises:
-        ValueError: a name that is not a parameter, or a vector of another shape.
+        ValueError: a name that is not a parameter, a vector of another shape, or predictions and
+            targets that do not fit the loss.
+        TypeError: labels that are not int64.
 
     Equivalent to, for one task::
 
@@ -56,7 +58,7 @@ def hessian_vector_product(
     with torch.enable_grad():
         leaves = {name: _differentiable(parameters[name]) for name in vector}
         predictions = task_forward(module, {**parameters, **leaves}, x)
-        total = task_loss(loss, predictions, y, None).sum()
+        total = checked_loss(loss, predictions, y).sum()
         gradients = torch.autograd.grad(
             total, list(leaves.values()), create_graph=True, materialize_grads=True
         )
@@ -82,7 +84,7 @@ def _under_transforms(
 
     def total(leaves: dict[str, Tensor]) -> Tensor:
         predictions = task_forward(module, {**parameters, **leaves}, x)
-        return task_loss(loss, predictions, y, None).sum()
+        return checked_loss(loss, predictions, y).sum()
 
     def along_vector(leaves: dict[str, Tensor]) -> Tensor:
         gradients = torch.func.grad(total)(leaves)

@@ -22,8 +22,8 @@ from fastmeta.functional.transforms import (
 )
 
 __all__ = [
-    "LOSSES", "Loss", "bce", "check_signature", "cross_entropy", "mse_loss", "named",
-    "needs_weight", "takes_weight", "task_loss",
+    "LOSSES", "Loss", "bce", "check_signature", "checked_loss", "cross_entropy", "mse_loss",
+    "named", "needs_weight", "takes_weight", "task_loss",
 ]  # fmt: skip
 
 Loss = str | Callable[..., Tensor]
@@ -107,6 +107,15 @@ def bce(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor
     _check_same_shape(logits, targets)
     _check_weight(weight, logits)
     return task_loss("bce", logits, targets, weight)
+
+
+def checked_loss(loss: Loss, predictions: Tensor, targets: Tensor) -> Tensor:
+    """`task_loss` of predictions that nobody has checked; ValueError and TypeError by name."""
+    if not isinstance(loss, str):
+        return task_loss(loss, predictions, targets, None)
+    if loss not in _BY_NAME:
+        raise ValueError(f"loss must be one of {[*_BY_NAME]} or a callable, not {loss!r}")
+    return _BY_NAME[loss](predictions, targets)
 
 
 def task_loss(loss: Loss, predictions: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
@@ -236,6 +245,11 @@ LOSSES = {
 }
 
 
+_BY_NAME: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse_loss,
+    "bce": bce,
+}
 _FUNCTIONS: dict[Any, str] = {
     F.cross_entropy: "cross_entropy",
     F.mse_loss: "mse",

@@ -83,3 +83,16 @@ def test_what_does_not_fit_is_refused():
         fmF.hessian_vector_product(module, theta, x, y, {"0.bias": x}, "mse")
     with pytest.raises(ValueError, match="names no parameter"):
         fmF.hessian_vector_product(module, theta, x, y, {}, "mse")
+
+
+def test_predictions_and_targets_that_do_not_fit_are_refused():
+    module, theta, x, y, vector = problem()
+    with pytest.raises(ValueError, match="must have one shape"):
+        fmF.hessian_vector_product(module, theta, x, y[..., 0], vector, "mse")
+    with pytest.raises(TypeError, match="labels must be int64"):
+        fmF.hessian_vector_product(module, theta, x, y[..., 0], vector, "cross_entropy")
+    with pytest.raises(ValueError, match="labels outside"):
+        labels = torch.full(y.shape[:2], 99)
+        fmF.hessian_vector_product(module, theta, x, labels, vector, "cross_entropy")
+    with pytest.raises(ValueError, match="loss must be one of"):
+        fmF.hessian_vector_product(module, theta, x, y, vector, "huber")
