@@ -139,7 +139,8 @@ void correlate_weights_group_by_group(const ChannelGroups& groups, const Outer<R
     Outer<R> own[2];
     for (int k = 0; k < n; ++k)
       own[k] = sums[k], own[k].in.p += g * groups.inputs, own[k].g.p += g * groups.outputs;
-    correlate_weights(own, n, s, to + g * groups.outputs, shape, groups.outputs / lanes<R>, terms);
+    correlate_weights(own, n, s, {to + g * groups.outputs, shape.ld, Finish::Add}, shape,
+                      groups.outputs / lanes<R>, terms);
   }
 }
 

@@ -93,8 +93,7 @@ class StagePasses : StageNorms<Team> {
     lowest_wanted_ = into_input ? -1 : lowest;
     for (int l = last_; l >= lowest; --l) {
       if (normed(l)) this->settle_gradients(l);
-      stage_backward(l, nullptr, wants_gradient(l, target), false, goes_deeper(l));
-      apply(l, target, at(plan_.total_at[0]));
+      stage_backward(l, nullptr, wants_gradient(l, target) ? &target : nullptr, nullptr, goes_deeper(l));
     }
   }
 
@@ -120,11 +119,8 @@ class StagePasses : StageNorms<Team> {
     if (!into_input) lowest = int(larger(lowest, plan_.lowest_learned));
     lowest_wanted_ = into_input ? -1 : lowest;
     for (int l = last_; l >= lowest; --l) {
-      const bool plain = gradient && plan_.adapts(l);
       if (normed(l)) this->settle_gradients(l);
-      stage_backward(l, v, true, plain, goes_deeper(l));
-      if (plain) apply(l, *gradient, at(plan_.total_at[1]));
-      apply(l, target, at(plan_.total_at[0]));
+      stage_backward(l, v, &target, plan_.adapts(l) ? gradient : nullptr, goes_deeper(l));
     }
   }
 
@@ -292,47 +288,83 @@ class StagePasses : StageNorms<Team> {
     return !inner(target) || plan_.adapts(l);
   }
 
-  // With g the gradient of the stage's output: total[0] becomes that of its parameters, or with v the
-  // derivative of that along v, and total[1] the plain one if asked. g and rg move on to its input.
-  void stage_backward(int l, const R* v, bool gradient, bool plain, bool deeper) {
+  // Where the gradient of a stage's parameters goes. The weight's may end where it is wanted; what
+  // all others' become is up to apply().
+  struct Into {
+    R* sums = nullptr;  // [the stage's parameters]; nullptr: nobody wants them
+    Target<R> weight{nullptr, 0};
+  };
+
+  // With g the gradient of the stage's output: that of its parameters goes to `target`, or with v the
+  // derivative of that along v, and the plain one to `plain`. g and rg move on to its input.
+  void stage_backward(int l, const R* v, const GradientTarget<R>* target, const GradientTarget<R>* plain,
+                      bool deeper) {
     const StageProduct<Team> own = product(l);
     if (deeper && own.any()) {
       own.flip(at(plan_.flipped_at[0]), theta_ + plan_.weight_at[l]);
       if (v && plan_.weight_adapts(l)) own.flip(at(plan_.flipped_at[1]), v + plan_.weight_at[l]);
     }
-    const i64 chunks = product(l).chunks(n_), runs = product(l).runs(n_);
+    const GradientTarget<R>* const targets[2] = {target, plain};
+    if (own.ends_at_once(n_))
+      backward_at_once(l, v, targets, deeper);
+    else
+      backward_in_chunks(l, v, targets, deeper);
+    if (target && normed(l)) {
+      this->norm_gradient(l, at(plan_.total_at[0]), v != nullptr);
+      if (plain) this->norm_gradient(l, at(plan_.total_at[1]), false);
+    }
+    if (plain) apply(l, *plain, at(plan_.total_at[1]));  // before lambda, which it reads, moves on
+    if (target) apply(l, *target, at(plan_.total_at[0]));
+    if (deeper) side_ = 1 - side_;
+  }
+
+  void backward_at_once(int l, const R* v, const GradientTarget<R>* const* targets, bool deeper) {
+    const i64 size = plan_.begin_at[l + 1] - plan_.begin_at[l], weight = product(l).filter_size();
+    Into into[2];
+    for (int i = 0; i < 2; ++i) {
+      if (!targets[i]) continue;
+      into[i].sums = at(plan_.total_at[i]);
+      std::memset(into[i].sums + weight, 0, sizeof(R) * size_t(size - weight));
+      const Piece& piece = plan_.pieces[plan_.first_piece[l]];
+      if (reaches(*targets[i], piece)) into[i].weight = target_of(*targets[i], piece);
+    }
+    chunk_backward(l, 0, 0, n_, v, into, deeper);
+  }
+
+  // Run 0 adds up in the totals. One run after another needs one buffer more; the sums are the same.
+  void backward_in_chunks(int l, const R* v, const GradientTarget<R>* const* targets, bool deeper) {
+    const StageProduct<Team> own = product(l);
+    const i64 chunks = own.chunks(n_), runs = own.runs(n_);
     const i64 size = plan_.begin_at[l + 1] - plan_.begin_at[l];
-    const i64 sets = plain ? 2 : 1;
     const bool alone = crew_.threads == 1;
-    for (i64 i = 0; i < sets && gradient; ++i)
-      std::memset(at(plan_.total_at[i]), 0, sizeof(R) * size_t(size));
-    // One run after another needs one buffer; the sums are the same.
-    const auto buffer = [&](i64 run, i64 i) {
-      return at(plan_.runs_at) + ((alone ? 0 : run) * 2 + i) * plan_.run_size;
+    const auto sums = [&](i64 run, i64 i) {
+      if (run == 0) return at(plan_.total_at[i]);
+      return at(plan_.runs_at) + ((alone ? 0 : run - 1) * 2 + i) * size;
     };
     const auto add = [&](i64 run) {
-      for (i64 i = 0; i < sets && gradient; ++i) add_to(at(plan_.total_at[i]), buffer(run, i), size);
+      for (i64 i = 0; i < 2 && run; ++i)
+        if (targets[i]) add_to(sums(0, i), sums(run, i), size);
     };
     crew_.each(runs, [&](i64 worker, i64 run) {
-      for (i64 i = 0; i < sets && gradient; ++i)
-        std::memset(buffer(run, i), 0, sizeof(R) * size_t(size));
+      Into into[2];
+      for (i64 i = 0; i < 2; ++i) {
+        if (!targets[i]) continue;
+        into[i].sums = sums(run, i);
+        const i64 stored = own.is_dense() ? own.filter_size() : 0;  // by the first chunk
+        std::memset(into[i].sums + stored, 0, sizeof(R) * size_t(size - stored));
+        into[i].weight = {into[i].sums, own.ld, own.is_dense() ? Finish::Store : Finish::Add};
+      }
       for (i64 chunk = chunks * run / runs; chunk < chunks * (run + 1) / runs; ++chunk) {
         const i64 first = n_ * chunk / chunks, n = n_ * (chunk + 1) / chunks - first;
-        chunk_backward(l, worker, first, n, v, gradient ? buffer(run, 0) : nullptr,
-                       plain ? buffer(run, 1) : nullptr, deeper);
+        chunk_backward(l, worker, first, n, v, into, deeper);
+        for (Into& each : into) each.weight.finish = Finish::Add;
       }
       if (alone) add(run);
     });
     for (i64 run = 0; !alone && run < runs; ++run) add(run);
-    if (gradient && normed(l)) {
-      this->norm_gradient(l, at(plan_.total_at[0]), v != nullptr);
-      if (plain) this->norm_gradient(l, at(plan_.total_at[1]), false);
-    }
-    if (deeper) side_ = 1 - side_;
   }
 
-  void chunk_backward(int l, i64 worker, i64 first, i64 n, const R* v, R* to, R* plain_to,
-                      bool deeper) {
+  void chunk_backward(int l, i64 worker, i64 first, i64 n, const R* v, const Into* into, bool deeper) {
     const StageProduct<Team> own = product(l);
     const i64 offset = first * own.in_size();
     const Images<R> below = own.input_gradient_images(g_below(l) + offset);
@@ -347,7 +379,7 @@ class StagePasses : StageNorms<Team> {
         v ? own.bordered_gradient(work(worker, plan_.rgz_at), n) : Images<R>{nullptr, 0, 0, 0};
     z_gradients(l, worker, first, n, v != nullptr, gz, rgz);
     if (!own.any()) return join_gradients(l, worker, first, n, v != nullptr, gz, rgz);
-    if (to) weight_gradients(l, worker, first, n, v != nullptr, gz, rgz, to, plain_to);
+    if (into[0].sums) weight_gradients(l, worker, first, n, v != nullptr, gz, rgz, into);
     if (!deeper) return;
     R* const flipped[2] = {at(plan_.flipped_at[0]), at(plan_.flipped_at[1])};
     own.input_gradient(&gz, flipped, 1, n, below, terms(worker));
@@ -374,35 +406,44 @@ class StagePasses : StageNorms<Team> {
   }
 
   void weight_gradients(int l, i64 worker, i64 first, i64 n, bool r, const Images<R>& gz,
-                        const Images<R>& rgz, R* to, R* plain_to) {
+                        const Images<R>& rgz, const Into* into) {
     const StageProduct<Team> own = product(l);
     const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
     put_input_of(l, worker, first, n, x);
-    const auto add = [&](const Outer<R>* sums, int count, R* sum) {
-      own.add_weight_gradient(sums, count, n, sum, terms(worker));
+    const auto add = [&](const Outer<R>* sums, int count, const Into& to) {
+      if (to.weight.c) own.weight_gradient(sums, count, n, to.weight, terms(worker));
       if (plan_.bias_at[l] >= 0)
-        own.add_bias_gradient(sums[0].g, n, sum + plan_.bias_at[l] - plan_.begin_at[l]);
+        own.add_bias_gradient(sums[0].g, n, to.sums + plan_.bias_at[l] - plan_.begin_at[l]);
     };
     const Outer<R> plain{x, gz};
-    if (plain_to) add(&plain, 1, plain_to);
-    if (!r) return add(&plain, 1, to);
+    if (into[1].sums) add(&plain, 1, into[1]);
+    if (!r) return add(&plain, 1, into[0]);
     Outer<R> sums[2] = {{x, rgz}};
     const Images<R> rx = own.bordered_input(work(worker, plan_.rx_at), n);
     const bool has_r = put_r_input_of(l, worker, first, n, rx);
     if (has_r) sums[1] = {rx, gz};
-    add(sums, has_r ? 2 : 1, to);
+    add(sums, has_r ? 2 : 1, into[0]);
+  }
+
+  bool reaches(const GradientTarget<R>& target, const Piece& p) const {
+    return !inner(target) || plan_.has_rate(p.parameter);
+  }
+  Target<R> target_of(const GradientTarget<R>& target, const Piece& p) const {
+    Target<R> to{target.c + p.at, Team::stride(p.columns), target.finish};
+    to.from = target.from ? target.from + p.at : nullptr;
+    to.scale = target.scale;
+    to.rate = target.rate ? target.rate + p.shared_at : nullptr;
+    to.rate_m = plan_.rate_row(p.parameter, p.columns);
+    return to;
   }
 
   void apply(int l, const GradientTarget<R>& target, const R* total) const {
-    for (int i = plan_.first_piece[l]; i < plan_.first_piece[l + 1]; ++i) {
+    const int done = product(l).ends_at_once(n_) ? 1 : 0;  // the weight
+    for (int i = plan_.first_piece[l] + done; i < plan_.first_piece[l + 1]; ++i) {
       const Piece& p = plan_.pieces[i];
-      if (inner(target) && !plan_.has_rate(p.parameter)) continue;
+      if (!reaches(target, p)) continue;
       const i64 ld = Team::stride(p.columns), n = p.taps * p.rows;
-      Target<R> to{target.c + p.at, ld, target.finish};
-      to.from = target.from ? target.from + p.at : nullptr;
-      to.scale = target.scale;
-      to.rate = target.rate ? target.rate + p.shared_at : nullptr;
-      to.rate_m = plan_.rate_row(p.parameter, p.columns);
+      const Target<R> to = target_of(target, p);
       const R* sums = total + p.at - plan_.begin_at[l];
       for (i64 m = 0; m < n; ++m)
         for (i64 v = 0; v < ld / W; ++v) {

@@ -173,7 +173,7 @@ struct StagePlan : Parameters<Team_> {
 
   void lay_out_scratch() {
     const i64 n = most(), S = loop.support.n;
-    i64 widest = 0, gradient = 0, flipped = 0;
+    i64 widest = 0, gradient = 0, flipped = 0, runs = 0;
     values_at = take(values_size);
     for (int l = 0; l < n_stages; ++l) {
       rz_at[l] = take(S * z_size(l));
@@ -183,6 +183,8 @@ struct StagePlan : Parameters<Team_> {
       widest = larger(widest, larger(p.ld, p.ld_gradient));
       gradient = larger(gradient, larger(p.in_size(), out_pixels(l) * p.ld));
       flipped = larger(flipped, p.flipped_size());
+      const i64 more = larger(p.runs(S), p.runs(larger(1, loop.query.n))) - 1;
+      runs = larger(runs, 2 * more * (begin_at[l + 1] - begin_at[l]));
     }
     for (int i = 0; i < 2; ++i) {
       g_at[i] = take(n * gradient);
@@ -199,7 +201,7 @@ struct StagePlan : Parameters<Team_> {
     gconstants_at = take(n * 4 * widest);
     ones_at = take(widest);
     zeros_at = take(widest);
-    runs_at = take(2 * StageProduct<Team>::most_runs * run_size);
+    runs_at = take(runs);
     const i64 out = n * Team::stride(outputs());
     output_at = take(out);
     r_output_at = take(out);

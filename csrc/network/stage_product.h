@@ -25,6 +25,7 @@ struct StageProduct {
   i64 taps() const { return s.kernel[0] * s.kernel[1]; }
   bool any() const { return s.product != ProductKind::None; }
   bool moves() const { return any() && !scales(); }  // a kernel over the pixels
+  bool is_dense() const { return s.product == ProductKind::Dense; }
   bool spreads() const { return s.product == ProductKind::Spread; }
   bool transposes() const { return s.product == ProductKind::Transposed || spreads(); }
   bool scales() const {
@@ -80,14 +81,19 @@ struct StageProduct {
   }
 
   // ---- chunks -----------------------------------------------------------------------------------
-  // Samples that stay in the second-level cache (1 MiB) with the weights. They depend on shapes
-  // alone: threads share the chunks, and sums over them have a fixed order.
+  // Samples that stay in the second-level cache (1 MiB) with the weights, or enough of them to be
+  // worth reading weights that do not. They depend on shapes alone: threads share the chunks, and
+  // sums over them have a fixed order.
 
   i64 chunks(i64 n) const {
     constexpr i64 cached = i64(256) << 10;
     const i64 sample = i64(sizeof(R)) * (x_size() + gz_size());
-    return ceil_div(n, larger(1, smaller(n, cached / sample)));
+    const i64 heavy = i64(sizeof(R)) * filter_size() / 4;
+    const i64 together = larger(cached / sample, smaller(heavy / sample, deepest_sum / (s.h * s.w)));
+    return ceil_div(n, larger(1, smaller(n, together)));
   }
+  // Whether the weight gradient of n samples is one product, which ends where the gradient goes.
+  bool ends_at_once(i64 n) const { return is_dense() && chunks(n) == 1; }
   i64 largest_chunk(i64 n) const { return ceil_div(n, chunks(n)); }
   // Runs of chunks: weight gradients are added up in a run, then run by run.
   static constexpr i64 most_runs = 8;
@@ -121,19 +127,23 @@ struct StageProduct {
     correlate(sums, count, sweep(samples), out, target, ld / W, terms);
   }
 
-  void add_weight_gradient(const Outer<R>* sums, int count, i64 samples, R* to,
-                           Term<R>* terms) const {
+  void add_weight_gradient(const Outer<R>* sums, int count, i64 samples, R* to, Term<R>* terms) const {
+    weight_gradient(sums, count, samples, {to, ld, Finish::Add}, terms);
+  }
+  // Anything but Add is for what is dense.
+  void weight_gradient(const Outer<R>* sums, int count, i64 samples, const Target<R>& to,
+                       Term<R>* terms) const {
     if (scales()) {
-      for (int i = 0; i < count; ++i) scale().add_gradient(samples, to, sums[i].g.p, sums[i].in.p);
+      for (int i = 0; i < count; ++i) scale().add_gradient(samples, to.c, sums[i].g.p, sums[i].in.p);
       return;
     }
     if (transposes()) {
       Outer<R> turned[2];
       for (int i = 0; i < count; ++i) turned[i] = {sums[i].g, sums[i].in};
-      return mirrored([&](const auto& m) { m.add_weight_gradient(turned, count, samples, to, terms); });
+      return mirrored([&](const auto& m) { m.add_weight_gradient(turned, count, samples, to.c, terms); });
     }
     if (grouped())
-      return correlate_weights_in_groups(channels(), sums, count, sweep(samples), to, filter(nullptr), terms);
+      return correlate_weights_in_groups(channels(), sums, count, sweep(samples), to.c, filter(nullptr), terms);
     correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
   }
 
