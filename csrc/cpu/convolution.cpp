@@ -15,6 +15,7 @@
 #include "team.h"
 //
 #include "correlation_in_groups.h"
+#include "correlation_in_tiles.h"
 //
 #include "../network/stage_product.h"
 #include "stages.h"
@@ -141,7 +142,9 @@ class Scratch {
         memory_(i64(sizeof(Real)) * size_ * c.threads) {}
   Real* a(i64 worker) const { return static_cast<Real*>(memory_.data()) + worker * size_; }
   Real* b(i64 worker) const { return a(worker) + a_; }
-  Term<Real>* terms(i64 worker) const { return reinterpret_cast<Term<Real>*>(b(worker) + b_); }
+  Room<Real> room(i64 worker) const {
+    return {reinterpret_cast<Term<Real>*>(b(worker) + b_), nullptr};
+  }
 
  private:
   i64 a_, b_, size_;
@@ -166,7 +169,7 @@ void forward(const Product& p, const Convolution<Real>& c) {
     const Images<Real> out =
         in_place ? images_of(c.y, chunk) : p.output(scratch.b(worker));
     const Correlated<Real> sum{x, p.filter(filters.at(chunk.task))};
-    p.forward(&sum, 1, chunk.n, out, bias, scratch.terms(worker));
+    p.forward(&sum, 1, chunk.n, out, bias, scratch.room(worker));
     if (!in_place) scatter(c.y, chunk, p.s.c, p.s.h, p.s.w, out);
   });
 }
@@ -183,7 +186,7 @@ void input_gradient(const Product& p, const Convolution<Real>& c) {
     const Images<Real> out =
         in_place ? images_of(c.x, chunk) : p.input_gradient_images(scratch.b(worker));
     Real* flipped = filters.at(chunk.task);
-    p.input_gradient(&gz, &flipped, 1, chunk.n, out, scratch.terms(worker));
+    p.input_gradient(&gz, &flipped, 1, chunk.n, out, scratch.room(worker));
     if (!in_place) scatter(c.x, chunk, p.s.in_c, p.s.in_h, p.s.in_w, out);
   });
 }
@@ -207,7 +210,7 @@ void weight_gradient(const Product& p, const Convolution<Real>& c) {
       gather(c.x, chunk, C, p.s.in_h, p.s.in_w, x);
       gather(c.y, chunk, p.s.c, p.s.h, p.s.w, gz);
       const Outer<Real> sum{x, gz};
-      p.add_weight_gradient(&sum, 1, chunk.n, to, scratch.terms(worker));
+      p.add_weight_gradient(&sum, 1, chunk.n, to, scratch.room(worker));
     }
   });
   parallel(c.tasks, c.threads, [&](i64, i64 task) {

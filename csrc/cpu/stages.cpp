@@ -13,6 +13,7 @@
 #include "team.h"
 //
 #include "correlation_in_groups.h"
+#include "correlation_in_tiles.h"
 #include "product_finish.h"
 #include "simd_math.h"
 #include "program_loss.h"

@@ -16,7 +16,7 @@ class StagePasses : StageNorms<Team> {
   using Base::add_to, Base::at, Base::constants, Base::crew_, Base::each_chunk, Base::g,
       Base::g_below, Base::goes_deeper, Base::join_gradients, Base::lowest_wanted_, Base::moved, Base::n_, Base::normed,
       Base::out_size, Base::plan_, Base::product, Base::put_input_of, Base::put_r_input_of, Base::r_,
-      Base::rg, Base::rg_below, Base::rz, Base::side_, Base::spread_gradient, Base::terms,
+      Base::rg, Base::rg_below, Base::rz, Base::side_, Base::spread_gradient, Base::room,
       Base::theta_, Base::v_, Base::values_, Base::with_tail, Base::work, Base::x_, Base::z;
 
  public:
@@ -153,14 +153,13 @@ class StagePasses : StageNorms<Team> {
 
   // vector: theta_ or v_
   Correlated<R> weighted(int l, const Images<R>& images, const R* vector) const {
-    const bool turned = product(l).transposes();
-    const R* weight = turned ? at(plan_.flipped_at[vector != theta_]) : vector + plan_.weight_at[l];
+    const R* weight = product(l).turns() ? at(plan_.flipped_at[vector != theta_]) : vector + plan_.weight_at[l];
     return {images, product(l).filter(weight)};
   }
-  // Of a transposed convolution, which multiplies as the gradient of a convolution does.
+  // Of a transposed convolution, which multiplies as the gradient of a convolution does, and of one in tiles.
   void turn_weights(int l, bool of_direction) {
     const StageProduct<Team> own = product(l);
-    if (!own.transposes()) return;
+    if (!own.turns()) return;
     own.turn(at(plan_.flipped_at[0]), theta_ + plan_.weight_at[l]);
     if (of_direction) own.turn(at(plan_.flipped_at[1]), v_ + plan_.weight_at[l]);
   }
@@ -177,7 +176,7 @@ class StagePasses : StageNorms<Team> {
       const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
       put_input_of(l, worker, first, n, x);
       const Correlated<R> sum = weighted(l, x, theta_);
-      own.forward(&sum, 1, n, out, bias(l, theta_), terms(worker));
+      own.forward(&sum, 1, n, out, bias(l, theta_), room(worker));
     }
     if (normed(l) && !plan_.running(l))
       for (i64 i = first; i < first + n; ++i) this->moments(l, i);
@@ -267,7 +266,7 @@ class StagePasses : StageNorms<Team> {
       sums[count++] = weighted(l, x, v_);
     }
     if (count || own.has_whole_biases())
-      own.forward(sums, count, n, out, bias(l, v_), terms(worker));
+      own.forward(sums, count, n, out, bias(l, v_), room(worker));
     else
       fill(out, n * plan_.z_pixels(l), bias(l, v_));
   }
@@ -382,10 +381,10 @@ class StagePasses : StageNorms<Team> {
     if (into[0].sums) weight_gradients(l, worker, first, n, v != nullptr, gz, rgz, into);
     if (!deeper) return;
     R* const flipped[2] = {at(plan_.flipped_at[0]), at(plan_.flipped_at[1])};
-    own.input_gradient(&gz, flipped, 1, n, below, terms(worker));
+    own.input_gradient(&gz, flipped, 1, n, below, room(worker));
     const Images<R> both[2] = {rgz, gz};
     if (v)
-      own.input_gradient(both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below, terms(worker));
+      own.input_gradient(both, flipped, plan_.weight_adapts(l) ? 2 : 1, n, r_below, room(worker));
     spread_gradient(l, first, n, v != nullptr);
   }
 
@@ -411,7 +410,7 @@ class StagePasses : StageNorms<Team> {
     const Images<R> x = own.bordered_input(work(worker, plan_.x_at), n);
     put_input_of(l, worker, first, n, x);
     const auto add = [&](const Outer<R>* sums, int count, const Into& to) {
-      if (to.weight.c) own.weight_gradient(sums, count, n, to.weight, terms(worker));
+      if (to.weight.c) own.weight_gradient(sums, count, n, to.weight, room(worker));
       if (plan_.bias_at[l] >= 0)
         own.add_bias_gradient(sums[0].g, n, to.sums + plan_.bias_at[l] - plan_.begin_at[l]);
     };

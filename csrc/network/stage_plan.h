@@ -39,7 +39,7 @@ struct StagePlan : Parameters<Team_> {
   i64 scratch_size = 0;
 
   // Of one worker.
-  i64 x_at, rx_at, gz_at, rgz_at, rows_at, block_size = 0, terms_at, worker_size = 0;
+  i64 x_at, rx_at, gz_at, rgz_at, rows_at, block_size = 0, terms_at, tiles_at, worker_size = 0;
   i64 other_at, r_other_at, other_g_at, r_other_g_at;  // of what is joined to a stage's input
 
   explicit StagePlan(const InnerLoop<R>& l, bool keeps_values = false)
@@ -69,7 +69,9 @@ struct StagePlan : Parameters<Team_> {
   bool branches(int m) const { return branches_[m + 1]; }
   int last_reader(int m) const { return last_reader_[m + 1]; }
 
-  StageProduct<Team> product(int l) const { return StageProduct<Team>(stage(l), input(l) < 0); }
+  StageProduct<Team> product(int l, i64 samples = 0) const {
+    return StageProduct<Team>(stage(l), input(l) < 0, samples);
+  }
   i64 out_size(int m) const { return m < 0 ? product(0).in_size() : out_pixels(m) * ld(m); }
   i64 ld(int l) const { return Team::stride(stage(l).c); }
   i64 z_pixels(int l) const { return stage(l).h * stage(l).w; }
@@ -217,7 +219,7 @@ struct StagePlan : Parameters<Team_> {
   }
 
   void lay_out_worker() {
-    i64 x = 0, gz = 0, other = 0, terms = 0;
+    i64 x = 0, gz = 0, other = 0, terms = 0, tiles = 0;
     for (int l = 0; l < n_stages; ++l) {
       const StageProduct<Team> p = product(l);
       const i64 chunk = larger(p.largest_chunk(loop.support.n),
@@ -226,6 +228,7 @@ struct StagePlan : Parameters<Team_> {
       gz = larger(gz, chunk * p.gz_size());
       block_size = larger(block_size, block_rows(l) * p.s.w * p.ld);
       if (p.moves()) terms = larger(terms, p.count_terms(chunk));
+      tiles = larger(tiles, p.tile_room());
       if (this->other(l) != no_stage) other = larger(other, chunk * out_size(this->other(l)));
     }
     x_at = grow(worker_size, x);
@@ -238,6 +241,7 @@ struct StagePlan : Parameters<Team_> {
     r_other_g_at = grow(worker_size, other);
     rows_at = grow(worker_size, 7 * round_up(block_size, 64 / i64(sizeof(R))));
     terms_at = grow(worker_size, terms * i64(sizeof(Term<R>)) / i64(sizeof(R)));
+    tiles_at = grow(worker_size, tiles);
   }
 
  public:

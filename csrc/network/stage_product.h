@@ -6,6 +6,13 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
+// Scratch of the products of one worker.
+template <class R>
+struct Room {
+  Term<R>* terms;
+  R* tiles;  // nullptr where nothing goes in tiles
+};
+
 template <class Team>
 struct StageProduct {
   using R = typename Team::Real;
@@ -15,16 +22,32 @@ struct StageProduct {
   i64 ld_in;        // scalars of an input pixel
   i64 ld;           // of an output pixel
   i64 ld_gradient;  // of a pixel of the input's gradient
+  bool in_tiles;    // a convolution of many pixels, in Winograd's form
 
-  // The network's own input is read element by element, so its pixels need no padding.
-  StageProduct(const Stage& stage, bool first)
+  // The network's own input is read element by element, so its pixels need no padding. samples: that
+  // pass through it; 0 where nobody can say, and nothing goes in tiles.
+  StageProduct(const Stage& stage, bool first, i64 samples = 0)
       : s(stage), ld_in(first && stage.product == ProductKind::Dense ? stage.in_c
                                                                      : Team::stride(stage.in_c)),
-        ld(Team::stride(stage.c)), ld_gradient(Team::stride(stage.in_c)) {}
+        ld(Team::stride(stage.c)), ld_gradient(Team::stride(stage.in_c)),
+        in_tiles(may_go_in_tiles() && samples * s.h * s.w >= least_pixels()) {}
 
   i64 taps() const { return s.kernel[0] * s.kernel[1]; }
   bool any() const { return s.product != ProductKind::None; }
   bool moves() const { return any() && !scales(); }  // a kernel over the pixels
+  // Tiles of 2 x 2 pixels gain where most of them are whole, and there are channels to add up.
+  bool may_go_in_tiles() const {
+    constexpr i64 least_channels = 32, least_side = 4;
+    for (int axis = 0; axis < 2; ++axis)
+      if (s.kernel[axis] != 3 || s.stride[axis] != 1 || s.dilation[axis] != 1) return false;
+    return is_dense() && ld_in % W == 0 && s.in_c >= least_channels && s.c >= least_channels &&
+           s.h >= least_side && s.w >= least_side;
+  }
+  // As long as they take to turn the weights, of which those beyond the second-level cache take longer.
+  i64 least_pixels() const {
+    return i64(sizeof(R)) * filter_size() <= i64(1) << 20 ? 80 : 200;
+  }
+  bool turns() const { return transposes() || in_tiles; }  // weights have a form of their own in forward()
   bool is_dense() const { return s.product == ProductKind::Dense; }
   bool spreads() const { return s.product == ProductKind::Spread; }
   bool transposes() const { return s.product == ProductKind::Transposed || spreads(); }
@@ -40,7 +63,12 @@ struct StageProduct {
   i64 flipped_size() const {
     if (scales()) return scale().parameters();
     if (transposes()) return taps() * larger(s.in_c * ld, s.c * ld_gradient);
-    return any() ? taps() * outputs() * ld_gradient : 0;
+    const i64 flipped = any() ? taps() * outputs() * ld_gradient : 0;
+    return may_go_in_tiles() ? tile_numbers * larger(s.in_c * ld, s.c * ld_gradient) : flipped;
+  }
+  i64 tile_room() const {
+    if (!may_go_in_tiles()) return 0;
+    return FASTMETA_ISA::tile_room<R>(larger(larger(ld_in, ld_gradient), ld), s.in_c, ld);
   }
 
   // ---- images -----------------------------------------------------------------------------------
@@ -113,26 +141,30 @@ struct StageProduct {
 
   // What weights are to be in forward() where that is not how they lie.
   void turn(R* to, const R* w) const {
+    if (in_tiles) return put_weight_tiles(to, w, inputs() * ld);
     mirrored([&](const auto& m) { m.flip(to, w); });
   }
 
   // count 0: biases alone, of what has whole ones
   void forward(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out,
-               const R* bias, Term<R>* terms) const {
+               const R* bias, const Room<R>& room) const {
     if (scales()) return scale_sum(sums, count, samples, out, bias);
-    if (transposes()) return transposed(sums, count, samples, out, bias, terms);
-    if (grouped()) return correlate_in_groups(channels(), sums, count, sweep(samples), out, bias, terms);
+    if (transposes()) return transposed(sums, count, samples, out, bias, room);
+    if (grouped())
+      return correlate_in_groups(channels(), sums, count, sweep(samples), out, bias, room.terms);
+    if (in_tiles) return correlate_in_tiles(sums, count, sweep(samples), out, bias, ld / W, room.tiles);
     Target<R> target{nullptr, 0};
     if (bias) target.finish = Finish::Bias, target.row = bias;
-    correlate(sums, count, sweep(samples), out, target, ld / W, terms);
+    correlate(sums, count, sweep(samples), out, target, ld / W, room.terms);
   }
 
-  void add_weight_gradient(const Outer<R>* sums, int count, i64 samples, R* to, Term<R>* terms) const {
-    weight_gradient(sums, count, samples, {to, ld, Finish::Add}, terms);
+  void add_weight_gradient(const Outer<R>* sums, int count, i64 samples, R* to,
+                           const Room<R>& room) const {
+    weight_gradient(sums, count, samples, {to, ld, Finish::Add}, room);
   }
   // Anything but Add is for what is dense.
   void weight_gradient(const Outer<R>* sums, int count, i64 samples, const Target<R>& to,
-                       Term<R>* terms) const {
+                       const Room<R>& room) const {
     if (scales()) {
       for (int i = 0; i < count; ++i) scale().add_gradient(samples, to.c, sums[i].g.p, sums[i].in.p);
       return;
@@ -140,11 +172,14 @@ struct StageProduct {
     if (transposes()) {
       Outer<R> turned[2];
       for (int i = 0; i < count; ++i) turned[i] = {sums[i].g, sums[i].in};
-      return mirrored([&](const auto& m) { m.add_weight_gradient(turned, count, samples, to.c, terms); });
+      return mirrored([&](const auto& m) { m.add_weight_gradient(turned, count, samples, to.c, room); });
     }
     if (grouped())
-      return correlate_weights_in_groups(channels(), sums, count, sweep(samples), to.c, filter(nullptr), terms);
-    correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, terms);
+      return correlate_weights_in_groups(channels(), sums, count, sweep(samples), to.c, filter(nullptr),
+                                         room.terms);
+    if (in_tiles)
+      return correlate_weights_in_tiles(sums, count, sweep(samples), to, inputs(), ld / W, room.tiles);
+    correlate_weights(sums, count, sweep(samples), to, filter(nullptr), ld / W, room.terms);
   }
 
   // to += the sum over samples and pixels, or over what shares a bias.
@@ -167,6 +202,13 @@ struct StageProduct {
   void flip(R* to, const R* w) const {
     if (scales()) return Team::copy(to, w, flipped_size());
     if (transposes()) return Team::copy(to, w, taps() * s.c * ld_gradient);
+    if (!in_tiles) return flip_taps(to, w);
+    const i64 size = s.c * ld_gradient;
+    R* const taps_at = to + (tile_numbers - taps()) * size;
+    flip_taps(taps_at, w);
+    put_weight_tiles(to, taps_at, size);
+  }
+  void flip_taps(R* to, const R* w) const {
     each_phase([&](const Phase& py, i64, const Phase& px, i64) {
       for (i64 r = py.taps - 1; r >= 0; --r)
         for (i64 c = px.taps - 1; c >= 0; --c, to += outputs() * ld_gradient) {
@@ -178,7 +220,7 @@ struct StageProduct {
 
   // The gradient of the input: the sum of the output's gradients with each its flipped weights.
   void input_gradient(const Images<R>* gradients, R* const* flipped, int count, i64 n,
-                      const Images<R>& out, Term<R>* terms) const {
+                      const Images<R>& out, const Room<R>& room) const {
     if (scales()) {
       for (int i = 0; i < count; ++i)
         scale().add_products(n, out.p, gradients[i].p, flipped[i], i > 0);
@@ -188,7 +230,7 @@ struct StageProduct {
       mirrored([&](const auto& m) {
         Correlated<R> sums[2];
         for (int i = 0; i < count; ++i) sums[i] = {gradients[i], m.filter(flipped[i])};
-        m.forward(sums, count, n, out, nullptr, terms);
+        m.forward(sums, count, n, out, nullptr, room);
       });
       return;
     }
@@ -202,8 +244,9 @@ struct StageProduct {
         sums[i] = {gradients[i], {flipped[i] + offset, py.taps, px.taps, outputs(), ld_gradient}};
       const Sweep phase{n,        py.count, px.count, {1, 1}, {py.first, px.first},
                         {py.apart, px.apart}};
-      if (grouped()) correlate_in_groups<R>(channels().turned(), sums, count, phase, part, nullptr, terms);
-      else correlate(sums, count, phase, part, {nullptr, 0}, ld_gradient / W, terms);
+      if (grouped()) correlate_in_groups<R>(channels().turned(), sums, count, phase, part, nullptr, room.terms);
+      else if (in_tiles) correlate_in_tiles<R>(sums, count, phase, part, nullptr, ld_gradient / W, room.tiles);
+      else correlate(sums, count, phase, part, {nullptr, 0}, ld_gradient / W, room.terms);
       offset += py.taps * px.taps * outputs() * ld_gradient;
     });
   }
@@ -242,13 +285,13 @@ struct StageProduct {
   }
 
   void transposed(const Correlated<R>* sums, int count, i64 samples, const Images<R>& out, const R* bias,
-                  Term<R>* terms) const {
+                  const Room<R>& room) const {
     if (!count) return scale().fill(samples, out.p, bias);
     Images<R> from[2];
     R* weights[2];
     for (int i = 0; i < count; ++i)
       from[i] = sums[i].in, weights[i] = const_cast<R*>(sums[i].filter.w);
-    mirrored([&](const auto& m) { m.input_gradient(from, weights, count, samples, out, terms); });
+    mirrored([&](const auto& m) { m.input_gradient(from, weights, count, samples, out, room); });
     for (i64 p = 0; bias && p < samples * s.h * s.w; ++p) {
       const R* own = spreads() ? bias + p % (s.h * s.w) * ld : bias;
       for (i64 v = 0; v < ld; v += W) store(out.p + p * ld + v, load(out.p + p * ld + v) + load(own + v));

@@ -23,14 +23,14 @@ class StageState {
   R* g(int m) { return at(plan_.branches(m) ? plan_.branch_g_at[m + 1] : plan_.g_at[side_]); }
   R* rg(int m) { return at(plan_.branches(m) ? plan_.branch_rg_at[m + 1] : plan_.rg_at[side_]); }
   R* work(i64 worker, i64 offset) const { return crew_.template scratch<R>(worker) + offset; }
-  Term<R>* terms(i64 worker) const {
-    return reinterpret_cast<Term<R>*>(work(worker, plan_.terms_at));
+  Room<R> room(i64 worker) const {
+    return {reinterpret_cast<Term<R>*>(work(worker, plan_.terms_at)), work(worker, plan_.tiles_at)};
   }
   R* z(int l, i64 sample) const { return values_ + plan_.z_at[l] + sample * plan_.z_size(l); }
   R* rz(int l, i64 sample) const { return scratch_ + (plan_.rz_at[l]) + sample * plan_.z_size(l); }
   bool normed(int l) const { return plan_.stage(l).norm != NormKind::None; }
   i64 out_size(int l) const { return plan_.out_size(l); }
-  StageProduct<Team> product(int l) const { return plan_.product(l); }
+  StageProduct<Team> product(int l) const { return plan_.product(l, n_); }
   // f(the tail of stage l)
   template <class F>
   void with_tail(int l, i64 worker, F f) const {
