@@ -317,7 +317,11 @@ class Tail {
     else
       each_window(b, [&](const Window& w, i64 oy, i64 ox, i64 v) {
         V sum{};
-        each_place(w, v, [&](i64 i) { sum += load(taken + i); });
+        for (i64 y = w.y; y < w.y_end; ++y) {  // line by line: one running sum loses more
+          V line{};
+          for (i64 x = w.x; x < w.x_end; ++x) line += load(taken + y * row() + x * ld_ + v);
+          sum += line;
+        }
         store(out.at(0, oy, ox) + v, sum * share());
       });
   }

@@ -268,6 +268,25 @@ Case<double> make_large(unsigned seed, NormKind norm, Windows pool, i64 tasks) {
   });
 }
 
+// Of channels enough for tiles (cpu/correlation_in_tiles.h), and of pixels in some: in the support, in the
+// query, or in both.
+Case<double> make_in_tiles(unsigned seed, i64 tasks) {
+  return make_case(seed, LossKind::CrossEntropy, tasks, [&](Case<double>& c, Random& random) {
+    c.support_n = 1 + random.below(7), c.query_n = 1 + random.below(7);
+    const auto border = [&] { return Windows{3, 1, random.below(3), random.below(3)}; };
+    const i64 side = 4 + random.below(5);
+    Stage s = stage_of(random.one_of({32, 48}), side, side + random.below(2));
+    for (i64 channels : {random.one_of({33, 40}), i64(32)}) {
+      add_product(c, random, s, channels, {border(), border()});
+      add_norm(c, random, s, NormKind(random.below(4)));
+      add_activation(s, ActivationKind::Tanh);
+      append(c, s);
+      s = stage_after(c.stages.back());
+    }
+    add_any(c, random, 1, s, ActivationKind::Tanh);
+  });
+}
+
 // ---- residuals ----------------------------------------------------------------------------------
 
 // Keeps the size, so that it can be added to its input.
@@ -379,6 +398,13 @@ void check_residual(const Variant& variant) {
   }
 }
 
+void check_in_tiles(const Variant& variant) {
+  for (unsigned seed = 1; seed <= 8 / every; ++seed) {
+    const auto c = make_in_tiles(seed, 1 + seed % 2);
+    check_case(variant, c, std::string(variant.name) + ", in tiles, seed " + std::to_string(seed));
+  }
+}
+
 void check_headed(const Variant& variant) {
   for (unsigned seed = 1; seed <= 32 / every; ++seed) {
     const auto c = make_headed(seed, LossKind(seed % (int(LossKind::Program) + 1)), 1 + seed % 3);
@@ -451,6 +477,7 @@ int main() {
     if (!v->runs_here()) continue;
     check_any(*v);
     check_residual(*v);
+    check_in_tiles(*v);
     check_headed(*v);
     check_common(*v);
     check_moments(*v);
