@@ -112,18 +112,20 @@ void put_filter(const Product& p, Real* to, const Real* weight) {
 class Filters {
  public:
   Filters(const Product& p, const Convolution<Real>& c, bool flipped)
-      : size_(round_up(flipped ? p.flipped_size() : p.filter_size(), 64)),
+      : size_(round_up(flipped || p.turns() ? p.flipped_size() : p.filter_size(), 64)),
         task_(c.weight_task ? size_ : 0),
         memory_(i64(sizeof(Real)) * size_ * (c.weight_task ? c.tasks : 1)) {
+    const bool as_they_lie = !flipped && !p.turns();
     const i64 own = c.weight_task ? c.tasks : 1;
     const i64 plain = round_up(p.filter_size(), 64);
-    const Memory scratch(i64(sizeof(Real)) * (flipped ? plain * c.threads : 0));
+    const Memory scratch(i64(sizeof(Real)) * (as_they_lie ? 0 : plain * c.threads));
     parallel(own, c.threads, [&](i64 worker, i64 t) {
       const Real* weight = c.weight + t * c.weight_task;
-      if (!flipped) return put_filter(p, at(t * (c.weight_task ? 1 : 0)), weight);
+      if (as_they_lie) return put_filter(p, at(t), weight);
       Real* filter = static_cast<Real*>(scratch.data()) + worker * plain;
       put_filter(p, filter, weight);
-      p.flip(at(t), filter);
+      if (flipped) p.flip(at(t), filter);
+      else p.turn(at(t), filter);
     });
   }
   Real* at(i64 task) const { return static_cast<Real*>(memory_.data()) + task * task_; }
@@ -133,28 +135,32 @@ class Filters {
   Memory memory_;
 };
 
-// The scratch of every worker: two sets of images, a row, and terms.
+// The scratch of every worker: two sets of images, a row, and what products need.
 class Scratch {
  public:
-  Scratch(const Convolution<Real>& c, i64 a, i64 b, i64 terms)
-      : a_(round_up(a, 64)), b_(round_up(b, 64)),
-        size_(a_ + b_ + round_up(terms * i64(sizeof(Term<Real>)) / i64(sizeof(Real)), 64)),
+  Scratch(const Convolution<Real>& c, i64 a, i64 b, const Product& p, i64 chunk)
+      : a_(round_up(a, 64)), b_(round_up(b, 64)), terms_(terms_of(p, chunk)),
+        size_(a_ + b_ + terms_ + round_up(p.tile_room(), 64)),
         memory_(i64(sizeof(Real)) * size_ * c.threads) {}
   Real* a(i64 worker) const { return static_cast<Real*>(memory_.data()) + worker * size_; }
   Real* b(i64 worker) const { return a(worker) + a_; }
   Room<Real> room(i64 worker) const {
-    return {reinterpret_cast<Term<Real>*>(b(worker) + b_), nullptr};
+    return {reinterpret_cast<Term<Real>*>(b(worker) + b_), b(worker) + b_ + terms_};
   }
 
  private:
-  i64 a_, b_, size_;
+  static i64 terms_of(const Product& p, i64 chunk) {
+    return round_up(p.count_terms(chunk) * i64(sizeof(Term<Real>)) / i64(sizeof(Real)), 64);
+  }
+
+  i64 a_, b_, terms_, size_;
   Memory memory_;
 };
 
 void forward(const Product& p, const Convolution<Real>& c) {
   const i64 chunks = p.chunks(c.samples), most = p.largest_chunk(c.samples);
   const Filters filters(p, c, false);
-  const Scratch scratch(c, most * p.x_size(), most * p.z_size() + p.ld, p.count_terms(most));
+  const Scratch scratch(c, most * p.x_size(), most * p.z_size() + p.ld, p, most);
   const bool in_place = direct(c.y, p.s.c);
   parallel(c.tasks * chunks, c.threads, [&](i64 worker, i64 i) {
     const Chunk chunk = chunk_of(c, chunks, i);
@@ -177,7 +183,7 @@ void forward(const Product& p, const Convolution<Real>& c) {
 void input_gradient(const Product& p, const Convolution<Real>& c) {
   const i64 chunks = p.chunks(c.samples), most = p.largest_chunk(c.samples);
   const Filters filters(p, c, true);
-  const Scratch scratch(c, most * p.gz_size(), most * p.in_size(), p.count_terms(most));
+  const Scratch scratch(c, most * p.gz_size(), most * p.in_size(), p, most);
   const bool in_place = direct(c.x, p.s.in_c);
   parallel(c.tasks * chunks, c.threads, [&](i64 worker, i64 i) {
     const Chunk chunk = chunk_of(c, chunks, i);
@@ -194,7 +200,7 @@ void input_gradient(const Product& p, const Convolution<Real>& c) {
 void weight_gradient(const Product& p, const Convolution<Real>& c) {
   const i64 chunks = p.chunks(c.samples), runs = p.runs(c.samples), most = p.largest_chunk(c.samples);
   const i64 size = p.filter_size(), taps = p.taps(), C = p.s.in_c;
-  const Scratch scratch(c, most * p.x_size(), most * p.gz_size(), p.count_terms(most));
+  const Scratch scratch(c, most * p.x_size(), most * p.gz_size(), p, most);
   const Memory sums(i64(sizeof(Real)) * c.tasks * runs * size);
   const auto sum_of = [&](i64 task, i64 run) {
     return static_cast<Real*>(sums.data()) + (task * runs + run) * size;
@@ -227,7 +233,8 @@ void weight_gradient(const Product& p, const Convolution<Real>& c) {
 }  // namespace
 
 void convolve(const Convolution<Real>& c) {
-  const Product p(c.shape, true);
+  const bool narrow = c.shape.in_c < least_channels_in_tiles;  // more than what fills a vector up
+  const Product p(c.shape, narrow, c.samples);
   switch (c.form) {
     case ConvolutionForm::Forward:
       return forward(p, c);

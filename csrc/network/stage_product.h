@@ -6,6 +6,8 @@
 
 namespace fastmeta::FASTMETA_ISA {
 
+constexpr i64 least_channels_in_tiles = 32;
+
 // Scratch of the products of one worker.
 template <class R>
 struct Room {
@@ -37,7 +39,7 @@ struct StageProduct {
   bool moves() const { return any() && !scales(); }  // a kernel over the pixels
   // Tiles of 2 x 2 pixels gain where most of them are whole, and there are channels to add up.
   bool may_go_in_tiles() const {
-    constexpr i64 least_channels = 32, least_side = 4;
+    constexpr i64 least_channels = least_channels_in_tiles, least_side = 4;
     for (int axis = 0; axis < 2; ++axis)
       if (s.kernel[axis] != 3 || s.stride[axis] != 1 || s.dilation[axis] != 1) return false;
     return is_dense() && ld_in % W == 0 && s.in_c >= least_channels && s.c >= least_channels &&

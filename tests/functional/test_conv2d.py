@@ -239,3 +239,30 @@ def test_kernels_over_a_whole_side(kernel, padding, stride, channels, shared):
 
     for a, b in zip(derivatives(fmF.conv2d), derivatives(one_by_one), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shared", [(), ("weight", "bias")])
+@pytest.mark.parametrize("padding", [0, 1, (2, 0)])
+@pytest.mark.parametrize("image", [(4, 4), (7, 9), (16, 6)])
+@pytest.mark.parametrize("channels, outputs", [(32, 32), (40, 33), (64, 48)])
+def test_channels_enough_for_tiles(channels, outputs, image, padding, shared):
+    """csrc/cpu/correlation_in_tiles.h, and the derivatives through its derivatives."""
+    size = {"s": 6, "c": channels, "o": outputs, "image": image, "kernel": (3, 3)}
+    x, weight, bias = problem(shared, **size)
+
+    def derivatives(run):
+        y = run(x, weight, bias, 1, padding)
+        first = torch.autograd.grad(y.sin().sum(), (x, weight, bias), create_graph=True)
+        total = first[0].cos().sum() + first[1].sin().sum()
+        return [y, *first, *torch.autograd.grad(total, (x, weight))]
+
+    for ours, right in zip(derivatives(fmF.conv2d), derivatives(one_by_one), strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def test_channels_last_of_channels_enough_for_tiles():
+    x, weight, bias = problem(s=5, c=48, o=32, image=(9, 8), kernel=(3, 3))
+    turned = x.detach().permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(
+        fmF.conv2d(turned, weight, bias, 1, 1), one_by_one(x, weight, bias, 1, 1)
+    )
