@@ -47,6 +47,24 @@ def unlike_conv4(blocks: str) -> Workload:
     return _conv4(name, "beside-conv4", (1, 28, 28), 32, 8, 5, 5, 25, blocks)
 
 
+def residual() -> Workload:
+    """ResNet-12 as wide as in TADAM (Oreshkin et al. 2018), on images as large as CIFAR-FS's."""
+    return Workload(
+        name="resnet12-T2-K2-S5-Q15",
+        family="resnet12",
+        sizes=(64 << BLOCKS - 1, 5),
+        activation="relu",
+        loss="cross_entropy",
+        tasks=2,
+        support=5,
+        query=15,
+        steps=2,
+        image=(3, 32, 32),
+        filters=64,
+        blocks="residual",
+    )
+
+
 def _conv4(
     name: str, family: str, image: tuple[int, int, int], filters: int,
     tasks: int, steps: int, support: int, query: int, blocks: str = "",
@@ -106,6 +124,7 @@ WORKLOADS: dict[str, Workload] = {
         head(features=1600),
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),
         *map(unlike_conv4, BESIDE_CONV4),
+        residual(),
         mini_imagenet(tasks=4),
         mini_imagenet(tasks=1),
         *LARGE,

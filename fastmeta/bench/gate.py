@@ -24,7 +24,7 @@ COARSE_GRADIENT, COARSE_LOSS = 0.2, 1e-2
 ZERO = 1e-10
 LOOPED_TASKS = 64
 CHUNK, GPU_CHUNK = 256, 8192
-FEW_PIXELS = 28
+FEW_PIXELS, FEWEST_PIXELS = 28, 1 << BLOCKS  # for Conv4, and for what decides more often
 DRAWS = 6
 
 
@@ -85,11 +85,13 @@ def judge(
 
 def _few_samples(workload: Workload) -> Workload:
     channels, size, _ = workload.image
-    size = min(size, FEW_PIXELS)
+    residual = workload.blocks == "residual"
+    size = min(size, FEWEST_PIXELS if residual else FEW_PIXELS)
+    features = workload.filters * (size >> BLOCKS) ** 2
     return replace(
         workload,
         name="few-samples",
-        sizes=(workload.filters * (size >> BLOCKS) ** 2, *workload.sizes[1:]),
+        sizes=workload.sizes if residual else (features, *workload.sizes[1:]),
         image=(channels, size, size),
         tasks=min(workload.tasks, 2),
         support=5,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta.bench.device import CPU
-from fastmeta.models import conv4
+from fastmeta.models import conv4, resnet12
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -58,7 +58,7 @@ class Workload:
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
     hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
-    blocks: str = ""  # how it differs from Conv4: one of BESIDE_CONV4
+    blocks: str = ""  # how it differs from Conv4: one of BESIDE_CONV4, or "residual"
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -67,12 +67,14 @@ class Workload:
 
     @property
     def convolutions(self) -> list[Convolution]:
-        """Those of Conv4; none without images."""
+        """Those of the blocks; none without images."""
         if not self.image:
             return []
         channels, *size = self.image
-        inputs = [channels] + [self.filters] * (BLOCKS - 1)
         pixels = [math.prod(n >> halved for n in size) for halved in range(BLOCKS)]
+        if self.blocks == "residual":
+            return _of_residual_blocks(channels, self.widths, pixels)
+        inputs = [channels] + [self.filters] * (BLOCKS - 1)
         whole = [Convolution(i, self.filters, n) for i, n in zip(inputs, pixels, strict=True)]
         if self.blocks not in SEPARABLE:
             return whole
@@ -82,6 +84,11 @@ class Workload:
             for n in pixels[1:]
         ]
         return [whole[0], *(convolution for pair in apart for convolution in pair)]
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels after each residual block."""
+        return [self.filters << block for block in range(BLOCKS)]
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -186,7 +193,21 @@ SEPARABLE = {"depthwise": 1, "grouped": 4}
 BESIDE_CONV4 = "excitation", *SEPARABLE, "cosine", "standardised", "film"
 
 
+def _of_residual_blocks(channels: int, widths: list[int], pixels: list[int]) -> list[Convolution]:
+    """Three in a row, and the shortcut."""
+    pairs = zip([channels, *widths[:-1]], widths, pixels, strict=True)
+    return [
+        convolution
+        for i, o, n in pairs
+        for convolution in (
+            Convolution(i, o, n), *[Convolution(o, o, n)] * 2, Convolution(i, o, n, taps=1)
+        )
+    ]  # fmt: skip
+
+
 def _unlike_conv4(workload: Workload) -> nn.Sequential:
+    if workload.blocks == "residual":
+        return resnet12(workload.sizes[-1], workload.image[0], workload.widths)
     modules: list[nn.Module] = []
     filters, inputs = workload.filters, workload.image[0]
     convolution = StandardisedConv2d if workload.blocks == "standardised" else nn.Conv2d

@@ -16,7 +16,7 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     own = iter(parameters)
     for block in range(BLOCKS if workload.image else 0):
         x = _block(workload.blocks, own, x, block == 0)
-    x = x.reshape(len(x), -1)
+    x = x.mean((2, 3)) if workload.blocks == "residual" else x.reshape(len(x), -1)
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh, "elu": jax.nn.elu}[workload.activation]
     if workload.blocks == "cosine":
         return _cross_entropy(10 * _unit(x) @ _unit(next(own)).T, y)
@@ -56,10 +56,41 @@ def _unit(rows: Any) -> Any:
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def _normed(x: Any, own: Iterator[Any]) -> Any:
+    import jax
+
+    scale, shift = (next(own)[:, None, None] for _ in range(2))
+    centred = x - x.mean((0, 2, 3), keepdims=True)
+    variance = (centred**2).mean((0, 2, 3), keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * scale + shift
+
+
+def _pooled(x: Any) -> Any:
+    samples, channels, height, width = x.shape
+    x = x[:, :, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(samples, channels, height // 2, 2, width // 2, 2).max((3, 5))
+
+
+def _residual_block(own: Iterator[Any], x: Any) -> Any:
+    import jax
+
+    def convolved(x: Any) -> Any:
+        y = jax.lax.conv_general_dilated(x, next(own), (1, 1), "SAME")
+        return _normed(y, own)
+
+    given = x
+    for _ in range(2):
+        x = jax.nn.leaky_relu(convolved(x), 0.1)
+    return _pooled(jax.nn.leaky_relu(convolved(x) + convolved(given), 0.1))
+
+
 def _block(kind: str, own: Iterator[Any], x: Any, first: bool) -> Any:
     """Channels first and pooling by `max` are faster here than channels last or reduce_window."""
     import jax
     import jax.numpy as jnp
+
+    if kind == "residual":
+        return _residual_block(own, x)
 
     def convolved(x: Any, groups: int = 1) -> Any:
         weight, bias = next(own), next(own)
@@ -76,18 +107,12 @@ def _block(kind: str, own: Iterator[Any], x: Any, first: bool) -> Any:
         x = convolved(convolved(x, x.shape[1] // SEPARABLE[kind]))
     else:
         x = convolved(x)
-    scale, shift = (next(own)[:, None, None] for _ in range(2))
-    centred = x - x.mean((0, 2, 3), keepdims=True)
-    variance = (centred**2).mean((0, 2, 3), keepdims=True)
-    x = centred * jax.lax.rsqrt(variance + 1e-5) * scale + shift
+    x = _normed(x, own)
     if kind == "film":
         context, weight, bias = next(own), next(own), next(own)
         scale, shift = jnp.split((weight @ context + bias)[:, None, None], 2)
         x = x * scale + shift
-    x = jax.nn.relu(x)
-    samples, channels, height, width = x.shape
-    x = x[:, :, : height // 2 * 2, : width // 2 * 2]
-    x = x.reshape(samples, channels, height // 2, 2, width // 2, 2).max((3, 5))
+    x = _pooled(jax.nn.relu(x))
     if kind == "excitation":
         squeezed = jax.nn.relu(x.mean((2, 3)) @ next(own).T + next(own))
         x = x * jax.nn.sigmoid(squeezed @ next(own).T + next(own))[:, :, None, None]

@@ -38,7 +38,7 @@ def task_loss(
     own = iter(parameters)
     for block in range(BLOCKS if workload.image else 0):
         x = _block(workload.blocks, own, x, norm, block == 0)
-    x = x.flatten(1)
+    x = x.mean((2, 3)) if workload.blocks == "residual" else x.flatten(1)
     if workload.blocks == "cosine":
         predictions = 10 * F.linear(F.normalize(x, dim=1), F.normalize(next(own), dim=1))
     else:
@@ -46,7 +46,19 @@ def task_loss(
     return LOSSES[workload.loss](predictions, y)
 
 
+def _residual_block(own: Iterator[Tensor], x: Tensor, norm: Norm) -> Tensor:
+    given = x
+    for _ in range(2):
+        x = norm(F.conv2d(x, next(own), padding=1), next(own), next(own))
+        x = F.leaky_relu(x, 0.1)
+    x = norm(F.conv2d(x, next(own), padding=1), next(own), next(own))
+    x = x + norm(F.conv2d(given, next(own)), next(own), next(own))
+    return F.max_pool2d(F.leaky_relu(x, 0.1), 2)
+
+
 def _block(kind: str, own: Iterator[Tensor], x: Tensor, norm: Norm, first: bool) -> Tensor:
+    if kind == "residual":
+        return _residual_block(own, x, norm)
     if kind in SEPARABLE and not first:
         groups = x.shape[1] // SEPARABLE[kind]
         x = F.conv2d(x, next(own), next(own), padding=1, groups=groups)
