@@ -221,6 +221,25 @@ i64 tile_room(i64 widest, i64 depth, i64 ld) {
   return tile_numbers * (4 * TilePlanes<R>::size(widest) + depth * ld);
 }
 
+// One of the sixteen products of a block: of sums of at most `deepest_cached` terms, which lose less than long ones.
+template <class R>
+void multiply_tiles(const Term<R>* terms, int n, R* to, i64 ld, i64 tiles, i64 vectors) {
+  const i64 depth = terms[0].depth, pieces = ceil_div(depth, deepest_cached);
+  Target<R> target{to, ld};
+  for (i64 piece = 0; piece < pieces; ++piece) {
+    const i64 begin = depth * piece / pieces, end = depth * (piece + 1) / pieces;
+    Term<R> some[2];
+    for (int i = 0; i < n; ++i) {
+      some[i] = terms[i];
+      some[i].a += begin * terms[i].a_k;
+      some[i].b += begin * terms[i].b_k;
+      some[i].depth = end - begin;
+    }
+    product_at_once<Broadcast>(some, n, target, tiles, vectors);
+    target.finish = Finish::Add;
+  }
+}
+
 // As correlate(): filters are [16][depth][ld], and what is to be added to a pixel is a bias.
 template <class R>
 void correlate_in_tiles(const Correlated<R>* sums, int n, const Sweep& s, const Images<R>& out, const R* bias,
@@ -238,7 +257,7 @@ void correlate_in_tiles(const Correlated<R>* sums, int n, const Sweep& s, const 
     }
     const TilePlanes<R> results(at, ld);
     for (i64 number = 0; number < tile_numbers; ++number) {
-      product<Broadcast>(terms, n, Target<R>{results.at(number, 0), ld}, tiles, vectors);
+      multiply_tiles(terms, n, results.at(number, 0), ld, tiles, vectors);
       for (int i = 0; i < n; ++i) {
         terms[i].a += TilePlanes<R>::size(sums[i].in.pixel);
         terms[i].b += sums[i].filter.depth * ld;

@@ -39,8 +39,14 @@ FASTMETA_INLINE void finish(const Target<R>& target, i64 m, i64 n, const Vec<R> 
   };
   switch (target.finish) {
     case Finish::Store:
-    case Finish::Bias:
       return each([&](int i, int j, i64) -> V { return acc[i][j]; });
+    case Finish::Bias: {  // last: a sum that began with it would round all its terms at its size
+      constexpr i64 width = Lane::template b_width<R>;
+      V bias[NR];
+#pragma GCC unroll 16
+      for (int j = 0; j < NR; ++j) bias[j] = Lane::column(target.row + (n + j) * width);
+      return each([&](int i, int j, i64) -> V { return bias[j] + acc[i][j]; });
+    }
     case Finish::Add:
       return each([&](int i, int j, i64 at) -> V {
         return load(c + at) + acc[i][j];

@@ -9,15 +9,12 @@ template <class Lane, int MR, int NR, class R>
 FASTMETA_INLINE void start(const Target<R>& target, i64 m, i64 n, Vec<R> (&acc)[MR][NR]) {
   using V = Vec<R>;
   constexpr int W = lanes<R>;
-  constexpr i64 width = Lane::template b_width<R>;
   const i64 c_n = std::is_same_v<Lane, Apart> ? target.c_n : W;
 #pragma GCC unroll 16
-  for (int j = 0; j < NR; ++j) {
-    const V first = target.finish == Finish::Bias ? Lane::column(target.row + (n + j) * width) : V{};
+  for (int j = 0; j < NR; ++j)
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
-      acc[i][j] = target.continues ? load(target.c + (m + i) * target.c_m + (n + j) * c_n) : first;
-  }
+      acc[i][j] = target.continues ? load(target.c + (m + i) * target.c_m + (n + j) * c_n) : V{};
 }
 
 template <class Lane, int MR, int NR, class R>
@@ -141,9 +138,9 @@ template <class Lane, class R>
 void product(const Term<R>* terms, int n_terms, const Target<R>& target, i64 m, i64 n) {
   const bool plain = target.finish == Finish::Store || target.finish == Finish::Bias;
   if (plain && goes_term_by_term<Lane>(terms, n_terms, m)) {
-    product<Lane>(terms, 1, target, m, n);
-    Target<R> then = target;
-    then.finish = Finish::Store, then.continues = true;
+    Target<R> first = target, then = target;
+    first.finish = Finish::Store, then.continues = true;
+    product<Lane>(terms, 1, first, m, n);
     return product<Lane>(terms + 1, 1, then, m, n);
   }
   constexpr int most_terms = 3;

@@ -298,7 +298,7 @@ class Tail {
       for (i64 x = w.x; x < w.x_end; ++x) f(y * row() + x * ld_ + v);
   }
   // Pixels outside of the image are in a mean as zeros.
-  R share() const { return R(1) / R(s_.window[0] * s_.window[1]); }
+  R pixels() const { return R(s_.window[0] * s_.window[1]); }
 
   // Of `taken`, what pooling `value` takes: its largest element's, or the mean.
   void pool(const Block& b, const R* value, const R* taken, const Images<R>& out) const {
@@ -322,7 +322,7 @@ class Tail {
           for (i64 x = w.x; x < w.x_end; ++x) line += load(taken + y * row() + x * ld_ + v);
           sum += line;
         }
-        store(out.at(0, oy, ox) + v, sum * share());
+        store(out.at(0, oy, ox) + v, sum / pixels());
       });
   }
 
@@ -347,7 +347,7 @@ class Tail {
       });
     else
       each_window(b, [&](const Window& w, i64 oy, i64 ox, i64 v) {
-        const V part = above(oy, ox, v) * share();
+        const V part = above(oy, ox, v) / pixels();
         each_place(w, v, [&](i64 i) { store(to + i, load(to + i) + part); });
       });
   }

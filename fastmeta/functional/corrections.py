@@ -20,11 +20,18 @@ __all__ = ["AsForOneTask", "Corrected", "OfTask"]
 
 _HOOKS = (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook, Tensor.retain_grad)
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_DEVICE = Tensor.device.__get__
+_CHECKPOINTS = "torch.utils.checkpoint"
 
 
 def _is_of_torch(caller: FrameType) -> bool:
     """PyTorch's own code, that of its counters and trackers, goes by what vmap says."""
     return str(caller.f_globals.get("__name__")).partition(".")[0] == "torch"
+
+
+def _is_of_checkpoints(caller: FrameType) -> bool:
+    """Any kind of them asks first where its arguments are."""
+    return caller.f_globals.get("__name__") == _CHECKPOINTS
 
 
 def _requires_grad(x: Tensor) -> bool:
@@ -54,27 +61,31 @@ class Corrected(TorchFunctionMode):
 
 
 class OfTask(Corrected):
-    """With a task's parameters, through which somebody will go back: a checkpoint, which would
+    """With a task's parameters, through which somebody may go back: a checkpoint, which would
     compute again with the module's own, is an error.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._outside = _saving_hooks()
+        self._outside, self._may_go_back = _saving_hooks(), torch.is_grad_enabled()
 
-    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        self.refuse_checkpoint()
-        return super().call(function, *args, **kwargs)
-
-    def refuse_checkpoint(self) -> None:
-        hooks = _saving_hooks()
-        if hooks is None or hooks == self._outside or not torch.is_grad_enabled():
-            return
-        if hooks[0].__module__ == "torch.utils.checkpoint":
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if self._may_go_back and (
+            (function == _DEVICE and _is_of_checkpoints(sys._getframe(1))) or self._saves_nothing()
+        ):
             raise RuntimeError(
                 "the forward calls torch.utils.checkpoint, which in the backward would run it "
                 "again with the module's own parameters in place of the task's: call it without"
             )
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def _saves_nothing(self) -> bool:
+        hooks = _saving_hooks()
+        if hooks is None or hooks == self._outside or not torch.is_grad_enabled():
+            return False
+        return bool(hooks[0].__module__ == _CHECKPOINTS)
 
 
 def _batch_norm(
@@ -141,10 +152,9 @@ class AsForOneTask(OfTask):
             raise
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        self.refuse_checkpoint()
         if function in _HOOKS:
             self.loses_hooks = True
-        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(3)):
+        if function == _REQUIRES_GRAD and not _is_of_torch(sys._getframe(4)):
             return _requires_grad(args[0])  # vmap has forgotten
         self._aliases.before(function, args, kwargs)
         result = _FOR_ONE_TASK.get(function, function)(*args, **kwargs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastmeta.functional.forward import call_module, module_lock
 from fastmeta.functional.losses import task_loss
@@ -222,9 +223,15 @@ def hidden_from_saved_tensor_hooks() -> AbstractContextManager[None]:
     """Hide a trial run from saved-tensor hooks: torch.utils.checkpoint counts saved tensors, and
     its second run makes no trial.
     """
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
         return nullcontext()
-    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    return saved_tensors_hooks(_detached, lambda tensor: tensor)
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """An operation that saves its result would hold itself, which no collector sees."""
+    with _disable_current_modes():  # whoever reads the forward need not see it
+        return tensor.detach()
 
 
 @contextmanager

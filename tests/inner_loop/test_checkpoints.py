@@ -33,6 +33,64 @@ def test_what_would_compute_again_with_other_parameters_is_refused(engine, branc
         meta(regression_tasks())
 
 
+class OfManySamples(nn.Module):
+    """Where the query alone passes through it, PyTorch says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        if len(x) > 5:
+            return checkpoint(self.second, h, use_reentrant=True)
+        return self.second(h)
+
+
+class Scaled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight):
+        return x * weight.sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad * weight.sum(), (grad * x).sum().expand(weight.shape)
+
+
+class OfAFunction(OfManySamples):
+    """No function of a tensor runs inside."""
+
+    def forward(self, x):
+        h = self.first(x)
+        h = checkpoint(lambda h: Scaled.apply(h, self.first.weight), h, use_reentrant=False)
+        return self.second(h)
+
+
+@pytest.mark.parametrize("model", [OfManySamples, OfAFunction])
+@pytest.mark.parametrize("engine", ["auto", "vmap", "reference"])
+def test_kinds_that_pytorch_says_nothing_of_are_refused(engine, model):
+    with pytest.raises(RuntimeError, match="the forward calls torch.utils.checkpoint"):
+        maml(model(), engine)(regression_tasks(s=4, q=7))
+
+
+@pytest.mark.parametrize("engine", ["vmap", "reference"])
+def test_hooks_of_saved_tensors_that_are_no_checkpoint_stay(engine):
+    class Stored(nn.Linear):
+        def forward(self, x):
+            with torch.autograd.graph.save_on_cpu():
+                return super().forward(x).tanh()
+
+    meta = maml(Stored(2, 2), engine)
+    assert_exact(meta, regression_tasks(), [*meta.parameters()])
+
+
 def test_forwards_of_many_tasks_refuse_it():
     model = Checkpointed()
     fast = {name: p.expand(3, *p.shape) for name, p in model.named_parameters()}
