@@ -3,7 +3,7 @@
 Counted in passes. One pass of a linear layer [S, I] x [O, I] is one matrix product, 2*S*I*O flops:
 x W^T, g W and g^T x are one pass each. So are a convolution, its input gradient and its weight
 gradient: 2*S*H*W*9*I*O flops for H*W pixels of output, the products with padding among them; with
-I = 1 where each channel is convolved by itself.
+I = 1 where each channel is convolved by itself; Winograd's form, which needs fewer, counts as much.
 Biases, norms, activations, pools, gates, losses and updates are not counted.
 
 With theta_k the fast weights, L the support loss, and one R-pass (Pearlmutter 1994; forward over
