@@ -1,5 +1,6 @@
 """Ways to know what is right: the reference backend and finite differences, in float64."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -49,6 +50,20 @@ def relative_error(values: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     scale = torch.stack([r.detach().norm() for r in right]).norm()
     errors = [(v.detach() - r.detach()).norm() for v, r in zip(values, right, strict=True)]
     return float(torch.stack(errors).max() / scale)
+
+
+def float32_error_ratio(model: nn.Module, tasks: fm.TaskBatch) -> float:
+    """The native kernels' error of the meta-gradient over that of plain PyTorch."""
+
+    def of(model: nn.Module, dtype: torch.dtype, backend: str) -> list[Tensor]:
+        meta = fm.MAML(model, inner_lr=0.1, inner_steps=2)
+        with fm.use_backend(backend):
+            found = gradients(meta, tasks.to(dtype=dtype), list(meta.parameters()))
+        return [gradient.double() for gradient in found]
+
+    right = of(copy.deepcopy(model).double(), DOUBLE, "reference")
+    ours, plain = of(model, torch.float32, "cpu"), of(model, torch.float32, "reference")
+    return relative_error(ours, right) / relative_error(plain, right)
 
 
 def assert_exact(meta: nn.Module, tasks: fm.TaskBatch, inputs=None, tolerance=1e-11) -> None:

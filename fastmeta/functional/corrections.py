@@ -73,7 +73,7 @@ class OfTask(Corrected):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if self._may_go_back and (
-            (function == _DEVICE and _is_of_checkpoints(sys._getframe(1))) or self._saves_nothing()
+            (function == _DEVICE and _is_of_checkpoints(sys._getframe(1))) or self._in_checkpoint()
         ):
             raise RuntimeError(
                 "the forward calls torch.utils.checkpoint, which in the backward would run it "
@@ -81,7 +81,7 @@ class OfTask(Corrected):
             )
         return super().__torch_function__(function, types, args, kwargs)
 
-    def _saves_nothing(self) -> bool:
+    def _in_checkpoint(self) -> bool:
         hooks = _saving_hooks()
         if hooks is None or hooks == self._outside or not torch.is_grad_enabled():
             return False
