@@ -132,7 +132,7 @@ class Chain {
   Network network() const {
     return {nodes_.data(), int(nodes_.size()), stages_.data(), int(stages_.size()),
             written_.empty() ? RowProgram{} : written_.program(), n_parameters_, loss_.kind(),
-            loss_.program()};
+            loss_.program(), loss_.places()};
   }
   int n_parameters() const { return n_parameters_; }
 

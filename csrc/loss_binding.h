@@ -1,4 +1,4 @@
-// Losses as Python hands them over: a name, or the program of a user's own.
+// Losses as Python hands them over: a name, labels at places, or the program of a user's own.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "row_program.h"
 
@@ -28,11 +29,27 @@ class Loss {
     require(rows_.last_width() == 1, "a loss is one number");
   }
 
+  // Cross-entropy at the places of a sample.
+  Loss(const LabelPlaces& places, const std::vector<double>& weights)
+      : kind_(LossKind::CrossEntropyAtPlaces), places_(places), weights_(weights) {
+    constexpr i64 most = i64(1) << 24;
+    require(places.classes > 0 && places.classes <= most && places.count > 0 && places.count <= most,
+            "classes and places must be positive, and at most 2^24");
+    require(weights.empty() || i64(weights.size()) == places.classes, "a weight a class");
+  }
+
   LossKind kind() const { return kind_; }
   RowProgram program() const { return rows_.program(adds_); }
+  LabelPlaces places() const {
+    LabelPlaces places = places_;
+    places.weights = weights_.empty() ? nullptr : weights_.data();
+    return places;
+  }
   void check_predictions(i64 outputs) const {
     require(rows_.empty() || rows_.width(0) == outputs,
             "the program's predictions are not those of the network");
+    require(places_.count == 0 || places_.classes * places_.count == outputs,
+            "the classes of all places are not the network's predictions");
   }
 
  private:
@@ -43,6 +60,8 @@ class Loss {
     throw std::invalid_argument("unknown loss: " + name);
   }
   LossKind kind_;
+  LabelPlaces places_{};
+  std::vector<double> weights_;  // of its classes
   Rows rows_;
   bool adds_ = false;
 };
@@ -51,7 +70,11 @@ class Loss {
 inline void bind_loss(py::module_& m) {
   py::class_<Loss>(m, "Loss", py::module_local())
       .def(py::init<const std::string&>())
-      .def(py::init<i64, i64, bool, const RowSteps&>());
+      .def(py::init<i64, i64, bool, const RowSteps&>())
+      .def(py::init([](i64 classes, i64 places, i64 ignored, bool classes_last,
+                       const std::vector<double>& weights) {
+        return Loss({classes, places, ignored, classes_last, nullptr}, weights);
+      }));
   py::implicitly_convertible<py::str, Loss>();
 }
 

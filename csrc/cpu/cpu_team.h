@@ -32,6 +32,7 @@ struct CpuTeam {
   static constexpr bool has_dual_form = false;      // of the first layer
   static constexpr bool has_lanes_along_inputs = false;  // of layers with few outputs
   static constexpr bool runs_programs = true;     // of losses, a vector of samples at a time
+  static constexpr bool takes_places = true;      // of labels
   static i64 program_scratch(const RowProgram& program, i64) { return 4 * program.size * lanes<R>; }
 
   static FASTMETA_INLINE const R* ones() { return all_ones<R>.v; }

@@ -16,6 +16,7 @@
 #include "correlation_in_tiles.h"
 #include "product_finish.h"
 #include "simd_math.h"
+#include "loss_at_places.h"
 #include "program_loss.h"
 //
 #include "../network/headed.h"

@@ -12,6 +12,7 @@
 #include "blend.h"
 //
 #include "simd_math.h"
+#include "loss_at_places.h"
 #include "program_loss.h"
 //
 #include "../network/row_passes.h"

@@ -48,7 +48,7 @@ struct BlockLayout {
   static constexpr i64 tasks = 1, element = 1;
   static constexpr bool transposes = false, reads_shared = false, shared_layout = false;
   static constexpr bool splits = true, keeps_away = true, keeps_values = false;
-  static constexpr bool sums_in_output = true, sums_in_place = true, runs_programs = false;
+  static constexpr bool sums_in_output = true, sums_in_place = true, runs_programs = false, takes_places = false;
 };
 
 }  // namespace fastmeta::cuda

@@ -67,7 +67,7 @@ int at(const R* p) {
 template <class R>
 struct Recorder : BlockLayout<R> {
   static constexpr bool shares = false, steps_by_one_rate = true, has_dual_form = false;
-  static constexpr bool has_lanes_along_inputs = false, runs_programs = true;
+  static constexpr bool has_lanes_along_inputs = false, runs_programs = true, takes_places = false;
 
   // Room for one column more, see Op::pad; an odd number of quads, see run_product.cuh.
   static i64 stride(i64 columns) { return 4 * (ceil_div(columns + 1, 4) | 1); }

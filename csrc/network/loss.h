@@ -133,7 +133,7 @@ FASTMETA_INLINE auto with_loss(LossKind kind, F&& f) {
       return f(CrossEntropy<Team>{});
     case LossKind::BinaryCrossEntropy:
       return f(BinaryCrossEntropy<Team>{});
-    case LossKind::Program:  // has no such form: see head.h
+    case LossKind::Program: case LossKind::CrossEntropyAtPlaces:  // of some teams: see head.h
       break;
   }
   __builtin_unreachable();

@@ -10,6 +10,8 @@ template <class Team, class Network>
 FASTMETA_BOTH i64 targets_of(const Network& network, i64 outputs) {
   if constexpr (Team::runs_programs)
     if (network.loss == LossKind::Program) return network.program.rows[1].width;
+  if constexpr (Team::takes_places)
+    if (network.loss == LossKind::CrossEntropyAtPlaces) return network.places.count;
   return outputs;
 }
 

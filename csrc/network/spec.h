@@ -14,7 +14,7 @@ enum class ActivationKind {
   Affine
 };
 constexpr int activation_kinds = int(ActivationKind::Affine) + 1;
-enum class LossKind { MeanSquaredError, CrossEntropy, BinaryCrossEntropy, Program };
+enum class LossKind { MeanSquaredError, CrossEntropy, BinaryCrossEntropy, Program, CrossEntropyAtPlaces };
 
 // One step of a chain. A Linear owns up to two parameter tensors: weight [O, I] and bias [O].
 struct Node {
@@ -119,6 +119,18 @@ struct RowProgram {
   bool adds;  // of a loss: whether the samples' losses are summed instead of averaged
 };
 
+// A label at each of `count` places of a sample, whose predictions are [classes, count], or [count, classes]
+// where the classes come last. Places whose label is `ignored` do not count; the others count by the weights
+// of their classes, or all alike.
+struct LabelPlaces {
+  i64 classes, count, ignored;
+  bool classes_last;
+  const double* weights;  // or nullptr
+  double weight(i64 label) const {
+    return label == ignored ? 0 : weights && 0 <= label && label < classes ? weights[label] : 1;
+  }
+};
+
 // A chain of nodes; with n_stages > 0 stages, each of which but the last has a reader; with written.n_rows
 // > 0 a forward that was written as arithmetic on rows, with both of what the last stage makes.
 struct Network {
@@ -130,6 +142,7 @@ struct Network {
   int n_parameters;
   LossKind loss;
   RowProgram program;  // where that is the loss
+  LabelPlaces places;  // where the loss has any
 };
 
 // A tensor in PyTorch's layout. task_stride 0: shared by all tasks.

@@ -76,11 +76,12 @@ class MAML(Learner):
             as `getattr` or `os.environ`, is as it was at the first one.
         inner_lr: rate of the inner steps, or where the learned rates start.
         inner_steps: 0 or more; a call can say otherwise.
-        loss: "cross_entropy", "mse", "bce" (or PyTorch's own with nothing set, such as
-            `F.cross_entropy`), or a callable (predictions [S, O], targets) -> scalar, with a third
-            argument `weight` [S] if padded tasks are to work. On a CPU the native kernels run a
-            function, method or module, too, if it is a mean or a sum over samples of what
-            arithmetic, PyTorch's losses and torch.distributions make of each sample's own
+        loss: "cross_entropy", of predictions [S, N] and labels [S] or, with a label at each place
+            of a sample, [S, N, P...] and [S, P...]; "mse", "bce" (or PyTorch's own with nothing
+            set, such as `F.cross_entropy`); or a callable (predictions [S, O], targets) -> scalar,
+            with a third argument `weight` [S] if padded tasks are to work. On a CPU the native
+            kernels run a function, method or module, too, if it is a mean or a sum over samples of
+            what arithmetic, PyTorch's losses and torch.distributions make of each sample's own
             predictions and targets; what it names may change between calls. Where PyTorch would
             refuse values there (a scale below 0, a sample outside of a support), the task's loss
             and gradients are NaN then; labels among floating targets, `y[:, 0].long()`, are checked
@@ -318,7 +319,7 @@ class MAML(Learner):
             if plan is None:
                 plan = self._plan_for(key, parameters, rates, tasks, steps, as_written)
         try:
-            check_labels(plan.loop, plan.outputs, tasks)
+            check_labels(plan.loop, plan.n_way, tasks)
         except ValueError as error:
             if not plan.renames_loss or isinstance(error, NoSuchClass):
                 raise
@@ -391,7 +392,7 @@ class MAML(Learner):
         inner, tasks = above(prefix, loop, parameters, tasks)
         choice = choose(loop, tasks, inner, rates, self.engine)
         loop.memory[_SIZES] = {tasks.support_x.shape[1]}
-        return Plan(loop, choice, prefix, found.outputs, rate_kinds(rates), renames_loss)
+        return Plan(loop, choice, prefix, found.n_way, rate_kinds(rates), renames_loss)
 
     def _loop(
         self, parameters: Mapping[str, Tensor], steps: int, targets: Tensor | None = None

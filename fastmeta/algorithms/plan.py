@@ -32,7 +32,7 @@ class Plan:
     loop: InnerLoop
     choice: Choice
     prefix: Prefix | None  # the layers below the inner loop, run once a batch
-    outputs: int
+    n_way: int
     rate_kinds: Any
     renames_loss: bool  # a function that writes it out goes by its name
 

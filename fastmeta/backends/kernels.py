@@ -30,7 +30,9 @@ class Kernels(NamedTuple):
 
     Attributes:
         chain: (layers, loss, number of parameters) -> the network.
-        loss: (predictions, targets, whether samples are added up, steps) -> a loss of one's own.
+        loss: (predictions, targets, whether samples are added up, steps) -> a loss of one's own;
+            (classes, places, ignored label, whether the classes come last, their weights) -> the
+            cross-entropy at places.
         call: (chain, ...) -> an inner loop on tensors of known shapes.
         forward: (call, like, addresses, keep, predictions, loss, fast) -> what backward needs.
         backward: (call, like, addresses, record, gradients ..., outputs ...) -> nothing.

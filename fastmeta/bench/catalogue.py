@@ -65,6 +65,24 @@ def residual() -> Workload:
     )
 
 
+def segmentation() -> Workload:
+    """A label of four for each pixel, by a U-Net of two resolutions."""
+    return Workload(
+        name="unet-T4-K3-S5-Q10",
+        family="unet",
+        sizes=(16, 4),
+        activation="relu",
+        loss="cross_entropy",
+        tasks=4,
+        support=5,
+        query=10,
+        steps=3,
+        image=(3, 32, 32),
+        filters=16,
+        blocks="unet",
+    )
+
+
 def _conv4(
     name: str, family: str, image: tuple[int, int, int], filters: int,
     tasks: int, steps: int, support: int, query: int, blocks: str = "",
@@ -125,6 +143,7 @@ WORKLOADS: dict[str, Workload] = {
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),
         *map(unlike_conv4, BESIDE_CONV4),
         residual(),
+        segmentation(),
         mini_imagenet(tasks=4),
         mini_imagenet(tasks=1),
         *LARGE,

@@ -58,7 +58,7 @@ class Workload:
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
     hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
-    blocks: str = ""  # how it differs from Conv4: one of BESIDE_CONV4, or "residual"
+    blocks: str = ""  # how it differs from Conv4: one of BESIDE_CONV4, "residual" or "unet"
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -71,6 +71,8 @@ class Workload:
         if not self.image:
             return []
         channels, *size = self.image
+        if self.blocks == "unet":
+            return _of_unet(channels, self.filters, self.sizes[-1], math.prod(size))
         pixels = [math.prod(n >> halved for n in size) for halved in range(BLOCKS)]
         if self.blocks == "residual":
             return _of_residual_blocks(channels, self.widths, pixels)
@@ -93,6 +95,8 @@ class Workload:
     @property
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of every linear layer."""
+        if self.blocks == "unet":
+            return []
         *hidden, outputs = self.sizes[1:]
         made = [n * (2 if self.hidden == "gated" else 1) for n in hidden]
         return list(zip(self.sizes[:-1], [*made, outputs], strict=True))
@@ -105,7 +109,7 @@ class Workload:
         of_blocks = sum((9 * c.inputs + 3) * c.outputs for c in self.convolutions)
         return of_blocks + sum((inputs + 1) * outputs for inputs, outputs in self.layers)
 
-    def module(self) -> nn.Sequential:
+    def module(self) -> nn.Module:
         """The network as an ordinary module, freshly initialised."""
         if self.blocks:
             return _unlike_conv4(self)
@@ -187,6 +191,29 @@ class CosineHead(nn.Module):
         return 10 * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
 
 
+class UNet(nn.Module):
+    """Scores of each pixel, by what is near and at half the resolution: Ronneberger et al. 2015."""
+
+    def __init__(self, channels: int, filters: int, classes: int) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(*_twice(channels, filters))
+        self.coarse = nn.Sequential(nn.MaxPool2d(2), *_twice(filters, 2 * filters))
+        self.up = nn.ConvTranspose2d(2 * filters, filters, 2, stride=2)
+        self.both = nn.Conv2d(2 * filters, filters, 3, padding=1)
+        self.head = nn.Conv2d(filters, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        return self.head(torch.relu(self.both(torch.cat([fine, self.up(self.coarse(fine))], 1))))
+
+
+def _twice(inputs: int, outputs: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU(),
+    ]  # fmt: skip
+
+
 # Channels in a group of the 3x3 convolutions, which 1x1 convolutions mix: Howard et al. 2017, and
 # Xie et al. 2017.
 SEPARABLE = {"depthwise": 1, "grouped": 4}
@@ -205,7 +232,20 @@ def _of_residual_blocks(channels: int, widths: list[int], pixels: list[int]) -> 
     ]  # fmt: skip
 
 
-def _unlike_conv4(workload: Workload) -> nn.Sequential:
+def _of_unet(channels: int, filters: int, classes: int, pixels: int) -> list[Convolution]:
+    """In the order of its parameters."""
+    wide, few = 2 * filters, pixels // 4
+    return [
+        Convolution(channels, filters, pixels), Convolution(filters, filters, pixels),
+        Convolution(filters, wide, few), Convolution(wide, wide, few),
+        Convolution(wide, filters, pixels, taps=1),  # of its four each pixel has one
+        Convolution(wide, filters, pixels), Convolution(filters, classes, pixels, taps=1),
+    ]  # fmt: skip
+
+
+def _unlike_conv4(workload: Workload) -> nn.Module:
+    if workload.blocks == "unet":
+        return UNet(workload.image[0], workload.filters, workload.sizes[-1])
     if workload.blocks == "residual":
         return resnet12(workload.sizes[-1], workload.image[0], workload.widths)
     modules: list[nn.Module] = []
@@ -246,7 +286,8 @@ class Problem:
     """A workload with its numbers: parameters by name and a batch of tasks.
 
     ``support_x`` [T, S, I] or images [T, S, C, H, W], ``query_x`` with Q for S; targets [T, S, O]
-    and [T, Q, O] for ``"mse"``, labels [T, S] and [T, Q] for ``"cross_entropy"``.
+    and [T, Q, O] for ``"mse"``, labels [T, S] and [T, Q] for ``"cross_entropy"``, of a U-Net
+    [T, S, H, W] and [T, Q, H, W].
     """
 
     workload: Workload
@@ -279,7 +320,7 @@ class Problem:
             query_y=self.query_y[kept],
         )
 
-    def module(self) -> nn.Sequential:
+    def module(self) -> nn.Module:
         """The network as an ordinary module with this problem's parameters (copied)."""
         module = self.workload.module().to(self.device, self.support_x.dtype)
         module.load_state_dict(self.parameters)
@@ -319,6 +360,8 @@ def _random_tasks(workload: Workload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples = (workload.tasks, workload.support + workload.query)
     outputs = workload.sizes[-1]
     x = torch.randn(*samples, *workload.sample)
+    if workload.blocks == "unet":
+        return _split(workload, x, torch.randint(outputs, (*samples, *workload.image[1:])))
     if workload.loss == "cross_entropy":
         return _split(workload, x, torch.arange(samples[1]).remainder(outputs).expand(samples))
     return _split(workload, x, torch.randn(*samples, outputs))

@@ -34,7 +34,8 @@ def hessian_vector_product(
         parameters: every parameter by name, [T, *shape], or [*shape] shared by all tasks. Of a
             shared one the Hessian is that of the sum of the tasks' losses.
         x: [T, S, ...].
-        y: [T, S] int64 labels for "cross_entropy", [T, S, O...] for "mse" and "bce".
+        y: int64 labels [T, S] or [T, S, P...] for "cross_entropy", of predictions [S, N] or
+            [S, N, P...]; [T, S, O...] for "mse" and "bce".
         vector: by name, shaped like `parameters[name]`.
         loss: "cross_entropy", "mse", "bce", or a callable (predictions [S, O], targets) -> scalar.
 

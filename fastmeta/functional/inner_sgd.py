@@ -36,7 +36,8 @@ def inner_sgd(
         parameters: every parameter by name, [T, *shape], or [*shape] shared by all tasks, whose
             gradient is then summed over them.
         support_x: [T, S, ...].
-        support_y: [T, S] int64 labels for "cross_entropy", [T, S, O...] for "mse" and "bce".
+        support_y: int64 labels [T, S] or [T, S, P...] for "cross_entropy", of predictions [S, N] or
+            [S, N, P...]; [T, S, O...] for "mse" and "bce".
         lr: one rate for all parameters, or tensors by the names of those that adapt, each
             [1 or steps, *s] with s broadcastable to the parameter's shape.
         steps: 0 or more.

@@ -31,11 +31,11 @@ Loss = str | Callable[..., Tensor]
 
 @traced_whole
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over the samples of each task.
+    """Mean cross-entropy over the samples of each task, and over their places.
 
     Args:
-        logits: [T, S, N], floating.
-        labels: [T, S], int64, in [0, N).
+        logits: [T, S, N], floating; or [T, S, N, P...] with a label at each place of a sample.
+        labels: [T, S] or [T, S, P...], int64, in [0, N).
         weight: [T, S], not negative; the mean becomes sum(weight * loss) / sum(weight).
 
     Returns:
@@ -49,16 +49,17 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
 
         torch.stack([F.cross_entropy(logits[t], labels[t]) for t in range(T)])
     """
-    if logits.dim() != 3 or labels.shape != logits.shape[:2]:
+    if logits.dim() < 3 or labels.shape != logits.shape[:2] + logits.shape[3:]:
         raise ValueError(
-            f"logits [T, S, N] and labels [T, S] do not fit: {_shape(logits)} and {_shape(labels)}"
+            f"logits [T, S, N, P...] and labels [T, S, P...] do not fit: {_shape(logits)} and "
+            f"{_shape(labels)}"
         )
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, not {labels.dtype}")
     if is_capturing(labels):
-        assert_later((labels >= 0) & (labels < logits.shape[-1]), "labels outside their classes")
+        assert_later((labels >= 0) & (labels < logits.shape[2]), "labels outside their classes")
     else:
-        _check_range(values_of(labels), logits.shape[-1])
+        _check_range(values_of(labels), logits.shape[2])
     _check_weight(weight, logits)
     return task_loss("cross_entropy", logits, labels, weight)
 
@@ -139,7 +140,8 @@ def named(loss: Loss, targets: Tensor | None = None) -> Loss:
     """The name of a loss that is PyTorch's own with nothing set, else the loss as it came.
 
     `F.cross_entropy` and `nn.CrossEntropyLoss()` are "cross_entropy" of targets [T, S] of class
-    labels; of class probabilities they have no name here. Nor have the other losses of targets that
+    labels; of class probabilities they have no name here, nor of labels at places, some of which
+    they may ignore. Nor have the other losses of targets that
     are whole numbers, which PyTorch's functions take.
     """
     if isinstance(loss, str):
@@ -224,7 +226,8 @@ def _weight_parameter(loss: Callable[..., Tensor]) -> inspect.Parameter | None:
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    return -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    picked = logits.log_softmax(2).gather(2, labels.unsqueeze(2)).squeeze(2)
+    return _mean_over_outputs(-picked)
 
 
 def _squared_errors(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fastmeta.functional.forward import GLOBAL_BACKWARD_HOOKS, module_lock
-from fastmeta.functional.loss_programs import Unreadable, read_loss, takes_labels
+from fastmeta.functional.loss_programs import (
+    CrossEntropyAtPlaces,
+    Unreadable,
+    classes_of,
+    read_loss,
+    takes_labels,
+)
 from fastmeta.functional.losses import Loss, takes_weight
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.inner_loop.probe import (
@@ -35,7 +41,7 @@ __all__ = [
 
 
 class Checked(NamedTuple):
-    outputs: int  # a sample: n_way for a classifier
+    n_way: int  # of labels, where the loss takes them
     loss: Loss  # by its name or as a program, where a function is one that can be read
     unread: str | None  # why it is none, as a sentence
     unfit: str | None  # why these tasks' labels are for the loss as it came all the same
@@ -58,11 +64,11 @@ def check_model(
         theta, predictions = _probed(loop, parameters, tasks)
         _check_task_dimension(loop, theta, tasks)
     check_targets(loop.loss, list(predictions.shape[1:]), "support_y", tasks.support_y)
-    check_labels(loop, predictions.shape[-1], tasks)
+    check_labels(loop, classes_of(loop.loss, predictions.shape[1:]), tasks)
     loss, unread = _as_read(loop.loss, predictions, tasks)
     unfit = None if loss is loop.loss else _unfit_labels(loss, predictions, tasks)
     _check_loss(loop, predictions, tasks)
-    return Checked(predictions.shape[-1], loss, unread, unfit)
+    return Checked(classes_of(loss, predictions.shape[1:]), loss, unread, unfit)
 
 
 def check_sizes(
@@ -147,7 +153,7 @@ def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> tuple[Los
 def _unfit_labels(read: Loss, predictions: Tensor, tasks: TaskBatch) -> str | None:
     """Why labels are such that the loss as it was read would not do as the loss as it came."""
     try:
-        _check_labels(read, predictions.shape[-1], tasks)
+        _check_labels(read, classes_of(read, predictions.shape[1:]), tasks)
     except NoSuchClass:
         raise
     except ValueError as error:
@@ -164,7 +170,7 @@ def check_labels(loop: InnerLoop, n_way: int, tasks: TaskBatch) -> None:
 
 def _check_labels(loss: Loss, n_way: int, tasks: TaskBatch) -> None:
     check_target_labels(loss, tasks)
-    if takes_labels(loss):
+    if takes_labels(loss) and not isinstance(loss, CrossEntropyAtPlaces):
         tasks.check_labels(n_way)
 
 
@@ -264,11 +270,12 @@ def check_targets(loss: Loss, outputs: list[int], name: str, y: Tensor) -> None:
     if loss == "cross_entropy":
         if y.dtype is not torch.int64:
             raise TypeError(f'loss "cross_entropy" takes int64 labels, and {name} is {y.dtype}')
-        if y.dim() != 2 or len(outputs) != 1:
+        if not outputs or list(y.shape[2:]) != outputs[1:]:
+            n = name[0].upper()
             raise ValueError(
-                f'loss "cross_entropy" takes labels [T, {name[0].upper()}] and predictions '
-                f"[T, {name[0].upper()}, N]: {name} is {list(y.shape)} and the module's outputs "
-                f"of a sample are {outputs}"
+                f'loss "cross_entropy" takes labels [T, {n}] and predictions [T, {n}, N], or '
+                f"[T, {n}, P...] and [T, {n}, N, P...]: {name} is {list(y.shape)} and the "
+                f"module's outputs of a sample are {outputs}"
             )
     elif isinstance(loss, str):
         if not y.is_floating_point():

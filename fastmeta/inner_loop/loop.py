@@ -42,7 +42,7 @@ class InnerLoop:
 
     Attributes:
         module: gives structure, names, buffers and mode; its parameters' values are not read.
-        loss: "cross_entropy", "mse", "bce", or (predictions [S, O], targets) -> scalar.
+        loss: a name of `LOSSES`, or (predictions [S, O], targets) -> scalar.
         steps: 0 or more.
         order: 2 for the exact meta-gradient, 1 to take inner gradients as constants (FOMAML).
         adapted: names of the parameters that take the steps.

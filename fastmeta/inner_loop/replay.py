@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastmeta.functional.loss_programs.program import LossProgram
+from fastmeta.functional.loss_programs.program import ReadLoss
 from fastmeta.inner_loop.loop import InnerLoop
 from fastmeta.watching.followed import OF_EVERY_MODULE
 from fastmeta.watching.frozen import ATOMS
@@ -158,7 +158,7 @@ def _copied(value: Any) -> Any:
 
 
 def _modules(loop: InnerLoop) -> list[nn.Module]:
-    loss = loop.loss.loss if isinstance(loop.loss, LossProgram) else loop.loss
+    loss = loop.loss.loss if isinstance(loop.loss, ReadLoss) else loop.loss
     return [loop.module, loss] if isinstance(loss, nn.Module) else [loop.module]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fastmeta.functional.loss_programs import Label, LossProgram
+from fastmeta.functional.loss_programs import CrossEntropyAtPlaces, Label, LossProgram
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["NoSuchClass", "check_target_labels"]
@@ -22,8 +23,12 @@ def check_target_labels(loss: Any, tasks: TaskBatch) -> None:
     Raises:
         NoSuchClass: nor does the loss itself take them.
     """
+    if tasks.support_y.device.type != "cpu":  # the kernels that run losses that were read
+        return
+    if isinstance(loss, CrossEntropyAtPlaces):
+        return _check_places(loss, tasks)
     labels = loss.labels if isinstance(loss, LossProgram) else ()
-    if not labels or tasks.support_y.device.type != "cpu":  # the kernels that run programs
+    if not labels:
         return
     ways = None if tasks.support_y.is_floating_point() else tasks.known_ways
     if ways is not None and all(ways <= label.below for label in labels):
@@ -36,6 +41,23 @@ def check_target_labels(loss: Any, tasks: TaskBatch) -> None:
         for label in labels:
             _check(name, label, columns[:, :, label.column])
     tasks.note_labels(labels)
+
+
+def _check_places(loss: CrossEntropyAtPlaces, tasks: TaskBatch) -> None:
+    key = "at places", loss.classes, loss.ignored, loss.weights
+    if tasks.knows_labels(key):
+        return
+    for name in ("support_y", "query_y"):
+        labels = getattr(tasks, name).flatten(1)
+        counts = labels != loss.ignored
+        inside = (labels >= 0) & (labels < loss.classes)
+        if not (inside | ~counts).all():
+            raise ValueError(f"{name} has labels outside [0, {loss.classes})")
+        if loss.weights:
+            counts &= labels.new_tensor(loss.weights, dtype=torch.float64)[labels * counts] > 0
+        if not counts.any(1).all():
+            raise ValueError(f"{name} has a task of whose labels none counts in the loss")
+    tasks.note_labels(key)
 
 
 def _check(name: str, label: Label, values: Tensor) -> None:

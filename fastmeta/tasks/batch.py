@@ -37,7 +37,8 @@ class TaskBatch:
     Args:
         support_x: [T, S, ...]. Inputs, targets and weights are on one device, and the floating
             ones of one dtype.
-        support_y: [T, S] int64 labels, or [T, S, ...] floating targets.
+        support_y: [T, S] int64 labels, [T, S, P...] with one at each place of a sample, or
+            [T, S, ...] floating targets.
         query_x: [T, Q, ...], samples shaped like those of `support_x`.
         query_y: [T, Q] or [T, Q, ...], of the dtype of `support_y`.
         support_weight: [T, S], finite, not negative, and not all 0 for any task.

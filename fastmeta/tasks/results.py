@@ -22,8 +22,8 @@ class MetaOutput:
 
     Attributes:
         loss: [T], differentiable.
-        predictions: [T, Q, O].
-        targets: [T, Q] or [T, Q, O], as given; padding replaced.
+        predictions: [T, Q, O...].
+        targets: labels [T, Q] or [T, Q, P...], or [T, Q, O...], as given; padding replaced.
         weight: [T, Q] or None.
         counted: the accuracy [T], where it came with the loss.
     """
@@ -36,13 +36,14 @@ class MetaOutput:
 
     @property
     def accuracy(self) -> Tensor:
-        """[T]: the share of a task's queries whose largest output is their label.
+        """[T]: the share of a task's queries, or their places, whose largest output is the label.
 
         Of equal outputs the first is the largest. A query with an output that is NaN counts as
         wrong.
 
         Raises:
             TypeError: the targets are not class labels.
+            ValueError: there are not as many, or it cannot be told which dimension the classes are.
         """
         if self.targets.is_floating_point():
             raise TypeError(

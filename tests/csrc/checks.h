@@ -58,7 +58,8 @@ struct Call {
     loop.network = {data_or_null(c.nodes),  int(c.nodes.size()),   data_or_null(c.stages),
                     int(c.stages.size()),
                     c.written.empty() ? RowProgram{} : c.written.program(), int(c.n_parameters()), c.loss,
-                    c.program.empty() ? RowProgram{} : c.program.program(c.adds)};
+                    c.program.empty() ? RowProgram{} : c.program.program(c.adds), c.places};
+    loop.network.places.weights = data_or_null(c.class_weights);
     loop.tasks = c.tasks, loop.steps = c.steps, loop.order = c.order, loop.threads = threads;
     loop.parameters = parameters.data();
     loop.rates = rates.data();
@@ -219,6 +220,22 @@ inline bool near(const Outputs<float>& a, const Outputs<double>& b) {
   return true;
 }
 
+// Of one sample, and what its labels weigh.
+inline std::pair<double, double> plain_loss_at_places(const Case<double>& c, const double* y, const i64* labels) {
+  LabelPlaces of = c.places;
+  of.weights = data_or_null(c.class_weights);
+  double value = 0, weight = 0;
+  for (i64 p = 0; p < of.count; ++p) {
+    const auto at = [&](i64 k) { return y[of.classes_last ? p * of.classes + k : k * of.count + p]; };
+    if (labels[p] == of.ignored) continue;
+    double partition = 0;
+    for (i64 k = 0; k < of.classes; ++k) partition += std::exp(at(k) - at(labels[p]));
+    value += of.weight(labels[p]) * std::log(partition) / double(of.count);
+    weight += of.weight(labels[p]) / double(of.count);
+  }
+  return {value, weight};
+}
+
 // The loss once more, straight from the predictions.
 inline double plain_loss(const Case<double>& c, const std::vector<double>& predictions,
                          size_t task) {
@@ -226,6 +243,12 @@ inline double plain_loss(const Case<double>& c, const std::vector<double>& predi
   double sum = 0, total = 0;
   for (size_t s = task * n; s < (task + 1) * n; ++s) {
     const double* y = &predictions[s * width];
+    if (c.loss == LossKind::CrossEntropyAtPlaces) {
+      const auto [loss, weight] = plain_loss_at_places(c, y, &c.query_labels[s * size_t(c.places.count)]);
+      const double of_sample = c.query_weight.empty() ? 1 : c.query_weight[s];
+      sum += of_sample * loss, total += of_sample * weight;
+      continue;
+    }
     double value = 0, partition = 0;
     const double top = *std::max_element(y, y + width);
     for (size_t o = 0; o < width; ++o) {

@@ -38,6 +38,8 @@ struct Setting {
   LossKind loss;
   Rows program;  // where that is the loss
   bool adds = false;  // whether that is summed over samples
+  LabelPlaces places{};  // where the loss has any
+  std::vector<double> class_weights;
   i64 tasks, steps, support_n, query_n;
   int order;
   std::vector<i64> sizes;       // of the parameters
@@ -130,6 +132,12 @@ inline void make_samples(Case<double>& c, Random& random, i64 n, std::vector<dou
   if (c.loss == LossKind::CrossEntropy) {
     labels.resize(size_t(c.tasks * n));
     for (i64& label : labels) label = random.below(c.outputs());
+  } else if (c.loss == LossKind::CrossEntropyAtPlaces) {
+    const i64 a_task = n * c.places.count;
+    labels.resize(size_t(c.tasks * a_task));
+    for (i64& label : labels) label = random.below(c.places.classes);
+    for (i64 t = 0; t < c.tasks && n; ++t) labels[size_t(t * a_task)] = c.places.classes - 1;  // not ignored
+    if (c.places.ignored >= 0 || !c.class_weights.empty()) return;
   } else {
     y = random.reals<double>(c.tasks * n * c.outputs(), 0, 1);
   }
@@ -155,6 +163,15 @@ inline Rows a_program(i64 outputs) {
   return rows;
 }
 
+// Of a label at each of as many places as the outputs divide into, some with weights and labels to ignore.
+inline void make_places(Case<double>& c, Random& random) {
+  i64 classes = 1 + random.below(c.outputs());
+  while (c.outputs() % classes) --classes;
+  c.places = {classes, c.outputs() / classes, -100, random.coin(), nullptr};
+  if (classes > 1 && random.coin()) c.places.ignored = 0;
+  if (random.coin()) c.class_weights = random.reals<double>(classes, 0.5, 2);
+}
+
 // add_network(case, random) makes the nodes or stages and their parameters' sizes.
 template <class F>
 Case<double> make_case(unsigned seed, LossKind loss, i64 tasks, F add_network) {
@@ -168,6 +185,7 @@ Case<double> make_case(unsigned seed, LossKind loss, i64 tasks, F add_network) {
   c.query_n = random.below(8) ? 1 + random.below(5) : 0;
   add_network(c, random);
   if (loss == LossKind::Program) c.program = a_program(c.outputs());
+  if (loss == LossKind::CrossEntropyAtPlaces) make_places(c, random);
   make_parameters(c, random);
   make_samples(c, random, c.support_n, c.support_x, c.support_y, c.support_labels,
                c.support_weight);

@@ -140,7 +140,7 @@ void check_form(const Variant& variant, const std::string& team, unsigned seeds,
   for (unsigned seed = 1; seed <= seeds; ++seed) {
     const auto where = std::string(variant.name) + ", " + team + ", seed " + std::to_string(seed);
     Case<double> c = make(seed, ActivationKind(seed % activation_kinds),
-                          LossKind(seed % (int(LossKind::Program) + 1)));
+                          LossKind(seed % (int(LossKind::CrossEntropyAtPlaces) + 1)));
     auto plain = forward_and_backward(*variant.f64, c, 1);
     plain.fast.assign(plain.fast.size(), {});
     c.weights_stay = true;

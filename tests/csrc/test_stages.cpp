@@ -392,7 +392,7 @@ void check_any(const Variant& variant) {
 void check_residual(const Variant& variant) {
   for (unsigned seed = 1; seed <= 24 / every; ++seed) {
     const auto kind = ActivationKind(seed % unsigned(activation_kinds));
-    const auto loss = LossKind(seed % 4);
+    const auto loss = LossKind(seed % (int(LossKind::CrossEntropyAtPlaces) + 1));
     const auto c = make_residual(seed, kind, loss, 1 + seed % 3);
     check_case(variant, c, std::string(variant.name) + ", residual, seed " + std::to_string(seed));
   }
@@ -407,7 +407,7 @@ void check_in_tiles(const Variant& variant) {
 
 void check_headed(const Variant& variant) {
   for (unsigned seed = 1; seed <= 32 / every; ++seed) {
-    const auto c = make_headed(seed, LossKind(seed % (int(LossKind::Program) + 1)), 1 + seed % 3);
+    const auto c = make_headed(seed, LossKind(seed % (int(LossKind::CrossEntropyAtPlaces) + 1)), 1 + seed % 3);
     check_case(variant, c, std::string(variant.name) + ", headed, seed " + std::to_string(seed));
     const std::string team = variant.f64->team(Call<double>(c, 1).loop);
     expect(team == "stages below rows of samples", variant.name, "other kernels run it");

@@ -68,7 +68,7 @@ void check_variant(const Variant& variant) {
   const i64 crowd = 16 * processors() + 1;
   for (unsigned seed = 1; seed <= 24 / every; ++seed) {
     const i64 tasks = std::vector<i64>{1, 5, 17, crowd}[seed % 4];
-    const auto c = make_written(seed, LossKind(seed % (int(LossKind::Program) + 1)), tasks);
+    const auto c = make_written(seed, LossKind(seed % (int(LossKind::CrossEntropyAtPlaces) + 1)), tasks);
     check_case(variant, c, std::string(variant.name) + ", written, seed " + std::to_string(seed));
     teams.insert(variant.f64->team(Call<double>(c, 1).loop));
     teams.insert(variant.f32->team(Call<float>(in_float(c), 1).loop));

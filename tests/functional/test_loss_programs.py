@@ -10,7 +10,13 @@ from torch import nn, square
 
 from fastmeta.backends import cpu
 from fastmeta.functional import loss_programs
-from fastmeta.functional.loss_programs import LossProgram, Unreadable, read_loss, values_read
+from fastmeta.functional.loss_programs import (
+    CrossEntropyAtPlaces,
+    LossProgram,
+    Unreadable,
+    read_loss,
+    values_read,
+)
 from fastmeta.functional.row_programs import spelled
 
 FACTOR = 1.0
@@ -206,8 +212,9 @@ def test_tensors_of_the_user_stay():
 
 
 def test_weighted_classes_are_no_mean_over_samples():
-    with pytest.raises(Unreadable, match="weighs the classes"):
-        read(nn.CrossEntropyLoss(weight=torch.ones(3)), labels=True)
+    found = read(nn.CrossEntropyLoss(weight=QUANTILES), labels=True)
+    assert isinstance(found, CrossEntropyAtPlaces)
+    assert (found.places, found.weights) == (1, tuple(QUANTILES.tolist()))
 
 
 def test_without_gradients_it_is_no_program():
@@ -223,7 +230,7 @@ def test_without_gradients_it_is_no_program():
 def test_targets_of_other_kinds():
     p = torch.randn(4, 3)
     for targets in (torch.zeros(4, 3).bool(), torch.zeros(4, 3).double(), torch.zeros(4, 2).long()):
-        with pytest.raises(Unreadable, match="targets"):
+        with pytest.raises(Unreadable, match="targets|several labels"):
             read_loss(lambda p, y: (p * y).mean(), p, targets)
     with pytest.raises(Unreadable, match="predictions"):
         read_loss(F.l1_loss, p[0, 0], p[0, 0])

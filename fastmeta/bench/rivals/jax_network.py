@@ -14,6 +14,8 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     import jax.numpy as jnp
 
     own = iter(parameters)
+    if workload.blocks == "unet":
+        return _cross_entropy(_unet(own, x), y)
     for block in range(BLOCKS if workload.image else 0):
         x = _block(workload.blocks, own, x, block == 0)
     x = x.mean((2, 3)) if workload.blocks == "residual" else x.reshape(len(x), -1)
@@ -47,7 +49,7 @@ def _cross_entropy(x: Any, y: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    return -jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1).mean()
+    return -jnp.take_along_axis(jax.nn.log_softmax(x, axis=1), y[:, None], axis=1).mean()
 
 
 def _unit(rows: Any) -> Any:
@@ -69,6 +71,25 @@ def _pooled(x: Any) -> Any:
     samples, channels, height, width = x.shape
     x = x[:, :, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(samples, channels, height // 2, 2, width // 2, 2).max((3, 5))
+
+
+def _unet(own: Iterator[Any], x: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def convolved(x: Any) -> Any:
+        y = jax.lax.conv_general_dilated(x, next(own), (1, 1), "SAME")
+        return y + next(own)[:, None, None]
+
+    def twice(x: Any) -> Any:
+        return jax.nn.relu(convolved(jax.nn.relu(convolved(x))))
+
+    fine = twice(x)
+    coarse = twice(_pooled(fine))
+    weight, bias = next(own), next(own)[:, None, None]  # [I, O, 2, 2], each pixel by itself
+    up = jnp.einsum("nihw,ioyx->nohywx", coarse, weight)
+    up = up.reshape(len(x), weight.shape[1], *fine.shape[2:]) + bias
+    return convolved(jax.nn.relu(convolved(jnp.concatenate([fine, up], 1))))
 
 
 def _residual_block(own: Iterator[Any], x: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def task_loss(
 ) -> Tensor:
     """The loss of one task: x [S, I] or [S, C, H, W], parameters in the module's order."""
     own = iter(parameters)
+    if workload.blocks == "unet":
+        return LOSSES[workload.loss](_unet(own, x), y)
     for block in range(BLOCKS if workload.image else 0):
         x = _block(workload.blocks, own, x, norm, block == 0)
     x = x.mean((2, 3)) if workload.blocks == "residual" else x.flatten(1)
@@ -44,6 +47,16 @@ def task_loss(
     else:
         predictions = _linear_layers(workload, [*own], x)
     return LOSSES[workload.loss](predictions, y)
+
+
+def _unet(own: Iterator[Tensor], x: Tensor) -> Tensor:
+    def convolved(x: Tensor) -> Tensor:
+        return F.conv2d(x, next(own), next(own), padding=1).relu()
+
+    fine = convolved(convolved(x))
+    coarse = convolved(convolved(F.max_pool2d(fine, 2)))
+    up = F.conv_transpose2d(coarse, next(own), next(own), stride=2)
+    return F.conv2d(convolved(torch.cat([fine, up], 1)), next(own), next(own))
 
 
 def _residual_block(own: Iterator[Tensor], x: Tensor, norm: Norm) -> Tensor:

@@ -8,14 +8,21 @@ that it does not matter how it is spelled.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.functional.loss_programs.program import Label, LossProgram
+from fastmeta.functional.loss_programs.places import at_places
+from fastmeta.functional.loss_programs.program import (
+    NO_LOSS,
+    CrossEntropyAtPlaces,
+    Label,
+    LossProgram,
+    ReadLoss,
+)
 from fastmeta.functional.loss_programs.rows import LossRows
 from fastmeta.functional.loss_programs.rules import LOSS_RULES
 from fastmeta.functional.loss_programs.trial import miscomputed
@@ -29,17 +36,29 @@ from fastmeta.functional.row_programs import (
     read,
 )
 
-__all__ = ["Label", "LossProgram", "Unreadable", "read_loss", "takes_labels", "values_read"]
+__all__ = [
+    "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss", "Unreadable",
+    "classes_of", "read_loss", "takes_labels", "values_read",
+]  # fmt: skip
 
 
 def takes_labels(loss: Any) -> bool:
-    """Whether labels outside their classes are an error, of a name or a program."""
-    return loss == "cross_entropy" or (isinstance(loss, LossProgram) and loss.takes_labels)
+    """Whether labels outside their classes are an error, of a name or a loss that was read."""
+    if isinstance(loss, LossProgram):
+        return loss.takes_labels
+    return loss in ("cross_entropy", NO_LOSS) or isinstance(loss, CrossEntropyAtPlaces)
+
+
+def classes_of(loss: Any, output: Sequence[int]) -> int:
+    """N of the labels of a loss that takes any, by the shape of a sample's predictions."""
+    if isinstance(loss, CrossEntropyAtPlaces):
+        return loss.classes
+    return output[0 if loss == "cross_entropy" else -1] if output else 1
 
 
 def read_loss(
     loss: Any, predictions: Tensor, targets: Tensor, queries: int = 1
-) -> LossProgram | str:
+) -> ReadLoss | str:
     """The name or the program of a loss of one task's predictions, [S, ...], and its targets.
 
     queries: another number of samples that will come.
@@ -55,9 +74,11 @@ def read_loss(
         raise Unreadable(f"it reads what may change unseen: {unknown_value(loss)}")
     if not predictions.dim() or predictions.dtype not in (torch.float32, torch.float64):
         raise Unreadable("the predictions are no float32 or float64 [S, ...]")
-    labels = targets.dtype is torch.int64 and targets.dim() == 1 and predictions.dim() == 2
+    labels = targets.dtype is torch.int64
     if not labels and targets.dtype is not predictions.dtype:
-        raise Unreadable("the targets are neither of the predictions' dtype nor labels [S]")
+        raise Unreadable(
+            f"the targets are {targets.dtype}, neither of the predictions' dtype nor int64 labels"
+        )
     look = _Look(
         (len(predictions), queries), predictions.shape[1:], targets.shape[1:], predictions.dtype,
         labels,
@@ -88,11 +109,19 @@ class _Look(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _name_or_program(loss: Any, values: Hashable, look: _Look) -> LossProgram | str | Unreadable:
+def _name_or_program(loss: Any, values: Hashable, look: _Look) -> ReadLoss | str | Unreadable:
+    plain = not look.labels or (not look.target and len(look.output) == 1)
     try:
+        if not plain:
+            return at_places(loss, look.output, look.target, look.samples, look.dtype)
         program = _program(loss, look)
     except Unreadable as reason:
-        return reason
+        if not plain or not look.labels:
+            return reason
+        try:  # with classes that weigh more or less, or are ignored
+            return at_places(loss, look.output, look.target, look.samples, look.dtype)
+        except Unreadable:
+            return reason
     for known, name in _OF_LABELS if look.labels else _OF_NUMBERS:
         if program.does_as(_program_or_none(known, look._replace(samples=()))):
             return name

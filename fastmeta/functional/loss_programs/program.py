@@ -1,4 +1,4 @@
-"""What a user's loss comes to: steps that make rows of numbers out of earlier ones."""
+"""What a user's loss comes to: a known one, or steps that make rows out of earlier ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import Step
 
-__all__ = ["Label", "LossProgram"]
+__all__ = ["NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss"]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,63 @@ class Label:
 
 
 @dataclass(frozen=True)
-class LossProgram:
-    """A loss that can be called as before, and what it does.
+class ReadLoss:
+    """A loss that can be called as before, of which it is known what it does.
+
+    Attributes:
+        loss: the user's.
+    """
+
+    loss: Callable[..., Tensor]
+
+    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(predictions, targets)
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.loss, "__name__", type(self.loss).__name__)
+
+
+def _nothing(predictions: Tensor, labels: Tensor) -> Tensor:
+    return predictions.new_zeros(())
+
+
+# Of a module that only runs forward: of a label a sample, which costs nothing. Nobody asks for it.
+NO_LOSS = ReadLoss(_nothing)
+
+
+@dataclass(frozen=True)
+class CrossEntropyAtPlaces(ReadLoss):
+    """The mean cross-entropy of a label at each of a sample's places.
+
+    Attributes:
+        classes: N.
+        places: P, of predictions [S, N, P], or [S, P, N] if the classes come last.
+        ignored: the label of places that do not count.
+        weights: those of the classes, by which the others count, or none.
+    """
+
+    classes: int
+    places: int
+    classes_last: bool
+    ignored: int
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LossProgram(ReadLoss):
+    """A loss as a program.
 
     Row 0 are the predictions of a sample, row 1 its targets or its label, row i + 2 is what
     `steps[i]` makes of earlier ones. The last row is the sample's loss.
 
     Attributes:
-        loss: the user's.
         predictions, targets: numbers in the rows of a sample.
         takes_labels: whether the target is an int64 label.
         adds: whether the samples' losses are added up instead of averaged.
         labels: what the targets must hold for the steps to be the loss.
     """
 
-    loss: Callable[..., Tensor]
     predictions: int
     targets: int
     takes_labels: bool
@@ -54,13 +96,6 @@ class LossProgram:
     steps: tuple[Step, ...]
     labels: tuple[Label, ...] = ()
 
-    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(predictions, targets)
-
     def does_as(self, other: LossProgram | None) -> bool:
         """Whether it takes the same steps on the same rows, whatever it does with other labels."""
         return other is not None and replace(self, loss=other.loss, labels=other.labels) == other
-
-    @property
-    def __name__(self) -> str:
-        return getattr(self.loss, "__name__", type(self.loss).__name__)

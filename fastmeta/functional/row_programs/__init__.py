@@ -6,7 +6,7 @@ do, so that it does not matter how it is spelled.
 
 from fastmeta.functional.row_programs.functions import held
 from fastmeta.functional.row_programs.lengths import lengths_as_sizes
-from fastmeta.functional.row_programs.reader import Operation, operations, read
+from fastmeta.functional.row_programs.reader import Operation, operations, read, watched
 from fastmeta.functional.row_programs.rows import NO_TOTAL, PAIRS, Rows, Value
 from fastmeta.functional.row_programs.rules import RULES, Rule
 from fastmeta.functional.row_programs.step import (
@@ -22,5 +22,5 @@ from fastmeta.functional.row_programs.step import (
 __all__ = [
     "Fails", "NO_TOTAL", "NoRule", "Operation", "PAIRS", "RULES", "Rows", "Rule", "Step",
     "Unreadable", "Value", "held", "lengths_as_sizes", "needed", "operations", "read",
-    "renumbered", "rows_of",
+    "renumbered", "rows_of", "watched",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from fastmeta.functional.row_programs.rules import Rule
 from fastmeta.functional.row_programs.spelled import Spelled
 from fastmeta.functional.row_programs.step import Fails, NoRule, Unreadable
 
-__all__ = ["Operation", "operations", "read"]
+__all__ = ["Operation", "operations", "read", "watched"]
 
 
 class Operation(NamedTuple):
@@ -74,6 +74,16 @@ def operations(function: Callable[..., Any], given: Sequence[Tensor]) -> list[Op
     return names.operations
 
 
+def watched(
+    function: Callable[..., Any], given: Sequence[Tensor]
+) -> tuple[Any, list[tuple[str, tuple[Any, ...]]]]:
+    """The result, and the operations that run: each by its name alone, with what it is given."""
+    names = _Names()
+    with torch.enable_grad(), names, Spelled():
+        result = _run(function, given)
+    return result, names.given
+
+
 def _run(function: Callable[..., Any], given: Sequence[Tensor]) -> Any:
     try:
         with _one_at_a_time, warnings.catch_warnings():
@@ -101,10 +111,12 @@ class _Names(_Mode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self.given: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _is_of_autograd(func):
             self.operations.append(_operation(func, args, kwargs))
+            self.given.append((func.overloadpacket.__name__, args))
         return func(*args, **(kwargs or {}))
 
 

@@ -14,7 +14,7 @@ from fastmeta.backends import cpu, cuda
 from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
 from fastmeta.functional.habit import Habit
-from fastmeta.functional.loss_programs import LossProgram, takes_labels
+from fastmeta.functional.loss_programs import takes_labels
 from fastmeta.inner_loop.engines.networks import (
     Buffers,
     as_native,
@@ -23,6 +23,7 @@ from fastmeta.inner_loop.engines.networks import (
     native_network,
     output_of,
     shapes_of,
+    targets_of,
     unlike_others,
 )
 from fastmeta.inner_loop.loop import InnerLoop, Rates, UnknownTensors
@@ -117,7 +118,7 @@ def _new_program(
         inputs=inputs_of(network, sample),
         fewest=network.fewest,
         output=output_of(network),
-        targets=loop.loss.targets if isinstance(loop.loss, LossProgram) else network.outputs,
+        targets=targets_of(loop.loss, output_of(network)),
         takes_labels=takes_labels(loop.loss),
         dtype=dtype,
         device=device,
@@ -197,12 +198,9 @@ def _check_samples(program: Program, kind: str, samples: Samples, tasks: int) ->
         raise ValueError(
             f"{kind}_x {list(x.shape)} has one sample a task: the module needs two or more"
         )
-    if y.dtype is torch.int64:
-        fits = y.shape == rows and program.takes_labels
-    else:
-        fits = y.dtype is dtype and y.shape[:2] == rows and y[0, 0].numel() == program.targets
-    elsewhere = y.device != program.device
-    if not fits or elsewhere or (y.dtype is not torch.int64 and program.takes_labels):
+    wanted = torch.int64 if program.takes_labels else dtype
+    fits = y.dtype is wanted and y.shape[:2] == rows and y[0, 0].numel() == program.targets
+    if not fits or y.device != program.device:
         raise TypeError(
             f"{kind}_y is {y.dtype} {list(y.shape)}, for {kind}_x of {dtype} {list(x.shape)} "
             f"and outputs {list(program.output)} of a sample"

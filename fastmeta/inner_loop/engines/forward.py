@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastmeta.functional.forward import in_every_place, module_lock
+from fastmeta.functional.loss_programs import NO_LOSS
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.engines.features import Features, convolutional, stages_in, unfit_inputs
 from fastmeta.inner_loop.loop import InnerLoop, UnknownTensors
@@ -108,7 +109,7 @@ def _features(module: nn.Module, snapshot: Snapshot, x: Tensor) -> Features | st
         twin = deepcopy(module)  # a forward that is tried out may do more than compute
     except Exception as error:
         return f"it cannot be copied: {type(error).__name__}"
-    trial, as_it_was = InnerLoop(twin, "cross_entropy", 0, 1, ()), Snapshot(twin)
+    trial, as_it_was = InnerLoop(twin, NO_LOSS, 0, 1, ()), Snapshot(twin)
     sample = x.shape[1:]
     network = convolutional(trial, sample)
     if isinstance(network, str):
@@ -123,7 +124,7 @@ def _features(module: nn.Module, snapshot: Snapshot, x: Tensor) -> Features | st
         return own
     stages, learning = own
     network = _with_stages(network, stages)
-    loop = InnerLoop(module, "cross_entropy", 0, 1, ())  # of a loss that nobody asks for
+    loop = InnerLoop(module, NO_LOSS, 0, 1, ())
     loop.memory["network", sample] = network
     again = partial(_again, module, snapshot)
     counts = isinstance(network, Headed) or asks_types(twin)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import module_lock
-from fastmeta.functional.loss_programs import LossProgram
+from fastmeta.functional.loss_programs import NO_LOSS, CrossEntropyAtPlaces, LossProgram
 from fastmeta.inner_loop.arithmetic.headed import Headed, headed_for_some, headed_of
 from fastmeta.inner_loop.arithmetic.written import Written, unwritten_for_any, written_of
 from fastmeta.inner_loop.arithmetic.written_trial import (
@@ -32,7 +32,7 @@ from fastmeta.watching.weight_norm import without_made
 
 __all__ = [
     "Buffers", "Network", "as_native", "has_buffers", "inputs_of", "native_network", "no_network",
-    "output_of", "shapes_of", "unlike_others",
+    "output_of", "shapes_of", "targets_of", "unlike_others",
 ]  # fmt: skip
 
 Network = Chain | Stages | Written | Headed
@@ -193,7 +193,7 @@ def shapes_of(network: Network, loop: InnerLoop) -> tuple[tuple[int, ...], ...]:
 
 def as_native(network: Network, loop: InnerLoop, kernels: Kernels) -> Any:
     """The same for the kernels, with the loss."""
-    loss = _native_loss(loop.loss, kernels)
+    loss = _native_loss(loop.loss, output_of(network), kernels)
     sizes = [math.prod(shape) for shape in shapes_of(network, loop)]
     if isinstance(network, Headed):
         return kernels.chain(list(network.below.stages), list(network.steps), sizes, loss)
@@ -203,8 +203,30 @@ def as_native(network: Network, loop: InnerLoop, kernels: Kernels) -> Any:
     return kernels.chain(list(layers), loss, len(network.names))
 
 
-def _native_loss(loss: Any, kernels: Kernels) -> Any:
-    """A name, or a program as the kernels take it."""
-    if not isinstance(loss, LossProgram):
-        return loss
-    return kernels.loss(loss.predictions, loss.targets, loss.adds, loss.steps)
+def _native_loss(loss: Any, output: tuple[int, ...], kernels: Kernels) -> Any:
+    """A name, or what the kernels take for labels at places or a program."""
+    if isinstance(loss, LossProgram):
+        return kernels.loss(loss.predictions, loss.targets, loss.adds, loss.steps)
+    if isinstance(loss, CrossEntropyAtPlaces):
+        return kernels.loss(
+            loss.classes, loss.places, loss.ignored, loss.classes_last, loss.weights
+        )
+    if loss is NO_LOSS:
+        return "cross_entropy"
+    if loss == "cross_entropy" and len(output) > 1:
+        return kernels.loss(output[0], math.prod(output[1:]), _NO_LABEL, False, ())
+    return loss
+
+
+_NO_LABEL = -(1 << 63)
+
+
+def targets_of(loss: Any, output: tuple[int, ...]) -> int:
+    """Targets of a sample, by the shape of its predictions."""
+    if isinstance(loss, LossProgram):
+        return loss.targets
+    if isinstance(loss, CrossEntropyAtPlaces):
+        return loss.places
+    if loss is NO_LOSS:
+        return 1
+    return math.prod(output[1:] if loss == "cross_entropy" else output)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.first_gradients import fresh_gradients, give_gradients
 from fastmeta.functional.eager import apply_to_plain
-from fastmeta.functional.loss_programs import LossProgram, takes_labels
+from fastmeta.functional.loss_programs import CrossEntropyAtPlaces, ReadLoss, takes_labels
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.arithmetic.written import Written
 from fastmeta.inner_loop.engines.forms import BACKENDS, KERNELS, Form, prepare
@@ -49,7 +49,7 @@ def can_run(
     unavailable = _unavailable(parameters)
     if unavailable is not None:
         return unavailable
-    if not isinstance(loop.loss, (str, LossProgram)):
+    if not isinstance(loop.loss, (str, ReadLoss)):
         why = f": {loop.unread}" if loop.unread else ""
         return f"the native kernels cannot read the loss{why}. {_READ_LOSSES}"
     if loop.randomness is not None:
@@ -257,6 +257,8 @@ def _unfit_network(loop: InnerLoop, network: Network | str, x: Tensor) -> str | 
         return None
     if not isinstance(network, Chain):
         return "the CUDA kernels take chains of linear layers, and this is none"
+    if isinstance(loop.loss, CrossEntropyAtPlaces):
+        return "the CUDA kernels take no weights of classes, nor labels that are ignored"
     key = ("unfit", x.dtype, x.device, network)
     if key not in loop.memory:
         of = BACKENDS[x.device.type].kernels(KERNELS[x.dtype])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastmeta.backends import requested_backend
 from fastmeta.functional.eager import apply_to_plain, runs_eagerly
+from fastmeta.functional.loss_programs import NO_LOSS
 from fastmeta.inner_loop import recursion
 from fastmeta.inner_loop.engines import resident
 from fastmeta.inner_loop.engines.features import Features, convolutional
@@ -123,7 +124,7 @@ def _found(loop: InnerLoop, sample: torch.Size) -> _Halves | str:
     step = InnerLoop(
         made.rest, loop.loss, 1, loop.order, made.varies, loop.randomness, unread=loop.unread
     )
-    return _Halves(made, step, InnerLoop(made.rest, "cross_entropy", 0, 1, ()))
+    return _Halves(made, step, InnerLoop(made.rest, NO_LOSS, 0, 1, ()))
 
 
 def _known(loop: InnerLoop, x: Tensor) -> _Halves:
