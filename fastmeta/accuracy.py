@@ -12,7 +12,8 @@ def accuracy_of(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor
     """[T]: the weighted share of samples whose largest logit is that of their label.
 
     Of equal logits the first is the largest. A sample with a logit that is NaN counts as wrong;
-    one of weight 0 does not count. Of a sample with labels at places it is their share that counts.
+    one of weight 0 does not count, nor does a label that is no class, as losses ignore some. Of a
+    sample with labels at places each place counts.
 
     Args:
         logits: [T, S, N], [T, S, N, P...] or [T, S, P..., N].
@@ -22,13 +23,13 @@ def accuracy_of(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor
     Raises:
         ValueError: the two do not fit, or it cannot be told which dimension is N.
     """
-    largest, first = logits.detach().max(_classes(logits.shape, labels.shape))
+    dim = _classes(logits.shape, labels.shape)
+    largest, first = logits.detach().max(dim)
     hits = ((first == labels) & (largest == largest)).to(logits.dtype)
-    if hits.dim() > 2:
-        hits = hits.flatten(2).mean(2)
-    if weight is None:
-        return hits.mean(1)
-    return (hits * weight.detach()).sum(1) / weight.detach().sum(1)
+    counts = ((labels >= 0) & (labels < logits.shape[dim])).to(logits.dtype)
+    if weight is not None:
+        counts = counts * weight.detach().reshape(*weight.shape, *[1] * (labels.dim() - 2))
+    return (hits * counts).flatten(1).sum(1) / counts.flatten(1).sum(1)
 
 
 def _classes(logits: torch.Size, labels: torch.Size) -> int:

@@ -35,6 +35,7 @@ from fastmeta.inner_loop.checks import (
     check_dropout,
     check_labels,
     check_model,
+    check_read,
     check_sizes,
     loss_as_explained,
 )
@@ -58,7 +59,9 @@ Result = TypeVar("Result")
 
 
 _most_plans = 256  # of one learner; ragged batches have ever new looks
-_SIZES = "numbers of samples"  # in the memory of an inner loop: those that were checked
+# In the memory of an inner loop: numbers of samples of which the module's outputs were checked, and
+# of which its loss was read.
+_SIZES, _READ_SIZES = "numbers of samples", "numbers of samples that the loss was read for"
 
 
 class MAML(Learner):
@@ -367,8 +370,12 @@ class MAML(Learner):
         self._plans[general] = plan
         try:
             known = plan.loop.memory.setdefault(_SIZES, set())
-            loop = replace(self._loop(parameters, steps), loss=plan.loop.loss)
-            check_sizes(loop, parameters, tasks, known)
+            loop = self._loop(parameters, steps, tasks.support_y)
+            check_sizes(replace(loop, loss=plan.loop.loss), parameters, tasks, known)
+            read_at = plan.loop.memory.setdefault(_READ_SIZES, _sizes(tasks))
+            if plan.renames_loss and not _sizes(tasks) <= read_at:
+                check_read(loop, parameters, tasks, plan.loop.loss)
+                read_at |= _sizes(tasks)
         except ValueError:
             if not plan.renames_loss:
                 raise
@@ -457,6 +464,10 @@ class MAML(Learner):
         steps = max(self.inner_steps, 1) if self.per_step_lr else 1
         shape = parameter.shape if self.learn_inner_lr == "element" else (1,) * parameter.dim()
         return parameter.new_full((steps, *shape), self.inner_lr)
+
+
+def _sizes(tasks: TaskBatch) -> set[int]:
+    return {tasks.support_y.shape[1], tasks.query_y.shape[1]}
 
 
 def _likely_outputs(parameters: Mapping[str, Tensor]) -> tuple[int, torch.dtype]:

@@ -35,7 +35,7 @@ from fastmeta.inner_loop.target_labels import NoSuchClass, check_target_labels
 from fastmeta.tasks import TaskBatch
 
 __all__ = [
-    "backward_hooks", "check_dropout", "check_labels", "check_model", "check_sizes",
+    "backward_hooks", "check_dropout", "check_labels", "check_model", "check_read", "check_sizes",
     "check_targets", "loss_as_explained",
 ]  # fmt: skip
 
@@ -89,6 +89,16 @@ def check_sizes(
             predictions = predictions_of(loop, parameters, tasks, f"{kind}_x")
         check_targets(loop.loss, list(predictions.shape[1:]), f"{kind}_y", y)
         known.add(y.shape[1])
+
+
+def check_read(
+    loop: InnerLoop, parameters: Mapping[str, Tensor], tasks: TaskBatch, read_as: Loss
+) -> None:
+    """ValueError unless the loss is what it was read as, of as many samples as these, too."""
+    with module_lock, counters_put_back(loop.module):
+        predictions = predictions_of(loop, parameters, tasks, "support_x")
+    if _as_read(loop.loss, predictions, tasks)[0] != read_as:
+        raise ValueError("of so many samples the loss does something else")
 
 
 def _probed(

@@ -39,7 +39,7 @@ class MetaOutput:
         """[T]: the share of a task's queries, or their places, whose largest output is the label.
 
         Of equal outputs the first is the largest. A query with an output that is NaN counts as
-        wrong.
+        wrong; a label that is no class, as losses ignore some, does not count.
 
         Raises:
             TypeError: the targets are not class labels.

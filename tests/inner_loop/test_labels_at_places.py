@@ -68,7 +68,6 @@ OF_IMAGES = {
     "function": F.cross_entropy,
     "module": nn.CrossEntropyLoss(),
     "pixel by pixel": by_pixels,
-    "mean of each": lambda p, y: F.cross_entropy(p, y, reduction="none").mean(),
     "with weights": nn.CrossEntropyLoss(weight=WEIGHTS),
     "with weights that are read": lambda p, y: F.cross_entropy(p, y, WEIGHTS),
 }
@@ -171,6 +170,41 @@ def test_other_losses_are_run_as_they_are(loss):
     assert "cross-entropies" in str(meta.choice(tasks=tasks))
 
 
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_a_mean_over_all_places_counts_what_it_ignores(ignored):
+    def loss(p, y):
+        return F.cross_entropy(p, y, reduction="none", ignore_index=ignored).mean()
+
+    meta = fm.MAML(segmenter(), inner_lr=0.3, inner_steps=2, loss=loss)
+    assert_native(meta, images())
+    assert_exact(meta, with_ignored(images(), ignored))
+
+
+def by_chunks(p, y):
+    """Of more than eight samples another mean."""
+    if len(p) <= 8:
+        return F.cross_entropy(p, y)
+    losses = [F.cross_entropy(*chunk) for chunk in zip(p.split(8), y.split(8), strict=True)]
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("of", ["pixels", "samples"])
+def test_losses_that_are_others_of_more_samples(of):
+    model = segmenter() if of == "pixels" else chain()
+    meta = fm.MAML(model, inner_lr=0.3, inner_steps=2, loss=by_chunks)
+    for s, q in ((4, 2), (12, 2), (4, 13), (5, 3)):
+        tasks = images(s=s, q=q) if of == "pixels" else classification_tasks((2,), s=s, q=q)
+        assert_exact(meta, tasks)
+
+
+def test_losses_that_are_read_without_gradients():
+    tasks = images()
+    meta = fm.MAML(segmenter(), inner_lr=0.3, loss=lambda p, y: F.cross_entropy(p, y))
+    with torch.no_grad():
+        found = meta(tasks).loss
+    torch.testing.assert_close(found, meta(tasks).loss.detach())
+
+
 def test_own_backwards_are_not_taken_for_known_ones():
     class Same(torch.autograd.Function):
         @staticmethod
@@ -227,6 +261,14 @@ def test_accuracy_is_that_of_places():
     out = fm.MAML(Tagger().double(), inner_lr=0.3, loss=OF_SEQUENCES["turned"])(words)
     hits = out.predictions.argmax(-1) == words.query_y
     torch.testing.assert_close(out.accuracy, hits.to(DOUBLE).flatten(1).mean(1))
+
+
+def test_accuracy_leaves_out_ignored_labels():
+    tasks = with_ignored(images(), -100)
+    out = fm.MAML(segmenter(), inner_lr=0.3, loss=F.cross_entropy)(tasks)
+    hits, counts = out.predictions.argmax(2) == tasks.query_y, tasks.query_y >= 0
+    right = [float(hit[count].double().mean()) for hit, count in zip(hits, counts, strict=True)]
+    torch.testing.assert_close(out.accuracy, torch.tensor(right, dtype=DOUBLE))
 
 
 def test_accuracy_where_classes_may_be_either_dimension():

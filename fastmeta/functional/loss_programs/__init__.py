@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastmeta.functional.loss_programs.places import at_places
 from fastmeta.functional.loss_programs.program import (
+    NO_LABEL,
     NO_LOSS,
     CrossEntropyAtPlaces,
     Label,
@@ -37,8 +38,8 @@ from fastmeta.functional.row_programs import (
 )
 
 __all__ = [
-    "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss", "Unreadable",
-    "classes_of", "read_loss", "takes_labels", "values_read",
+    "NO_LABEL", "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss",
+    "Unreadable", "classes_of", "read_loss", "takes_labels", "values_read",
 ]  # fmt: skip
 
 
@@ -113,19 +114,23 @@ def _name_or_program(loss: Any, values: Hashable, look: _Look) -> ReadLoss | str
     plain = not look.labels or (not look.target and len(look.output) == 1)
     try:
         if not plain:
-            return at_places(loss, look.output, look.target, look.samples, look.dtype)
+            return _at_places(loss, look)
         program = _program(loss, look)
     except Unreadable as reason:
         if not plain or not look.labels:
             return reason
         try:  # with classes that weigh more or less, or are ignored
-            return at_places(loss, look.output, look.target, look.samples, look.dtype)
+            return _at_places(loss, look)
         except Unreadable:
             return reason
     for known, name in _OF_LABELS if look.labels else _OF_NUMBERS:
         if program.does_as(_program_or_none(known, look._replace(samples=()))):
             return name
     return program
+
+
+def _at_places(loss: Any, look: _Look) -> CrossEntropyAtPlaces:
+    return at_places(loss, look.output, look.target, look.samples, _FEW, look.dtype)
 
 
 _OF_LABELS: list[tuple[Any, str]] = [(F.cross_entropy, "cross_entropy")]

@@ -5,8 +5,9 @@ A place is a pixel of an image, a word of a sequence; of a sample with one label
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmeta.functional.loss_programs.program import CrossEntropyAtPlaces
+from fastmeta.functional.loss_programs.program import NO_LABEL, CrossEntropyAtPlaces
 from fastmeta.functional.row_programs import Unreadable, watched
 
 __all__ = ["at_places"]
@@ -22,18 +23,18 @@ __all__ = ["at_places"]
 
 def at_places(
     loss: Callable[..., Tensor], output: Sequence[int], places: Sequence[int],
-    samples: Iterable[int], dtype: torch.dtype,
+    samples: Sequence[int], others: Sequence[int], dtype: torch.dtype,
 ) -> CrossEntropyAtPlaces:  # fmt: skip
     """What a loss of labels [S, P...] is, where it is the mean of their cross-entropies.
 
     It is if it does nothing but move numbers and take PyTorch's, and comes to the same as that,
-    with its gradient, of labels among which are all classes: with few samples, and as many as will
-    come.
+    with its gradient, of labels among which are all classes, and the one that is ignored.
 
     Args:
         output: the shape of a sample's predictions, [N, ...] or [..., N].
         places: that of its labels.
-        samples: numbers of them that will come.
+        samples: of how many that is looked at.
+        others: and of how many more, from the first on, as long as that takes no time.
 
     Raises:
         Unreadable: it is another loss.
@@ -42,15 +43,18 @@ def at_places(
         classes = output[-1 if classes_last else 0] if output else 1
         if classes * prod(places) != prod(output):
             continue
-        plain = CrossEntropyAtPlaces(loss, classes, prod(places), classes_last, ignored=-100)
-        several = -(-classes // plain.places)  # among whose labels are all classes
-        counts = dict.fromkeys((several + 1, *_FEW, *samples))
-        if max(counts) * prod(output) > _MOST:
+        plain = CrossEntropyAtPlaces(loss, classes, prod(places), classes_last, NO_LABEL)
+        several = -(-classes // plain.places) + 1  # among whose labels are all classes
+        if several * prod(output) > _MOST:
             raise Unreadable(f"it makes more than {_MOST:,} numbers of labels at places")
-        batches = [_drawn(plain, n, output, places, dtype) for n in counts]
-        found = _with_settings(plain, *batches[0])
-        if all(_is(found, *batch) for batch in batches):
-            return found
+        sums = accumulate(others)
+        more = [n for n, total in zip(others, sums, strict=True) if total * prod(output) <= _MOST]
+        counts = [*dict.fromkeys((several, *samples, *more))]
+        found = _with_settings(plain, *_drawn(plain, several, output, places, dtype))
+        # A mean over all places is the same where nothing is ignored.
+        for like in dict.fromkeys((found, replace(found, ignored=NO_LABEL))):
+            if all(_is(like, *_drawn(like, n, output, places, dtype)) for n in counts):
+                return like
     raise Unreadable(
         "of several labels of a sample it takes another loss than the mean of their cross-entropies"
     )
@@ -63,8 +67,11 @@ def _drawn(
     """Predictions and labels of n samples."""
     generator = torch.Generator().manual_seed(n)
     predictions = torch.randn(n, *output, dtype=dtype, generator=generator)
-    labels = torch.arange(n * loss.places)[torch.randperm(n * loss.places, generator=generator)]
-    return predictions.requires_grad_(), (labels % loss.classes).reshape(n, *places)
+    labels = torch.arange(n * loss.places) % loss.classes
+    if loss.ignored != NO_LABEL:
+        labels[loss.classes :: 3] = loss.ignored
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    return predictions.requires_grad_(), labels.reshape(n, *places)
 
 
 def _with_settings(
@@ -84,7 +91,8 @@ def _is(found: CrossEntropyAtPlaces, predictions: Tensor, labels: Tensor) -> boo
         return False
     if not _KNOWN.issuperset(name for name, _ in done) or _has_own_backward(value):
         return False
-    wanted = _cross_entropy(found, predictions, labels)
+    with torch.enable_grad():
+        wanted = _cross_entropy(found, predictions, labels)
     (gradient,) = torch.autograd.grad(value, predictions, materialize_grads=True)
     (wanted_gradient,) = torch.autograd.grad(wanted, predictions)
     return _near(value, wanted) and _near(gradient, wanted_gradient)
@@ -122,8 +130,7 @@ def _has_own_backward(value: Tensor) -> bool:
     return False
 
 
-_FEW = 1, 2, 3
-_MOST = 1 << 24
+_MOST = 1 << 22  # numbers of predictions
 _LOSSES = ("nll_loss_forward", "nll_loss2d_forward")
 # What moves numbers, and the loss.
 _KNOWN = frozenset((

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import Step
 
-__all__ = ["NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss"]
+__all__ = ["NO_LABEL", "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ def _nothing(predictions: Tensor, labels: Tensor) -> Tensor:
 NO_LOSS = ReadLoss(_nothing)
 
 
+NO_LABEL = -(1 << 63)
+
+
 @dataclass(frozen=True)
 class CrossEntropyAtPlaces(ReadLoss):
     """The mean cross-entropy of a label at each of a sample's places.
@@ -64,7 +67,7 @@ class CrossEntropyAtPlaces(ReadLoss):
     Attributes:
         classes: N.
         places: P, of predictions [S, N, P], or [S, P, N] if the classes come last.
-        ignored: the label of places that do not count.
+        ignored: the label of places that do not count, or `NO_LABEL`.
         weights: those of the classes, by which the others count, or none.
     """
 

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from fastmeta.backends.kernels import Kernels
 from fastmeta.functional.forward import module_lock
-from fastmeta.functional.loss_programs import NO_LOSS, CrossEntropyAtPlaces, LossProgram
+from fastmeta.functional.loss_programs import (
+    NO_LABEL,
+    NO_LOSS,
+    CrossEntropyAtPlaces,
+    LossProgram,
+)
 from fastmeta.inner_loop.arithmetic.headed import Headed, headed_for_some, headed_of
 from fastmeta.inner_loop.arithmetic.written import Written, unwritten_for_any, written_of
 from fastmeta.inner_loop.arithmetic.written_trial import (
@@ -214,11 +219,8 @@ def _native_loss(loss: Any, output: tuple[int, ...], kernels: Kernels) -> Any:
     if loss is NO_LOSS:
         return "cross_entropy"
     if loss == "cross_entropy" and len(output) > 1:
-        return kernels.loss(output[0], math.prod(output[1:]), _NO_LABEL, False, ())
+        return kernels.loss(output[0], math.prod(output[1:]), NO_LABEL, False, ())
     return loss
-
-
-_NO_LABEL = -(1 << 63)
 
 
 def targets_of(loss: Any, output: tuple[int, ...]) -> int:
