@@ -11,7 +11,8 @@ from torch import nn
 
 import fastmeta as fm
 from fastmeta.backends import cpu
-from fastmeta.functional.loss_programs import Unreadable, read_loss
+from fastmeta.functional.loss_programs import Unreadable
+from fastmeta.functional.loss_programs.places import at_places
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason="no native kernels")
 WEIGHTS = torch.tensor([1.0, 2.5, 0.5], dtype=DOUBLE)
@@ -221,9 +222,11 @@ def test_own_backwards_are_not_taken_for_known_ones():
         def backward(ctx, grad):
             return grad
 
-    predictions, labels = torch.randn(4, 3, 5), torch.zeros(4, 5, dtype=torch.int64)
+    def loss(p, y):
+        return F.cross_entropy(Same.apply(p), y)
+
     with pytest.raises(Unreadable):
-        read_loss(lambda p, y: F.cross_entropy(Same.apply(p), y), predictions, labels)
+        at_places(loss, (3, 5), (5,), samples=(4,), others=(1, 2), dtype=DOUBLE)
 
 
 def test_a_task_of_ignored_labels_learns_nothing():
