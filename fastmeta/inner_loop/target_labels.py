@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.functional.loss_programs import CrossEntropyAtPlaces, Label, LossProgram
+from fastmeta.functional.loss_programs import (
+    CrossEntropyAtPlaces,
+    Label,
+    LossProgram,
+    ReadLoss,
+)
 from fastmeta.tasks import TaskBatch
 
 __all__ = ["NoSuchClass", "check_target_labels"]
@@ -23,8 +28,8 @@ def check_target_labels(loss: Any, tasks: TaskBatch) -> None:
     Raises:
         NoSuchClass: nor does the loss itself take them.
     """
-    if tasks.support_y.device.type != "cpu":  # the kernels that run losses that were read
-        return
+    if not isinstance(loss, ReadLoss) or tasks.support_y.device.type != "cpu":
+        return  # the CPU's kernels run losses that were read
     if isinstance(loss, CrossEntropyAtPlaces):
         return _check_places(loss, tasks)
     labels = loss.labels if isinstance(loss, LossProgram) else ()

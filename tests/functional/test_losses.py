@@ -53,6 +53,18 @@ def test_twice_differentiable(name):
     assert torch.autograd.gradgradcheck(OURS[name], (scores, targets, weight))
 
 
+def test_labels_at_places():
+    scores = torch.randn(T, S, N, 2, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(N, (T, S, 2, 3))
+    plain = torch.stack([F.cross_entropy(scores[t], labels[t]) for t in range(T)])
+    torch.testing.assert_close(fmF.cross_entropy(scores, labels), plain)
+    weight = torch.rand(T, S, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(fmF.cross_entropy, (scores, labels, weight))
+    assert torch.autograd.gradgradcheck(fmF.cross_entropy, (scores, labels, weight))
+    with pytest.raises(ValueError, match=r"do not fit: \[\d+, \d+, \d+, 2, 3\] and"):
+        fmF.cross_entropy(scores, labels[..., :2])
+
+
 @pytest.mark.parametrize("name", ["mse", "bce"])
 def test_compiled_without_a_break(name):
     scores, targets = problem(name)

@@ -78,10 +78,10 @@ def watched(
     function: Callable[..., Any], given: Sequence[Tensor]
 ) -> tuple[Any, list[tuple[str, tuple[Any, ...]]]]:
     """The result, and the operations that run: each by its name alone, with what it is given."""
-    names = _Names()
-    with torch.enable_grad(), names, Spelled():
+    watch = _Watch()
+    with torch.enable_grad(), watch, Spelled():
         result = _run(function, given)
-    return result, names.given
+    return result, watch.seen
 
 
 def _run(function: Callable[..., Any], given: Sequence[Tensor]) -> Any:
@@ -111,12 +111,23 @@ class _Names(_Mode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
-        self.given: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _is_of_autograd(func):
             self.operations.append(_operation(func, args, kwargs))
-            self.given.append((func.overloadpacket.__name__, args))
+        return func(*args, **(kwargs or {}))
+
+
+class _Watch(_Mode):
+    """Keeps what the operations that run are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _is_of_autograd(func):
+            self.seen.append((func.overloadpacket.__name__, args))
         return func(*args, **(kwargs or {}))
 
 
