@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.fastmeta-installed
 BENCH_INSTALLED := $(VENV)/.fastmeta-bench-installed
 NATIVE := fastmeta/_build_info.json
 # Folders are listed too: they tell of files that went.
-NATIVE_SOURCES := $(shell find csrc) tools/build_native.py
+NATIVE_SOURCES := $(shell find csrc) $(wildcard tools/*.py)
 
 .PHONY: help install demo test lint sanitize bench clean
 .DEFAULT_GOAL := help

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_native  # noqa: E402
+from toolchain import BuildError  # noqa: E402
 
 
 class BuildNative(build_ext):
@@ -17,7 +18,8 @@ class BuildNative(build_ext):
 
     def run(self):
         """Build into build_lib, or into the checkout for an editable install."""
-        build_native.build(self._package(), tolerate=build_native.BuildError)
+        machines = "here" if self.inplace else "all"  # a wheel may go elsewhere
+        build_native.build(self._package(), machines, tolerate=BuildError)
 
     def get_outputs(self):
         """Return the files that `run` left."""

@@ -31,16 +31,6 @@ fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 export XLA_PYTHON_CLIENT_PREALLOCATE=false  # JAX would take most of the GPU's memory
-# machine code for this processor and this GPU alone, where they are of those that the build knows
-isa=portable
-grep -qm1 '^flags.* avx2' /proc/cpuinfo 2>/dev/null && isa=avx2
-grep -qm1 '^flags.* avx512dq' /proc/cpuinfo 2>/dev/null && isa=avx512
-[ "$DEVICE" != cpu ] && export FASTMETA_ISAS="${FASTMETA_ISAS:-$isa}"
-case "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)" in
-    8.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-80}" ;;
-    9.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-90}" ;;
-    10.0) export FASTMETA_CUDA_ARCHS="${FASTMETA_CUDA_ARCHS:-100}" ;;
-esac
 
 mkdir -p "$OUT"
 BEGUN=$(date +%s)

@@ -30,6 +30,12 @@ struct Record {
 
 const Variant* running = find_variant(nullptr);
 
+std::string none_runs() {
+  std::string names;
+  for (const Variant* v = variants(); v->name; ++v) names += std::string(v == variants() ? "" : ", ") + v->name;
+  return "they were compiled for other processors (" + names + "): build fastmeta again on this one";
+}
+
 template <class R>
 const Kernels<R>& kernels();
 template <>
@@ -277,6 +283,7 @@ void bind_real(py::module_& m, const char* suffix) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
+  if (!running) throw py::import_error(none_runs());
   m.doc() = "The native kernels of fastmeta. Internal: call them through fastmeta.";
   bind_chain(m);
   py::class_<Record>(m, "Record", py::buffer_protocol())

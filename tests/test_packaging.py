@@ -118,18 +118,68 @@ def test_build_info_tells_what_was_built(tmp_path):
     _, _, native = json.loads(run(sys.executable, "-c", REPORT, cwd=tmp_path))
     assert INFO["native"] == (native is not None)
     if INFO["native"]:
-        assert INFO["isas"][0] == "portable"
-        assert INFO["compiler"]
+        assert INFO["isas"] and INFO["compiler"]
     else:
         assert INFO["error"]
 
 
-def test_a_compiler_without_an_instruction_set_drops_that_variant(build_native, tmp_path):
-    compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *avx512*) exit 1;; esac\n')
-    compiler.chmod(0o755)
-    isas = build_native.supported_isas([str(compiler)])
-    assert [isa.name for isa in isas] == ["portable", "avx2"]
+@pytest.fixture
+def machines(build_native):
+    return importlib.import_module("machines")
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    """A compiler that knows everything but AVX-512."""
+    program = tmp_path / "c++"
+    program.write_text('#!/bin/sh\ncase "$*" in *avx512*) exit 1;; esac\n')
+    program.chmod(0o755)
+    return [str(program)]
+
+
+def names(isas):
+    return [isa.name for isa in isas]
+
+
+def test_a_compiler_without_an_instruction_set_drops_that_variant(machines, compiler):
+    assert names(machines.supported_isas(compiler)) == ["portable", "avx2"]
+
+
+@pytest.mark.parametrize(
+    "flags, here, runnable",
+    [
+        ("sse2", "portable", "portable"),
+        ("sse2 avx2 fma", "avx2", "portable avx2"),
+        ("avx2 fma avx512f avx512dq avx512bw avx512vl", "avx512", "portable avx2 avx512"),
+    ],
+)
+def test_instruction_sets(machines, tmp_path, monkeypatch, flags, here, runnable):
+    monkeypatch.setattr(machines, "supported_isas", lambda compiler: list(machines.ISAS))
+    monkeypatch.setattr(machines, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.delenv("FASTMETA_ISAS", raising=False)
+    assert names(machines.wanted_isas([], "here")) == [here]
+    assert names(machines.wanted_isas([], "all")) == ["portable", "avx2", "avx512"]
+    for wanted, found in [("runnable", runnable), ("avx512, portable", "portable avx512")]:
+        monkeypatch.setenv("FASTMETA_ISAS", wanted)
+        assert names(machines.wanted_isas([], "all")) == found.split()
+
+
+def test_a_processor_that_does_not_tell_what_it_is_chooses_at_run_time(
+    machines, compiler, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machines, "CPUINFO", tmp_path / "none")
+    monkeypatch.delenv("FASTMETA_ISAS", raising=False)
+    assert names(machines.wanted_isas(compiler, "here")) == ["portable", "avx2"]
+
+
+def test_instruction_sets_that_cannot_be_had_are_named(machines, compiler, monkeypatch):
+    monkeypatch.setenv("FASTMETA_ISAS", "avx512")
+    with pytest.raises(machines.ToolchainError, match="avx512"):
+        machines.wanted_isas(compiler, "here")
+    monkeypatch.setenv("FASTMETA_ISAS", "avx1024")
+    with pytest.raises(SystemExit, match="avx1024 not in portable"):
+        machines.wanted_isas(compiler, "here")
 
 
 def test_a_failed_build_leaves_no_stale_module(build_native, tmp_path, monkeypatch):
@@ -137,7 +187,7 @@ def test_a_failed_build_leaves_no_stale_module(build_native, tmp_path, monkeypat
     monkeypatch.setenv("FASTMETA_BUILD", "auto")
     stale = tmp_path / build_native.module_name()
     stale.write_bytes(b"of an earlier build")
-    info = build_native.build(tmp_path, tolerate=build_native.ToolchainError)
+    info = build_native.build(tmp_path, "here", tolerate=build_native.ToolchainError)
     assert not info["native"] and not stale.exists()
 
 
@@ -145,7 +195,7 @@ def test_native_code_can_be_demanded(build_native, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/c++")
     monkeypatch.setenv("FASTMETA_BUILD", "native")
     with pytest.raises(build_native.ToolchainError, match="/nonexistent/c"):
-        build_native.build(tmp_path, tolerate=build_native.BuildError)
+        build_native.build(tmp_path, "here", tolerate=build_native.BuildError)
 
 
 @pytest.mark.slow
@@ -178,7 +228,7 @@ def test_without_a_compiler_the_package_is_pure_python(source, tmp_path, compile
 @pytest.mark.slow
 @pytest.mark.skipif(not INFO["native"], reason=f"no toolchain: {INFO.get('error')}")
 def test_sources_that_do_not_compile_leave_the_reason(source, tmp_path):
-    (source / "csrc/cpu/kernels.cpp").write_text("#error broken on purpose\n")
+    (source / "csrc/bindings.cpp").write_text("#error broken on purpose\n")
     wheel = pip_wheel(source, tmp_path, "--no-build-isolation", FASTMETA_BUILD="auto")
     site, (_, _, native) = import_from(wheel, tmp_path)
     assert native is None

@@ -4,7 +4,7 @@
 
 Needs a C++17 compiler, pybind11 and ninja, and no PyTorch. Those files of csrc/cpu/ that KERNELS
 names are compiled once per instruction set and real type; csrc/cpu/dispatch.cpp chooses among them
-at run time. csrc/cuda/ is compiled where there is an nvcc, in PATH or in CUDA_HOME, GPU or not.
+at run time. csrc/cuda/ is compiled where there is an nvcc, in PATH or in CUDA_HOME.
 
 Environment: CXX (or CC), CXXFLAGS and LDFLAGS as usual, and FASTMETA_BUILD:
     auto     without a working toolchain, go on in pure Python (default)
@@ -14,8 +14,16 @@ FASTMETA_CUDA:
     auto     without an nvcc that works, go on without (default)
     1        no CUDA module is an error
     0        do not compile it
-and FASTMETA_ISAS, some of the instruction sets, say "avx512", or FASTMETA_CUDA_ARCHS, some of the
-GPU architectures, say "90": quick builds for one's own machine.
+FASTMETA_ISAS, for which processors:
+    here     the widest instruction set that this one runs (default in a checkout)
+    runnable each that this one runs, for tests of them all
+    all      each that the compiler knows, chosen from at run time (default of a wheel)
+    or names, say "portable avx2"
+FASTMETA_CUDA_ARCHS, for which GPUs:
+    here     those of this machine, or no CUDA module (default in a checkout; with FASTMETA_CUDA=1
+             and without a GPU: all)
+    all      each architecture that is supported (default of a wheel)
+    or numbers, say "90"
 """
 
 from __future__ import annotations
@@ -35,6 +43,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from machines import Isa, arch_flags, cuda_archs, gpus_here, wanted_isas
+from toolchain import (
+    BuildError,
+    ToolchainError,
+    compiler_version,
+    find_compiler,
+    find_ninja,
+    find_nvcc,
+    first_errors,
+    nvcc_version,
+    try_compile,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 COMMON_FLAGS = (
@@ -45,49 +66,9 @@ MODULE_LINK_FLAGS = ["-shared"] + (
     ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 )
 CUDA_BUILD = ROOT / "build/cuda"
-CUDA_ARCHS = ("80", "90", "100")
 CUDA_FLAGS = ("-O3 -std=c++17 -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden").split()
 # A private copy of the CUDA runtime, hidden from PyTorch's.
 CUDA_LINK_FLAGS = "-shared -cudart static -Xlinker --exclude-libs -Xlinker ALL".split()
-
-
-class BuildError(Exception):
-    """The native code could not be built; the text says why."""
-
-
-class ToolchainError(BuildError):
-    """What is needed to compile at all is missing or does not work."""
-
-
-@dataclass(frozen=True)
-class Isa:
-    """An instruction set that the kernels are compiled for."""
-
-    name: str
-    vector_bytes: int
-    flags: tuple[str, ...] = ()
-
-    @property
-    def needs(self) -> set[str]:
-        """What the processor must have, as Linux names it."""
-        machine = (flag.removeprefix("-m") for flag in self.flags)
-        return {name for name in machine if not name.startswith("prefer-")}
-
-
-# Weakest first, and linked in this order: of an inline function that several objects carry (say
-# one of std::vector), the linker keeps the first copy, which must run on every machine.
-ISAS = (
-    Isa("portable", 16),
-    Isa("avx2", 32, ("-mavx2", "-mfma")),
-    Isa(
-        "avx512",
-        64,
-        (
-            *"-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma".split(),
-            "-mprefer-vector-width=512",
-        ),
-    ),
-)
 REALS = ("float", "double")
 KERNELS = (
     "kernels", "stages", "written", "headed", "products", "row_machine", "convolution", "norm",
@@ -96,61 +77,6 @@ KERNELS = (
 
 
 # ---- toolchain ----------------------------------------------------------------------------------
-
-
-def find_compiler() -> list[str]:
-    """Return the C++ compiler's command: CXX, else the sibling of CC, else the first one found."""
-    if sys.platform == "win32":
-        raise ToolchainError("native code is not built on Windows yet")
-    wanted = os.environ.get("CXX") or _cxx_of(os.environ.get("CC", ""))
-    candidates = [wanted] if wanted else ["c++", "g++", "clang++"]
-    for candidate in candidates:
-        command = shlex.split(candidate)
-        if shutil.which(command[0]):
-            return command
-    raise ToolchainError(f"no C++ compiler: {', '.join(candidates)} not found")
-
-
-def _cxx_of(cc: str) -> str:
-    cxx = {"cc": "c++", "gcc": "g++", "clang": "clang++"}
-    return re.sub(r"(clang|gcc|cc)(-[\d.]+)?$", lambda m: cxx[m[1]] + (m[2] or ""), cc)
-
-
-def find_ninja() -> list[str]:
-    """Return the command of the ninja package, else of a ninja in PATH."""
-    if importlib.util.find_spec("ninja"):
-        return [sys.executable, "-m", "ninja"]
-    if path := shutil.which("ninja"):
-        return [path]
-    raise ToolchainError("ninja is not installed (pip install ninja)")
-
-
-def find_nvcc() -> list[str]:
-    """Return the command of nvcc, of CUDA_HOME if that is set, else of the PATH."""
-    home = os.environ.get("CUDA_HOME")
-    wanted = str(Path(home, "bin/nvcc")) if home else "nvcc"
-    candidates = [wanted] if home else [wanted, "/usr/local/cuda/bin/nvcc"]
-    for candidate in candidates:
-        if path := shutil.which(candidate):
-            return [path]
-    raise ToolchainError(f"no CUDA compiler: {wanted} not found")
-
-
-def cuda_archs() -> list[str]:
-    """Return the GPU architectures to make code for: CUDA_ARCHS, or FASTMETA_CUDA_ARCHS."""
-    wanted = os.environ.get("FASTMETA_CUDA_ARCHS", "").replace(",", " ").split()
-    if unknown := set(wanted) - set(CUDA_ARCHS):
-        known = ", ".join(CUDA_ARCHS)
-        raise SystemExit(f"FASTMETA_CUDA_ARCHS: {', '.join(sorted(unknown))} not in {known}")
-    return [arch for arch in CUDA_ARCHS if not wanted or arch in wanted]
-
-
-def arch_flags(archs: Sequence[str]) -> list[str]:
-    """Return nvcc's flags: machine code for each, and PTX of the newest for what comes after it."""
-    codes = [f"sm_{arch}" for arch in archs]
-    codes[-1] = f"[{codes[-1]},compute_{archs[-1]}]"
-    pairs = zip(archs, codes, strict=True)
-    return [w for arch, code in pairs for w in ("-gencode", f"arch=compute_{arch},code={code}")]
 
 
 def binding_flags() -> list[str]:
@@ -163,41 +89,12 @@ def binding_flags() -> list[str]:
     return [word for directory in directories for word in ("-isystem", directory)]
 
 
-def try_compile(compiler: Sequence[str], flags: Iterable[str], source: str) -> str | None:
-    """Compile `source` to nothing; return None, or the compiler's complaint."""
-    command = [*compiler, *flags, "-x", "c++", "-c", "-", "-o", os.devnull]
-    result = subprocess.run(command, input=source, capture_output=True, text=True)
-    return None if result.returncode == 0 else first_errors(result.stderr)
-
-
 def check_toolchain(compiler: Sequence[str]) -> None:
     """Raise ToolchainError unless the compiler works and finds Python's headers."""
     flags = [*COMMON_FLAGS, *binding_flags()]
     complaint = try_compile(compiler, flags, "#include <vector>\n#include <Python.h>\n")
     if complaint is not None:
         raise ToolchainError(f"{shlex.join(compiler)} cannot compile for Python: {complaint}")
-
-
-def supported_isas(compiler: Sequence[str]) -> list[Isa]:
-    """Return the instruction sets that the compiler can make code for, or FASTMETA_ISAS."""
-    names = [isa.name for isa in ISAS]
-    wanted = os.environ.get("FASTMETA_ISAS", "").replace(",", " ").split() or names
-    if unknown := set(wanted) - set(names):
-        raise SystemExit(f"FASTMETA_ISAS: {', '.join(sorted(unknown))} not in {', '.join(names)}")
-    x86_64 = "#include <immintrin.h>\n#ifndef __x86_64__\n#error not x86-64\n#endif\n"
-    return [
-        isa
-        for isa in ISAS
-        # Portable code stays: it is what dispatch.cpp falls back on.
-        if not isa.flags
-        or (isa.name in wanted and try_compile(compiler, isa.flags, x86_64) is None)
-    ]
-
-
-def first_errors(output: str, count: int = 5) -> str:
-    """Return the first lines of a compiler's output that name an error, else its last lines."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return "\n".join([line for line in lines if "error:" in line][:count] or lines[-count:])
 
 
 # ---- ninja --------------------------------------------------------------------------------------
@@ -301,11 +198,11 @@ def add_library(ninja: NinjaBuild, variants: Iterable[tuple[Isa, str]]) -> list[
     return [dispatch, *kernels]
 
 
-def compile_module(destination: Path) -> dict:
+def compile_module(destination: Path, machines: str) -> dict:
     """Build fastmeta._native into the folder `destination`; return what build_info records."""
     compiler = find_compiler()
     check_toolchain(compiler)
-    isas = supported_isas(compiler)
+    isas = wanted_isas(compiler, machines)
     flags = ["-O3", *common_flags(isas), *shlex.split(os.environ.get("CXXFLAGS", ""))]
     link_flags = [
         *MODULE_LINK_FLAGS,
@@ -351,9 +248,9 @@ def kernel_text(header: Path, folder: Path) -> Path:
     return path
 
 
-def compile_cuda(destination: Path) -> dict:
+def compile_cuda(destination: Path, machines: str) -> dict:
     """Build fastmeta._cuda into the folder `destination`; return what build_info records."""
-    nvcc, archs = find_nvcc(), cuda_archs()
+    nvcc, archs = find_nvcc(), cuda_archs(machines)
     flags = [*CUDA_FLAGS, *arch_flags(archs), f"-I{ROOT / 'csrc'}"]
     ninja = NinjaBuild(CUDA_BUILD, nvcc, flags, CUDA_LINK_FLAGS)
     source = ROOT / "csrc/cuda"
@@ -372,7 +269,7 @@ def compile_cuda(destination: Path) -> dict:
     return {"cuda": [f"sm_{arch}" for arch in archs], "nvcc": nvcc_version(nvcc)}
 
 
-def build_cuda(destination: Path) -> dict:
+def build_cuda(destination: Path, machines: str) -> dict:
     """Build the CUDA module, or say why there is none; an error only where it is demanded."""
     mode = os.environ.get("FASTMETA_CUDA", "auto")
     if mode not in ("auto", "0", "1"):
@@ -380,7 +277,8 @@ def build_cuda(destination: Path) -> dict:
     try:
         if mode == "0":
             raise ToolchainError("not asked for (FASTMETA_CUDA=0)")
-        return compile_cuda(destination)
+        demanded_elsewhere = mode == "1" and not gpus_here()
+        return compile_cuda(destination, "all" if demanded_elsewhere else machines)
     except BuildError as error:
         if mode == "1":
             raise
@@ -389,9 +287,10 @@ def build_cuda(destination: Path) -> dict:
         return {"cuda": False, "cuda_error": str(error)}
 
 
-def build(destination: Path, tolerate: type[BuildError]) -> dict:
+def build(destination: Path, machines: str, tolerate: type[BuildError]) -> dict:
     """Build into the package folder `destination` and leave `_build_info.json` beside.
 
+    `machines` is "here" or "all": what it is for where the environment does not say.
     An error of the class `tolerate` leaves a package in pure Python, with the reason recorded,
     unless FASTMETA_BUILD=native.
     """
@@ -402,7 +301,7 @@ def build(destination: Path, tolerate: type[BuildError]) -> dict:
     try:
         if mode == "python":
             raise ToolchainError("not asked for (FASTMETA_BUILD=python)")
-        outcome = compile_module(destination) | build_cuda(destination)
+        outcome = compile_module(destination, machines) | build_cuda(destination, machines)
     except tolerate as error:
         if mode == "native" or os.environ.get("FASTMETA_CUDA") == "1":
             raise
@@ -418,19 +317,6 @@ def build(destination: Path, tolerate: type[BuildError]) -> dict:
 def module_name(stem: str = "_native") -> str:
     """Return the file name of an extension module for this Python."""
     return stem + sysconfig.get_config_var("EXT_SUFFIX")
-
-
-def compiler_version(compiler: Sequence[str]) -> str:
-    """Return the compiler's name and version, its own first line."""
-    output = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    return output.splitlines()[0] if output else shlex.join(compiler)
-
-
-def nvcc_version(nvcc: Sequence[str]) -> str:
-    """Return the line of `nvcc --version` that names the release."""
-    output = subprocess.run([*nvcc, "--version"], capture_output=True, text=True).stdout
-    lines = [line for line in output.splitlines() if "release" in line]
-    return lines[0] if lines else shlex.join(nvcc)
 
 
 def commit() -> str | None:
@@ -456,7 +342,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         # In a checkout, only a missing toolchain is no reason to stop: broken sources are.
-        info = build(ROOT / "fastmeta", tolerate=ToolchainError)
+        info = build(ROOT / "fastmeta", "here", tolerate=ToolchainError)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -15,19 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from build_native import (
-    ROOT,
-    SYSTEM_LIBRARIES,
-    BuildError,
-    Isa,
-    NinjaBuild,
-    add_library,
-    common_flags,
-    find_compiler,
-    supported_isas,
-)
+from build_native import ROOT, SYSTEM_LIBRARIES, NinjaBuild, add_library, common_flags
+from machines import CPUINFO, runnable_isas, supported_isas
+from toolchain import BuildError, find_compiler
 
-CPUINFO = Path("/proc/cpuinfo")
 # No threads; code that a test compiles by itself, without a sanitizer.
 WITHOUT_RACES = ("test_math", "test_cuda_printed")
 # The compiler takes a minute to optimise what runs for seconds.
@@ -50,7 +41,7 @@ def sanitize() -> None:
 
 def build_sanitized(name: str, tests: Sequence[Path], compiler: Sequence[str]) -> list[Path]:
     """Build one program per test under the sanitizer `name`; return the programs."""
-    isas = run_here(supported_isas(compiler))
+    isas = runnable_isas(supported_isas(compiler))
     if name == "thread":
         isas = isas[:1]  # races are the same at every width
         tests = [test for test in tests if not test.stem.startswith(WITHOUT_RACES)]
@@ -70,12 +61,6 @@ def build_sanitized(name: str, tests: Sequence[Path], compiler: Sequence[str]) -
         programs.append(ninja.link([own, *library], test.stem))
     ninja.run()
     return programs
-
-
-def run_here(isas: Sequence[Isa]) -> list[Isa]:
-    """Return those of the instruction sets that this processor runs."""
-    flags = set(CPUINFO.read_text().split()) if CPUINFO.exists() else set()
-    return [isa for isa in isas if flags.issuperset(isa.needs)]
 
 
 def run_sanitized(name: str, program: Path) -> str:

@@ -25,7 +25,7 @@ namespace fastmeta {
 
 namespace {
 
-bool always() { return true; }
+[[maybe_unused]] bool always() { return true; }
 #ifdef FASTMETA_HAS_AVX2
 [[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
@@ -48,7 +48,9 @@ const Variant all_variants[] = {
 #ifdef FASTMETA_HAS_AVX2
     {"avx2", &avx2::kernels_float, &avx2::kernels_double, has_avx2},
 #endif
+#ifdef FASTMETA_HAS_PORTABLE
     {"portable", &portable::kernels_float, &portable::kernels_double, always},
+#endif
 #endif
     {nullptr, nullptr, nullptr, nullptr},
 };
