@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +17,7 @@ _ATTRIBUTES = ("shape", "dtype", "device", "ndim", "T", "mT", "layout", "is_cuda
 _REFUSED = (
     "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
     "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",
-    "__dlpack__", "requires_grad_", "register_post_accumulate_grad_hook",
+    "__dlpack__", "register_post_accumulate_grad_hook", "backward",
 )  # fmt: skip
 _SIZES = ("shape", "size", "numel", "nelement")
 # What the number of samples may be given to: shapes, and arithmetic, whose rules know it again.
@@ -40,8 +41,9 @@ class Questions(Spelled):
         asked: the name of the latest function.
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, may_be_variable: Callable[[Tensor], bool]) -> None:
         super().__init__()
+        self._may_be_variable = may_be_variable
         self.refused: Unreadable | None = None
         self.asked = ""
         self._samples = samples
@@ -52,9 +54,11 @@ class Questions(Spelled):
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = getattr(function.__self__, "__name__", "")
-            if name not in _ATTRIBUTES:
+            if name not in _ATTRIBUTES and not self._is_asked_by_transform(name, args):
                 self._refuse(name)
         elif name in _REFUSED:
+            self._refuse(name)
+        elif name == "requires_grad_" and not self._may_require_grad(*args, **kwargs or {}):
             self._refuse(name)
         if name not in _COUNTED and _has_count((args, *(kwargs or {}).values())):
             self.refuse_count()
@@ -65,6 +69,12 @@ class Questions(Spelled):
             self.refused = reason
             raise
         return self._marked(found) if name in _SIZES else found
+
+    def _may_require_grad(self, tensor: Tensor, requires_grad: bool = True) -> bool:
+        return requires_grad and (_is_wrapped(tensor) or self._may_be_variable(tensor))
+
+    def _is_asked_by_transform(self, name: str, args: Any) -> bool:
+        return name == "requires_grad" and _is_wrapped(args[0])
 
     def refuse_count(self) -> NoReturn:
         raise self.note_count()
@@ -82,6 +92,11 @@ class Questions(Spelled):
             return tuple(map(self._marked, size))
         is_count = type(size) is int and size and size % self._samples == 0
         return _Count(size).asked_of(self) if is_count else size
+
+
+def _is_wrapped(x: Tensor) -> bool:
+    """By torch.func."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _has_count(values: Any) -> bool:

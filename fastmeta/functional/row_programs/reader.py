@@ -54,7 +54,7 @@ def read(
     Raises:
         Unreadable: it does what there are no rules for.
     """
-    questions = Questions(rows.samples)
+    questions = Questions(rows.samples, rows.may_be_variable)
     reader = _Reader(rows, rules, questions)
     with torch.enable_grad(), reader, questions:
         result = _run(function, given)
@@ -153,9 +153,9 @@ class _Reader(_Mode):
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
         if not _is_of_autograd(func):
             self.operations.append(_operation(func, args, kwargs))
-        if torch._C._current_graph_task_id() != self._backward:  # whose tensors are other ones
-            raise Unreadable("it takes a gradient of its own")
         rows = self._rows
+        if torch._C._current_graph_task_id() != self._backward:
+            rows.recognise(args)
         name = func.overloadpacket.__name__
         if (table := rows.table(name, func, args, kwargs)) is not None:
             return table[0]

@@ -65,6 +65,14 @@ class Rows:
         """PyTorch raises an error where the truth is none."""
         raise Unreadable("it depends on values")
 
+    def may_be_variable(self, x: Tensor) -> bool:
+        """Whether a function may take gradients of its own by a tensor."""
+        return False
+
+    def recognise(self, values: Any) -> None:
+        """Know what autograd gives an operation in a gradient of the function's own."""
+        raise Unreadable("it takes a gradient of its own")
+
     def check_own(self, x: Tensor) -> None:
         """Unreadable if what is changed in place may be read elsewhere."""
         memory, same = x.untyped_storage().data_ptr(), self._same.get(id(x), id(x))

@@ -11,7 +11,7 @@ from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
 from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import of_rows
 
-__all__ = ["REDUCTION_RULES", "softmax"]
+__all__ = ["REDUCTION_RULES", "softmax", "total"]
 
 
 # ---- sums --------------------------------------------------------------------------------------
@@ -34,15 +34,30 @@ def _last(to: ForwardRows, x: Tensor, dims: Any) -> tuple[Value, list[int], list
     return value, [sides[d] for d in order], order, prod(kept)
 
 
+def _is_over_samples(to: ForwardRows, x: Tensor, dims: Any) -> bool:
+    at = to.dim_of_samples(x)
+    over = [dims] if isinstance(dims, int) else dims
+    return at is not None and (not over or at in {d % x.dim() for d in over})
+
+
 def _sum(mean: bool) -> Rule:
     def rule(
         to: ForwardRows, out: Tensor, x: Tensor, dims: Any = None, keepdim: bool = False,
         dtype: Any = None,
     ) -> Value:  # fmt: skip
+        if _is_over_samples(to, x, dims):
+            return Value("total")
         value, *_, parts = _last(to, x, dims)
         return value._replace(row=(to.means if mean else to.sums)(value.row, parts))
 
     return rule
+
+
+def total(to: ForwardRows, x: Tensor, dim: int) -> Tensor:
+    """Of a dimension that stays, with one number in it."""
+    out = x.new_empty([1 if d == dim % x.dim() else n for d, n in enumerate(x.shape)])
+    to.know(out, _sum(mean=False)(to, out, x, [dim], True))
+    return out
 
 
 def _norm(

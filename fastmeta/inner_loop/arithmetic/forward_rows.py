@@ -44,6 +44,8 @@ class ForwardRows(Rows):
         self._of_parameters: dict[int, int] = {}  # the rows of their numbers
         self.fewest = 1
         self._of_tables: dict[tuple[tuple[str, int], ...], int] = {}  # rows, by what is in them
+        self._matrices: dict[int, Tensor] = {}  # by their diagonals
+        self._by_memory: dict[tuple[Any, ...], Tensor] = {}
         self._made = 0  # numbers, those that turn out not to be needed among them
         super().__init__(len(x), x.dtype, (x,))
         self.tables = Tables(others, lambda t: self.dim_of_samples(t) is not None)
@@ -87,7 +89,23 @@ class ForwardRows(Rows):
     def know(self, tensor: Tensor, value: Value) -> None:
         if value.kind in _OF_ROWS and not self._holds(tensor, value):
             raise Unreadable("it makes other numbers than those of each sample")
+        self._by_memory.setdefault(_memory_of(tensor), tensor)
         super().know(tensor, value)
+
+    def may_be_variable(self, x: Tensor) -> bool:
+        value = self.known(x)
+        return value is not None and value.kind == "samples"
+
+    def recognise(self, values: Any) -> None:
+        """What autograd keeps of a result is another tensor in its memory, detached or not."""
+        for x in values:
+            if isinstance(x, (list, tuple)):
+                self.recognise(x)
+            elif isinstance(x, Tensor) and self.index(x) is None:
+                is_kept = self.known(x) is None or id(x) in self._same
+                result = self._by_memory.get(_memory_of(x)) if is_kept else None
+                if result is not None:
+                    super().know(x, self._values[id(result)])
 
     def _holds(self, x: Tensor, value: Value) -> bool:
         """Whether a tensor's shape is one that such a value may have."""
@@ -120,6 +138,8 @@ class ForwardRows(Rows):
     def value(self, x: Any) -> Value:
         """Of a matrix that a parameter is, its numbers."""
         value = super().value(x)
+        if value.kind == "total":  # whose gradient may be taken, and nothing else
+            raise Unreadable("it sums or normalises over samples")
         if value.kind not in ("weight", "turned"):
             return value
         row = self._numbers_of(value.row, x)
@@ -140,6 +160,21 @@ class ForwardRows(Rows):
             return value
         table = self.table_of(x)
         return super().of_unknown(x) if table is None else Value("task", self._row_of(table))
+
+    def diagonal_of(self, diagonal: Tensor, x: Tensor) -> Value:
+        row = self.value(x).row
+        if row < 1 or self.steps[row - 1][0] != "constant":
+            raise Unreadable("it takes a diagonal of what it computes")
+        self._matrices[id(diagonal)] = x
+        return Value("diagonal")
+
+    def with_its_diagonal(self, diagonal: Tensor) -> Value:
+        """The matrix, the same for all samples, after its diagonal was filled."""
+        x = self._matrices[id(diagonal)]
+        at = self.dim_of_samples(x)
+        row = self._row_of(x if at is None else x.narrow(at, 0, x.shape[at] // self.samples))
+        self.know(x, self.of_samples(x, row))
+        return Value("diagonal")
 
     # ---- tables ------------------------------------------------------------------------------
 
@@ -285,6 +320,10 @@ class ForwardRows(Rows):
         value = self.known(x)
         of = value is not None and value.kind in ("weight", "turned")
         return (value.row, value.kind == "weight") if value is not None and of else None
+
+
+def _memory_of(x: Tensor) -> tuple[Any, ...]:
+    return x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride(), x.dtype
 
 
 def _check_apart(x: Tensor, others: Iterable[Tensor]) -> None:

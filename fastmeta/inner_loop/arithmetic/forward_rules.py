@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value, held
+from fastmeta.inner_loop.arithmetic.forward_gradients import GRADIENT_RULES
 from fastmeta.inner_loop.arithmetic.forward_reductions import REDUCTION_RULES, softmax
 from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import SHAPE_RULES, of_rows, part, same
@@ -375,7 +376,7 @@ def _biased(to: ForwardRows, out: Tensor, x: Any, bias: Any) -> Value | None:
 
 
 FORWARD_RULES: dict[str, Rule] = {
-    **RULES, **SHAPE_RULES, **REDUCTION_RULES,
+    **RULES, **SHAPE_RULES, **REDUCTION_RULES, **GRADIENT_RULES,
     "add": _added, "detach": _detached, "_to_copy": _cast, "convolution": _convolved,
     "mm": _multiplied, "addmm": _affine, "bmm": _batched, "baddbmm": _added_batched,
     "_trilinear": _bilinear, "_scaled_dot_product_flash_attention_for_cpu": _attention,

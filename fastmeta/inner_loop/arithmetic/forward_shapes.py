@@ -37,6 +37,12 @@ def same(to: ForwardRows, out: Tensor, x: Tensor, *args: Any, **options: Any) ->
     return to.of_samples(out, to.put("add", value.row, to.number(0.0).row, width=wanted))
 
 
+def _viewed(to: ForwardRows, out: Tensor, x: Tensor, *args: Any) -> Value:
+    value = same(to, out, x)
+    to.know(x, GONE)  # the view may change in place
+    return value
+
+
 def _squeezed(to: ForwardRows, out: Tensor, x: Tensor, *dims: Any) -> Value:
     over = dims[0] if dims else range(x.dim())
     over = [over] if isinstance(over, int) else over
@@ -272,7 +278,7 @@ def _joined(to: ForwardRows, out: Tensor, parts: Sequence[Tensor], dim: int = 0)
 
 SHAPE_RULES: dict[str, Rule] = {
     "t": _turned, "transpose": _turned, "permute": _turned, "numpy_T": _turned,
-    "alias": same, "clone": same, "view": same, "_unsafe_view": same, "unsqueeze": same,
+    "alias": same, "clone": same, "view": same, "_unsafe_view": _viewed, "unsqueeze": same,
     "squeeze": _squeezed, "expand": _expanded, "repeat": _repeated,
     "slice": _slice, "select": _select, "index": _picked, "embedding": _embedded,
     "split": _split, "split_with_sizes": _split, "unsafe_split": _split_apart,

@@ -109,15 +109,18 @@ class _Trial:
         named = (*module.named_parameters(), *module.named_buffers())
         real = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
         self._own = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in real}
+        self._variables = {name for name, tensor in real if tensor.requires_grad}
         self.fewest = network.fewest
         self._network = network
         self._module = module
 
     def predicts(self, off: float, x: Tensor) -> bool:
         own = self._moved(off)
+        for name in self._variables:  # the forward may take gradients of its own
+            own[name].requires_grad_()
         x = x.to(next(iter(own.values())))
-        with torch.no_grad():
-            expected = call_module(self._module, own, x.clone())
+        with torch.enable_grad():
+            expected = call_module(self._module, own, x.clone()).detach()
         own_shape = getattr(self._network, "shape", (self._network.outputs,))
         if expected.dtype is not x.dtype or expected.shape != (len(x), *own_shape):
             return False
