@@ -138,6 +138,9 @@ WORKLOADS: dict[str, Workload] = {
             "mlp-unit", "regression", (16, 64, 64, 3), "tanh", "mse", 64, 20, 20, 5,
             hidden="unit rows",
         ),
+        Workload(
+            "mlp-slopes", "regression", (8, 64, 64, 1), "tanh", "mse", 32, 20, 20, 5, slopes=True
+        ),
         head(features=64),
         head(features=1600),
         *(omniglot(*shape) for shape in product((64, 32), (4, 8), (1, 5), (5, 25), (25, 75))),

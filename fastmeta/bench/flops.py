@@ -25,6 +25,9 @@ reverse) at each theta_k for the Hessian-vector product of the meta-gradient's r
     flops a task = sum over layers P * (K*S*(inner gradient + R-pass) + Q*(query gradient)),
     P = 2*I*O or 2*H*W*9*I*O
 
+Where the gradient of the one output by the sample is predicted, too, every layer but the last is an
+inner layer once more, from its outputs to its inputs.
+
 The activations of the first pass are not kept (memory flat in K), so the R-pass counts them again.
 """
 
@@ -44,7 +47,8 @@ def useful_flops(workload: Workload) -> int:
 def _flops_of_a_pass(workload: Workload) -> list[int]:
     """Of each layer, for one sample."""
     convolutions = [2 * c.pixels * c.taps * c.inputs * c.outputs for c in workload.convolutions]
-    return convolutions + [2 * inputs * outputs for inputs, outputs in workload.layers]
+    linear = [2 * inputs * outputs for inputs, outputs in workload.layers]
+    return convolutions + linear + (linear[:-1] if workload.slopes else [])
 
 
 def _passes(workload: Workload, first: bool) -> int:

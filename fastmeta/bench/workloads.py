@@ -58,12 +58,18 @@ class Workload:
     image: tuple[int, ...] = ()  # (C, H, W); H = W
     filters: int = 0
     hidden: str = ""  # how a hidden layer differs from a linear one and its activation: see HIDDEN
+    slopes: bool = False  # whether its one output's gradient by the sample is predicted, too
     blocks: str = ""  # how it differs from Conv4: one of BESIDE_CONV4, "residual" or "unet"
 
     @property
     def sample(self) -> tuple[int, ...]:
         """The shape of one input."""
         return self.image or self.sizes[:1]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that are predicted of a sample, or of a pixel."""
+        return self.sizes[-1] + (self.sizes[0] if self.slopes else 0)
 
     @property
     def convolutions(self) -> list[Convolution]:
@@ -119,7 +125,8 @@ class Workload:
         modules: list[nn.Module] = []
         for inputs, outputs in self.layers[:-1]:
             modules += HIDDEN[self.hidden](inputs, outputs, ACTIVATIONS[self.activation]())
-        return nn.Sequential(*modules, nn.Linear(*self.layers[-1]))
+        network = WithSlopes if self.slopes else nn.Sequential
+        return network(*modules, nn.Linear(*self.layers[-1]))
 
 
 class Gate(nn.Module):
@@ -132,6 +139,16 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         value, gate = x.chunk(2, dim=-1)
         return self.activation(value) * torch.sigmoid(gate)
+
+
+class WithSlopes(nn.Sequential):
+    """Layers' one output and its gradient by the sample: Czarnecki et al. 2017."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input.detach().requires_grad_()
+        value = super().forward(x)
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        return torch.cat([value, slope], 1)
 
 
 class UnitRows(nn.Linear):
@@ -358,7 +375,7 @@ def _sinusoids(workload: Workload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _random_tasks(workload: Workload) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples = (workload.tasks, workload.support + workload.query)
-    outputs = workload.sizes[-1]
+    outputs = workload.outputs
     x = torch.randn(*samples, *workload.sample)
     if workload.blocks == "unet":
         return _split(workload, x, torch.randint(outputs, (*samples, *workload.image[1:])))

@@ -25,6 +25,11 @@ def test_learned_inputs_add_the_first_layers_input_gradients():
     assert useful_flops(replace(SMALL, learns_inputs=True)) == 3 * (first + 618)
 
 
+def test_slopes_go_through_all_but_the_last_layer_once_more():
+    back = 2 * (3 + 8) * 48 + 3 * 60
+    assert useful_flops(replace(SMALL, slopes=True)) == 3 * (600 + 618 + back)
+
+
 def test_no_inner_steps_leave_one_gradient():
     assert useful_flops(replace(SMALL, steps=0)) == 3 * (2 * 60 + 3 * 30)
 

@@ -29,7 +29,7 @@ PAIRS = [
     )
     for rival in INSTANT
     for workload in TINY.values()
-    if rival.name != "jax" or workload.name in ("tanh", "deep-head", "conv")
+    if rival.name != "jax" or workload.name in ("tanh", "deep-head", "conv", "slopes")
 ]
 # The shapes of one family are alike to the gate.
 ONE_OF_A_SHAPE = [

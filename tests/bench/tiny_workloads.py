@@ -13,6 +13,7 @@ TINY = {
         Workload("gated", "regression", (3, 6, 4, 2), "tanh", "mse", 5, 4, 6, 2, hidden="gated"),
         Workload("norm", "regression", (3, 6, 2), "tanh", "mse", 5, 4, 6, 2, hidden="layer norm"),
         Workload("unit", "regression", (3, 6, 2), "tanh", "mse", 5, 4, 6, 2, hidden="unit rows"),
+        Workload("slopes", "regression", (3, 6, 4, 1), "tanh", "mse", 5, 4, 6, 2, slopes=True),
         Workload("no-steps", "regression", (3, 6, 2), "tanh", "mse", 2, 4, 6, 0),
         Workload(
             "head", "head", (7, 5), "relu", "cross_entropy", 4, 10, 15, 2, learns_inputs=True

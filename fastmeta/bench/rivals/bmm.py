@@ -78,7 +78,7 @@ def _activation_slope(workload: Workload, value: Tensor) -> Tensor:
 
 
 def why_not(workload: Workload) -> str | None:
-    apart = bool(workload.image) or bool(workload.hidden)
+    apart = bool(workload.image) or bool(workload.hidden) or workload.slopes
     return "it is written for linear layers, one after another" if apart else None
 
 

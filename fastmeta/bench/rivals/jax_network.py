@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fastmeta.bench.workloads import BLOCKS, SEPARABLE, Workload
@@ -23,6 +23,29 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
     if workload.blocks == "cosine":
         return _cross_entropy(10 * _unit(x) @ _unit(next(own)).T, y)
     parameters = [*own]
+    if workload.slopes:
+        def total(x: Any) -> tuple[Any, Any]:
+            value = _linear_layers(workload, parameters, x, activation)
+            return value.sum(), value
+
+        slope, value = jax.grad(total, has_aux=True)(x)
+        x = jnp.concatenate([value, slope], 1)
+    else:
+        x = _linear_layers(workload, parameters, x, activation)
+    if workload.loss == "huber":
+        error = abs(x - y)
+        return jnp.where(error <= 1, 0.5 * error**2, error - 0.5).mean()
+    if workload.loss == "mse":
+        return ((x - y) ** 2).mean()
+    return _cross_entropy(x, y)
+
+
+def _linear_layers(
+    workload: Workload, parameters: Sequence[Any], x: Any, activation: Callable[[Any], Any]
+) -> Any:
+    import jax
+    import jax.numpy as jnp
+
     weights, biases = parameters[::2], parameters[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         if workload.hidden == "unit rows":
@@ -36,13 +59,7 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
             x = activation(value) * jax.nn.sigmoid(gate)
         else:
             x = activation(x)
-    x = x @ weights[-1].T + biases[-1]
-    if workload.loss == "huber":
-        error = abs(x - y)
-        return jnp.where(error <= 1, 0.5 * error**2, error - 0.5).mean()
-    if workload.loss == "mse":
-        return ((x - y) ** 2).mean()
-    return _cross_entropy(x, y)
+    return x @ weights[-1].T + biases[-1]
 
 
 def _cross_entropy(x: Any, y: Any) -> Any:

@@ -44,6 +44,8 @@ def task_loss(
     x = x.mean((2, 3)) if workload.blocks == "residual" else x.flatten(1)
     if workload.blocks == "cosine":
         predictions = 10 * F.linear(F.normalize(x, dim=1), F.normalize(next(own), dim=1))
+    elif workload.slopes:
+        predictions = _with_slopes(workload, [*own], x)
     else:
         predictions = _linear_layers(workload, [*own], x)
     return LOSSES[workload.loss](predictions, y)
@@ -89,6 +91,15 @@ def _block(kind: str, own: Iterator[Tensor], x: Tensor, norm: Norm, first: bool)
         squeezed = F.linear(x.mean((2, 3)), next(own), next(own)).relu()
         x = x * F.linear(squeezed, next(own), next(own)).sigmoid()[:, :, None, None]
     return x
+
+
+def _with_slopes(workload: Workload, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
+        value = _linear_layers(workload, parameters, x)
+        return value.sum(), value
+
+    slope, value = torch.func.grad(total, has_aux=True)(x)
+    return torch.cat([value, slope], 1)
 
 
 def _linear_layers(workload: Workload, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
