@@ -105,11 +105,43 @@ def jacobian(m, x):
     return torch.func.vmap(torch.func.jacrev(m.net[:3]))(x)[:, 1:4].flatten(1)
 
 
+def second_jacobian(m, x):
+    of_one = torch.func.jacrev(torch.func.jacrev(lambda z: m.net(z)[0]))
+    return torch.func.vmap(of_one)(x).flatten(1)
+
+
+def of_unit_features(m, x):
+    x = variable(x)
+    h = m.net[:3](x)
+    u = h / h.norm(dim=1, keepdim=True) + torch.pow(h, 3).tanh()
+    return by(by(u[:, 1:], x)[:, 1], x) + by(h.abs() / (1 + h.square()), x)
+
+
+def recurrent(m, x):
+    """Two cells over a sequence of one number each."""
+    x = variable(x)
+    h = x.new_zeros(len(x), WIDTH)
+    for place in range(INPUTS):
+        h = torch.tanh(m.net[2](h) + m.net[0](x * torch.eye(INPUTS, dtype=DOUBLE)[place]))
+    return by(m.net[4](h), x)
+
+
+def gated(m, x):
+    """Wang et al. 2021, equation 45."""
+    x = variable(x)
+    low, high = (torch.tanh(m.net[0](s * x)) for s in (1, -2))
+    share = torch.sigmoid(m.net[2](low))
+    u = m.net[4](share * low + (1 - share) * high)
+    g = by(u, x)
+    return torch.cat([u, by(g[:, :1], x)[:, :1] - g[:, 1:]], 1)
+
+
 FORMS = {
     form.__name__: form
     for form in (
         force, laplacian, burgers, given_ones, by_features, by_detached_features, penalty,
         log_slope, of_softmax, of_parts, transformed, second_transformed, jacobian,
+        second_jacobian, of_unit_features, recurrent, gated,
     )
 }  # fmt: skip
 ACTIVATIONS = {

@@ -71,13 +71,6 @@ def _elu(
     return to.put_all("multiply", out, grad, slope)
 
 
-def _sign(to: ForwardRows, out: Tensor, x: Tensor) -> Value:
-    above, below = (held(to, out, to.put_all("greater", out, *s)) for s in ((x, 0.0), (0.0, x)))
-    sign = held(to, out, to.put_all("subtract", out, above, below))
-    is_number = held(to, out, to.put_all("equal", out, x, x))
-    return to.put_all("select", out, is_number, sign, x)
-
-
 # ---- softmax -------------------------------------------------------------------------------------
 
 
@@ -120,7 +113,12 @@ def _of_select(
     return _of_slice(to, out, one, sizes, dim, index % n, index % n + 1, 1)
 
 
-# ---- numbers less tensors, as C++ spells them ----------------------------------------------------
+# ---- what C++ changes in place -------------------------------------------------------------------
+
+
+def _masked(to: ForwardRows, out: Tensor, x: Tensor, mask: Tensor, number: float) -> Value:
+    to.check_own(x)
+    return to.put_all("select", out, mask, float(number), x)
 
 
 def _empty(to: ForwardRows, out: Tensor, x: Tensor, **options: Any) -> Value:
@@ -142,7 +140,7 @@ def _filled(to: ForwardRows, out: Tensor, x: Tensor, number: float) -> Value:
 GRADIENT_RULES: dict[str, Rule] = {
     "tanh_backward": _tanh, "sigmoid_backward": _sigmoid, "threshold_backward": _threshold,
     "leaky_relu_backward": _leaky_relu, "softplus_backward": _softplus, "elu_backward": _elu,
-    "sgn": _sign, "sign": _sign, "_softmax_backward_data": _softmax,
+    "masked_fill_": _masked, "_softmax_backward_data": _softmax,
     "_log_softmax_backward_data": _log_softmax, "slice_backward": _of_slice,
     "select_backward": _of_select, "diagonal": _diagonal, "empty_like": _empty, "fill_": _filled,
 }  # fmt: skip

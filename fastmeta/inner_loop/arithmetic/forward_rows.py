@@ -52,7 +52,7 @@ class ForwardRows(Rows):
 
     def result(self, y: Any) -> tuple[list[Step], list[str]]:
         """The steps that make y [S, ...], and the parameters that they read by their index."""
-        value = self.known(y) if isinstance(y, Tensor) else None
+        value = self.value(y) if isinstance(y, Tensor) and self.known(y) else None
         is_row = value is not None and (value.kind, value.before) == ("samples", 1)
         if value is None or not is_row or not y.dim() or len(y) != self.samples:
             raise Unreadable("it does not make a row of each sample")
