@@ -64,6 +64,10 @@ struct DualNumbers {
   static FASTMETA_INLINE N constant(Vec<R> x) { return {x, Vec<R>{}}; }
   // f(x), by its value and derivative there
   static FASTMETA_INLINE N chain(N x, Vec<R> f, Vec<R> first) { return {f, first * x.slope}; }
+  // The same where the derivative may be infinite, as at the root of 0: what does not move stays.
+  static FASTMETA_INLINE N chain_from_edge(N x, Vec<R> f, Vec<R> first) {
+    return {f, select(x.slope == Vec<R>{}, Vec<R>{}, first * x.slope)};
+  }
   static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) {
     return {select(mask, a.value, b.value), select(mask, a.slope, b.slope)};
   }
@@ -91,6 +95,7 @@ struct PlainNumbers {
   static FASTMETA_INLINE Vec<R> value(N x) { return x; }
   static FASTMETA_INLINE N constant(Vec<R> x) { return x; }
   static FASTMETA_INLINE N chain(N, Vec<R> f, Vec<R>) { return f; }
+  static FASTMETA_INLINE N chain_from_edge(N, Vec<R> f, Vec<R>) { return f; }
   static FASTMETA_INLINE N pick(Mask<R> mask, N a, N b) { return select(mask, a, b); }
   FASTMETA_CODE static void multiply(const Operand<Row>& a, const Operand<Row>& b, i64 depth, Row to, i64 m, i64 n,
                        bool adds) {

@@ -81,7 +81,7 @@ class RowSteps {
       for (i64 j = 0; j < s.width; ++j) to.put(j, f(a[j * da]));
     };
     // y = f(x), where first(x, y) is the derivative.
-    const auto function = [&](auto f, auto first) {
+    const auto chained = [&](auto f, auto first, auto chain) {
       FASTMETA_ROLLED
       for (i64 j = 0; j < s.width; ++j) {
         const N x = a[j * da];
@@ -90,8 +90,14 @@ class RowSteps {
           y = F::value(to[j]);
         else
           y = f(F::value(x));
-        to.put(j, F::chain(x, y, first(F::value(x), y)));
+        to.put(j, chain(x, y, first(F::value(x), y)));
       }
+    };
+    const auto function = [&](auto f, auto first) {
+      chained(f, first, [](N x, V y, V slope) { return F::chain(x, y, slope); });
+    };
+    const auto with_edge = [&](auto f, auto first) {
+      chained(f, first, [](N x, V y, V slope) { return F::chain_from_edge(x, y, slope); });
     };
     const auto mask = [&](auto f) {
       each([&](N x, N y) {
@@ -123,10 +129,10 @@ class RowSteps {
       case RowOp::Absolute: return unary([](N x) { return F::absolute_of(x); });
       case RowOp::Sign: return unary([](N x) { return F::constant(signs<R>(F::value(x))); });
       case RowOp::Exp: return function([](V x) { return exp(x); }, [](V, V y) { return y; });
-      case RowOp::Log: return function([](V x) { return log(x); }, [](V x, V) { return 1 / x; });
+      case RowOp::Log: return with_edge([](V x) { return log(x); }, [](V x, V) { return 1 / x; });
       case RowOp::Log1p: return function([](V x) { return log1p(x); }, [](V x, V) { return 1 / (1 + x); });
       case RowOp::Sqrt:
-        return function([](V x) { return square_roots<R>(x); }, [](V, V y) { return R(0.5) / y; });
+        return with_edge([](V x) { return square_roots<R>(x); }, [](V, V y) { return R(0.5) / y; });
       case RowOp::Sine: return unary([](N x) { return F::sine(x); });
       case RowOp::Cosine: return unary([](N x) { return F::cosine(x); });
       case RowOp::Tanh: return function([](V x) { return tanh(x); }, [](V, V y) { return 1 - y * y; });

@@ -82,7 +82,8 @@ class Reptile(MAML):
             adapted = self.adapt(
                 tasks.support_x, tasks.support_y, tasks.support_weight, inner_steps=inner_steps
             )
-            predictions = adapted(tasks.query_x)
+            with torch.enable_grad():  # of which the model may take some of its own
+                predictions = adapted(tasks.query_x).detach()
             targets = tasks.query_y
             own = named(self.loss, targets)
             check_targets(own, list(predictions.shape[2:]), "query_y", targets)

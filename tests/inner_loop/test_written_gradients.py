@@ -282,6 +282,49 @@ def of_gelu(m, x):
     return by(nn.functional.gelu(m.net[:3](x)), x)
 
 
+def detached_in_place(m, x):
+    h = m.net[:2](x)
+    return m.net(x) + 10 * ((h - h.clone().detach_()) ** 2).sum(1, keepdim=True)
+
+
+def detached_by_its_operation(m, x):
+    """As autograd detaches what it keeps."""
+    h = m.net[:2](x)
+    still = torch.ops.aten.detach.default(h)
+    g = by(h * h / 2 - h * still, h)
+    return m.net(x) + 10 * g.square().sum(1, keepdim=True)
+
+
+def detached_elsewhere(m, x):
+    """In a function whose name is all that is asked for."""
+    h = m.net[:2](x)
+    g = by(h * h / 2 - h * still_of(h), h)
+    return m.net(x) + 10 * g.square().sum(1, keepdim=True)
+
+
+def still_of(x):
+    if torch.overrides.has_torch_function((x,)):
+        return torch.overrides.handle_torch_function(still_of, (x,), x)
+    return x.detach()
+
+
+@pytest.mark.parametrize(
+    "form", [detached_in_place, detached_by_its_operation, detached_elsewhere]
+)
+def test_what_is_detached_stays(form):
+    """The gradient's first derivative is 0 without it, which no trial of a first step tells."""
+    model = Model(form)
+    assert_exact(maml(model), tasks_for(model))
+
+
+def test_reptile():
+    model = Model(laplacian)
+    tasks = tasks_for(model)
+    out = fm.Reptile(model, inner_lr=0.05, inner_steps=2, loss="mse")(tasks)
+    out.loss.sum().backward()
+    torch.testing.assert_close(out.loss, maml(model)(tasks).loss, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize(
     "form",
     [without_a_graph, of_a_mean, by_a_parameter, by_its_bias_summed, of_a_total, of_gelu],

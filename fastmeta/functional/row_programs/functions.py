@@ -69,14 +69,15 @@ def _whole_power(to: Rows, out: Tensor, x: Tensor, exponent: int) -> Value:
 
 
 def _part_power(to: Rows, out: Tensor, x: Tensor, exponent: float) -> Value:
-    """|exponent| no whole number: 0 of 0, where a power above 1 has the slope 0."""
+    """|exponent| no whole number: 0 of 0, where powers above 1 have the slope 0, roots infinity."""
     size = abs(exponent)
-    if exponent < 1:
+    if exponent < 0 and size > 1:
         return _root_times(to, out, x, size)
     nothing = to.put_all("equal", out, x, 0.0)
     positive = held(to, out, to.put_all("select", out, held(to, out, nothing), 1.0, x))
     result = _root_times(to, out, positive, size)
-    return to.step("select", nothing, to.number(0.0), result, width=to.widths[result.row])
+    of_nothing = to.number(0.0) if size > 1 else to.put_all("sqrt", out, x)
+    return to.step("select", nothing, of_nothing, result, width=to.widths[result.row])
 
 
 def _root_times(to: Rows, out: Tensor, x: Tensor, size: float) -> Value:

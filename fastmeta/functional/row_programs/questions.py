@@ -18,6 +18,7 @@ _REFUSED = (
     "__len__", "tolist", "numpy", "__array__", "stride", "data_ptr", "register_hook", "retain_grad",
     "storage", "untyped_storage", "is_contiguous", "storage_offset", "element_size",
     "__dlpack__", "register_post_accumulate_grad_hook", "backward",
+    "detach_",  # of which the dispatcher is not told
 )  # fmt: skip
 _SIZES = ("shape", "size", "numel", "nelement")
 # What the number of samples may be given to: shapes, and arithmetic, whose rules know it again.
@@ -51,7 +52,7 @@ class Questions(Spelled):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        name = getattr(function, "__name__", "")
+        name = getattr(function, "__name__", "").partition(".")[0]  # of an operation's overload
         if name == "__get__":
             name = getattr(function.__self__, "__name__", "")
             if name not in _ATTRIBUTES and not self._is_asked_by_transform(name, args):

@@ -156,6 +156,8 @@ class _Reader(_Mode):
         rows = self._rows
         if torch._C._current_graph_task_id() != self._backward:
             rows.recognise(args)
+        else:
+            rows.read(args)
         name = func.overloadpacket.__name__
         if (table := rows.table(name, func, args, kwargs)) is not None:
             return table[0]

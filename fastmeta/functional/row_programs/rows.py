@@ -69,6 +69,9 @@ class Rows:
         """Whether a function may take gradients of its own by a tensor."""
         return False
 
+    def read(self, values: Any) -> None:
+        """Note what the function itself gives an operation."""
+
     def recognise(self, values: Any) -> None:
         """Know what autograd gives an operation in a gradient of the function's own."""
         raise Unreadable("it takes a gradient of its own")

@@ -96,6 +96,14 @@ class ForwardRows(Rows):
         value = self.known(x)
         return value is not None and value.kind == "samples"
 
+    def read(self, values: Any) -> None:
+        """What an operation is given is no tensor that autograd has kept for itself."""
+        for x in values:
+            if isinstance(x, (list, tuple)):
+                self.read(x)
+            elif id(x) in self._same:
+                del self._same[id(x)]
+
     def recognise(self, values: Any) -> None:
         """What autograd keeps of a result is another tensor in its memory, detached or not."""
         for x in values:
