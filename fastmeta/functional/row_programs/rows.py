@@ -21,7 +21,8 @@ class Value(NamedTuple):
 
     "samples" has a row a sample, "constant" is a number. Of a loss, "mean" and "sum" are those over
     samples of a row, "nothing" and "all" are masks of samples, "count" is the number of samples. Of
-    a forward, "task" is a row that all samples share.
+    a forward, "task" is a row that all samples share, "total" is a sum over samples, of which a
+    gradient may be taken and nothing else. "unknown" may be made, but not read.
 
     Attributes:
         before: of samples in a forward, how many of a sample's numbers lie before one another with
