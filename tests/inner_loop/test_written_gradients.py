@@ -110,11 +110,34 @@ def second_jacobian(m, x):
     return torch.func.vmap(of_one)(x).flatten(1)
 
 
+def hessian(m, x):
+    return torch.func.vmap(torch.func.hessian(lambda z: m.net(z)[0]))(x).flatten(1)
+
+
+def forward_jacobian(m, x):
+    return torch.func.vmap(torch.func.jacfwd(m.net[:3]))(x)[:, 1:4].flatten(1)
+
+
+def directional(m, x):
+    along = torch.arange(1.0, 1 + INPUTS, dtype=DOUBLE)
+    u, slope = torch.func.jvp(m.net, (x,), (along.expand_as(x),))
+    each = torch.func.vmap(lambda z: torch.func.jvp(m.net, (z,), (along,))[1])(x)
+    return torch.cat([u, slope, each], 1)
+
+
+def with_duals(m, x):
+    from torch.autograd import forward_ad
+
+    with forward_ad.dual_level():
+        u = m.net(forward_ad.make_dual(x, torch.ones_like(x)))
+        return torch.cat([*forward_ad.unpack_dual(u)], 1)
+
+
 def of_unit_features(m, x):
     x = variable(x)
     h = m.net[:3](x)
     u = h / h.norm(dim=1, keepdim=True) + torch.pow(h, 3).tanh()
-    return by(by(u[:, 1:], x)[:, 1], x) + by(h.abs() / (1 + h.square()), x)
+    return by(by(u[:, 1:] + h[:, 1:].abs() / (1 + h[:, :-1].square()), x)[:, 1], x)
 
 
 def recurrent(m, x):
@@ -141,7 +164,8 @@ FORMS = {
     for form in (
         force, laplacian, burgers, given_ones, by_features, by_detached_features, penalty,
         log_slope, of_softmax, of_parts, transformed, second_transformed, jacobian,
-        second_jacobian, of_unit_features, recurrent, gated,
+        second_jacobian, of_unit_features, recurrent, gated, hessian, forward_jacobian,
+        directional, with_duals,
     )
 }  # fmt: skip
 ACTIVATIONS = {

@@ -121,6 +121,11 @@ def _masked(to: ForwardRows, out: Tensor, x: Tensor, mask: Tensor, number: float
     return to.put_all("select", out, mask, float(number), x)
 
 
+def _copied(to: ForwardRows, out: Tensor, x: Tensor, other: Tensor, *args: Any) -> Value:
+    to.check_own(x)
+    return SHAPE_RULES["expand"](to, out, other)
+
+
 def _empty(to: ForwardRows, out: Tensor, x: Tensor, **options: Any) -> Value:
     return Value("unknown")
 
@@ -143,4 +148,5 @@ GRADIENT_RULES: dict[str, Rule] = {
     "masked_fill_": _masked, "_softmax_backward_data": _softmax,
     "_log_softmax_backward_data": _log_softmax, "slice_backward": _of_slice,
     "select_backward": _of_select, "diagonal": _diagonal, "empty_like": _empty, "fill_": _filled,
+    "copy_": _copied,
 }  # fmt: skip

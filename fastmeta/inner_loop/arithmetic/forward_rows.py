@@ -313,9 +313,9 @@ class ForwardRows(Rows):
 
     def check_own(self, x: Tensor) -> None:
         """Unreadable if another tensor that may be read again would change with x."""
-        memory = x.untyped_storage().data_ptr()
+        memory = _storage_of(x)
         others = [t for t in self.kept if t is not x or self.value(x).row == 0]
-        shared = [t for t in others if t.untyped_storage().data_ptr() == memory]
+        shared = [t for t in others if _storage_of(t) == memory]
         met = any(self.known(t) != GONE and not _are_apart(x, t) for t in shared)
         if met or self.index(x) is not None:
             raise Unreadable("it changes in place what it reads elsewhere")
@@ -330,13 +330,17 @@ class ForwardRows(Rows):
         return (value.row, value.kind == "weight") if value is not None and of else None
 
 
+def _storage_of(x: Tensor) -> int:
+    """Where its numbers lie; those of shapes, and zeros of forward differentiation, lie nowhere."""
+    return id(x) if x.is_meta or x._is_zerotensor() else x.untyped_storage().data_ptr()
+
+
 def _memory_of(x: Tensor) -> tuple[Any, ...]:
-    return x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride(), x.dtype
+    return _storage_of(x), x.storage_offset(), x.shape, x.stride(), x.dtype
 
 
 def _check_apart(x: Tensor, others: Iterable[Tensor]) -> None:
-    memory = x.untyped_storage().data_ptr()
-    if any(t.untyped_storage().data_ptr() == memory for t in others):
+    if any(_storage_of(t) == _storage_of(x) for t in others):
         raise Unreadable("it changes in place what it reads elsewhere")
 
 

@@ -355,6 +355,17 @@ def _filled(number: float) -> Rule:
     return rule
 
 
+_ZEROS = (
+    "zeros", "zeros_like", "new_zeros", "_efficientzerotensor", "_new_zeros_with_same_feature_meta",
+)  # fmt: skip
+
+
+def _power(to: ForwardRows, out: Tensor, x: Any, exponent: Any) -> Value:
+    """The power 0 is what slopes of powers come to."""
+    is_one = not isinstance(exponent, Tensor) and exponent == 0
+    return _filled(1.0)(to, out) if is_one else RULES["pow"](to, out, x, exponent)
+
+
 def _added(to: ForwardRows, out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Value:
     """A sum, or a product with its bias where a parameter is added to one that has none."""
     biased = None if alpha != 1 else _biased(to, out, x, y) or _biased(to, out, y, x)
@@ -385,7 +396,7 @@ FORWARD_RULES: dict[str, Rule] = {
     "softplus": _softplus, "celu": _celu, "_prelu_kernel": _prelu, "glu": _glu,
     "native_layer_norm": _layer_norm, "native_group_norm": _group_norm,
     "_weight_norm_interface": _weight_norm,
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _filled(0.0)),
+    **dict.fromkeys(_ZEROS, _filled(0.0)), "pow": _power,
     **dict.fromkeys(("ones", "ones_like", "new_ones"), _filled(1.0)),
 }  # fmt: skip
 _CHANGING = (
