@@ -147,6 +147,7 @@ def test_without_a_gpu_for_it_a_checkout_compiles_no_cuda(
 
 def test_gpus_that_do_not_tell_what_they_are_get_all_architectures(machines, tmp_path, monkeypatch):
     with_gpus(monkeypatch, tmp_path, status=9)
+    monkeypatch.delenv("FASTMETA_CUDA_ARCHS", raising=False)
     monkeypatch.setattr(machines, "NVIDIA_DRIVER", tmp_path)
     assert machines.cuda_archs("here") == list(machines.CUDA_ARCHS)
 
