@@ -429,3 +429,9 @@ def test_mathematics_and_what_is_built_in():
         "subtract",
         "absolute",
     ]
+
+
+def test_what_is_detached_in_place_is_not_read():
+    """The dispatcher is not told of it, so a gradient would go through."""
+    with pytest.raises(Unreadable, match="detach_"):
+        read(lambda p, y: ((p - y) ** 2).mean() + ((p - p.clone().detach_()) ** 2).mean())

@@ -28,7 +28,7 @@ class ForwardRows(Rows):
     samples share.
 
     "weight" and "turned" are kinds of values too: a parameter by its index, as it is and
-    transposed.
+    transposed; and "diagonal", of a constant matrix that is to be filled there.
 
     Attributes:
         fewest: samples that a task must have: a lone one may be squeezed.
