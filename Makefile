@@ -5,7 +5,12 @@ VENV ?= $(or $(VIRTUAL_ENV),.venv)
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what is imported; pip would compile all of PyTorch, which takes half a minute.
+PIP_INSTALL := $(PIP) install --no-compile -c constraints.txt
+# What compiles csrc/ is installed first, and the rest beside the compiler.
+MAKEFLAGS += --jobs=2
 
+BUILD_TOOLS := $(VENV)/.fastmeta-build-tools
 INSTALLED := $(VENV)/.fastmeta-installed
 BENCH_INSTALLED := $(VENV)/.fastmeta-bench-installed
 NATIVE := fastmeta/_build_info.json
@@ -35,7 +40,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy fastmeta
 
-sanitize: $(INSTALLED)  ## the native tests under ASan + UBSan and under TSan
+sanitize: $(BUILD_TOOLS)  ## the native tests under ASan + UBSan and under TSan
 	$(BIN)/python tools/sanitize.py
 
 bench: install $(BENCH_INSTALLED)  ## the benchmarks with their rivals
@@ -47,14 +52,17 @@ clean:  ## remove what was built, but not the virtual environment
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
-	$(PIP) install -q -c constraints.txt setuptools wheel pybind11 ninja
-	FASTMETA_BUILD=python $(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+$(BUILD_TOOLS): constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -q setuptools wheel pybind11 ninja
+	@touch $@
+
+$(INSTALLED): pyproject.toml setup.py $(BUILD_TOOLS)
+	FASTMETA_BUILD=later $(PIP_INSTALL) --no-build-isolation -e '.[test]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[bench]'
+	FASTMETA_BUILD=later $(PIP_INSTALL) --no-build-isolation -e '.[bench]'
 	@touch $@
 
-$(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
+$(NATIVE): $(BUILD_TOOLS) $(NATIVE_SOURCES)
 	$(BIN)/python tools/build_native.py

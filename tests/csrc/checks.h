@@ -26,7 +26,7 @@ namespace fastmeta::test {
 // ThreadSanitizer is slow, and looks at what is the same for all activations and losses: one case in so
 // many is enough for it.
 #ifdef __SANITIZE_THREAD__
-constexpr int every = 4;
+constexpr int every = 8;
 #else
 constexpr int every = 1;
 #endif
