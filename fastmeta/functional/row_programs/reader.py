@@ -188,6 +188,8 @@ class _Reader(_Mode):
         value = rule(rows, out, *args, **kwargs)
         if _is_of_autograd(func) and self._questions.asked != "detach":
             rows.know_again(out, args[0])
+            if self._questions.asked.endswith("_like"):  # PyTorch hands on the detached one alone
+                rows.forget(args[0])
         if before is not None:
             value = rows.moved(before, value)
         if isinstance(value, Value):

@@ -92,6 +92,9 @@ class Rows:
         """That autograd has made of another one, which nobody is given beside it."""
         self._same[id(tensor)] = self._same.get(id(other), id(other))
 
+    def forget(self, tensor: Tensor) -> None:
+        """That nobody has it any more."""
+
     def moved(self, before: Value, value: Value) -> Value:
         """What a tensor is that changes in place where gradients are off: its slope stays."""
         width = self.widths[value.row]

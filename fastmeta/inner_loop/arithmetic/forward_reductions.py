@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -11,7 +13,7 @@ from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value
 from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import of_rows
 
-__all__ = ["REDUCTION_RULES", "softmax", "total"]
+__all__ = ["REDUCTION_RULES", "safe_softmax", "softmax", "total"]
 
 
 # ---- sums --------------------------------------------------------------------------------------
@@ -100,11 +102,25 @@ def _log_softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) 
     return to.value(x)._replace(row=to.permuted(row, sides, back))
 
 
-def _softmax(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
-    value, sides, order, parts = _last(to, x, [dim])
-    row = softmax(to, value.row, parts)
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return to.value(x)._replace(row=to.permuted(row, sides, back))
+def _softmax_by(of_parts: Callable[[ForwardRows, int, int], int]) -> Rule:
+    def rule(to: ForwardRows, out: Tensor, x: Tensor, dim: int, *args: Any) -> Value:
+        value, sides, order, parts = _last(to, x, [dim])
+        row = of_parts(to, value.row, parts)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return to.value(x)._replace(row=to.permuted(row, sides, back))
+
+    return rule
+
+
+def safe_softmax(to: ForwardRows, row: int, parts: int) -> int:
+    """`softmax`, and 0 for a part of which all numbers are minus infinity."""
+    width = to.widths[row]
+    left_out = to.put("equal", row, to.number(-math.inf).row, width=width)
+    each = to.number(float(width // parts)).row
+    nothing = _spread(to, to.put("equal", to.sums(left_out, parts), each, width=parts), width)
+    zero = to.number(0.0).row
+    shares = softmax(to, to.put("select", nothing, zero, row, width=width), parts)
+    return to.put("select", nothing, zero, shares, width=width)
 
 
 def softmax(to: ForwardRows, row: int, parts: int) -> int:
@@ -277,5 +293,6 @@ REDUCTION_RULES: dict[str, Rule] = {
     "var": _variance, "std": _deviation,
     "var_mean": _with_mean(_variance), "std_mean": _with_mean(_deviation),
     "linalg_vector_norm": _norm, "norm": _norm, "logsumexp": _log_sum_exp,
-    "_log_softmax": _log_softmax, "_softmax": _softmax, "_safe_softmax": _softmax,
+    "_log_softmax": _log_softmax, "_softmax": _softmax_by(softmax),
+    "_safe_softmax": _softmax_by(safe_softmax),
 }  # fmt: skip

@@ -92,6 +92,10 @@ class ForwardRows(Rows):
         self._by_memory.setdefault(_memory_of(tensor), tensor)
         super().know(tensor, value)
 
+    def forget(self, tensor: Tensor) -> None:
+        self._by_memory.pop(_memory_of(tensor), None)
+        super().know(tensor, GONE)
+
     def may_be_variable(self, x: Tensor) -> bool:
         value = self.known(x)
         return value is not None and value.kind == "samples"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmeta.functional.row_programs import RULES, Rule, Unreadable, Value, held
 from fastmeta.inner_loop.arithmetic.forward_gradients import GRADIENT_RULES
-from fastmeta.inner_loop.arithmetic.forward_reductions import REDUCTION_RULES, softmax
+from fastmeta.inner_loop.arithmetic.forward_reductions import REDUCTION_RULES, safe_softmax, softmax
 from fastmeta.inner_loop.arithmetic.forward_rows import ForwardRows
 from fastmeta.inner_loop.arithmetic.forward_shapes import SHAPE_RULES, of_rows, part, same
 
@@ -158,7 +158,8 @@ def _attention(
     share = to.number(size**-0.5 if scale is None else float(scale))
     scores = to.put("multiply", scores, share.row, width=width)
     scores = _masked(to, scores, (*q.shape[:3], others), causal, attn_mask)
-    weights = softmax(to, scores, heads * places)
+    by_samples = attn_mask is not None and not to.tables.has(attn_mask)
+    weights = (safe_softmax if by_samples else softmax)(to, scores, heads * places)
     width = heads * places * v.shape[3]
     row = to.put("product", weights, values[2].row, x=heads, y=places, width=width)
     return (Value("samples", row),)
