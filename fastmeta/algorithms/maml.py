@@ -85,10 +85,11 @@ class MAML(Learner):
             with a third argument `weight` [S] if padded tasks are to work. On a CPU the native
             kernels run a function, method or module, too, if it is a mean or a sum over samples of
             what arithmetic, PyTorch's losses and torch.distributions make of each sample's own
-            predictions and targets; what it names may change between calls. Where PyTorch would
-            refuse values there (a scale below 0, a sample outside of a support), the task's loss
-            and gradients are NaN then; labels among floating targets, `y[:, 0].long()`, are checked
-            before.
+            predictions, targets and weight, and of sums and means over all targets and weights
+            (`(weight * losses).sum() / weight.sum()`); what it names may change between calls.
+            Where PyTorch would refuse values there (a scale below 0, a sample outside of a
+            support), the task's loss and gradients are NaN then; labels among floating targets,
+            `y[:, 0].long()`, are checked before.
         order: 2 for the exact meta-gradient, 1 for first-order MAML (section 5.2 of the paper).
         learn_inner_lr: None, "tensor" (one rate a parameter tensor), or "element" (Meta-SGD).
         per_step_lr: learn one set of rates for each inner step (LSLR of Antoniou et al. 2019).

@@ -19,7 +19,7 @@ from fastmeta.functional.loss_programs import (
     read_loss,
     takes_labels,
 )
-from fastmeta.functional.losses import Loss, takes_weight
+from fastmeta.functional.losses import Loss, needs_weight, takes_weight
 from fastmeta.inner_loop.loop import InnerLoop, Rates, check_rates
 from fastmeta.inner_loop.probe import (
     as_one_task,
@@ -136,12 +136,13 @@ def _as_read(loss: Loss, predictions: Tensor, tasks: TaskBatch) -> tuple[Loss, s
     """A function as what it can be read as, with labels inside of their classes; or why not."""
     if isinstance(loss, str):
         return loss, None
-    if tasks.support_weight is not None or tasks.query_weight is not None:
-        return loss, "with weights of samples it is run as it is"
+    given = {weight is not None for weight in (tasks.support_weight, tasks.query_weight)}
+    if len(given) > 1 and not needs_weight(loss):
+        return loss, "of support and query, one has weights of samples and one has none"
     try:
         with hidden_from_saved_tensor_hooks():
-            queries = tasks.query_x.shape[1]
-            return read_loss(loss, predictions, tasks.support_y[0], queries), None
+            queries, weighted = tasks.query_x.shape[1], True in given or needs_weight(loss)
+            return read_loss(loss, predictions, tasks.support_y[0], queries, weighted), None
     except Unreadable as reason:
         return loss, str(reason)
 
@@ -153,7 +154,7 @@ def loss_as_explained(loss: Loss, outputs: int, dtype: torch.dtype) -> tuple[Los
     predictions, unread = torch.empty(2, outputs, dtype=dtype), ""
     for targets in (torch.empty_like(predictions), torch.zeros(2, dtype=torch.int64)):
         try:
-            return read_loss(loss, predictions, targets), None
+            return read_loss(loss, predictions, targets, weighted=needs_weight(loss)), None
         except Unreadable as reason:
             kind = "labels [S]" if unread else f"targets {list(targets.shape[1:])} of a sample"
             unread += f"{'; ' if unread else ''}for {kind}, {reason}"
@@ -251,7 +252,8 @@ def _check_weights(loop: InnerLoop) -> None:
     if norms:
         raise ValueError(
             f"support_weight and query_weight do not go with batch norms ({', '.join(norms)}): "
-            "padding would enter their statistics"
+            "padding would enter their statistics. nn.GroupNorm takes padded tasks; tasks of one "
+            "size need no weights"
         )
 
 

@@ -130,22 +130,13 @@ def test_what_keeps_a_loss_from_being_read_is_named(loss, words):
         assert re.search(words, choice.passed_over["resident"])
 
 
-def test_labels_and_weights_that_keep_a_loss_from_being_read_are_named():
+def test_labels_that_keep_a_loss_from_being_read_are_named():
     meta = fm.MAML(mlp([2, 4, 3]).double(), loss=lambda p, y: 2 * F.cross_entropy(p, y))
     tasks = classification_tasks([2])
     assert fm.explain(meta, tasks).name == "resident"
     tasks.support_y[0, 0] = -100
     assert "labels below 0" in fm.explain(meta, tasks).passed_over["resident"]
     assert fm.explain(meta, classification_tasks([2])).name == "resident"
-
-    def weighted(p, y, weight):
-        return (weight * F.l1_loss(p, y, reduction="none").mean(1)).sum() / weight.sum()
-
-    ones = torch.ones(3, 5, dtype=DOUBLE)
-    choice = fm.explain(
-        fm.MAML(mlp([2, 4, 2]).double(), loss=weighted), regression_tasks(support_weight=ones)
-    )
-    assert "weights of samples" in choice.passed_over["resident"]
 
 
 def test_what_runs_an_encoder():

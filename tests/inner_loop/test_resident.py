@@ -19,7 +19,7 @@ from torch import nn
 import fastmeta as fm
 from fastmeta.backends import cpu
 from fastmeta.inner_loop.reading.chain import chain_of
-from fastmeta.models import Sine
+from fastmeta.models import Sine, mlp
 
 pytestmark = pytest.mark.skipif(
     cpu.unavailable() is not None, reason=f"no native kernels: {cpu.unavailable()}"
@@ -418,3 +418,18 @@ def test_saved_tensors_may_come_back_as_a_subclass():
         loss = meta(tasks).loss.sum()
     found = torch.autograd.grad(loss, list(meta.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+
+
+def test_autocast_is_for_engines_that_heed_it():
+    model, tasks = mlp([2, 8, 2]), regression_tasks().to(dtype=torch.float32)
+    meta = fm.MAML(model, loss="mse", inner_lr=0.1)
+    assert fm.explain(meta, tasks).name == "resident"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        choice = fm.explain(meta, tasks)
+        found = meta(tasks).predictions
+        wanted = fm.MAML(model, loss="mse", inner_lr=0.1, engine="reference")(tasks).predictions
+        with pytest.raises(ValueError, match="autocast is on"):
+            fm.MAML(model, loss="mse", engine="resident")(tasks)
+    assert "autocast is on" in choice.passed_over["resident"]
+    assert found.dtype is wanted.dtype is torch.bfloat16
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)

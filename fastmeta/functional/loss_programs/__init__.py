@@ -23,9 +23,11 @@ from fastmeta.functional.loss_programs.program import (
     Label,
     LossProgram,
     ReadLoss,
+    Total,
 )
-from fastmeta.functional.loss_programs.rows import LossRows
+from fastmeta.functional.loss_programs.rows import LossRows, NeedsTotals
 from fastmeta.functional.loss_programs.rules import LOSS_RULES
+from fastmeta.functional.loss_programs.totals import with_totals
 from fastmeta.functional.loss_programs.trial import miscomputed
 from fastmeta.functional.loss_programs.values import unknown_value, values_read
 from fastmeta.functional.row_programs import (
@@ -39,7 +41,7 @@ from fastmeta.functional.row_programs import (
 
 __all__ = [
     "NO_LABEL", "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss",
-    "Unreadable", "classes_of", "read_loss", "takes_labels", "values_read",
+    "Unreadable", "classes_of", "read_loss", "takes_labels", "values_read", "with_totals",
 ]  # fmt: skip
 
 
@@ -58,11 +60,12 @@ def classes_of(loss: Any, output: Sequence[int]) -> int:
 
 
 def read_loss(
-    loss: Any, predictions: Tensor, targets: Tensor, queries: int = 1
+    loss: Any, predictions: Tensor, targets: Tensor, queries: int = 1, weighted: bool = False
 ) -> ReadLoss | str:
     """The name or the program of a loss of one task's predictions, [S, ...], and its targets.
 
     queries: another number of samples that will come.
+    weighted: whether it is given weights of samples.
 
     Only shapes and dtypes of the two are looked at. A label is taken to be one of its classes. What
     the loss reads beside them is taken to stay: `values_read` tells whether it has.
@@ -82,7 +85,7 @@ def read_loss(
         )
     look = _Look(
         (len(predictions), queries), predictions.shape[1:], targets.shape[1:], predictions.dtype,
-        labels,
+        labels, weighted,
     )  # fmt: skip
     found = _name_or_program(loss, values, look)
     if isinstance(found, Unreadable):
@@ -96,9 +99,10 @@ class _Look(NamedTuple):
     target: torch.Size
     dtype: torch.dtype
     labels: bool
+    weighted: bool = False
 
-    def draw(self, n: int) -> tuple[Tensor, Tensor]:
-        """Predictions and targets of n samples."""
+    def draw(self, n: int) -> tuple[Tensor, ...]:
+        """Predictions, targets and, if there are any, weights of n samples."""
         generator = torch.Generator().manual_seed(n)
         predictions = torch.randn(n, *self.output, dtype=self.dtype, generator=generator)
         if self.labels:
@@ -106,7 +110,8 @@ class _Look(NamedTuple):
         else:
             # Above 0 and below 1: cut off, they are labels of any number of classes.
             targets = torch.rand(n, *self.target, dtype=self.dtype, generator=generator)
-        return predictions.requires_grad_(), targets
+        weights = [torch.rand(n, dtype=self.dtype, generator=generator)] * self.weighted
+        return predictions.requires_grad_(), targets, *weights
 
 
 @functools.lru_cache(maxsize=256)
@@ -117,12 +122,17 @@ def _name_or_program(loss: Any, values: Hashable, look: _Look) -> ReadLoss | str
             return _at_places(loss, look)
         program = _program(loss, look)
     except Unreadable as reason:
-        if not plain or not look.labels:
+        if plain and look.labels:
+            try:  # with classes that weigh more or less, or are ignored
+                return _at_places(loss, look)
+            except Unreadable:
+                pass
+        if not isinstance(reason, NeedsTotals):
             return reason
-        try:  # with classes that weigh more or less, or are ignored
-            return _at_places(loss, look)
-        except Unreadable:
-            return reason
+        try:
+            program = _program(loss, look, totals=True)
+        except Unreadable as other:
+            return other
     for known, name in _OF_LABELS if look.labels else _OF_NUMBERS:
         if program.does_as(_program_or_none(known, look._replace(samples=()))):
             return name
@@ -130,6 +140,8 @@ def _name_or_program(loss: Any, values: Hashable, look: _Look) -> ReadLoss | str
 
 
 def _at_places(loss: Any, look: _Look) -> CrossEntropyAtPlaces:
+    if look.weighted:
+        raise Unreadable("it weighs samples of several labels, or labels that it may ignore")
     return at_places(loss, look.output, look.target, look.samples, _FEW, look.dtype)
 
 
@@ -149,13 +161,13 @@ def _program_or_none(loss: Any, look: _Look) -> LossProgram | None:
         return None
 
 
-def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
+def _program(loss: Callable[..., Tensor], look: _Look, totals: bool = False) -> LossProgram:
     sizes = [n for n in _MANY if n not in (*look.output, *look.target)][:2]
-    first, second = (_read(loss, look.draw(n)) for n in sizes)
+    first, second = (_read(loss, look.draw(n), totals or look.weighted) for n in sizes)
     numbers = look.output.numel() + look.target.numel() + sum(step[-1] for step in first.steps)
     if numbers > _MOST_NUMBERS:
         raise Unreadable(f"it makes {numbers:,} numbers of a sample, of {_MOST_NUMBERS:,} at most")
-    if first[:3] != second[:3]:
+    if first[:4] != second[:4]:
         raise Unreadable("it depends on the number of samples, or on values")
     # What is done for few samples must be the same, whatever it is.
     for n in (*_FEW, *look.samples):
@@ -164,9 +176,10 @@ def _program(loss: Callable[..., Tensor], look: _Look) -> LossProgram:
         alike = [one.is_like(other, sizes[0], n) for one, other in pairs]
         if len(run) != len(first.operations) or not all(alike):
             raise Unreadable("it does something else for other numbers of samples")
+    beside = look.weighted + len(first.totals)
     program = LossProgram(
-        loss, look.output.numel(), look.target.numel(), look.labels, first.adds,
-        tuple(first.steps), first.labels,
+        loss, look.output.numel(), look.target.numel() + beside, look.labels, first.adds,
+        tuple(first.steps), first.labels, look.weighted, first.totals,
     )  # fmt: skip
     if any(miscomputed(program, *look.draw(n)) for n in _TRIED):
         raise Unreadable("what was read of it makes other numbers")
@@ -177,14 +190,15 @@ class _Reading(NamedTuple):
     steps: list[Step]
     adds: bool
     labels: tuple[Label, ...]
+    totals: tuple[Total, ...]
     operations: list[Operation]
 
 
-def _read(loss: Callable[..., Tensor], given: tuple[Tensor, Tensor]) -> _Reading:
-    rows = LossRows(*given)
+def _read(loss: Callable[..., Tensor], given: tuple[Tensor, ...], totals: bool) -> _Reading:
+    rows = LossRows(*given, totals=totals)
     with lengths_as_sizes(Tensor):
         result, operations = read(loss, given, rows, LOSS_RULES)
-    return _Reading(*rows.result(result), operations)
+    return _Reading(*rows.result(result), rows.totals(), operations)
 
 
 _MOST_NUMBERS = 1 << 17  # of which the kernels keep 64 at once, in each thread: 32 MB of float32

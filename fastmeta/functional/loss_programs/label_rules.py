@@ -118,14 +118,15 @@ def _nll(
 ) -> tuple[Value]:
     if ignored >= 0:
         raise Unreadable("it ignores a class")
-    if weight is not None and reduction == 1:
-        raise Unreadable("it weighs the classes, and divides by the weights of the labels")
     if x.dim() != 2:
         raise Unreadable("it takes several labels of a sample")
     losses = to.step("negative", _chosen(to, x, label, x.shape[1], strict=False), width=1)
     if weight is not None:
         share = _chosen(to, weight, label, weight.shape[0], strict=False)
         losses = to.step("multiply", losses, share, width=1)
+        if reduction == 1:
+            shares = to.total(share.row, adds=True)
+            return (Value("sum", to.step("divide", losses, shares, width=1).row),)
     return (reduced(to, losses, reduction),)
 
 

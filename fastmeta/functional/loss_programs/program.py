@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fastmeta.functional.row_programs import Step
 
-__all__ = ["NO_LABEL", "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss"]
+__all__ = [
+    "NO_LABEL", "NO_LOSS", "CrossEntropyAtPlaces", "Label", "LossProgram", "ReadLoss", "Total",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class ReadLoss:
 
     loss: Callable[..., Tensor]
 
-    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(predictions, targets)
+    def __call__(self, predictions: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        return self.loss(predictions, targets, *weights)
 
     @property
     def __name__(self) -> str:
@@ -78,18 +81,33 @@ class CrossEntropyAtPlaces(ReadLoss):
     weights: tuple[float, ...] = ()
 
 
+class Total(NamedTuple):
+    """A number of a task that its targets and weights alone give, over all of its samples.
+
+    Attributes:
+        adds: whether it is a sum, not a mean.
+        steps: what makes the number of a sample, of rows as those of a loss.
+    """
+
+    adds: bool
+    steps: tuple[Step, ...]
+
+
 @dataclass(frozen=True)
 class LossProgram(ReadLoss):
     """A loss as a program.
 
     Row 0 are the predictions of a sample, row 1 its targets or its label, row i + 2 is what
-    `steps[i]` makes of earlier ones. The last row is the sample's loss.
+    `steps[i]` makes of earlier ones. The last row is the sample's loss. Where there are weights or
+    totals row 1 holds them as well, behind the targets: `with_totals` makes such rows.
 
     Attributes:
         predictions, targets: numbers in the rows of a sample.
         takes_labels: whether the target is an int64 label.
         adds: whether the samples' losses are added up instead of averaged.
         labels: what the targets must hold for the steps to be the loss.
+        weighted: whether the loss takes weights of samples.
+        totals: in the order in which they lie in row 1; a later one may read those before.
     """
 
     predictions: int
@@ -98,6 +116,18 @@ class LossProgram(ReadLoss):
     adds: bool
     steps: tuple[Step, ...]
     labels: tuple[Label, ...] = ()
+    weighted: bool = False
+    totals: tuple[Total, ...] = ()
+
+    def __call__(self, predictions: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+        if self.weighted and not weights:
+            weights = (predictions.new_ones(len(predictions)),)
+        return super().__call__(predictions, targets, *weights)
+
+    @property
+    def beside_targets(self) -> int:
+        """How many numbers row 1 holds behind the targets."""
+        return self.weighted + len(self.totals)
 
     def does_as(self, other: LossProgram | None) -> bool:
         """Whether it takes the same steps on the same rows, whatever it does with other labels."""

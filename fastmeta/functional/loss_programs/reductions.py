@@ -22,12 +22,28 @@ def _reduce(mean: bool) -> Rule:
         value = to.value(x)
         if value.kind == "all" and not dims and not mean:
             return Value("count")
+        over = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
+        if value.kind == "samples" and not to.moves(value.row) and 0 in over:
+            return _of_targets(to, x, value, over, mean)
         if value.kind in ("nothing", "all", "every", "order") or not x.is_floating_point():
             raise Unreadable("it counts")
-        over = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
         return _reduced_over(to, x, value, over, "mean" if mean else "sum")
 
     return rule
+
+
+def _of_targets(to: LossRows, x: Tensor, value: Value, over: set[int], mean: bool) -> Value:
+    """A number of the task, or one a column."""
+    if len(over) == x.dim() or to.columns(x) == 1:
+        return to.total((to.mean if mean else to.sum)(value.row), adds=not mean)
+    columns = to.columns(x)
+    if over != {0} or columns > _MOST_COLUMNS:
+        raise Unreadable(NO_TOTAL)
+    each = [to.put("slice", value.row, x=j, width=1) for j in range(columns)]
+    return Value("task", to.side_by_side([to.total(row, adds=not mean).row for row in each]))
+
+
+_MOST_COLUMNS = 64
 
 
 def _reduced_over(to: LossRows, x: Tensor, value: Value, over: set[int], total: str) -> Value:

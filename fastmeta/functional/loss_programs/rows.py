@@ -8,11 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmeta.functional.loss_programs.program import Label
+from fastmeta.functional.loss_programs.program import Label, Total
 from fastmeta.functional.loss_programs.values import is_small_constant
-from fastmeta.functional.row_programs import NO_TOTAL, Rows, Step, Unreadable, Value, needed
+from fastmeta.functional.row_programs import (
+    NO_TOTAL,
+    Rows,
+    Step,
+    Unreadable,
+    Value,
+    needed,
+    rows_of,
+)
 
-__all__ = ["LossRows"]
+__all__ = ["LossRows", "NeedsTotals"]
+
+
+class NeedsTotals(Unreadable):
+    """It takes a total of the targets, which rows have a place for if they are told so."""
 
 
 class LossRows(Rows):
@@ -26,13 +38,59 @@ class LossRows(Rows):
         whole: what is taken for granted of those.
     """
 
-    def __init__(self, predictions: Tensor, targets: Tensor) -> None:
+    def __init__(
+        self, predictions: Tensor, targets: Tensor, *weights: Tensor, totals: bool = False
+    ) -> None:
+        """weights: of samples, or none; totals: whether there may be any of targets and weights."""
+        self._moves = [True, False]
+        self._totals: list[tuple[bool, int]] | None = None
+        self._total_rows: dict[tuple[bool, int], int] = {}
         super().__init__(len(predictions), predictions.dtype, (predictions, targets))
-        self.labels = None if targets.is_floating_point() else 1
-        self.columns_of = {1: 0} if self.labels is None else {}
+        first, width = 1, self.widths[1]
+        if weights or totals:
+            first = self._put_beside(targets, width, *weights)
+        self.labels = None if targets.is_floating_point() else first
+        self.columns_of = {first: 0} if self.labels is None else {}
         self.whole: dict[int, Label] = {}
         self._expanded: dict[int, int] = {}
         self._truths: list[int] = []
+
+    def _put_beside(self, targets: Tensor, width: int, *weights: Tensor) -> int:
+        """Read row 1 in parts: the targets, whose row is returned, then weights, then totals."""
+        self._totals = []
+        first = self.put("slice", 1, width=width)
+        self.know(targets, Value("samples", first))
+        for weight in weights:
+            self.know(weight, Value("samples", self.put("slice", 1, x=width, width=1)))
+        self._first_total = width + len(weights)
+        return first
+
+    def put(
+        self, op: str, a: int = 0, b: int = 0, c: int = 0, *, x: float = 0.0, y: float = 0.0,
+        width: int,
+    ) -> int:  # fmt: skip
+        row = super().put(op, a, b, c, x=x, y=y, width=width)
+        self._moves.append(any(self._moves[read] for read in rows_of(self.steps[-1])))
+        return row
+
+    def moves(self, row: int) -> bool:
+        """Whether it depends on the predictions."""
+        return self._moves[row]
+
+    def total(self, row: int, *, adds: bool) -> Value:
+        """A row's sum over the samples, or its mean, where it does not depend on predictions."""
+        if self._totals is None:
+            raise NeedsTotals("it takes a total of the targets")
+        key = adds, row
+        if key not in self._total_rows:
+            at = self._first_total + len(self._totals)
+            self._totals.append(key)
+            self._total_rows[key] = self.put("slice", 1, x=at, width=1)
+        return Value("constant", self._total_rows[key])
+
+    def totals(self) -> tuple[Total, ...]:
+        found = self._totals or ()
+        return tuple(Total(adds, tuple(needed(self.steps, row, 2))) for adds, row in found)
 
     def result(self, result: Any) -> tuple[list[Step], bool, tuple[Label, ...]]:
         """The steps that it is made by, whether it is a sum over the samples, and what must hold

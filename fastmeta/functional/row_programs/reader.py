@@ -206,7 +206,8 @@ _NOT_FLOATING = (
     *_LOGIC, "gt", "ge", "lt", "le", "eq", "ne", "view", "_unsafe_view", "unsqueeze", "squeeze",
     "alias", "expand", "clone", "_to_copy", "detach", "slice", "select", "split",
     "split_with_sizes", "unbind", "sum", "masked_fill_", "arange", "zeros", "new_zeros",
-    "scatter", "scatter_", "remainder", "all", "_is_all_true", "lift_fresh",
+    "scatter", "scatter_", "remainder", "all", "_is_all_true", "lift_fresh", "clamp", "clamp_min",
+    "clamp_max",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from fastmeta.backends import cpu, cuda
 from fastmeta.backends.kernels import Kernels
 from fastmeta.backends.looks import described, looks_and_addresses
 from fastmeta.functional.habit import Habit
-from fastmeta.functional.loss_programs import takes_labels
+from fastmeta.functional.loss_programs import LossProgram, takes_labels, with_totals
 from fastmeta.inner_loop.engines.networks import (
     Buffers,
     as_native,
@@ -54,6 +54,7 @@ class Program(NamedTuple):
     output: tuple[int, ...]  # the shape of a sample's predictions
     targets: int  # of a sample
     takes_labels: bool
+    beside: LossProgram | None  # a loss that reads more than targets
     dtype: torch.dtype
     device: torch.device
     forms: dict[Any, Form]  # by `_key`
@@ -104,6 +105,9 @@ def _new_program(
         raise TypeError(f"the native kernels are for {' and '.join(BACKENDS)}, not {device}")
     kernels = BACKENDS[device.type].kernels(KERNELS[dtype])
     adapts = tuple(name in loop.adapted for name in network.names)
+    beside = loop.loss if isinstance(loop.loss, LossProgram) else None
+    if beside is not None and not beside.beside_targets:
+        beside = None
     return Program(
         kernels=kernels,
         chain=as_native(network, loop, kernels),
@@ -119,7 +123,8 @@ def _new_program(
         fewest=network.fewest,
         output=output_of(network),
         targets=targets_of(loop.loss, output_of(network)),
-        takes_labels=takes_labels(loop.loss),
+        takes_labels=takes_labels(loop.loss) and beside is None,
+        beside=beside,
         dtype=dtype,
         device=device,
         forms={},
@@ -227,6 +232,8 @@ def prepare(
 ) -> tuple[Form, list[int], list[Tensor], list[Tensor]]:
     """The form, all addresses, the tensors that may require grad, and the constants."""
     program = loop.memory.get(_LATEST) or _program(loop, support[0])
+    if program.beside is not None:
+        support, query = _beside(program.beside, support), query and _beside(program.beside, query)
     if program.buffers is not None:
         parameters = {**parameters, **program.buffers.now()}
     tensors, constants, looks, addresses = _gather(program, parameters, rates, support, query)
@@ -234,6 +241,11 @@ def prepare(
     if form is None:
         return _prepare_new(loop, parameters, rates, support, query)
     return form, addresses, tensors, constants
+
+
+def _beside(loss: LossProgram, samples: Samples) -> Samples:
+    x, y, weight = samples
+    return x, with_totals(loss, plain(y), weight, x.dtype), None
 
 
 def _prepare_new(

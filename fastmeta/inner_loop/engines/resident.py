@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from fastmeta.backends import cpu, requested_backend
 from fastmeta.backends.first_gradients import fresh_gradients, give_gradients
 from fastmeta.functional.eager import apply_to_plain
-from fastmeta.functional.loss_programs import CrossEntropyAtPlaces, ReadLoss, takes_labels
+from fastmeta.functional.loss_programs import (
+    CrossEntropyAtPlaces,
+    LossProgram,
+    ReadLoss,
+    takes_labels,
+)
 from fastmeta.inner_loop.arithmetic.headed import Headed
 from fastmeta.inner_loop.arithmetic.written import Written
 from fastmeta.inner_loop.engines.forms import BACKENDS, KERNELS, Form, prepare
@@ -49,6 +54,8 @@ def can_run(
     unavailable = _unavailable(parameters)
     if unavailable is not None:
         return unavailable
+    if any(torch.is_autocast_enabled(p.device.type) for p in parameters.values()):
+        return "autocast is on, and the native kernels compute in the dtype of the inputs"
     if not isinstance(loop.loss, (str, ReadLoss)):
         why = f": {loop.unread}" if loop.unread else ""
         return f"the native kernels cannot read the loss{why}. {_READ_LOSSES}"
@@ -70,8 +77,8 @@ def can_run(
 
 
 _READ_LOSSES = (
-    "They take means and sums over samples of arithmetic on a sample's predictions and targets, "
-    "and PyTorch's losses that are such"
+    "They take means and sums over samples of arithmetic on a sample's predictions, targets and "
+    "weight, and on totals of targets and weights, and PyTorch's losses that are such"
 )
 
 
@@ -259,6 +266,8 @@ def _unfit_network(loop: InnerLoop, network: Network | str, x: Tensor) -> str | 
         return "the CUDA kernels take chains of linear layers, and this is none"
     if isinstance(loop.loss, CrossEntropyAtPlaces):
         return "the CUDA kernels take no weights of classes, nor labels that are ignored"
+    if isinstance(loop.loss, LossProgram) and loop.loss.beside_targets:
+        return "the CUDA kernels take no loss of weights of samples, nor of totals of targets"
     key = ("unfit", x.dtype, x.device, network)
     if key not in loop.memory:
         of = BACKENDS[x.device.type].kernels(KERNELS[x.dtype])
