@@ -126,6 +126,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload("per-user-K5", "regression", (256, 64, 64, 1), "relu", "mse", 256, 20, 20, 5),
         Workload("mlp-elu", "regression", (16, 64, 64, 5), "elu", "cross_entropy", 32, 25, 75, 5),
         Workload("mlp-huber", "regression", (16, 64, 64, 3), "tanh", "huber", 64, 20, 20, 5),
+        Workload("mlp-masked", "regression", (16, 64, 64, 12), "tanh", "masked_mse", 32, 20, 20, 5),
         Workload(
             "mlp-gated", "regression", (16, 64, 64, 3), "tanh", "mse", 64, 20, 20, 5,
             hidden="gated",

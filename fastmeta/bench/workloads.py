@@ -19,10 +19,19 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": nn.ELU,
 }
+
+
+def masked_mse(predictions: Tensor, targets: Tensor) -> Tensor:
+    """The mean over the targets that are there: those of 0 or more."""
+    there = targets >= 0
+    return (there * (predictions - targets).square()).sum() / there.sum().clamp(min=1)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "cross_entropy": F.cross_entropy,
     "huber": F.huber_loss,
+    "masked_mse": masked_mse,
 }
 BLOCKS = 4
 

@@ -37,6 +37,8 @@ def task_loss(parameters: Sequence[Any], x: Any, y: Any, workload: Workload) -> 
         return jnp.where(error <= 1, 0.5 * error**2, error - 0.5).mean()
     if workload.loss == "mse":
         return ((x - y) ** 2).mean()
+    if workload.loss == "masked_mse":
+        return ((y >= 0) * (x - y) ** 2).sum() / jnp.maximum((y >= 0).sum(), 1)
     return _cross_entropy(x, y)
 
 
