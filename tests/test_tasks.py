@@ -169,3 +169,8 @@ def test_several_tasks_by_their_indices(index):
 def test_what_is_no_index_of_tasks_is_refused(index):
     with pytest.raises(TypeError, match="tasks"):
         batch()[index]
+
+
+def test_what_comes_out_prints_its_shapes():
+    out = fm.tasks.MetaOutput(torch.zeros(3), torch.zeros(3, 2, 4), torch.zeros(3, 2).long())
+    assert repr(out) == "MetaOutput(loss=[3], predictions=[3, 2, 4], targets=[3, 2], torch.float32)"

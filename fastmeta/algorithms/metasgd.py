@@ -14,8 +14,10 @@ __all__ = ["MetaSGD"]
 class MetaSGD(MAML):
     """Meta-SGD (Li et al. 2017, algorithm 1): MAML with a learned rate for every parameter element.
 
-    The rates are parameters too (`inner_rates`) and start at `inner_lr`; the paper draws them from
-    [0.005, 0.1] and takes one inner step.
+    The rates are parameters too and start at `inner_lr`; the paper draws them from [0.005, 0.1] and
+    takes one inner step. `inner_rates` has them by the names of the parameters, with "/" for ".",
+    in the order of the alphabet: `meta.inner_rates["0/weight"]`, [1, *shape], of "0.weight", or
+    [inner_steps, *shape] with `per_step_lr`.
 
     Args:
         model: any module.

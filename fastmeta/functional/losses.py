@@ -207,8 +207,8 @@ def check_signature(loss: Callable[..., Tensor]) -> None:
         signature.bind(*[None] * (3 if needs_weight(loss) else 2))
     except TypeError as error:
         raise TypeError(
-            f"loss must take (predictions, targets) or (predictions, targets, weight), not "
-            f"{signature}: {error}"
+            f"loss must take (predictions, targets) or (predictions, targets, weight), where the "
+            f"third is weights of samples and must have that name, not {signature}: {error}"
         ) from None
 
 

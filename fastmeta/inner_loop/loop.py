@@ -108,7 +108,8 @@ class InnerLoop:
         if self.steps and not self.adapted:
             raise ValueError(
                 "no parameter adapts: the module has none, or none that requires grad and is "
-                "chosen; inner_steps=0 runs it without adaptation"
+                "chosen (frozen ones do not adapt, in evaluation either: use torch.no_grad()); "
+                "inner_steps=0 runs it without adaptation"
             )
 
 
@@ -127,7 +128,8 @@ def check_rates(loop: InnerLoop, parameters: Mapping[str, Tensor], rates: Rates)
         if isinstance(rates, bool) or not isinstance(rates, (int, float)):
             raise TypeError(
                 f"the inner rate must be a number, not {type(rates).__name__}: .item() makes one "
-                'of a tensor, and learn_inner_lr="tensor" or "element" learns rates'
+                'of a tensor. Rates that are learned go by parameter: learn_inner_lr="tensor" or '
+                '"element" in MAML, a mapping by name in inner_sgd'
             )
         if not (math.isfinite(rates) and rates >= 0):
             raise ValueError(f"the inner rate must be finite and not negative, not {rates}")

@@ -34,6 +34,13 @@ class MetaOutput:
     weight: Tensor | None = None
     counted: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Shapes: the numbers may be many."""
+        tensors = ("loss", "predictions", "targets", "weight")
+        given = {name: getattr(self, name) for name in tensors}
+        shown = [f"{name}={list(x.shape)}" for name, x in given.items() if x is not None]
+        return f"{type(self).__name__}({', '.join(shown)}, {self.loss.dtype})"
+
     @property
     def accuracy(self) -> Tensor:
         """[T]: the share of a task's queries, or their places, whose largest output is the label.

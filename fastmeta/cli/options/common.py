@@ -20,7 +20,7 @@ class Help(argparse.HelpFormatter):
     def _expand_help(self, action: argparse.Action) -> str:
         default = action.default
         if default is None:
-            default = _WITHOUT_DEFAULT.get(action.dest, "none: not of this --algorithm")
+            default = _WITHOUT_DEFAULT.get(action.dest, "none, this --algorithm has no such option")
         elif isinstance(default, bool):
             default = "yes" if default else "no"
         elif isinstance(default, list):
