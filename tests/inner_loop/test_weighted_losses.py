@@ -45,6 +45,10 @@ OF_TARGETS = {
     "mask": lambda p, y: ((y > 0) * (p - y).square()).sum() / (y > 0).sum().clamp(min=1),
     "numbers of a mask": lambda p, y: ((y > 0).to(p.dtype) * (p - y)).abs().sum()
     / ((y > 0).to(p.dtype).sum() + 1e-8),
+    "masks of each sample": lambda p, y: (
+        ((y > 0) * (p - y).square()).sum(1) / (y > 0).sum(1).clamp(min=1)
+    ).mean(),
+    "what predictions are above": lambda p, y: ((p > y).sum(1) * (p - y).sum(1)).mean(),
     "packed": lambda p, y: mean_of((p[:, 0] - y[:, 0]).square(), y[:, 1].abs()),
     "centred": lambda p, y: (p - (y - y.mean())).square().mean(),
     "centred a column": lambda p, y: (p - (y - y.mean(0))).square().mean(),

@@ -25,7 +25,9 @@ def _reduce(mean: bool) -> Rule:
         over = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
         if value.kind == "samples" and not to.moves(value.row) and 0 in over:
             return _of_targets(to, x, value, over, mean)
-        if value.kind in ("nothing", "all", "every", "order") or not x.is_floating_point():
+        is_sum_of_each = value.kind == "samples" and 0 not in over and not mean
+        may_be_read = x.is_floating_point() or is_sum_of_each  # of truths, which are 0 or 1
+        if value.kind in ("nothing", "all", "every", "order") or not may_be_read:
             raise Unreadable("it counts")
         return _reduced_over(to, x, value, over, "mean" if mean else "sum")
 
