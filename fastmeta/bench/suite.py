@@ -143,6 +143,7 @@ def _measure_all(
         if begun + longest > end:
             break
         points.append(_measure(each, rivals, settings))
+        settings.progress(_in_short(points[-1]))
         longest = max(longest, time.monotonic() - begun)
     if time.monotonic() >= end:
         return
@@ -176,6 +177,13 @@ def _measure(
     if not isinstance(what, Workload):
         return measure_operation(what, settings)
     return measure_workload(what, rivals, settings)
+
+
+def _in_short(point: Point) -> str:
+    """What is known of it, should the whole be ended before its tables are there."""
+    times = {entry.name: entry.median_s for entry in point.entries if entry.median_s is not None}
+    told = [f"{name} {seconds * 1e3:.3g} ms" for name, seconds in times.items()]
+    return f"{point.workload.name}: {', '.join(told) or 'not timed'}"
 
 
 def _measured_for_memory(points: Iterable[Point]) -> list[Workload]:

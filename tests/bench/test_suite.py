@@ -185,6 +185,14 @@ def test_a_full_run_measures_memory_or_says_why_not(monkeypatch):
     }
 
 
+def test_each_workload_is_told_when_it_is_done():
+    told = []
+    bench.run(["relu", "head"], ["loop"], True, 0.01, progress=told.append)
+    done = [line for line in told if line.endswith(" ms")]
+    assert [line.split(":")[0] for line in done] == ["relu", "head"]
+    assert all("fastmeta " in line and "loop " in line for line in done)
+
+
 @pytest.mark.parametrize(("at_50", "flat"), [(90e6, True), (200e6, False)])
 def test_memory_in_inner_steps(monkeypatch, at_50, flat):
     peaks = {5: 11e6, 50: at_50}
